@@ -1,0 +1,1 @@
+"""Ridgeline runs pipeline steps: artifacts, their store, keys and cache, registry and command line."""

@@ -1,0 +1,145 @@
+"""`Examples`: the train, validation and test splits as memory-mapped uint8 arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ridgeline.artifacts.base import Artifact, Facts
+
+MAX_SHARD_BYTES = 256 * 2**20
+
+
+class Normalization(Facts):
+    """How a pixel becomes a model's input: ``(pixel - mean) / deviation``, in float32.
+
+    Attributes:
+        kind: ``unit`` (mean 0, deviation 255: pixels in [0, 1]) or ``standard`` (of the training split).
+        mean: Subtracted from each pixel, in pixel values.
+        deviation: Divides each pixel, in pixel values; positive.
+    """
+
+    kind: Literal["unit", "standard"]
+    mean: float
+    deviation: float
+
+
+class ExamplesFacts(Facts):
+    """What is known of the examples, besides the arrays.
+
+    Attributes:
+        dataset: tfds name and version of the dataset, for example ``fashion_mnist:3.0.1``.
+        image_shape: ``(h, w)`` or ``(h, w, c)``.
+        class_names: The label names in label order.
+        num_examples: Number of examples of each split.
+        normalization: What the training split taught: part of every model's graph.
+        synthetic: Whether the project drew the images itself.
+    """
+
+    dataset: str
+    image_shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+    num_examples: dict[str, int]
+    normalization: Normalization
+    synthetic: bool
+
+
+class Split:
+    """One split's images and labels, memory-mapped.
+
+    Attributes:
+        shards: Pairs of images, uint8 ``[n, h, w]`` or ``[n, h, w, c]``, and labels, int64 ``[n]``.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        images, labels = sorted(directory.glob("images-*.npy")), sorted(directory.glob("labels-*.npy"))
+        self.shards = [
+            (
+                np.load(image_file, mmap_mode="r", allow_pickle=False),
+                np.load(label_file, mmap_mode="r", allow_pickle=False),
+            )
+            for image_file, label_file in zip(images, labels, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return sum(len(labels) for _, labels in self.shards)
+
+    @property
+    def images(self) -> np.ndarray:
+        """All images, uint8 ``[n, h, w]`` or ``[n, h, w, c]``: the map itself, or a copy of several shards."""
+        return self._whole(0)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """All labels, int64 ``[n]``."""
+        return self._whole(1)
+
+    def _whole(self, column: int) -> np.ndarray:
+        arrays = [shard[column] for shard in self.shards]
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+class Examples(Artifact[ExamplesFacts]):
+    """The three splits, ready to train on.
+
+    On disk, for each of ``train``, ``validation`` and ``test``::
+
+        <split>/images-00000-of-00001.npy    uint8 [n, h, w] or [n, h, w, c]
+        <split>/labels-00000-of-00001.npy    int64 [n]
+
+    A split is sharded where its images outgrow ``MAX_SHARD_BYTES`` (256 MiB).
+    """
+
+    facts_type = ExamplesFacts
+
+    def split(self, name: Literal["train", "validation", "test"]) -> Split:
+        """Return a split; only the pages that are used are read from disk."""
+        return Split(self.path / name)
+
+
+def write_split(
+    directory: Path,
+    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    num_examples: int,
+    image_shape: tuple[int, ...],
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write a split's shards without holding the split in memory.
+
+    Args:
+        directory: The split's folder, created here.
+        batches: Images, uint8 ``[k, *image_shape]``, and labels, integers ``[k]``.
+        num_examples: Number of examples in all batches, at least 1.
+        image_shape: ``(h, w)`` or ``(h, w, c)``.
+        max_shard_bytes: Upper limit of a shard's image bytes.
+
+    Raises:
+        ValueError: If the batches do not hold ``num_examples`` examples.
+    """
+    directory.mkdir(parents=True)
+    per_shard = max(1, max_shard_bytes // int(np.prod(image_shape)))
+    num_shards = -(-num_examples // per_shard)
+    rows: Iterator[tuple[np.ndarray, np.ndarray]] = iter(batches)
+    images, labels = next(rows, (np.empty((0, *image_shape), np.uint8), np.empty(0, np.int64)))
+    for shard in range(num_shards):
+        size = min(per_shard, num_examples - shard * per_shard)
+        suffix = f"{shard:05d}-of-{num_shards:05d}.npy"
+        image_out = np.lib.format.open_memmap(
+            directory / f"images-{suffix}", mode="w+", dtype=np.uint8, shape=(size, *image_shape)
+        )
+        label_out = np.empty(size, np.int64)
+        filled = 0
+        while filled < size:
+            if not len(labels):
+                images, labels = next(rows, (images, labels))
+                if not len(labels):
+                    raise ValueError(f"Expected {num_examples} examples for {directory.name}; received fewer.")
+            take = min(size - filled, len(labels))
+            image_out[filled : filled + take] = images[:take].reshape(take, *image_shape)
+            label_out[filled : filled + take] = labels[:take]
+            images, labels, filled = images[take:], labels[take:], filled + take
+        image_out.flush()
+        np.save(directory / f"labels-{suffix}", label_out, allow_pickle=False)

@@ -1,0 +1,81 @@
+"""`Model`: a trained Keras classifier."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from ridgeline.artifacts.base import Artifact, Facts
+from ridgeline.artifacts.examples import Normalization
+
+if TYPE_CHECKING:
+    import keras
+
+
+class LayerSparsity(Facts):
+    """How many of one kernel's weights are exactly zero.
+
+    Attributes:
+        name: The layer's name.
+        num_weights: Number of weights in its kernel.
+        num_zeros: Number of those that are exactly 0.0.
+    """
+
+    name: str
+    num_weights: int
+    num_zeros: int
+
+
+class ModelFacts(Facts):
+    """What is known of a trained model.
+
+    Attributes:
+        dataset: tfds name and version of the dataset that it was trained on.
+        image_shape: ``(h, w)`` or ``(h, w, c)`` of its raw uint8 input.
+        class_names: The label names in the order of its outputs.
+        normalization: What is done to pixels, inside the graph.
+        params: The training parameters, as `components.train` names them.
+        num_parameters: Number of trainable parameters.
+        metrics: The last epoch's metrics by Keras's names (``loss``, ``val_accuracy``, …).
+        sparsity: For each kernel, from input to output, the share of exact zeros.
+        synthetic: Whether it was trained on images that the project drew itself.
+    """
+
+    dataset: str
+    image_shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+    normalization: Normalization
+    params: dict[str, Any]
+    num_parameters: int
+    metrics: dict[str, float]
+    sparsity: tuple[LayerSparsity, ...]
+    synthetic: bool
+
+
+class Model(Artifact[ModelFacts]):
+    """A Keras model that takes raw uint8 images and yields class probabilities.
+
+    On disk::
+
+        architecture.json     Keras's own description of the layers (`keras.Model.to_json`)
+        model.weights.h5      the weights (`keras.Model.save_weights`), without optimizer state
+        history.json          metrics by epoch: {"loss": [...], "val_accuracy": [...], ...}
+        summary.txt           `keras.Model.summary`
+    """
+
+    facts_type = ModelFacts
+
+    def history(self) -> dict[str, list[float]]:
+        """Return the metrics of each epoch by Keras's names."""
+        return json.loads((self.path / "history.json").read_text(encoding="utf-8"))
+
+    def load_keras(self) -> keras.Model:
+        """Return the Keras model: uint8 ``[n, *image_shape]`` to float32 ``[n, classes]``.
+
+        Keras's safe mode holds: an architecture with code in it is refused.
+        """
+        import keras
+
+        model = keras.models.model_from_json((self.path / "architecture.json").read_text(encoding="utf-8"))
+        model.load_weights(self.path / "model.weights.h5")
+        return model

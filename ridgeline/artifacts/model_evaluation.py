@@ -1,0 +1,102 @@
+"""`ModelEvaluation`: a model's metrics on the test split, and the verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ridgeline.artifacts.base import Artifact, Facts
+
+
+class ClassMetrics(Facts):
+    """One class's precision, recall and F1, each in [0, 1], and its number of test examples."""
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    num_examples: int
+
+
+class Mistake(Facts):
+    """A misclassified test image.
+
+    Attributes:
+        index: Its row in the test split.
+        label: Its true class.
+        predicted: The class that the model gave.
+        probability: The probability, in [0, 1], that the model gave to `predicted`.
+    """
+
+    index: int
+    label: int
+    predicted: int
+    probability: float
+
+
+class Verdict(Facts):
+    """Whether the model may be served, always with the reasons.
+
+    Attributes:
+        blessed: True if every threshold is met.
+        reasons: One sentence a threshold, met or not.
+    """
+
+    blessed: bool
+    reasons: tuple[str, ...]
+
+
+class ModelEvaluationFacts(Facts):
+    """Metrics on the test split.
+
+    Attributes:
+        dataset: tfds name and version.
+        model_digest: The evaluated model's digest.
+        num_examples: Number of test images.
+        loss: Mean cross-entropy plus the penalty, as Keras reports it; nats.
+        cross_entropy: Mean cross-entropy alone; nats.
+        accuracy: Share of test images classified correctly, in [0, 1].
+        accuracy_interval: 95 % Wilson score interval of the accuracy.
+        calibration_error: Expected calibration error over 15 bins of equal width, in [0, 1].
+        classes: Metrics by class, in label order.
+        confusion_matrix: Counts; row is the true class, column the predicted.
+        mistakes: The most confident mistakes, worst first.
+        verdict: Blessed or not, with reasons.
+        synthetic: Whether the images were drawn by the project itself.
+    """
+
+    dataset: str
+    model_digest: str
+    num_examples: int
+    loss: float
+    cross_entropy: float
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    calibration_error: float
+    classes: tuple[ClassMetrics, ...]
+    confusion_matrix: tuple[tuple[int, ...], ...]
+    mistakes: tuple[Mistake, ...]
+    verdict: Verdict
+    synthetic: bool
+
+
+class ModelEvaluation(Artifact[ModelEvaluationFacts]):
+    """A model's evaluation.
+
+    On disk::
+
+        predictions.npy    float32 [n, classes]: the model's probabilities for the test split, in its order
+        report.html        self-contained report; opens without a network
+    """
+
+    facts_type = ModelEvaluationFacts
+
+    @property
+    def report(self) -> Path:
+        """The report's path."""
+        return self.path / "report.html"
+
+    def predictions(self) -> np.ndarray:
+        """Return the probabilities, float32 ``[n, classes]``, memory-mapped."""
+        return np.load(self.path / "predictions.npy", mmap_mode="r", allow_pickle=False)

@@ -1,0 +1,165 @@
+"""The declaration of a pipeline step: its name, parameters, inputs, output and the function that does it."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, DirectoryPath, ValidationError, create_model
+
+from ridgeline.artifacts.base import Artifact, Facts
+
+
+class Params(BaseModel):
+    """A step's parameters: frozen, unknown keys refused, defaults given.
+
+    A field declared with ``exclude=True`` is a *location*: it tells where to find something, not what to
+    compute, so it is no part of the step's key.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ParameterError(ValueError):
+    """A parameter is unknown, of the wrong type or out of its range."""
+
+
+class StepSkipped(Exception):
+    """Raised by a step that has a defined reason to yield nothing, such as a model that was not blessed."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """A typed, pure pipeline step: inputs and parameters in, one artifact's files out.
+
+    Attributes:
+        name: The step's name, also the first part of its parameters' names (``train.epochs``).
+        run: The function; called with the input artifacts by name, ``params`` and ``output``.
+        params: The type of its parameters.
+        inputs: The artifact type of each named input.
+        output: The artifact type that it writes.
+    """
+
+    name: str
+    run: Callable[..., Facts]
+    params: type[Params]
+    inputs: Mapping[str, type[Artifact[Any]]]
+    output: type[Artifact[Any]]
+
+    @property
+    def module(self) -> str:
+        """The module whose code, with all that it imports, is part of the step's key."""
+        return self.run.__module__
+
+    def __call__(self, *, params: Params, output: Path, **inputs: Artifact[Any]) -> Artifact[Any]:
+        """Run the step and seal what it wrote.
+
+        Args:
+            params: The step's parameters.
+            output: An empty directory to write into.
+            **inputs: The input artifacts by name.
+
+        Returns:
+            The sealed output artifact.
+        """
+        return self.output.seal(output, self.run(**inputs, params=params, output=output))
+
+    def parse(self, values: Mapping[str, Any]) -> Params:
+        """Return validated parameters.
+
+        Args:
+            values: Parameter values by field name; nested fields as nested mappings.
+
+        Raises:
+            ParameterError: If a parameter is unknown, of the wrong type or out of its range.
+        """
+        try:
+            return self.params.model_validate(values)
+        except ValidationError as error:
+            raise ParameterError(explain_errors(error, self.name)) from error
+
+    def main(self, argv: list[str] | None = None) -> None:
+        """Run the step by itself from the command line, on artifact directories.
+
+        Args:
+            argv: The arguments; those of the process if None.
+        """
+        from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        paths: dict[str, Any] = {name: (DirectoryPath, ...) for name in self.inputs}
+        model: type[BaseSettings] = create_model(
+            f"{self.name.capitalize()}Arguments",
+            __base__=(self.params, BaseSettings),  # type: ignore[arg-type]
+            __doc__=inspect.getdoc(self.run),
+            output=(Path, ...),
+            **paths,
+        )
+        model.model_config = SettingsConfigDict(
+            **model.model_config, cli_prog_name=f"python -m components.{self.name}", cli_kebab_case=True
+        )
+        try:
+            arguments = CliApp.run(model, cli_args=argv)
+            values = arguments.model_dump(exclude={"output", *self.inputs})
+            values |= {n: getattr(arguments, n) for n, f in self.params.model_fields.items() if f.exclude}
+            inputs = {name: kind.load(getattr(arguments, name)) for name, kind in self.inputs.items()}
+            artifact = self._write(self.parse(values), arguments.output, inputs)  # type: ignore[attr-defined]
+        except ValidationError as error:
+            raise SystemExit(f"error: {explain_errors(error, self.name)}") from None
+        except (ValueError, RuntimeError, OSError, StepSkipped) as error:
+            raise SystemExit(f"error: {error}") from None
+        print(f"{artifact.ref} in {artifact.path}")
+
+    def _write(self, params: Params, output: Path, inputs: dict[str, Artifact[Any]]) -> Artifact[Any]:
+        if output.exists():
+            raise FileExistsError(f"Expected a new directory; received {output}, which exists. Name another.")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+        try:
+            self(params=params, output=staging, **inputs)
+            staging.rename(output)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return self.output.load(output)
+
+
+def component(*, output: type[Artifact[Any]]) -> Callable[[Callable[..., Facts]], Component]:
+    """Declare a function as a pipeline step; its annotations name the inputs and the parameters.
+
+    Args:
+        output: The artifact type that the function writes.
+
+    Returns:
+        A decorator that turns ``def train(examples: Examples, params: Params, output: Path) -> ModelFacts``
+        into the `Component` named ``train``.
+    """
+
+    def declare(run: Callable[..., Facts]) -> Component:
+        hints = get_type_hints(run)
+        return Component(
+            name=run.__name__,
+            run=run,
+            params=hints["params"],
+            inputs={n: t for n, t in hints.items() if inspect.isclass(t) and issubclass(t, Artifact)},
+            output=output,
+        )
+
+    return declare
+
+
+def explain_errors(error: ValidationError, prefix: str = "") -> str:
+    """Return pydantic's findings as one line each: what was expected, what was received."""
+    lines = []
+    for item in error.errors(include_url=False):
+        name = ".".join([*filter(None, [prefix]), *map(str, item["loc"])])
+        if item["type"] == "extra_forbidden":
+            lines.append(f"Unknown parameter {name}. Check its spelling; --help lists the parameters.")
+        else:
+            lines.append(f"Parameter {name}: {item['msg']}; received {item['input']!r}.")
+    return "\n".join(lines)
