@@ -1,0 +1,1 @@
+"""tfds builders of our own; importing one registers it with tfds."""

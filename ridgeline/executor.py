@@ -1,0 +1,146 @@
+"""Runs one step as a transaction: looks its key up, reuses or runs it, publishes, records."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from ridgeline.artifacts.base import Artifact, ArtifactError
+from ridgeline.component import Component, Params, StepSkipped
+from ridgeline.keys import KeyParts, key_parts
+from ridgeline.store import Execution, Store, StoreError
+
+log = logging.getLogger(__name__)
+
+UNCHANGED = "same inputs, parameters and code"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a step would run, and why.
+
+    Attributes:
+        parts: What its key covers.
+        reason: Why it runs or is reused.
+        output: The artifact to reuse; None if the step runs.
+    """
+
+    parts: KeyParts
+    reason: str
+    output: Artifact[Any] | None
+
+    def __str__(self) -> str:
+        return f"{'reused' if self.output else 'runs'}: {self.reason}"
+
+
+def open_inputs(store: Store, component: Component, inputs: Mapping[str, str]) -> dict[str, Artifact[Any]]:
+    """Return a component's inputs, verified.
+
+    Args:
+        store: The store.
+        component: The component.
+        inputs: Store-relative artifact names by input name.
+
+    Raises:
+        ArtifactError: If an input is missing, damaged or of another type.
+    """
+    if inputs.keys() != component.inputs.keys():
+        raise ArtifactError(
+            f"Expected the inputs {sorted(component.inputs)} for {component.name}; received {sorted(inputs)}."
+        )
+    return {name: store.open(inputs[name], kind) for name, kind in component.inputs.items()}
+
+
+def decide(
+    store: Store, component: Component, inputs: Mapping[str, Artifact[Any]], params: Params
+) -> Decision:
+    """Look a step's key up.
+
+    A hit counts only if its artifact is there and verified.
+
+    Args:
+        store: The store.
+        component: The component.
+        inputs: Its input artifacts by name.
+        params: Its parameters.
+    """
+    parts = key_parts(component, inputs, params)
+    hit = next((e.output for e in store.executions(component.name, parts.key()) if e.output), None)
+    if hit is not None:
+        try:
+            return Decision(parts, UNCHANGED, store.open(hit, component.output))
+        except ArtifactError as error:
+            return Decision(parts, f"artifact missing or damaged: {error}", None)
+    earlier = next((e for e in store.executions(component.name) if e.output), None)
+    if earlier is not None:
+        return Decision(parts, "; ".join(parts.differences(earlier.parts)), None)
+    last = next(store.executions(component.name), None)
+    return Decision(parts, f"last attempt {last.state}" if last else f"first run of {component.name}", None)
+
+
+def execute(
+    store: Store, component: Component, inputs: Mapping[str, str], params: Params, run_id: str
+) -> Execution:
+    """Run a step, or reuse its output, and record the execution.
+
+    The step writes into a staging folder, which is digested and appears in the store by one rename. If
+    anything fails, the store holds what it held before, and the record of the failure.
+
+    Args:
+        store: The store.
+        component: The component.
+        inputs: Store-relative artifact names by input name.
+        params: Its parameters.
+        run_id: The pipeline run that this belongs to.
+
+    Returns:
+        The execution; its state is ``complete``, ``cached`` or ``skipped``.
+
+    Raises:
+        ArtifactError: If an input is missing or damaged.
+        StoreError: If the store can't be written.
+        Exception: Whatever the component raises.
+    """
+    started_at, start = datetime.now(UTC), time.monotonic()
+    artifacts = open_inputs(store, component, inputs)
+    decision = decide(store, component, artifacts, params)
+    log.info("%s %s", component.name, decision)
+
+    def record(state: str, reason: str, output: str | None) -> Execution:
+        execution = Execution(
+            component=component.name,
+            run_id=run_id,
+            state=state,  # type: ignore[arg-type]
+            reason=reason,
+            key=decision.parts.key(),
+            parts=decision.parts,
+            inputs=dict(inputs),
+            output=output,
+            started_at=started_at,
+            seconds=round(time.monotonic() - start, 3),
+        )
+        store.record(execution)
+        log.info("%s %s in %.1f s%s", component.name, state, execution.seconds, f": {output}" if output else "")
+        return execution
+
+    if decision.output is not None:
+        with store.lock():
+            if store.path(decision.output.ref).exists():
+                return record("cached", decision.reason, decision.output.ref)
+        return execute(store, component, inputs, params, run_id)  # a clean-up took it since: look again
+    try:
+        with store.stage() as folder:
+            artifact = component(params=params, output=folder, **artifacts)
+            with store.lock():
+                return record("complete", decision.reason, store.publish(artifact))
+    except StepSkipped as skipped:
+        return record("skipped", str(skipped), None)
+    except BaseException as error:
+        with contextlib.suppress(StoreError):  # on a full disk, the first error is the one to show
+            record("failed", f"{type(error).__name__}: {error}", None)
+        raise

@@ -1,0 +1,143 @@
+"""Execution keys: the digest of all that decides a step's output, and the difference between two keys."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import grimp
+from pydantic import BaseModel, ConfigDict
+
+from ridgeline.artifacts.base import Artifact, digest_of, file_entry
+from ridgeline.component import Component, Params
+
+
+class KeyParts(BaseModel):
+    """What an execution's key covers.
+
+    Attributes:
+        component: The component's name.
+        inputs: Content digest of each input artifact, by input name.
+        params: The parameters, flat, by dotted name; locations left out.
+        code: SHA-256 of each source file of ours that the component can reach, by path.
+        libraries: Version of each library that this code imports, by distribution name.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    component: str
+    inputs: dict[str, str]
+    params: dict[str, Any]
+    code: dict[str, str]
+    libraries: dict[str, str]
+
+    def key(self) -> str:
+        """Return the digest of the parts: 64 hexadecimal digits."""
+        return digest_of(self.model_dump())
+
+    def differences(self, earlier: KeyParts) -> list[str]:
+        """Return what changed since an earlier execution, a phrase each."""
+        return [
+            *(
+                f"input {n} changed ({_short(a)} → {_short(b)})"
+                for n, a, b in _changes(earlier.inputs, self.inputs)
+            ),
+            *(
+                f"parameter {self.component}.{n} {_show(a)} → {_show(b)}"
+                for n, a, b in _changes(earlier.params, self.params)
+            ),
+            *(f"code of {n} changed" for n, _, _ in _changes(earlier.code, self.code)),
+            *(
+                f"library {n} {_show(a)} → {_show(b)}"
+                for n, a, b in _changes(earlier.libraries, self.libraries)
+            ),
+        ]
+
+
+def key_parts(component: Component, inputs: Mapping[str, Artifact[Any]], params: Params) -> KeyParts:
+    """Return what a component's execution key covers; nothing of the component is imported or run.
+
+    Args:
+        component: The component.
+        inputs: Its input artifacts by name.
+        params: Its parameters.
+    """
+    code, libraries = reachable_code(component.module)
+    return KeyParts(
+        component=component.name,
+        inputs={name: artifact.digest for name, artifact in inputs.items()},
+        params=dict(flatten(params.model_dump(mode="json"))),
+        code=code,
+        libraries=libraries,
+    )
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield a nested mapping's leaves by dotted name."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+@functools.cache
+def reachable_code(module: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the source files of ours that a module can reach, and the libraries that they import.
+
+    Imports are read from the source, also those inside functions; nothing is imported.
+
+    Args:
+        module: Full name of the module.
+
+    Returns:
+        SHA-256 by file (``components/train.py``), and version by distribution name.
+    """
+    ours = {module.split(".")[0], "ridgeline"}
+    graph = grimp.build_graph(*ours, include_external_packages=True, cache_dir=None)
+    reached = {module, *graph.find_upstream_modules(module)}
+    packages = {".".join(name.split(".")[:i]) for name in reached for i in range(1, name.count(".") + 1)}
+    code, libraries = {}, {}
+    for name in reached | packages:
+        top = name.split(".")[0]
+        if top in ours:
+            file = _source(name)
+            parts = name.count(".") + (2 if file.name == "__init__.py" else 1)
+            code["/".join(file.parts[-parts:])] = file_entry(file).sha256
+        elif top not in sys.stdlib_module_names:
+            libraries |= _versions(top)
+    return code, libraries
+
+
+def _source(module: str) -> Path:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"Expected the source of {module}; received none. Reinstall Ridgeline.")
+    return Path(spec.origin)
+
+
+def _versions(top: str) -> dict[str, str]:
+    try:
+        return {top.replace("_", "-"): importlib.metadata.version(top)}
+    except importlib.metadata.PackageNotFoundError:
+        names = importlib.metadata.packages_distributions().get(top, [])
+        return {name: importlib.metadata.version(name) for name in names}
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            yield name, before.get(name), after.get(name)
+
+
+def _short(digest: str | None) -> str:
+    return digest[:12] if digest else "none"
+
+
+def _show(value: object) -> str:
+    return "none" if value is None else str(value)

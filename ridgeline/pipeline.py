@@ -1,0 +1,172 @@
+"""The pipeline: steps found by entry point, wired by artifact type, run or explained in order."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ridgeline.artifacts.base import Artifact
+from ridgeline.artifacts.pushed_model import PushedModel
+from ridgeline.component import Component, ParameterError, Params
+from ridgeline.executor import decide, execute
+from ridgeline.registry import Pushed, Registry
+from ridgeline.settings import Settings
+from ridgeline.store import Execution
+
+log = logging.getLogger(__name__)
+
+
+def load_components() -> dict[str, Component]:
+    """Return the installed steps by name, from the entry points ``ridgeline.components``."""
+    return {entry.name: entry.load() for entry in importlib.metadata.entry_points(group="ridgeline.components")}
+
+
+def plan(target: str) -> list[Component]:
+    """Return the steps that a target needs, itself last, in the order in which they run.
+
+    Each input of a step is the output of the one step that yields that artifact type.
+
+    Args:
+        target: Name of the last step.
+
+    Raises:
+        ParameterError: If there is no such step.
+    """
+    components = load_components()
+    if target not in components:
+        raise ParameterError(f"Expected a step of {', '.join(sorted(components))}; received {target!r}.")
+    producers = {component.output: component for component in components.values()}
+    ordered: list[Component] = []
+
+    def visit(component: Component) -> None:
+        for kind in component.inputs.values():
+            visit(producers[kind])
+        if component not in ordered:
+            ordered.append(component)
+
+    visit(components[target])
+    return ordered
+
+
+def parse_params(
+    steps: list[Component], values: Mapping[str, Any], settings: Settings
+) -> dict[str, Params]:
+    """Validate every step's parameters before any step works.
+
+    Args:
+        steps: The steps.
+        values: Values by dotted name, for example ``{"train.penalty.l2": 0.001}``.
+        settings: Gives the locations that are not among the values.
+
+    Returns:
+        The parameters by step.
+
+    Raises:
+        ParameterError: If one is unknown, of the wrong type or out of range; all are named.
+    """
+    nested: dict[str, Any] = {step.name: dict(settings.locations(step)) for step in steps}
+    errors = []
+    for name, value in values.items():
+        *path, leaf = name.split(".")
+        if not path or path[0] not in nested:
+            known = ", ".join(step.name for step in steps)
+            errors.append(f"Unknown parameter {name}. Expected <step>.<parameter> with a step of {known}.")
+            continue
+        place = nested
+        for part in path:
+            place = place.setdefault(part, {}) if isinstance(place, dict) else {}
+        if isinstance(place, dict):
+            place[leaf] = value
+    params = {}
+    for step in steps:
+        try:
+            params[step.name] = step.parse(nested[step.name])
+        except ParameterError as error:
+            errors.append(str(error))
+    if errors:
+        raise ParameterError("\n".join(errors))
+    return params
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What came of a step.
+
+    Attributes:
+        execution: Its record.
+        pushed: The served version, if the step yields servable models.
+    """
+
+    execution: Execution
+    pushed: Pushed | None
+
+
+def run_step(
+    settings: Settings, component: Component, inputs: Mapping[str, str], params: Params, run_id: str
+) -> StepResult:
+    """Run or reuse one step, and serve its output if it is a servable model.
+
+    Args:
+        settings: Where the store and the served models are.
+        component: The step.
+        inputs: Store-relative artifact names by input name.
+        params: Its parameters.
+        run_id: The pipeline run that this belongs to.
+    """
+    store = settings.open_store()
+    execution = execute(store, component, inputs, params, run_id)
+    pushed = None
+    if execution.output and component.output is PushedModel:
+        pushed = Registry(settings.serving_dir()).push(store.open(execution.output, PushedModel), run_id)
+        log.info("%s: %s", component.name, pushed.reason)
+    return StepResult(execution, pushed)
+
+
+def run(
+    settings: Settings, steps: list[Component], params: Mapping[str, Params], run_id: str
+) -> Iterator[StepResult]:
+    """Run steps in order, yielding each result; stops after a step that was skipped.
+
+    Args:
+        settings: Where the store and the served models are.
+        steps: The steps, as `plan` orders them.
+        params: Their parameters, as `parse_params` returns them.
+        run_id: Name of this run.
+    """
+    outputs: dict[type[Artifact[Any]], str] = {}
+    for step in steps:
+        inputs = {name: outputs[kind] for name, kind in step.inputs.items()}
+        result = run_step(settings, step, inputs, params[step.name], run_id)
+        yield result
+        if result.execution.output is None:
+            return
+        outputs[step.output] = result.execution.output
+
+
+def explain(settings: Settings, steps: list[Component], params: Mapping[str, Params]) -> Iterator[tuple[str, str]]:
+    """Tell, for each step, whether it would run or be reused, and why, without running anything.
+
+    Args:
+        settings: Where the store is.
+        steps: The steps, as `plan` orders them.
+        params: Their parameters, as `parse_params` returns them.
+
+    Yields:
+        The step's name and a sentence that begins with ``reused``, ``runs`` or ``depends``.
+    """
+    store = settings.open_store()
+    outputs: dict[type[Artifact[Any]], Artifact[Any] | None] = {}
+    for step in steps:
+        inputs = {name: outputs[kind] for name, kind in step.inputs.items()}
+        known = {name: artifact for name, artifact in inputs.items() if artifact is not None}
+        if len(known) == len(inputs):
+            decision = decide(store, step, known, params[step.name])
+            outputs[step.output] = decision.output
+            yield step.name, str(decision)
+        else:
+            outputs[step.output] = None
+            unknown = ", ".join(name for name in inputs if name not in known)
+            yield step.name, f"depends: runs unless {unknown} comes out as before"

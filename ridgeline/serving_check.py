@@ -1,0 +1,40 @@
+"""Checks a SavedModel in a process of its own: ``python -m ridgeline.serving_check SAVED_MODEL CHECK_DIR``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+TOLERANCE = 1e-5
+
+
+def main(saved_model: Path, expected: Path) -> None:
+    """Compare a SavedModel's answers with the expected probabilities, at several batch sizes.
+
+    Args:
+        saved_model: The SavedModel's folder.
+        expected: A folder with ``images.npy``, uint8 ``[k, h, w]``, and ``probabilities.npy``, float32 ``[k, classes]``.
+
+    Raises:
+        SystemExit: If any answer differs.
+    """
+    import tensorflow as tf
+
+    images = np.load(expected / "images.npy", allow_pickle=False)
+    probabilities = np.load(expected / "probabilities.npy", allow_pickle=False)
+    serve = tf.saved_model.load(str(saved_model)).signatures["serving_default"]
+    for size in (1, 7, len(images)):
+        served = {name: value.numpy() for name, value in serve(images=tf.constant(images[:size])).items()}
+        if sorted(served) != ["class_id", "class_name", "probabilities"]:
+            raise SystemExit(f"expected class_id, class_name and probabilities; received {sorted(served)}")
+        difference = float(np.abs(served["probabilities"] - probabilities[:size]).max())
+        if not difference <= TOLERANCE:
+            raise SystemExit(f"expected the evaluation's probabilities; received others, by up to {difference}")
+        if not np.array_equal(served["class_id"], served["probabilities"].argmax(axis=1)):
+            raise SystemExit("expected class_id to be the most probable class; received another")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

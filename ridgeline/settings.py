@@ -1,0 +1,52 @@
+"""Where things are on this machine: read from the environment when asked, never at import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ridgeline.component import Component
+from ridgeline.store import Store, StoreError
+
+
+class Settings(BaseSettings):
+    """Locations, each from an environment variable ``RIDGELINE_<NAME>``.
+
+    Attributes:
+        store: The store's root: a folder or any `universal_pathlib` URL.
+        serving: The folder that TF Serving reads; ``serving`` inside a local store if None.
+        manual_dir: The folder with the dataset's downloaded files, for machines without a network.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="RIDGELINE_", frozen=True)
+
+    store: str = "var/store"
+    serving: Path | None = None
+    manual_dir: Path | None = None
+
+    def open_store(self) -> Store:
+        """Return the store."""
+        return Store(self.store)
+
+    def serving_dir(self) -> Path:
+        """Return the folder of the served models.
+
+        Raises:
+            StoreError: If the store is remote and no folder is set.
+        """
+        if self.serving is not None:
+            return self.serving.expanduser().absolute()
+        store = self.open_store()
+        if store.remote:
+            raise StoreError(
+                f"Expected a local folder for served models with the remote store {self.store}; received none. "
+                "Set RIDGELINE_SERVING."
+            )
+        return store.local / "serving"
+
+    def locations(self, component: Component) -> dict[str, Path]:
+        """Return the values of a component's location parameters (``exclude=True``) that are set here."""
+        fields = component.params.model_fields.items()
+        values = {name: getattr(self, name, None) for name, field in fields if field.exclude}
+        return {name: value for name, value in values.items() if value is not None}

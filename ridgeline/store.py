@@ -1,0 +1,326 @@
+"""The store: whole artifacts by content digest, and the record of every execution."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import socket
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field
+from upath import UPath
+
+from ridgeline.artifacts.base import MANIFEST, Artifact, ArtifactError, Manifest, verify
+from ridgeline.keys import KeyParts
+
+REF = re.compile(r"[A-Z][A-Za-z]*/[0-9a-f]{64}")
+
+A = TypeVar("A", bound=Artifact[Any])
+
+
+class StoreError(RuntimeError):
+    """The store can't be read or written."""
+
+
+class Execution(BaseModel):
+    """The record of one attempt to run a component: all that differs between equal runs lives here.
+
+    Attributes:
+        component: The component's name.
+        run_id: The pipeline run that it belongs to.
+        state: MLMD's words: ``complete`` (it ran), ``cached`` (reused), ``skipped`` or ``failed``.
+        reason: Why it ran, was reused or was skipped; the error if it failed.
+        key: Digest of `parts`.
+        parts: What the key covers.
+        inputs: Store-relative names of the input artifacts, by input name.
+        output: Store-relative name of the output artifact, if there is one.
+        started_at: Start of the attempt, UTC.
+        seconds: Wall time of the attempt.
+        host: Name of the machine.
+        pid: Process id.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    component: str
+    run_id: str
+    state: Literal["complete", "cached", "skipped", "failed"]
+    reason: str
+    key: str
+    parts: KeyParts
+    inputs: dict[str, str]
+    output: str | None
+    started_at: datetime
+    seconds: float
+    host: str = Field(default_factory=socket.gethostname)
+    pid: int = Field(default_factory=os.getpid)
+
+
+@contextmanager
+def explained(action: str, root: object) -> Iterator[None]:
+    """Turn an operating system's refusal into a `StoreError` that says what to do.
+
+    Args:
+        action: What was being done, for example ``"write"``.
+        root: Where.
+    """
+    advice = {
+        errno.ENOSPC: "Free disk space, for example with `ridgeline gc`, and run again",
+        errno.EDQUOT: "Free disk space, for example with `ridgeline gc`, and run again",
+        errno.EROFS: "Name a writable folder in RIDGELINE_STORE",
+        errno.EACCES: "Give this user write access, or name another folder in RIDGELINE_STORE",
+        errno.EPERM: "Give this user write access, or name another folder in RIDGELINE_STORE",
+        errno.ENOTDIR: "Name a folder in RIDGELINE_STORE; a part of this path is a file",
+        errno.EEXIST: "Name a folder in RIDGELINE_STORE; a part of this path is a file",
+    }
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in advice:
+            raise
+        raise StoreError(
+            f"Expected to {action} the store {root}; received: {error.strerror} ({error.filename}). "
+            f"{advice[error.errno]}. What the store held before is unchanged."
+        ) from error
+
+
+class Store:
+    """Artifacts and execution records under one root: a local folder or any `universal_pathlib` URL.
+
+    On disk::
+
+        <root>/artifacts/<Type>/<digest>/        whole artifacts; appear by one atomic rename
+        <root>/executions/<component>/<start>-<key>-<id>.json
+        <root>/staging/<id>/, <id>.lock          what a running step writes; the lock's owner is that step
+
+    With a remote root, components still see local paths: artifacts are mirrored into a local folder of the
+    same layout, and an upload is complete when its manifest, written last, is there.
+
+    Args:
+        root: The root as a path or URL.
+        mirror: Local folder for the copies of a remote root's artifacts; a folder of the user's cache,
+            named by the root, if None.
+    """
+
+    def __init__(self, root: str | Path, mirror: Path | None = None) -> None:
+        path = UPath(root)
+        self.remote = path.protocol not in ("", "file", "local")
+        self.root = path if self.remote else UPath(Path(path.path).expanduser().absolute())
+        if not self.remote:
+            self.local = Path(self.root.path)
+        else:
+            name = hashlib.sha256(str(root).encode()).hexdigest()[:16]
+            self.local = mirror or Path.home() / ".cache" / "ridgeline" / name
+
+    # --- artifacts
+
+    def path(self, ref: str) -> Path:
+        """Return the local path of an artifact, whether or not it is there.
+
+        Args:
+            ref: The artifact's store-relative name, ``<Type>/<digest>``.
+        """
+        if not REF.fullmatch(ref):
+            raise ArtifactError(f"Expected an artifact's name such as Model/<64 hex digits>; received {ref!r}.")
+        return self.local / "artifacts" / ref
+
+    def open(self, ref: str, kind: type[A]) -> A:
+        """Return an artifact, verified.
+
+        Raises:
+            ArtifactError: If it is missing, damaged or of another type.
+        """
+        if self.remote:
+            self._fetch(ref)
+        artifact = kind.load(self.path(ref))
+        if artifact.ref != ref:
+            raise ArtifactError(f"Expected {ref}; received the content of {artifact.ref}. The artifact is damaged.")
+        return artifact
+
+    def refs(self, kind: str = "*") -> list[str]:
+        """Return the names of the artifacts of one type, or of all."""
+        found = (self.root / "artifacts").glob(f"{kind}/*/{MANIFEST}")
+        return sorted("/".join(path.parts[-3:-1]) for path in found)
+
+    def find(self, name: str) -> str:
+        """Return the one artifact that a person means.
+
+        Args:
+            name: ``<Type>/<digest>``, any unique beginning of it or of the digest, or the artifact's path.
+
+        Raises:
+            ArtifactError: If none or several match.
+        """
+        wanted = "/".join(Path(name).parts[-2:]) if "artifacts/" in name else name
+        found = [ref for ref in self.refs() if ref.startswith(wanted) or ref.split("/")[1].startswith(wanted)]
+        if len(found) != 1 or not wanted:
+            received = f"{len(found)} matches" if found else "none"
+            raise ArtifactError(
+                f"Expected one artifact named {name!r} in {self.root}; received {received}. "
+                "Give <Type>/<digest> or a longer beginning of the digest."
+            )
+        return found[0]
+
+    @contextmanager
+    def stage(self) -> Iterator[Path]:
+        """Yield an empty folder on the store's own file system; it is gone afterwards, unless published.
+
+        Folders of owners that died are cleared first.
+        """
+        staging = self.local / "staging"
+        with explained("write to", self.root), self.lock():
+            staging.mkdir(parents=True, exist_ok=True)
+            self._clear_dead(staging)
+            name = uuid.uuid4().hex
+            owner = FileLock(staging / f"{name}.lock")
+            owner.acquire()
+            folder = staging / name
+            folder.mkdir()
+        try:
+            with explained("write to", self.root):
+                yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            owner.release()
+            Path(owner.lock_file).unlink(missing_ok=True)
+
+    def publish(self, artifact: Artifact[Any]) -> str:
+        """Move a staged, sealed artifact into place, whole, by one rename.
+
+        If equal content is there already, it stays; damaged content is replaced.
+
+        Returns:
+            The artifact's store-relative name.
+        """
+        with explained("write to", self.root), self.lock():
+            target = self.path(artifact.ref)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                try:
+                    verify(target)
+                except ArtifactError:
+                    target.rename(artifact.path.with_name(f"{artifact.path.name}-damaged"))
+            if not target.exists():
+                artifact.path.rename(target)
+            shutil.rmtree(artifact.path.with_name(f"{artifact.path.name}-damaged"), ignore_errors=True)
+            if self.remote:
+                self._upload(artifact.ref)
+        return artifact.ref
+
+    def delete(self, ref: str) -> None:
+        """Delete an artifact, first out of sight by one rename."""
+        if self.remote:
+            (self.root / "artifacts" / ref / MANIFEST).unlink(missing_ok=True)
+            self.root.fs.rm((self.root / "artifacts" / ref).path, recursive=True)
+        if (path := self.path(ref)).exists():
+            with self.stage() as staging:
+                path.rename(staging / "deleted")
+
+    def size_bytes(self, ref: str) -> int:
+        """Return the size of an artifact's files as its manifest states it."""
+        return sum(entry.bytes for entry in self._manifest(self.root / "artifacts" / ref).files.values())
+
+    def lock(self) -> FileLock:
+        """Return the store's lock: held for the moments in which an artifact and its record must agree."""
+        with explained("write to", self.root):
+            self.local.mkdir(parents=True, exist_ok=True)
+            return FileLock(self.local / ".lock", is_singleton=True)
+
+    # --- executions
+
+    def record(self, execution: Execution) -> None:
+        """Write an execution's record."""
+        start = execution.started_at.astimezone(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        folder = self.root / "executions" / execution.component
+        target = folder / f"{start}-{execution.key[:16]}-{uuid.uuid4().hex[:8]}.json"
+        content = execution.model_dump_json(indent=2).encode()
+        with explained("write to", self.root):
+            folder.mkdir(parents=True, exist_ok=True)
+            if self.remote:
+                target.write_bytes(content)
+            else:
+                with tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False) as file:
+                    file.write(content)
+                os.replace(file.name, target.path)
+
+    def executions(self, component: str = "*", key: str = "") -> Iterator[Execution]:
+        """Yield records, newest first.
+
+        Args:
+            component: The component's name, or ``*`` for all.
+            key: Only executions with this key, or with any if empty.
+        """
+        pattern = f"{component}/[0-9]*-{key[:16]}*.json" if key else f"{component}/[0-9]*.json"
+        for path in sorted((self.root / "executions").glob(pattern), key=lambda path: path.name, reverse=True):
+            execution = Execution.model_validate_json(path.read_bytes())
+            if not key or execution.key == key:
+                yield execution
+
+    def delete_executions(self, unwanted: set[str]) -> None:
+        """Delete the records whose output is one of the named artifacts."""
+        for path in list((self.root / "executions").glob("*/[0-9]*.json")):
+            if Execution.model_validate_json(path.read_bytes()).output in unwanted:
+                path.unlink()
+
+    # --- inside
+
+    @staticmethod
+    def _clear_dead(staging: Path) -> None:
+        for lock_file in staging.glob("*.lock"):
+            lock = FileLock(lock_file)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            for rubbish in staging.glob(f"{lock_file.stem}*"):
+                if rubbish != lock_file:
+                    shutil.rmtree(rubbish, ignore_errors=True)
+            lock.release()
+            lock_file.unlink(missing_ok=True)
+
+    @staticmethod
+    def _manifest(folder: UPath) -> Manifest:
+        try:
+            return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"Expected an artifact at {folder}; received: {error}.") from error
+
+    def _fetch(self, ref: str) -> None:
+        """Bring a remote artifact into the mirror, unless it is there, whole."""
+        source = self.root / "artifacts" / ref
+        manifest = self._manifest(source)
+        for name, entry in manifest.files.items():
+            if not (source / name).exists() or (source / name).stat().st_size != entry.bytes:
+                raise ArtifactError(f"Expected {source / name} with {entry.bytes} bytes; it is missing or damaged.")
+        try:
+            if verify(self.path(ref)) == manifest:
+                return
+        except ArtifactError:
+            pass
+        with self.stage() as folder:
+            for name in [*manifest.files, MANIFEST]:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes((source / name).read_bytes())
+            verify(folder)
+            with self.lock():
+                shutil.rmtree(self.path(ref), ignore_errors=True)
+                self.path(ref).parent.mkdir(parents=True, exist_ok=True)
+                folder.rename(self.path(ref))
+
+    def _upload(self, ref: str) -> None:
+        source, target = self.path(ref), self.root / "artifacts" / ref
+        files = sorted(path for path in source.rglob("*") if path.is_file() and path != source / MANIFEST)
+        for path in [*files, source / MANIFEST]:
+            copy = target / path.relative_to(source).as_posix()
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
