@@ -23,7 +23,11 @@ class Params(StepParams):
     """What to put beside the SavedModel."""
 
     check_images: int = Field(
-        64, ge=8, le=1_000, title="Check images", description="First test images that every copy is checked with."
+        64,
+        ge=8,
+        le=1_000,
+        title="Check images",
+        description="First test images that every copy is checked with.",
     )
 
 
@@ -91,7 +95,11 @@ def save(model: keras.Model, class_names: tuple[str, ...], folder: Path) -> None
     def serve(images: Any) -> dict[str, Any]:
         probabilities = model(images, training=False)
         class_id = tf.argmax(probabilities, axis=-1, output_type=tf.int64)
-        return {"probabilities": probabilities, "class_id": class_id, "class_name": tf.gather(names, class_id)}
+        return {
+            "probabilities": probabilities,
+            "class_id": class_id,
+            "class_name": tf.gather(names, class_id),
+        }
 
     servable.serve = serve
     tf.saved_model.save(servable, str(folder), signatures={"serving_default": serve})

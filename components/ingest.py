@@ -109,7 +109,7 @@ def _expect_images_and_labels(builder: Any, dataset: str) -> tuple[tuple[int, ..
     import tensorflow_datasets as tfds
 
     features = builder.info.features
-    image, label = (features[key] if key in features else None for key in ("image", "label"))
+    image, label = (features[key] if key in features else None for key in ("image", "label"))  # noqa: SIM401 - no dict
     if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
         raise IngestError(
             f"Expected a dataset with an `image` and a class `label`; received {dataset} with "
@@ -215,8 +215,8 @@ def _digest(builder: Any, split: str) -> SplitDigest:
     images, labels, count = hashlib.sha256(), hashlib.sha256(), 0
     config = tfds.ReadConfig(interleave_cycle_length=1)
     for batch in tfds.as_numpy(builder.as_dataset(split=split, batch_size=BATCH_SIZE, read_config=config)):
-        images.update(np.ascontiguousarray(batch["image"]))
-        labels.update(batch["label"].astype("<i8"))
+        images.update(batch["image"].tobytes())
+        labels.update(batch["label"].astype("<i8").tobytes())
         count += len(batch["label"])
     return SplitDigest(num_examples=count, images_sha256=images.hexdigest(), labels_sha256=labels.hexdigest())
 

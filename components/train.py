@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from ridgeline.artifacts.examples import Examples
 from ridgeline.artifacts.model import LayerSparsity, Model, ModelFacts
@@ -35,10 +35,16 @@ class Penalty(BaseModel):
         "l2", title="Penalty", description="Which strengths apply: none, l1, l2, or both (l1_l2)."
     )
     l1: float = Field(
-        1e-4, ge=0.0, title="L1 strength", description="Factor of the sum of absolute weights; for l1 and l1_l2."
+        1e-4,
+        ge=0.0,
+        title="L1 strength",
+        description="Factor of the sum of absolute weights; for l1 and l1_l2.",
     )
     l2: float = Field(
-        0.01, ge=0.0, title="L2 strength", description="Factor of the sum of squared weights; for l2 and l1_l2."
+        0.01,
+        ge=0.0,
+        title="L2 strength",
+        description="Factor of the sum of squared weights; for l2 and l1_l2.",
     )
 
     @property
@@ -64,7 +70,9 @@ class Params(StepParams):
     learning_rate: float = Field(0.02, gt=0.0, le=10.0, title="Learning rate", description="Step size of each update.")
     batch_size: int = Field(32, ge=1, le=65_536, title="Batch size", description="Images an update.")
     epochs: int = Field(2, ge=1, le=10_000, title="Epochs", description="Passes over the training split.")
-    seed: int = Field(42, ge=0, lt=2**31, title="Seed", description="Decides the initial weights and the order of images.")
+    seed: int = Field(
+        42, ge=0, lt=2**31, title="Seed", description="Decides the initial weights and the order of images."
+    )
 
 
 @component(output=Model)
@@ -129,10 +137,7 @@ def build_model(examples: Examples, params: Params) -> keras.Model:
             keras.Input(examples.facts.image_shape, dtype="uint8", name="images"),
             keras.layers.Rescaling(1.0 / norm.deviation, -norm.mean / norm.deviation, name="normalization"),
             keras.layers.Flatten(name="flatten"),
-            *(
-                dense(units, f"hidden_{i}", "relu", "he_normal")
-                for i, units in enumerate(params.hidden_units, start=1)
-            ),
+            *(dense(units, f"hidden_{i}", "relu", "he_normal") for i, units in enumerate(params.hidden_units, start=1)),
             dense(len(examples.facts.class_names), "output", "softmax", "glorot_uniform"),
         ],
         name="classifier",
@@ -156,7 +161,9 @@ def fit(model: keras.Model, examples: Examples, params: Params) -> dict[str, lis
     import keras
 
     model.compile(
-        optimizer=keras.optimizers.get({"class_name": params.optimizer, "config": {"learning_rate": params.learning_rate}}),
+        optimizer=keras.optimizers.get(
+            {"class_name": params.optimizer, "config": {"learning_rate": params.learning_rate}}
+        ),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
         steps_per_execution=STEPS_PER_EXECUTION,

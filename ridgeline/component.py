@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, DirectoryPath, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, ValidationError, create_model
 
 from ridgeline.artifacts.base import Artifact, Facts
 
@@ -90,20 +90,21 @@ class Component:
         Args:
             argv: The arguments; those of the process if None.
         """
-        from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+        from pydantic_settings import CliApp
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-        paths: dict[str, Any] = {name: (DirectoryPath, ...) for name in self.inputs}
-        model: type[BaseSettings] = create_model(
+        paths: dict[str, Any] = {
+            name: (DirectoryPath, Field(description=f"Directory of a {kind.__name__} artifact."))
+            for name, kind in self.inputs.items()
+        }
+        model = create_model(
             f"{self.name.capitalize()}Arguments",
-            __base__=(self.params, BaseSettings),  # type: ignore[arg-type]
-            __doc__=inspect.getdoc(self.run),
-            output=(Path, ...),
+            __base__=self.params,
+            __doc__=(inspect.getdoc(self.run) or "").split("\n\n")[0],
+            output=(Path, Field(description="New directory for the output artifact.")),
             **paths,
         )
-        model.model_config = SettingsConfigDict(
-            **model.model_config, cli_prog_name=f"python -m components.{self.name}", cli_kebab_case=True
-        )
+        model.model_config |= {"cli_prog_name": f"python -m components.{self.name}", "cli_kebab_case": True}
         try:
             arguments = CliApp.run(model, cli_args=argv)
             values = arguments.model_dump(exclude={"output", *self.inputs})
@@ -161,5 +162,6 @@ def explain_errors(error: ValidationError, prefix: str = "") -> str:
         if item["type"] == "extra_forbidden":
             lines.append(f"Unknown parameter {name}. Check its spelling; --help lists the parameters.")
         else:
-            lines.append(f"Parameter {name}: {item['msg']}; received {item['input']!r}.")
+            expected = item["msg"].replace("Input should be", "expected").replace("String should", "expected text to")
+            lines.append(f"Parameter {name}: {expected}; received {item['input']!r}.")
     return "\n".join(lines)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import traceback
@@ -27,6 +28,7 @@ from ridgeline.settings import Settings
 from ridgeline.store import Execution
 
 DAG_ID = "fashion_mnist_training"
+PASSWORD_FILE = "simple_auth_manager_passwords.json.generated"
 DATA_FOLDERS = ("data/fashion-mnist", "../shared/data/fashion-mnist")
 OFFICIAL_FILES = (
     "train-images-idx3-ubyte.gz",
@@ -284,9 +286,7 @@ def summarize(settings: Settings, run_id: str, states: Mapping[str, str]) -> str
             rows.append((name, record.state, f"{record.seconds:.1f}", record.reason.partition("\n")[0]))
         else:
             rows.append((name, state, "", ""))
-    lines = [
-        f"{name:<11} {state:<15} {seconds:>7}  {reason}".rstrip() for name, state, seconds, reason in rows
-    ]
+    lines = [f"{name:<11} {state:<15} {seconds:>7}  {reason}".rstrip() for name, state, seconds, reason in rows]
     lines.append("")
     outputs = [record.output for record in records.values() if record.output]
     for ref in (ref for ref in outputs if ref.startswith("ModelEvaluation/")):
@@ -317,9 +317,14 @@ def ui(port: Annotated[int, typer.Option(help="The web server's port.")] = 8080)
     Path(env["AIRFLOW_HOME"]).mkdir(parents=True, exist_ok=True)
     print(f"data:     {env.get('RIDGELINE_MANUAL_DIR', 'to be downloaded by tfds')}")
     print(f"web:      {env['AIRFLOW__API__BASE_URL']}, in about half a minute")
-    print(f"user:     admin, password in {env['AIRFLOW_HOME']}/simple_auth_manager_passwords.json.generated")
-    sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, "-m", "airflow", "standalone"], env)
+    print(f"user:     admin, password in {env['AIRFLOW_HOME']}/{PASSWORD_FILE}", flush=True)
+    # Airflow must get one SIGINT, and its children none: Ctrl-C, which signals all of a terminal's processes,
+    # leaves its scheduler hanging, and SIGTERM leaves its children running.
+    command = [sys.executable, "-m", "airflow", "standalone"]
+    with subprocess.Popen(command, env=env, start_new_session=True) as airflow:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: airflow.send_signal(signal.SIGINT))
+        raise typer.Exit(airflow.wait())
 
 
 if __name__ == "__main__":

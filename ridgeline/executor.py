@@ -56,9 +56,7 @@ def open_inputs(store: Store, component: Component, inputs: Mapping[str, str]) -
     return {name: store.open(inputs[name], kind) for name, kind in component.inputs.items()}
 
 
-def decide(
-    store: Store, component: Component, inputs: Mapping[str, Artifact[Any]], params: Params
-) -> Decision:
+def decide(store: Store, component: Component, inputs: Mapping[str, Artifact[Any]], params: Params) -> Decision:
     """Look a step's key up.
 
     A hit counts only if its artifact is there and verified.
@@ -83,9 +81,7 @@ def decide(
     return Decision(parts, f"last attempt {last.state}" if last else f"first run of {component.name}", None)
 
 
-def execute(
-    store: Store, component: Component, inputs: Mapping[str, str], params: Params, run_id: str
-) -> Execution:
+def execute(store: Store, component: Component, inputs: Mapping[str, str], params: Params, run_id: str) -> Execution:
     """Run a step, or reuse its output, and record the execution.
 
     The step writes into a staging folder, which is digested and appears in the store by one rename. If
@@ -115,7 +111,7 @@ def execute(
         execution = Execution(
             component=component.name,
             run_id=run_id,
-            state=state,  # type: ignore[arg-type]
+            state=state,
             reason=reason,
             key=decision.parts.key(),
             parts=decision.parts,

@@ -43,19 +43,13 @@ class KeyParts(BaseModel):
     def differences(self, earlier: KeyParts) -> list[str]:
         """Return what changed since an earlier execution, a phrase each."""
         return [
-            *(
-                f"input {n} changed ({_short(a)} → {_short(b)})"
-                for n, a, b in _changes(earlier.inputs, self.inputs)
-            ),
+            *(f"input {n} changed ({_short(a)} → {_short(b)})" for n, a, b in _changes(earlier.inputs, self.inputs)),
             *(
                 f"parameter {self.component}.{n} {_show(a)} → {_show(b)}"
                 for n, a, b in _changes(earlier.params, self.params)
             ),
             *(f"code of {n} changed" for n, _, _ in _changes(earlier.code, self.code)),
-            *(
-                f"library {n} {_show(a)} → {_show(b)}"
-                for n, a, b in _changes(earlier.libraries, self.libraries)
-            ),
+            *(f"library {n} {_show(a)} → {_show(b)}" for n, a, b in _changes(earlier.libraries, self.libraries)),
         ]
 
 
@@ -102,7 +96,8 @@ def reachable_code(module: str) -> tuple[dict[str, str], dict[str, str]]:
     graph = grimp.build_graph(*ours, include_external_packages=True, cache_dir=None)
     reached = {module, *graph.find_upstream_modules(module)}
     packages = {".".join(name.split(".")[:i]) for name in reached for i in range(1, name.count(".") + 1)}
-    code, libraries = {}, {}
+    code: dict[str, str] = {}
+    libraries: dict[str, str] = {}
     for name in reached | packages:
         top = name.split(".")[0]
         if top in ours:

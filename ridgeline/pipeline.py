@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ridgeline.artifacts.base import Artifact
+from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.component import Component, ParameterError, Params
 from ridgeline.executor import decide, execute
@@ -51,9 +52,7 @@ def plan(target: str) -> list[Component]:
     return ordered
 
 
-def parse_params(
-    steps: list[Component], values: Mapping[str, Any], settings: Settings
-) -> dict[str, Params]:
+def parse_params(steps: list[Component], values: Mapping[str, Any], settings: Settings) -> dict[str, Params]:
     """Validate every step's parameters before any step works.
 
     Args:
@@ -125,9 +124,7 @@ def run_step(
     return StepResult(execution, pushed)
 
 
-def run(
-    settings: Settings, steps: list[Component], params: Mapping[str, Params], run_id: str
-) -> Iterator[StepResult]:
+def run(settings: Settings, steps: list[Component], params: Mapping[str, Params], run_id: str) -> Iterator[StepResult]:
     """Run steps in order, yielding each result; stops after a step that was skipped.
 
     Args:
@@ -170,3 +167,30 @@ def explain(settings: Settings, steps: list[Component], params: Mapping[str, Par
             outputs[step.output] = None
             unknown = ", ".join(name for name in inputs if name not in known)
             yield step.name, f"depends: runs unless {unknown} comes out as before"
+
+
+def summary(settings: Settings, results: Sequence[StepResult]) -> Iterator[str]:
+    """Yield the lines that a person reads after a run: each step, the accuracy, the verdict, where things are.
+
+    Args:
+        settings: Where the store is.
+        results: The run's results, in order.
+    """
+    store = settings.open_store()
+    words = {"complete": "ran", "cached": "reused"}
+    for result in results:
+        execution = result.execution
+        state = words.get(execution.state, execution.state)
+        yield f"{execution.component:<10} {state:<8} {execution.seconds:7.1f} s  {execution.reason}"
+    for result in results:
+        if result.execution.output and result.execution.output.startswith(f"{ModelEvaluation.__name__}/"):
+            evaluation = store.open(result.execution.output, ModelEvaluation)
+            facts, (low, high) = evaluation.facts, evaluation.facts.accuracy_interval
+            if facts.synthetic:
+                yield "SYNTHETIC data: the figures say nothing about real images"
+            yield f"accuracy   {facts.accuracy:.4f} on {facts.num_examples} test images (95 %: {low:.4f} to {high:.4f})"
+            verdict = "blessed" if facts.verdict.blessed else "not blessed"
+            yield f"verdict    {verdict}: {'; '.join(facts.verdict.reasons)}"
+            yield f"report     {evaluation.report}"
+        if result.pushed is not None:
+            yield f"model      {result.pushed.path} ({result.pushed.reason})"

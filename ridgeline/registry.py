@@ -188,9 +188,7 @@ def check(saved_model: Path, expected: Path) -> None:
     """
     command = [sys.executable, "-m", "ridgeline.serving_check", str(saved_model), str(expected)]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=CHECK_SECONDS, check=False
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=CHECK_SECONDS, check=False)
     if done.returncode != 0:
         raise PushError(
             f"Expected {saved_model} to serve the evaluation's predictions; received: "

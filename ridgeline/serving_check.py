@@ -15,7 +15,7 @@ def main(saved_model: Path, expected: Path) -> None:
 
     Args:
         saved_model: The SavedModel's folder.
-        expected: A folder with ``images.npy``, uint8 ``[k, h, w]``, and ``probabilities.npy``, float32 ``[k, classes]``.
+        expected: Folder of ``images.npy``, uint8 ``[k, h, w]``, and ``probabilities.npy``, float32 ``[k, classes]``.
 
     Raises:
         SystemExit: If any answer differs.

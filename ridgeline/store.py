@@ -8,9 +8,8 @@ import os
 import re
 import shutil
 import socket
-import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -140,12 +139,42 @@ class Store:
         Raises:
             ArtifactError: If it is missing, damaged or of another type.
         """
-        if self.remote:
-            self._fetch(ref)
-        artifact = kind.load(self.path(ref))
+        artifact = kind.load(self.fetch(ref))
         if artifact.ref != ref:
             raise ArtifactError(f"Expected {ref}; received the content of {artifact.ref}. The artifact is damaged.")
         return artifact
+
+    def fetch(self, ref: str) -> Path:
+        """Return an artifact's local path; a remote artifact is brought into the mirror, unless it is there, whole.
+
+        Args:
+            ref: The artifact's store-relative name, ``<Type>/<digest>``.
+
+        Raises:
+            ArtifactError: If a remote artifact is missing or damaged; a local one is verified by `open`.
+        """
+        if not self.remote:
+            return self.path(ref)
+        source = self.root / "artifacts" / ref
+        manifest = self._manifest(source)
+        for name, entry in manifest.files.items():
+            if not (source / name).exists() or (source / name).stat().st_size != entry.bytes:
+                raise ArtifactError(f"Expected {source / name} with {entry.bytes} bytes; it is missing or damaged.")
+        try:
+            if verify(self.path(ref)) == manifest:
+                return self.path(ref)
+        except ArtifactError:
+            pass
+        with self.stage() as folder:
+            for name in [*manifest.files, MANIFEST]:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes((source / name).read_bytes())
+            verify(folder)
+            with self.lock():
+                shutil.rmtree(self.path(ref), ignore_errors=True)
+                self.path(ref).parent.mkdir(parents=True, exist_ok=True)
+                folder.rename(self.path(ref))
+        return self.path(ref)
 
     def refs(self, kind: str = "*") -> list[str]:
         """Return the names of the artifacts of one type, or of all."""
@@ -249,9 +278,9 @@ class Store:
             if self.remote:
                 target.write_bytes(content)
             else:
-                with tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False) as file:
-                    file.write(content)
-                os.replace(file.name, target.path)
+                unfinished = target.with_name(f".{target.name}")
+                unfinished.write_bytes(content)
+                unfinished.rename(target)
 
     def executions(self, component: str = "*", key: str = "") -> Iterator[Execution]:
         """Yield records, newest first.
@@ -266,11 +295,16 @@ class Store:
             if not key or execution.key == key:
                 yield execution
 
-    def delete_executions(self, unwanted: set[str]) -> None:
-        """Delete the records whose output is one of the named artifacts."""
-        for path in list((self.root / "executions").glob("*/[0-9]*.json")):
-            if Execution.model_validate_json(path.read_bytes()).output in unwanted:
-                path.unlink()
+    def delete_executions(self, unwanted: Callable[[Execution], bool], dry_run: bool) -> int:
+        """Delete the records that a function picks, and return their number; with `dry_run`, only count."""
+        found = [
+            path
+            for path in (self.root / "executions").glob("*/[0-9]*.json")
+            if unwanted(Execution.model_validate_json(path.read_bytes()))
+        ]
+        for path in [] if dry_run else found:
+            path.unlink()
+        return len(found)
 
     # --- inside
 
@@ -294,28 +328,6 @@ class Store:
             return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
         except (OSError, ValueError) as error:
             raise ArtifactError(f"Expected an artifact at {folder}; received: {error}.") from error
-
-    def _fetch(self, ref: str) -> None:
-        """Bring a remote artifact into the mirror, unless it is there, whole."""
-        source = self.root / "artifacts" / ref
-        manifest = self._manifest(source)
-        for name, entry in manifest.files.items():
-            if not (source / name).exists() or (source / name).stat().st_size != entry.bytes:
-                raise ArtifactError(f"Expected {source / name} with {entry.bytes} bytes; it is missing or damaged.")
-        try:
-            if verify(self.path(ref)) == manifest:
-                return
-        except ArtifactError:
-            pass
-        with self.stage() as folder:
-            for name in [*manifest.files, MANIFEST]:
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_bytes((source / name).read_bytes())
-            verify(folder)
-            with self.lock():
-                shutil.rmtree(self.path(ref), ignore_errors=True)
-                self.path(ref).parent.mkdir(parents=True, exist_ok=True)
-                folder.rename(self.path(ref))
 
     def _upload(self, ref: str) -> None:
         source, target = self.path(ref), self.root / "artifacts" / ref

@@ -16,19 +16,18 @@ NUM_TRAIN = 6_000
 NUM_TEST = 1_000
 SIDE = 28
 
-# One outline a class, as polygons in a 28×28 square; Fashion-MNIST's names and order.
-OUTLINES: dict[str, list[list[tuple[int, int]]]] = {
-    "T-shirt/top": [[(9, 5), (19, 5), (26, 10), (23, 14), (19, 12), (19, 23), (9, 23), (9, 12), (5, 14), (2, 10)]],
-    "Trouser": [[(9, 3), (19, 3), (20, 25), (16, 25), (14, 9), (12, 25), (8, 25)]],
-    "Pullover": [[(9, 5), (19, 5), (25, 9), (26, 22), (22, 22), (20, 13), (20, 23), (8, 23), (8, 13), (6, 22), (2, 22), (3, 9)]],
-    "Dress": [[(11, 3), (17, 3), (16, 11), (22, 25), (6, 25), (12, 11)]],
-    "Coat": [[(8, 3), (13, 3), (13, 26), (7, 26), (6, 12), (2, 24), (1, 20), (4, 6)],
-             [(15, 3), (20, 3), (24, 6), (27, 20), (26, 24), (22, 12), (21, 26), (15, 26)]],
-    "Sandal": [[(2, 21), (26, 17), (26, 19), (2, 24)], [(5, 21), (11, 11), (13, 12), (8, 21)], [(15, 19), (20, 12), (22, 13), (18, 19)]],
-    "Shirt": [[(10, 3), (14, 6), (18, 3), (24, 7), (25, 16), (21, 16), (20, 11), (20, 25), (8, 25), (8, 11), (7, 16), (3, 16), (4, 7)]],
-    "Sneaker": [[(2, 16), (9, 15), (15, 11), (19, 14), (26, 17), (26, 21), (2, 21)]],
-    "Bag": [[(3, 11), (8, 11), (10, 5), (18, 5), (20, 11), (25, 11), (25, 23), (3, 23)]],
-    "Ankle boot": [[(10, 3), (19, 3), (19, 14), (26, 19), (26, 24), (4, 24), (8, 14)]],
+# Each class's outlines as polygons, in SVG's notation, in a 28×28 square; Fashion-MNIST's names and order.
+OUTLINES = {
+    "T-shirt/top": ["9,5 19,5 26,10 23,14 19,12 19,23 9,23 9,12 5,14 2,10"],
+    "Trouser": ["9,3 19,3 20,25 16,25 14,9 12,25 8,25"],
+    "Pullover": ["9,5 19,5 25,9 26,22 22,22 20,13 20,23 8,23 8,13 6,22 2,22 3,9"],
+    "Dress": ["11,3 17,3 16,11 22,25 6,25 12,11"],
+    "Coat": ["8,3 13,3 13,26 7,26 6,12 2,24 1,20 4,6", "15,3 20,3 24,6 27,20 26,24 22,12 21,26 15,26"],
+    "Sandal": ["2,21 26,17 26,19 2,24", "5,21 11,11 13,12 8,21", "15,19 20,12 22,13 18,19"],
+    "Shirt": ["10,3 14,6 18,3 24,7 25,16 21,16 20,11 20,25 8,25 8,11 7,16 3,16 4,7"],
+    "Sneaker": ["2,16 9,15 15,11 19,14 26,17 26,21 2,21"],
+    "Bag": ["3,11 8,11 10,5 18,5 20,11 25,11 25,23 3,23"],
+    "Ankle boot": ["10,3 19,3 19,14 26,19 26,24 4,24 8,14"],
 }
 
 
@@ -46,7 +45,8 @@ def draw(rng: np.random.Generator, class_name: str) -> np.ndarray:
     picture = Image.new("L", (SIDE, SIDE))
     pen = ImageDraw.Draw(picture)
     for outline in OUTLINES[class_name]:
-        points = (np.array(outline) - SIDE / 2) * scale + SIDE / 2 + shift
+        corners = np.array([[int(x) for x in corner.split(",")] for corner in outline.split()])
+        points = (corners - SIDE / 2) * scale + SIDE / 2 + shift
         pen.polygon([(float(x), float(y)) for x, y in points], fill=int(rng.integers(110, 250)))
     noisy = np.asarray(picture, np.float64) * rng.uniform(0.6, 1.0, (SIDE, SIDE)) + rng.normal(0, 12, (SIDE, SIDE))
     return np.clip(noisy, 0, 255).astype(np.uint8)[..., np.newaxis]

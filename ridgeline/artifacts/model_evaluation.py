@@ -10,7 +10,7 @@ from ridgeline.artifacts.base import Artifact, Facts
 
 
 class ClassMetrics(Facts):
-    """One class's precision, recall and F1, each in [0, 1] (0 where undefined), and its number of test examples."""
+    """One class's precision, recall and F1, each in [0, 1] (0 if undefined), and its number of examples."""
 
     name: str
     precision: float
@@ -63,7 +63,7 @@ class ModelEvaluationFacts(Facts):
         confusion_matrix: Counts; row is the true class, column the predicted.
         mistakes: The most confident mistakes, worst first.
         verdict: Blessed or not, with reasons.
-        synthetic: Whether the test images, or those that the model learned from, were drawn by the project itself.
+        synthetic: Whether the project drew the test images, or those that the model learned from, itself.
     """
 
     dataset: str

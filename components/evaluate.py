@@ -1,0 +1,241 @@
+"""The step `evaluate`: a model's metrics on the test split, the verdict, and the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import Field
+
+from components.report import CalibrationBins, render
+from ridgeline.artifacts.examples import Examples, Split
+from ridgeline.artifacts.model import Model
+from ridgeline.artifacts.model_evaluation import (
+    ClassMetrics,
+    Mistake,
+    ModelEvaluation,
+    ModelEvaluationFacts,
+    Verdict,
+)
+from ridgeline.component import Params as BaseParams
+from ridgeline.component import component
+
+if TYPE_CHECKING:
+    import keras
+
+BATCH_SIZE = 1000
+NUM_BINS = 15
+CONFIDENCE_LEVEL = 0.95
+
+
+class Params(BaseParams):
+    """The parameters of `evaluate`."""
+
+    min_accuracy: float = Field(
+        0.75,
+        ge=0,
+        le=1,
+        title="Minimum accuracy",
+        description="A model is blessed only if its test accuracy reaches this share, 0 to 1.",
+    )
+    min_class_recall: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        title="Minimum recall of every class",
+        description="A model is blessed only if the recall of each class reaches this share, 0 to 1.",
+    )
+    num_mistakes: int = Field(
+        20,
+        ge=0,
+        le=100,
+        title="Number of mistakes",
+        description="How many of the most confident mistakes are kept and shown, 0 to 100 images.",
+    )
+
+
+@component(output=ModelEvaluation)
+def evaluate(examples: Examples, model: Model, params: Params, output: Path) -> ModelEvaluationFacts:
+    """Evaluate a model on the test split and decide whether it may be served.
+
+    Args:
+        examples: The examples, of which only the test split is read.
+        model: The model that validation chose.
+        params: The thresholds and the number of mistakes to keep.
+        output: An empty directory; receives ``predictions.npy`` and ``report.html``.
+
+    Returns:
+        The metrics and the verdict.
+
+    Raises:
+        ValueError: If the model does not fit the examples, the test split is empty, or a prediction is not a
+            finite number.
+    """
+    _check_fit(examples, model)
+    test = examples.split("test")
+    if not len(test):
+        raise ValueError(
+            "Expected at least 1 image in the test split; received 0. Run transform with a larger test split."
+        )
+    network = model.load_keras()
+    penalty = sum(float(loss) for loss in network.losses)
+    probabilities = _predict(network, test)
+    labels = np.asarray(test.labels)
+    bad = np.flatnonzero(~np.isfinite(probabilities).all(axis=1))
+    if bad.size:
+        first = bad[0]
+        raise ValueError(
+            f"Expected finite probabilities; received {probabilities[first].tolist()} for test image {first} "
+            f"({bad.size} of {len(labels)} images have such). Train again, for example with a lower learning "
+            "rate."
+        )
+    np.save(output / "predictions.npy", probabilities, allow_pickle=False)
+
+    predicted = probabilities.argmax(axis=1)
+    classes, confusion_matrix = _class_metrics(labels, predicted, examples.facts.class_names)
+    accuracy = float(np.mean(predicted == labels))
+    cross_entropy = mean_cross_entropy(probabilities, labels)
+    bins = calibration_bins(probabilities, labels)
+    facts = ModelEvaluationFacts(
+        dataset=examples.facts.dataset,
+        model_digest=model.digest,
+        num_examples=len(labels),
+        loss=cross_entropy + penalty,
+        cross_entropy=cross_entropy,
+        accuracy=accuracy,
+        accuracy_interval=_wilson_interval(int(np.sum(predicted == labels)), len(labels)),
+        calibration_error=calibration_error(bins),
+        classes=classes,
+        confusion_matrix=confusion_matrix,
+        mistakes=_worst_mistakes(probabilities, labels, params.num_mistakes),
+        verdict=_judge(accuracy, classes, params),
+        synthetic=examples.facts.synthetic or model.facts.synthetic,
+    )
+    (output / "report.html").write_text(render(facts, bins, examples, model, network), encoding="utf-8")
+    return facts
+
+
+def _check_fit(examples: Examples, model: Model) -> None:
+    for field in ("image_shape", "class_names"):
+        expected, received = getattr(examples.facts, field), getattr(model.facts, field)
+        if expected != received:
+            raise ValueError(
+                f"Expected a model with the examples' {field} {expected}; received one with {received}, "
+                f"trained on {model.facts.dataset}. Evaluate it on that dataset, or train on "
+                f"{examples.facts.dataset}."
+            )
+
+
+def _predict(network: keras.Model, split: Split) -> np.ndarray:
+    batches = [
+        network.predict_on_batch(np.asarray(images[start : start + BATCH_SIZE]))
+        for images, _ in split.shards
+        for start in range(0, len(images), BATCH_SIZE)
+    ]
+    return np.concatenate(batches).astype(np.float32, copy=False)
+
+
+def mean_cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean of ``-log p(label)``.
+
+    Args:
+        probabilities: float32 ``[n, classes]``, each in [0, 1]; one below 1.2e-38, the smallest normal
+            float32, counts as that, so that the mean is finite.
+        labels: Integers ``[n]`` in [0, classes).
+
+    Returns:
+        Nats, in [0, 87.4].
+    """
+    chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return float(-np.mean(np.log(np.clip(chosen, np.finfo(np.float32).tiny, 1.0))))
+
+
+def calibration_bins(probabilities: np.ndarray, labels: np.ndarray) -> CalibrationBins:
+    """Sort predictions by confidence, the highest probability, into 15 bins of equal width.
+
+    Bin m of 1 to 15 covers ``((m - 1) / 15, m / 15]``.
+
+    Args:
+        probabilities: float32 ``[n, classes]``, each in [0, 1].
+        labels: Integers ``[n]`` in [0, classes).
+
+    Returns:
+        The bins' counts, mean confidences and accuracies.
+    """
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    correct = probabilities.argmax(axis=1) == labels
+    bin_of = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+    counts = np.bincount(bin_of, minlength=NUM_BINS)
+    total = np.maximum(counts, 1)
+    return CalibrationBins(
+        counts=counts,
+        confidence=np.bincount(bin_of, confidence, NUM_BINS) / total,
+        accuracy=np.bincount(bin_of, correct, NUM_BINS) / total,
+    )
+
+
+def calibration_error(bins: CalibrationBins) -> float:
+    """Return the expected calibration error: the mean of ``|accuracy - confidence|``, weighted by counts.
+
+    As in Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML 2017.
+
+    Args:
+        bins: Predictions binned by confidence.
+
+    Returns:
+        The error, in [0, 1]; 0 is perfect.
+    """
+    return float(np.average(np.abs(bins.accuracy - bins.confidence), weights=bins.counts))
+
+
+def _wilson_interval(num_correct: int, num_examples: int) -> tuple[float, float]:
+    from scipy.stats import binomtest
+
+    interval = binomtest(num_correct, num_examples).proportion_ci(CONFIDENCE_LEVEL, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def _class_metrics(
+    labels: np.ndarray, predicted: np.ndarray, names: tuple[str, ...]
+) -> tuple[tuple[ClassMetrics, ...], tuple[tuple[int, ...], ...]]:
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    ids = list(range(len(names)))
+    columns = precision_recall_fscore_support(labels, predicted, labels=ids, zero_division=0)
+    classes = tuple(
+        ClassMetrics(name=name, precision=float(p), recall=float(r), f1=float(f1), num_examples=int(n))
+        for name, p, r, f1, n in zip(names, *columns, strict=True)
+    )
+    matrix = confusion_matrix(labels, predicted, labels=ids)
+    return classes, tuple(tuple(row) for row in matrix.tolist())
+
+
+def _worst_mistakes(probabilities: np.ndarray, labels: np.ndarray, limit: int) -> tuple[Mistake, ...]:
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    wrong = np.flatnonzero(predicted != labels)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:limit]
+    return tuple(
+        Mistake(index=int(i), label=int(labels[i]), predicted=int(predicted[i]), probability=float(confidence[i]))
+        for i in worst
+    )
+
+
+def _judge(accuracy: float, classes: tuple[ClassMetrics, ...], params: Params) -> Verdict:
+    """Compare with the thresholds; a class without test images has recall 0, since nothing speaks for it."""
+    weakest = min(classes, key=lambda c: c.recall)
+    checks = [
+        ("accuracy", accuracy, "min_accuracy", params.min_accuracy),
+        (f"recall of {weakest.name}", weakest.recall, "min_class_recall", params.min_class_recall),
+    ]
+    return Verdict(
+        blessed=all(value >= threshold for _, value, _, threshold in checks),
+        reasons=tuple(
+            f"{what} {value:.6g} {'>=' if value >= threshold else '<'} {threshold:.6g} ({parameter})"
+            for what, value, parameter, threshold in checks
+        ),
+    )
+
+
+if __name__ == "__main__":
+    evaluate.main()

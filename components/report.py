@@ -1,0 +1,438 @@
+"""The self-contained HTML report of one evaluation.
+
+Not a step: `components.evaluate` writes the page as part of its output. The template is a string in this
+module, so that the step's code key covers it. The page has no script, no link out and no date: equal input
+gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ridgeline.artifacts.examples import Examples, Split
+from ridgeline.artifacts.model import Model
+from ridgeline.artifacts.model_evaluation import Mistake, ModelEvaluationFacts
+
+if TYPE_CHECKING:
+    import keras
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colour-blind-safe blue and vermilion.
+BLUE, VERMILION, GREY = "#0072b2", "#d55e00", "#6b7280"
+STYLE: Mapping[Any, object] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#9ca3af",
+    "axes.grid": True,
+    "axes.labelcolor": "#374151",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "grid.color": "#e5e7eb",
+    "legend.frameon": False,
+    "svg.hashsalt": "ridgeline",
+    "xtick.color": "#374151",
+    "ytick.color": "#374151",
+}
+METADATA = {"Creator": None, "Date": None, "Format": None, "Type": None}
+SHADES = 9
+MAX_IMAGE_SIDE = 96
+
+
+@dataclass(frozen=True)
+class CalibrationBins:
+    """Predictions sorted by confidence into bins of equal width that cover (0, 1].
+
+    Attributes:
+        counts: Number of predictions in each bin, int64 ``[bins]``.
+        confidence: Their mean confidence, float64 ``[bins]`` in [0, 1]; 0 where the bin is empty.
+        accuracy: Share of them that is correct, float64 ``[bins]`` in [0, 1]; 0 where the bin is empty.
+    """
+
+    counts: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An inline image: its data URI, its text alternative and its caption."""
+
+    uri: str
+    alt: str
+    caption: str = ""
+
+
+def render(
+    facts: ModelEvaluationFacts,
+    bins: CalibrationBins,
+    examples: Examples,
+    model: Model,
+    network: keras.Model,
+) -> str:
+    """Return the report as one HTML document.
+
+    Args:
+        facts: The evaluation's metrics and verdict.
+        bins: The test predictions binned by confidence.
+        examples: The examples, for the images of the mistakes.
+        model: The evaluated model, for its training history, parameters and digest.
+        network: The same model as loaded by Keras, for its kernels.
+
+    Returns:
+        HTML that opens without a network; the same text for the same arguments.
+    """
+    import jinja2
+    import matplotlib
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": lambda share, digits=1: f"{100 * share:.{digits}f} %"}
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        return environment.from_string(TEMPLATE).render(
+            facts=facts,
+            bins=bins,
+            model=model,
+            examples=examples,
+            num_zeros=sum(layer.num_zeros for layer in model.facts.sparsity),
+            num_weights=sum(layer.num_weights for layer in model.facts.sparsity),
+            curves=[_training_curve(model.history(), "loss"), _training_curve(model.history(), "accuracy")],
+            matrix=_shaded(facts.confusion_matrix),
+            shades=SHADES,
+            reliability=_reliability_diagram(bins, facts.calibration_error),
+            kernels=[_weight_histogram(name, kernel) for name, kernel in _kernels(network).items()],
+            mistakes=[(mistake, _mistake(mistake, facts, examples.split("test"))) for mistake in facts.mistakes],
+            params=_flatten(model.facts.params),
+        )
+
+
+def _kernels(network: keras.Model) -> dict[str, np.ndarray]:
+    return {w.path.rpartition("/")[0]: np.asarray(w) for w in network.weights if w.name == "kernel"}
+
+
+def _flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in sorted(params.items()):
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _shaded(matrix: tuple[tuple[int, ...], ...]) -> list[list[tuple[int, int]]]:
+    """Pair each count with a shade, 0 to `SHADES`: the square root of its share of the row."""
+    return [[(n, round(SHADES * (n / max(1, sum(row))) ** 0.5)) for n in row] for row in matrix]
+
+
+def _figure(height: float = 3.1) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.4, height))
+    return figure, figure.subplots()
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata=METADATA)
+    return _data_uri("image/svg+xml", buffer.getvalue())
+
+
+def _data_uri(media_type: str, content: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+def _training_curve(history: Mapping[str, list[float]], metric: str) -> Picture:
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _figure()
+    finals = []
+    for key, name, color, line in (
+        (metric, "train", BLUE, "-"),
+        (f"val_{metric}", "validation", VERMILION, "--"),
+    ):
+        if values := history.get(key):
+            epochs = np.arange(1, len(values) + 1)
+            axes.plot(epochs, values, line, color=color, marker="o", markersize=3, label=name)
+            finals.append(f"{name} {values[-1]:.4f}")
+    axes.set(xlabel="epoch", ylabel=metric)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if finals:
+        axes.legend()
+    last = f"After the last epoch: {', '.join(finals) or 'not recorded'}."
+    return Picture(_svg(figure), f"Line chart of the {metric} by epoch. {last}", f"{metric.capitalize()}. {last}")
+
+
+def _reliability_diagram(bins: CalibrationBins, error: float) -> Picture:
+    figure, axes = _figure(4.2)
+    edges = np.linspace(0, 1, len(bins.counts) + 1)
+    centers, width = (edges[:-1] + edges[1:]) / 2, 0.9 / len(bins.counts)
+    axes.bar(centers, bins.counts / bins.counts.sum(), width, color="#d1d5db", label="share of images")
+    axes.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1, label="perfectly calibrated")
+    used = bins.counts > 0
+    axes.plot(bins.confidence[used], bins.accuracy[used], "o-", color=BLUE, markersize=5, label="accuracy")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy, share of images")
+    axes.legend(loc="upper left")
+    alt = (
+        f"Reliability diagram: accuracy against confidence in {len(bins.counts)} bins of equal width. "
+        f"Expected calibration error {error:.4f}."
+    )
+    return Picture(_svg(figure), alt)
+
+
+def _weight_histogram(name: str, kernel: np.ndarray) -> Picture:
+    weights = kernel.ravel()
+    nonzero = weights[weights != 0]
+    num_zeros = weights.size - nonzero.size
+    share = f"{100 * num_zeros / weights.size:.1f} % of {weights.size:,} weights are exactly zero"
+    figure, axes = _figure()
+    axes.hist(nonzero, bins=61, color=BLUE, log=bool(nonzero.size))
+    axes.set(xlabel="weight (zeros left out)", ylabel="count, log scale")
+    return Picture(_svg(figure), f"Histogram of the nonzero weights of layer {name}. {share}.", f"{name}: {share}.")
+
+
+def _mistake(mistake: Mistake, facts: ModelEvaluationFacts, test: Split) -> Picture:
+    label, predicted = facts.classes[mistake.label].name, facts.classes[mistake.predicted].name
+    alt = f"Test image {mistake.index}: {label}, taken for {predicted}"
+    return Picture(_png(_image(test, mistake.index)), alt)
+
+
+def _image(split: Split, index: int) -> np.ndarray:
+    for images, _ in split.shards:
+        if index < len(images):
+            return np.asarray(images[index])
+        index -= len(images)
+    raise IndexError(f"Expected an index within the split; received one that is {index} beyond its end.")
+
+
+def _png(pixels: np.ndarray) -> str:
+    from PIL import Image
+
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((MAX_IMAGE_SIDE, MAX_IMAGE_SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return _data_uri("image/png", buffer.getvalue())
+
+
+TEMPLATE = """\
+{% macro figure(picture, caption="") %}
+<figure><img src="{{ picture.uri }}" alt="{{ picture.alt }}">
+  {% if caption or picture.caption %}<figcaption>{{ caption or picture.caption }}</figcaption>{% endif %}
+</figure>
+{% endmacro %}
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" \
+content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>Evaluation on {{ facts.dataset }}</title>
+<style>
+*{box-sizing:border-box}
+body{margin:0;background:#f3f4f6;color:#111;font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,\
+"Helvetica Neue",Arial,sans-serif}
+.banner{background:#b91c1c;color:#fff;text-align:center;padding:20px 16px}
+.banner strong{display:block;font-size:2rem;letter-spacing:.12em;line-height:1.2}
+header,main{max-width:1160px;margin:0 auto;padding:0 20px}
+header{padding-top:32px}
+h1{font-size:1.75rem;line-height:1.2;margin:0 0 4px;overflow-wrap:anywhere}
+h2{font-size:1.15rem;margin:0 0 4px}
+p{margin:0 0 12px}
+.note,figcaption,dt{color:#4b5563;font-size:.875rem}
+.verdict{border-left:8px solid #d55e00;background:#fff;border-radius:10px;padding:16px 20px;margin:20px 0}
+.verdict.blessed{border-color:#0072b2}
+.verdict h2{font-size:1.4rem}
+.verdict ul{margin:0;padding-left:20px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(200px,1fr));gap:16px;margin:0 0 20px}
+.tiles div,section{background:#fff;border-radius:10px;padding:16px 20px}
+.tiles dd{margin:0;font-size:1.7rem;font-weight:650;line-height:1.3;font-variant-numeric:tabular-nums}
+.tiles small{display:block;font-size:.875rem;font-weight:400;color:#4b5563}
+section{margin:0 0 20px;padding:20px;min-width:0}
+.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:0 20px}
+figure{margin:8px 0 0;min-width:0}
+figure img{display:block;width:100%;max-width:560px;height:auto;margin:0 auto}
+figcaption{text-align:center;overflow-wrap:anywhere}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.9rem}
+th,td{padding:6px 8px;text-align:right;border-bottom:1px solid #e5e7eb}
+th{font-weight:600}
+th:first-child,.plain td{text-align:left}
+tbody th{font-weight:500;white-space:nowrap}
+.plain td{overflow-wrap:anywhere}
+.plain th{vertical-align:top}
+.matrix td{text-align:center;border:1px solid #fff;min-width:46px;width:{{ (86 / matrix|length)|round(2) }}%}
+.matrix th{border-bottom:0}
+.matrix thead th{text-align:center;vertical-align:bottom;font-weight:500;font-size:.8rem;line-height:1.2}
+{% for shade in range(1, shades + 1) %}
+.hit{{ shade }}{background:rgb(0 90 150/{{ (100 * shade / shades)|round|int }}%);\
+color:{{ "#fff" if shade / shades > 0.7 else "#111" }}}
+.miss{{ shade }}{background:rgb(213 94 0/{{ (100 * shade / shades)|round|int }}%)}
+{% endfor %}
+.none{color:#6b7280}
+.bar{display:block;width:100%;min-width:60px;height:10px;background:#e5e7eb;border-radius:3px}
+.bar rect{fill:#0072b2}
+.mistakes{display:grid;grid-template-columns:repeat(auto-fill,minmax(132px,1fr));gap:16px;\
+margin:12px 0 0;padding:0;list-style:none}
+.mistakes img{display:block;width:100%;aspect-ratio:1;object-fit:contain;image-rendering:pixelated;\
+background:#000;border-radius:6px}
+.mistakes li{font-size:.875rem;line-height:1.35;overflow-wrap:anywhere}
+.mistakes li img{margin-bottom:6px}
+.mistakes strong{font-weight:600;color:#a84a00}
+code{font-size:.85em;overflow-wrap:anywhere}
+@media(max-width:600px){.wide{display:none}section{padding:16px}th,td{padding:6px 4px}
+.mistakes{grid-template-columns:repeat(3,1fr)}}
+@media print{body{background:#fff}section,.tiles div{break-inside:avoid}}
+</style>
+</head>
+<body>
+{% if facts.synthetic %}
+<div class="banner" role="alert"><strong>SYNTHETIC</strong>
+The images were drawn by the project itself. These figures say nothing about real data.</div>
+{% endif %}
+<header>
+<h1>Evaluation on {{ facts.dataset }}</h1>
+<p class="note">{{ "{:,}".format(facts.num_examples) }} test images, {{ facts.classes|length }} classes, \
+model <code>{{ facts.model_digest[:12] }}</code></p>
+</header>
+<main>
+<div class="verdict{% if facts.verdict.blessed %} blessed{% endif %}">
+<h2>{% if facts.verdict.blessed %}&#10003; Blessed{% else %}&#10007; Not blessed{% endif %}</h2>
+<ul>
+{% for reason in facts.verdict.reasons %}
+<li>{{ reason }}</li>
+{% endfor %}
+</ul>
+</div>
+
+<dl class="tiles">
+<div><dt>Accuracy</dt><dd>{{ facts.accuracy|percent(2) }}<small>95 % Wilson interval \
+{{ "%.2f"|format(100 * facts.accuracy_interval[0]) }} to {{ facts.accuracy_interval[1]|percent(2) }}\
+</small></dd></div>
+<div><dt>Cross-entropy</dt><dd>{{ "%.4f"|format(facts.cross_entropy) }}<small>nats; loss with penalty \
+{{ "%.4f"|format(facts.loss) }}</small></dd></div>
+<div><dt>Calibration error</dt><dd>{{ "%.4f"|format(facts.calibration_error) }}<small>expected, over \
+{{ bins.counts|length }} bins</small></dd></div>
+<div><dt>Trainable parameters</dt><dd>{{ "{:,}".format(model.facts.num_parameters) }}<small>\
+{% if num_weights %}{{ (num_zeros / num_weights)|percent }} of the kernels' weights are zero{% endif %}\
+</small></dd></div>
+</dl>
+
+<section>
+<h2>Training</h2>
+<p class="note">Training metrics are means over the epoch, as Keras reports them; validation follows it.</p>
+<div class="pair">
+{% for picture in curves %}
+{{ figure(picture) }}
+{% endfor %}
+</div>
+</section>
+
+<section>
+<h2>Confusion matrix</h2>
+<p class="note">Rows are the true class, columns the predicted. Blue is right, orange is wrong; the stronger \
+the colour, the larger the share of the row (square-root scale).</p>
+<div class="scroll" tabindex="0" role="region" aria-label="Confusion matrix">
+<table class="matrix">
+<thead><tr><th scope="col">true \\ predicted</th>
+{% for class in facts.classes %}
+<th scope="col">{{ class.name }}</th>
+{% endfor %}
+</tr></thead>
+<tbody>
+{% for row in matrix %}
+{% set actual = loop.index0 %}
+<tr><th scope="row">{{ facts.classes[actual].name }}</th>
+{% for count, shade in row %}
+{% set kind = "hit" if loop.index0 == actual else "miss" %}
+<td class="{{ kind ~ shade if count else "none" }}">{{ count }}</td>
+{% endfor %}
+</tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+</section>
+
+<div class="pair">
+<section>
+<h2>By class</h2>
+<div class="scroll" tabindex="0" role="region" aria-label="Metrics by class">
+<table>
+<thead><tr><th scope="col">Class</th><th scope="col">Precision</th><th scope="col">Recall</th>\
+<th scope="col">F1</th><td class="wide"></td><th scope="col">Images</th></tr></thead>
+<tbody>
+{% for class in facts.classes %}
+<tr><th scope="row">{{ class.name }}</th><td>{{ "%.3f"|format(class.precision) }}</td>\
+<td>{{ "%.3f"|format(class.recall) }}</td><td>{{ "%.3f"|format(class.f1) }}</td>\
+<td class="wide"><svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">\
+<rect width="{{ "%.1f"|format(100 * class.f1) }}" height="10"/></svg></td>\
+<td>{{ "{:,}".format(class.num_examples) }}</td></tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+</section>
+<section>
+<h2>Calibration</h2>
+<p class="note">Points on the dashed line: as often right as the model claims. Below it: overconfident.</p>
+{{ figure(reliability) }}
+</section>
+</div>
+
+<section>
+<h2>Weights</h2>
+<div class="pair">
+{% for picture in kernels %}
+{{ figure(picture) }}
+{% endfor %}
+</div>
+</section>
+
+<section>
+<h2>Most confident mistakes</h2>
+{% if mistakes %}
+<p class="note">Under each image: the true class, then in orange the predicted class, with the probability \
+that the model gave it.</p>
+<ol class="mistakes">
+{% for mistake, picture in mistakes %}
+<li><img src="{{ picture.uri }}" alt="{{ picture.alt }}">
+{{ facts.classes[mistake.label].name }}<br><strong>{{ facts.classes[mistake.predicted].name }}</strong><br>\
+{{ mistake.probability|percent }}</li>
+{% endfor %}
+</ol>
+{% else %}
+<p>None kept.</p>
+{% endif %}
+</section>
+
+<div class="pair">
+<section>
+<h2>Training parameters</h2>
+<table class="plain"><tbody>
+{% for name, value in params.items() %}
+<tr><th scope="row"><code>{{ name }}</code></th><td>{{ value }}</td></tr>
+{% endfor %}
+</tbody></table>
+</section>
+<section>
+<h2>Lineage</h2>
+<table class="plain"><tbody>
+<tr><th scope="row">Dataset</th><td><code>{{ facts.dataset }}</code></td></tr>
+<tr><th scope="row">Examples</th><td><code>{{ examples.digest }}</code></td></tr>
+<tr><th scope="row">Model</th><td><code>{{ facts.model_digest }}</code></td></tr>
+</tbody></table>
+</section>
+</div>
+</main>
+</body>
+</html>
+"""

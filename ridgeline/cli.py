@@ -1,0 +1,162 @@
+"""The command line: ``ridgeline run | explain | show | lineage | gc``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from ridgeline import pipeline
+from ridgeline.artifacts.base import MANIFEST, ArtifactError, verify
+from ridgeline.component import ParameterError, Params
+from ridgeline.lineage import Origin, collect_garbage
+from ridgeline.lineage import lineage as lineage_of
+from ridgeline.registry import PushError, Registry
+from ridgeline.settings import Settings
+from ridgeline.store import Execution, Store, StoreError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Ridgeline: regularized classifiers, from dataset to served model. Settings: RIDGELINE_STORE, "
+    "RIDGELINE_SERVING, RIDGELINE_MANUAL_DIR.",
+)
+
+Target = Annotated[str, typer.Argument(help="The last step: ingest, transform, train, evaluate or export.")]
+Set = Annotated[
+    list[str],
+    typer.Option("--set", metavar="STEP.PARAMETER=VALUE", help="A parameter, e.g. train.penalty.l2=0.001."),
+]
+Name = Annotated[str, typer.Argument(help="<Type>/<digest>, a unique beginning of either, or the artifact's path.")]
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Show what a user can act on as one message; leave a trace to what is a fault of ours."""
+    try:
+        yield
+    except (ParameterError, ArtifactError, StoreError, PushError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _parse(target: str, assignments: list[str], settings: Settings) -> tuple[list[Any], dict[str, Params]]:
+    steps = pipeline.plan(target)
+    return steps, pipeline.parse_params(steps, parse_assignments(assignments), settings)
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """Return the values of ``name=value`` texts: JSON where it is JSON, else the text itself.
+
+    Args:
+        assignments: For example ``["train.epochs=3", "train.penalty.kind=l1"]``.
+
+    Raises:
+        ParameterError: If one has no ``=``.
+    """
+    values = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise ParameterError(f"Expected STEP.PARAMETER=VALUE; received {assignment!r}.")
+        try:
+            values[name] = json.loads(text)
+        except ValueError:
+            values[name] = text
+    return values
+
+
+@app.command()
+def run(target: Target = "export", assignments: Set = []) -> None:  # noqa: B006
+    """Run the pipeline up to a step; steps whose inputs, parameters and code are unchanged are reused."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    settings = Settings()
+    run_id = f"cli__{datetime.now(UTC).isoformat(timespec='milliseconds')}"
+    with _plain_errors():
+        steps, params = _parse(target, assignments, settings)
+        results = list(pipeline.run(settings, steps, params, run_id))
+        typer.echo("")
+        for line in pipeline.summary(settings, results):
+            typer.echo(line)
+
+
+@app.command()
+def explain(target: Target = "export", assignments: Set = []) -> None:  # noqa: B006
+    """Tell what `run` would run or reuse, and why; nothing is run or written."""
+    settings = Settings()
+    with _plain_errors():
+        for name, reason in pipeline.explain(settings, *_parse(target, assignments, settings)):
+            typer.echo(f"{name:<10} {reason}")
+
+
+@app.command()
+def show(artifact: Name) -> None:
+    """Print an artifact's manifest, after verifying every byte of it."""
+    store = Settings().open_store()
+    with _plain_errors():
+        ref = store.find(artifact)
+        path = store.fetch(ref)
+        verify(path)
+        typer.echo(f"{ref}\nin {path}, verified")
+        typer.echo((path / MANIFEST).read_text(encoding="utf-8"), nl=False)
+
+
+@app.command()
+def lineage(artifact: Name) -> None:
+    """Print where an artifact comes from, back to the raw files' digests."""
+    store = Settings().open_store()
+    with _plain_errors():
+        for line in _tree(lineage_of(store, store.find(artifact)), store, set()):
+            typer.echo(line)
+
+
+def _tree(origin: Origin, store: Store, shown: set[str], depth: int = 0) -> Iterator[str]:
+    pad = "  " * depth
+    if origin.ref in shown:
+        yield f"{pad}{origin.ref}  (above)"
+        return
+    shown.add(origin.ref)
+    made = _made(origin.execution) if origin.execution else "no record of its making"
+    yield f"{pad}{origin.ref}  {made}"
+    if not origin.inputs:
+        facts = json.loads((store.fetch(origin.ref) / MANIFEST).read_text(encoding="utf-8"))["facts"]
+        for name, entry in facts.get("raw_files", {}).items():
+            yield f"{pad}  {name}  sha256 {entry['sha256']}  {entry['bytes']} bytes"
+    for source in origin.inputs.values():
+        yield from _tree(source, store, shown, depth + 1)
+
+
+def _made(execution: Execution) -> str:
+    params = " ".join(f"{name}={value}" for name, value in execution.parts.params.items())
+    return f"{execution.component} {params} ({execution.run_id})"
+
+
+@app.command()
+def gc(
+    keep_runs: Annotated[int, typer.Option(min=1, help="How many of the latest runs to keep whole.")] = 10,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be deleted.")] = False,
+) -> None:
+    """Delete artifacts that no champion, no history entry and none of the last runs need."""
+    settings = Settings()
+    with _plain_errors():
+        garbage = collect_garbage(settings.open_store(), Registry(settings.serving_dir()), keep_runs, dry_run)
+        for ref, size in garbage.artifacts.items():
+            typer.echo(f"{'would delete' if dry_run else 'deleted'} {ref}  {size / 1e6:.1f} MB")
+        typer.echo(
+            f"{'would free' if dry_run else 'freed'} {sum(garbage.artifacts.values()) / 1e6:.1f} MB: "
+            f"{len(garbage.artifacts)} artifacts, {garbage.num_executions} execution records"
+        )
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,120 @@
+"""Where an artifact comes from, and which artifacts nobody needs any more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ridgeline.artifacts.base import ArtifactError
+from ridgeline.registry import Registry
+from ridgeline.store import Execution, Store
+
+
+@dataclass(frozen=True)
+class Origin:
+    """An artifact, the execution that made it, and the origins of its inputs.
+
+    Attributes:
+        ref: The artifact's store-relative name.
+        execution: The execution that first made it; None if there is no record of it.
+        inputs: The origin of each input artifact, by input name.
+    """
+
+    ref: str
+    execution: Execution | None
+    inputs: dict[str, Origin]
+
+
+def lineage(store: Store, ref: str) -> Origin:
+    """Return where an artifact comes from, back to the dataset.
+
+    Args:
+        store: The store.
+        ref: The artifact's store-relative name.
+    """
+    producers = _producers(store)
+
+    def origin(ref: str) -> Origin:
+        execution = producers.get(ref)
+        inputs = execution.inputs if execution else {}
+        return Origin(ref, execution, {name: origin(source) for name, source in inputs.items()})
+
+    return origin(ref)
+
+
+def _producers(store: Store) -> dict[str, Execution]:
+    """Return the first execution that made each artifact."""
+    newest_first = store.executions()
+    return {
+        execution.output: execution for execution in newest_first if execution.output and execution.state == "complete"
+    }
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What a clean-up deletes.
+
+    Attributes:
+        artifacts: Size in bytes of each unneeded artifact, by store-relative name.
+        num_executions: Number of unneeded execution records.
+    """
+
+    artifacts: dict[str, int]
+    num_executions: int
+
+
+def collect_garbage(store: Store, registry: Registry, keep_runs: int, dry_run: bool) -> Garbage:
+    """Delete the artifacts and records that no champion, no history entry and none of the last runs need.
+
+    What is needed is kept with all that it was made from.
+
+    Args:
+        store: The store.
+        registry: The served models.
+        keep_runs: Number of latest runs to keep, at least 1.
+        dry_run: Only tell what would be deleted.
+
+    Returns:
+        What was, or would be, deleted.
+
+    Raises:
+        ValueError: If `keep_runs` is below 1.
+    """
+    if keep_runs < 1:
+        raise ValueError(f"Expected to keep at least 1 run; received {keep_runs}. Give a positive number.")
+    with store.lock():
+        producers = _producers(store)
+        runs: list[str] = []
+        needed: set[str] = set()
+
+        def need(refs: Iterable[str]) -> None:
+            for ref in refs:
+                if ref not in needed:
+                    needed.add(ref)
+                    need(producers[ref].inputs.values() if ref in producers else ())
+
+        for execution in store.executions():
+            if execution.run_id not in runs:
+                runs.append(execution.run_id)
+            if execution.run_id in runs[:keep_runs]:
+                need([*execution.inputs.values(), *filter(None, [execution.output])])
+        for name in registry.model_names():
+            need(entry.artifact for entry in registry.history(name))
+
+        sizes = {}
+        for ref in store.refs():
+            if ref not in needed:
+                try:
+                    sizes[ref] = store.size_bytes(ref)
+                except ArtifactError:
+                    sizes[ref] = 0
+
+        def unneeded(execution: Execution) -> bool:
+            makes_needed = execution.output in needed and execution.state == "complete"
+            return execution.run_id not in runs[:keep_runs] and not makes_needed
+
+        num_executions = store.delete_executions(unneeded, dry_run)
+        if not dry_run:
+            for ref in sizes:
+                store.delete(ref)
+    return Garbage(sizes, num_executions)
