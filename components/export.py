@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -14,9 +16,6 @@ from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModel, PushedModelFacts
 from ridgeline.component import Params as StepParams
 from ridgeline.component import StepSkipped, component
-
-if TYPE_CHECKING:
-    import keras
 
 
 class Params(StepParams):
@@ -58,7 +57,7 @@ def export(
         )
     if not evaluation.facts.verdict.blessed:
         raise StepSkipped(f"not blessed: {'; '.join(evaluation.facts.verdict.reasons)}")
-    save(model.load_keras(), model.facts.class_names, output / "saved_model")
+    save_in_a_fresh_process(model.path, output / "saved_model")
     (output / "check").mkdir()
     np.save(output / "check" / "images.npy", examples.split("test").images[: params.check_images])
     np.save(output / "check" / "probabilities.npy", evaluation.predictions()[: params.check_images])
@@ -73,33 +72,50 @@ def export(
     )
 
 
-def save(model: keras.Model, class_names: tuple[str, ...], folder: Path) -> None:
-    """Write a SavedModel whose bytes depend on the model alone.
+SAVE = "import sys; from pathlib import Path; from components.export import save; save(*map(Path, sys.argv[1:]))"
 
-    Keras's own ``model.export`` orders the variables by memory address and writes them twice; a `tf.Module`
-    around the same call graph has neither flaw.
+
+def save_in_a_fresh_process(model: Path, folder: Path) -> None:
+    """Call `save` where TensorFlow has built nothing before: it numbers functions by a counter of the process.
 
     Args:
-        model: Takes uint8 ``[n, *image_shape]``, yields probabilities, float32 ``[n, classes]``.
-        class_names: The classes' names in the order of its outputs.
+        model: Directory of a `Model` artifact.
+        folder: The folder to create.
+
+    Raises:
+        RuntimeError: If it fails.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", SAVE, str(model), str(folder)], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"Expected a SavedModel of {model}; received: {done.stderr.strip()[-2000:]}")
+
+
+def save(model_dir: Path, folder: Path) -> None:
+    """Write a SavedModel.
+
+    Keras's own ``model.export`` orders the variables by memory address and writes them twice. A `tf.Module`
+    around the same call graph has neither flaw: in a fresh process, its bytes depend on the model alone.
+
+    Args:
+        model_dir: Directory of a `Model` artifact.
         folder: The folder to create.
     """
     import tensorflow as tf
     from tensorflow.core.protobuf import fingerprint_pb2
 
+    artifact = Model.load(model_dir)
+    model = artifact.load_keras()
     servable = tf.Module(name="classifier")
     servable.weights = [variable.value for variable in model.variables]
-    names = tf.constant(class_names)
+    names = tf.constant(artifact.facts.class_names)
 
-    @tf.function(input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8, name="images")])
+    @tf.function(input_signature=[tf.TensorSpec((None, *artifact.facts.image_shape), tf.uint8, name="images")])
     def serve(images: Any) -> dict[str, Any]:
         probabilities = model(images, training=False)
         class_id = tf.argmax(probabilities, axis=-1, output_type=tf.int64)
-        return {
-            "probabilities": probabilities,
-            "class_id": class_id,
-            "class_name": tf.gather(names, class_id),
-        }
+        return {"probabilities": probabilities, "class_id": class_id, "class_name": tf.gather(names, class_id)}
 
     servable.serve = serve
     tf.saved_model.save(servable, str(folder), signatures={"serving_default": serve})

@@ -98,9 +98,11 @@ def train(examples: Examples, params: Params, output: Path) -> ModelFacts:
     model = build_model(examples, params)
     history = fit(model, examples, params)
     (output / "history.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
-    (output / "architecture.json").write_text(model.to_json(indent=1) + "\n", encoding="utf-8")
-    (output / "summary.txt").write_text(summary(model), encoding="utf-8")
-    model.save_weights(output / "model.weights.h5")
+    trained = build_model(examples, params)  # the same weights, without the optimizer and its state
+    trained.set_weights(model.get_weights())
+    (output / "architecture.json").write_text(trained.to_json(indent=1) + "\n", encoding="utf-8")
+    (output / "summary.txt").write_text(summary(trained), encoding="utf-8")
+    trained.save_weights(output / "model.weights.h5")
     return ModelFacts(
         dataset=examples.facts.dataset,
         image_shape=examples.facts.image_shape,

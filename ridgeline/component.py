@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +121,8 @@ class Component:
         if output.exists():
             raise FileExistsError(f"Expected a new directory; received {output}, which exists. Name another.")
         output.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+        staging = output.with_name(f".{output.name}-{uuid.uuid4().hex}")
+        staging.mkdir()
         try:
             self(params=params, output=staging, **inputs)
             staging.rename(output)

@@ -77,6 +77,7 @@ def explained(action: str, root: object) -> Iterator[None]:
         errno.ENOSPC: "Free disk space, for example with `ridgeline gc`, and run again",
         errno.EDQUOT: "Free disk space, for example with `ridgeline gc`, and run again",
         errno.EROFS: "Name a writable folder in RIDGELINE_STORE",
+        errno.ENOENT: "Name a folder that can be created in RIDGELINE_STORE",
         errno.EACCES: "Give this user write access, or name another folder in RIDGELINE_STORE",
         errno.EPERM: "Give this user write access, or name another folder in RIDGELINE_STORE",
         errno.ENOTDIR: "Name a folder in RIDGELINE_STORE; a part of this path is a file",
@@ -85,7 +86,8 @@ def explained(action: str, root: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in advice:
+        elsewhere = error.filename is not None and not str(error.filename).startswith(str(root))
+        if error.errno not in advice or elsewhere:
             raise
         raise StoreError(
             f"Expected to {action} the store {root}; received: {error.strerror} ({error.filename}). "

@@ -1,0 +1,51 @@
+# Everything happens in .venv and var/ of this folder. `make` alone lists the targets.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install run ui test lint format bench constraints clean
+
+help: ## List the targets
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+install: $(INSTALLED) ## Install Ridgeline and its tools into .venv (the other targets do it, too)
+
+run: $(INSTALLED) ## Run the pipeline to the end; ARGS="--set train.epochs=3"
+	@$(BIN)/python -m ridgeline.embedded_airflow run $(ARGS)
+
+ui: $(INSTALLED) ## Start Airflow's web interface; ARGS="--port 8090"
+	@exec $(BIN)/python -m ridgeline.embedded_airflow ui $(ARGS)
+
+test: $(INSTALLED) ## Run all tests; ARGS="-k name"
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED) ## Check style, types and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED) ## Format the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(INSTALLED) ## Measure against the notebook and the peers
+	$(BIN)/python -m benchmarks $(ARGS)
+
+constraints: $(INSTALLED) ## Choose the newest versions that fit and write them to constraints.txt
+	$(BIN)/uv pip compile --upgrade --python-version 3.11 --group dev --no-annotate --no-emit-index-url \
+	  --custom-compile-command "make constraints" --quiet --output-file constraints.txt pyproject.toml
+
+clean: ## Delete .venv, caches and test output; var/ and data/ stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache dist test-output
+	find . -path ./var -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+# Without bytecode Airflow and TensorFlow take two to three times as long to start, so it is made here, even
+# where PYTHONDONTWRITEBYTECODE is set. A few files of the libraries are no valid Python: templates, test data.
+$(INSTALLED): pyproject.toml constraints.txt Makefile
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable . --group dev
+	@$(BIN)/python -m compileall -q -j0 .venv/lib >/dev/null || true
+	@touch $@

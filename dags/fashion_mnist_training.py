@@ -1,0 +1,70 @@
+"""Train a Fashion-MNIST classifier with L1 and L2 penalties, judge it, and serve it if it is good enough.
+
+Each task runs its step, or reuses what the step yielded before if inputs, parameters and code are the same;
+its log says which, and why. Tasks pass on the name of an artifact in the store, never data.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from airflow.sdk import dag, task
+
+import components.evaluate
+import components.export
+import components.ingest
+import components.train
+import components.transform
+from ridgeline.airflow_task import form, run_in_task
+
+
+@dag(
+    doc_md=__doc__,
+    schedule=None,
+    catchup=False,
+    max_active_runs=1,
+    tags=["fashion-mnist", "training"],
+    params=form(
+        components.ingest.ingest,
+        components.transform.transform,
+        components.train.train,
+        components.evaluate.evaluate,
+        components.export.export,
+    ),
+    default_args={"retries": 1, "retry_delay": timedelta(seconds=10)},
+)
+def fashion_mnist_training() -> None:
+    """Wire the steps."""
+
+    @task(execution_timeout=timedelta(hours=1))
+    def ingest() -> str:
+        """Prepare the dataset with tfds, from the network or a folder of downloaded files."""
+        return run_in_task(components.ingest.ingest)
+
+    @task(execution_timeout=timedelta(minutes=30))
+    def transform(dataset: str) -> str:
+        """Split the dataset into training, validation and test arrays; learn the normalization."""
+        return run_in_task(components.transform.transform, dataset=dataset)
+
+    @task(execution_timeout=timedelta(hours=6))
+    def train(examples: str) -> str:
+        """Train the classifier; validation chooses the weights."""
+        return run_in_task(components.train.train, examples=examples)
+
+    @task(execution_timeout=timedelta(minutes=30))
+    def evaluate(examples: str, model: str) -> str:
+        """Measure the model on the test split, once; decide whether it may be served; write the report."""
+        return run_in_task(components.evaluate.evaluate, examples=examples, model=model)
+
+    @task(execution_timeout=timedelta(minutes=30))
+    def export(examples: str, model: str, evaluation: str) -> str:
+        """Export a blessed model, check what it serves in a fresh process, and make it the champion."""
+        return run_in_task(components.export.export, examples=examples, model=model, evaluation=evaluation)
+
+    # A call of a task yields an XComArg, which becomes the artifact's name when the task runs.
+    examples = transform(ingest())  # type: ignore[arg-type]
+    model = train(examples)  # type: ignore[arg-type]
+    export(examples, model, evaluate(examples, model))  # type: ignore[arg-type]
+
+
+fashion_mnist_training()

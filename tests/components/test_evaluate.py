@@ -1,0 +1,357 @@
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from components.evaluate import Params, calibration_bins, calibration_error, evaluate, mean_cross_entropy
+from ridgeline.artifacts.examples import Examples, ExamplesFacts, Normalization, write_split
+from ridgeline.artifacts.model import Model, ModelFacts
+from ridgeline.artifacts.model_evaluation import ModelEvaluation
+from ridgeline.component import ParameterError
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ("cat", "<b>&", "dog")
+SHAPE = (4, 4)
+NUM_TEST = 60
+L1, L2 = 0.01, 0.02
+NORMALIZATION = Normalization(kind="unit", mean=0, deviation=255)
+
+
+def make_examples(directory, num_test=NUM_TEST, shape=SHAPE, names=NAMES, synthetic=False, max_shard_bytes=10**6):
+    rng = np.random.default_rng(7)
+    sizes = {"train": 3, "validation": 3, "test": num_test}
+    for split, size in sizes.items():
+        images = rng.integers(0, 256, (size, *shape), np.uint8)
+        labels = rng.integers(0, len(names), size)
+        if size:
+            write_split(directory / split, [(images, labels)], size, shape, max_shard_bytes)
+    return Examples.seal(
+        directory,
+        ExamplesFacts(
+            dataset="tiny:1.0.0",
+            image_shape=shape,
+            class_names=names,
+            num_examples=sizes,
+            normalization=NORMALIZATION,
+            synthetic=synthetic,
+        ),
+    )
+
+
+def make_model(directory, kernel, bias, synthetic=False):
+    import keras
+
+    network = keras.Sequential(
+        [
+            keras.Input(SHAPE, dtype="uint8", name="images"),
+            keras.layers.Rescaling(1 / 255, name="normalize"),
+            keras.layers.Flatten(name="flatten"),
+            keras.layers.Dense(
+                len(NAMES),
+                activation="softmax",
+                kernel_regularizer=keras.regularizers.L1L2(L1, L2),
+                name="probabilities",
+            ),
+        ],
+        name="tiny",
+    )
+    network.get_layer("probabilities").set_weights([kernel, bias])
+    directory.mkdir()
+    (directory / "architecture.json").write_text(network.to_json(), encoding="utf-8")
+    with warnings.catch_warnings():
+        # Keras 3.15 calls `np.array(variable)`, whose `__array__` does not know NumPy 2's `copy`.
+        warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy", DeprecationWarning)
+        network.save_weights(directory / "model.weights.h5")
+    history = {"loss": [1.2, 1.0], "val_loss": [1.3, 1.1], "accuracy": [0.3, 0.5], "val_accuracy": [0.3, 0.4]}
+    (directory / "history.json").write_text(json.dumps(history), encoding="utf-8")
+    return Model.seal(
+        directory,
+        ModelFacts(
+            dataset="tiny:1.0.0",
+            image_shape=SHAPE,
+            class_names=NAMES,
+            normalization=NORMALIZATION,
+            params={"epochs": 2},
+            num_parameters=kernel.size + bias.size,
+            metrics={"loss": 1.0},
+            sparsity=(),
+            synthetic=synthetic,
+        ),
+    )
+
+
+def run(directory, examples, model, **params):
+    directory.mkdir()
+    return evaluate(params=Params(**params), output=directory, examples=examples, model=model)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    rng = np.random.default_rng(3)
+    return rng.normal(0, 1.5, (16, 3)).astype(np.float32), np.array([0.1, -0.2, 0.3], np.float32)
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    return make_examples(tmp_path_factory.mktemp("examples"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, weights):
+    return make_model(tmp_path_factory.mktemp("models") / "model", *weights)
+
+
+@pytest.fixture(scope="module")
+def indifferent_model(tmp_path_factory):
+    """A model that gives every class the same probability, for every image."""
+    return make_model(
+        tmp_path_factory.mktemp("models") / "model", np.zeros((16, 3), np.float32), np.zeros(3, np.float32)
+    )
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory, examples, model):
+    return run(tmp_path_factory.mktemp("evaluations") / "a", examples, model)
+
+
+@pytest.fixture(scope="module")
+def labels(examples):
+    return np.asarray(examples.split("test").labels)
+
+
+@pytest.fixture(scope="module")
+def predicted(evaluation):
+    return np.asarray(evaluation.predictions()).argmax(axis=1)
+
+
+def test_the_output_is_a_valid_artifact(evaluation, examples, model):
+    assert ModelEvaluation.load(evaluation.path).facts == evaluation.facts
+    assert sorted(evaluation.manifest.files) == ["predictions.npy", "report.html"]
+    assert evaluation.facts.dataset == examples.facts.dataset
+    assert evaluation.facts.model_digest == model.digest
+    assert evaluation.facts.num_examples == NUM_TEST
+
+
+def test_predictions_are_the_softmax_of_the_raw_images(evaluation, examples, weights):
+    kernel, bias = weights
+    logits = (np.asarray(examples.split("test").images) / 255).reshape(NUM_TEST, 16) @ kernel + bias
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert evaluation.predictions().dtype == np.float32
+    np.testing.assert_allclose(evaluation.predictions(), expected, atol=1e-6)
+
+
+def test_cross_entropy_and_loss_follow_their_formulas(evaluation, labels, weights):
+    chosen = evaluation.predictions()[np.arange(NUM_TEST), labels].astype(np.float64)
+    cross_entropy = -np.log(chosen).mean()
+    penalty = L1 * np.abs(weights[0]).sum() + L2 * (weights[0] ** 2).sum()
+    assert evaluation.facts.cross_entropy == pytest.approx(cross_entropy, rel=1e-12)
+    assert evaluation.facts.loss == pytest.approx(cross_entropy + penalty, rel=1e-6)
+
+
+def test_loss_and_accuracy_are_those_that_keras_reports(evaluation, examples, model):
+    network = model.load_keras()
+    network.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    test = examples.split("test")
+    reported = network.evaluate(np.asarray(test.images), np.asarray(test.labels), verbose=0, return_dict=True)
+    assert evaluation.facts.loss == pytest.approx(reported["loss"], rel=1e-5)
+    assert evaluation.facts.accuracy == pytest.approx(reported["accuracy"], rel=1e-6)
+
+
+def test_accuracy_and_wilson_interval_follow_their_formulas(evaluation, labels, predicted):
+    accuracy, n, z = (predicted == labels).mean(), NUM_TEST, 1.959963984540054
+    center = (accuracy + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(accuracy * (1 - accuracy) / n + z**2 / (4 * n**2))
+    assert 0 < accuracy < 1
+    assert evaluation.facts.accuracy == pytest.approx(accuracy, rel=1e-12)
+    assert evaluation.facts.accuracy_interval == pytest.approx((center - half, center + half), rel=1e-9)
+
+
+def test_calibration_error_follows_its_formula(evaluation, labels, predicted):
+    confidence = evaluation.predictions().max(axis=1).astype(np.float64)
+    error = 0.0
+    for m in range(1, 16):
+        inside = (confidence > (m - 1) / 15) & (confidence <= m / 15)
+        if inside.any():
+            gap = (predicted == labels)[inside].mean() - confidence[inside].mean()
+            error += inside.mean() * abs(gap)
+    assert evaluation.facts.calibration_error == pytest.approx(error, rel=1e-9)
+
+
+def test_confusion_matrix_and_class_metrics_follow_their_formulas(evaluation, labels, predicted):
+    matrix = np.zeros((3, 3), int)
+    for true, guess in zip(labels, predicted, strict=True):
+        matrix[true, guess] += 1
+    assert np.array_equal(evaluation.facts.confusion_matrix, matrix)
+    for i, metrics in enumerate(evaluation.facts.classes):
+        true_positives, row, column = matrix[i, i], matrix[i].sum(), matrix[:, i].sum()
+        assert metrics.name == NAMES[i]
+        assert metrics.num_examples == row
+        assert metrics.precision == pytest.approx(true_positives / column)
+        assert metrics.recall == pytest.approx(true_positives / row)
+        assert metrics.f1 == pytest.approx(2 * true_positives / (row + column))
+
+
+def test_a_class_never_predicted_has_zero_metrics(tmp_path, examples, indifferent_model, labels):
+    facts = run(tmp_path / "a", examples, indifferent_model).facts
+    assert [c.precision for c in facts.classes] == pytest.approx([(labels == 0).mean(), 0, 0])
+    assert [c.recall for c in facts.classes] == [1, 0, 0]
+    assert [c.f1 for c in facts.classes[1:]] == [0, 0]
+    assert facts.cross_entropy == pytest.approx(np.log(3), rel=1e-6)
+    assert facts.calibration_error == pytest.approx(abs(facts.accuracy - 1 / 3), abs=1e-6)
+
+
+def test_mistakes_are_the_most_confident_ones(evaluation, labels, predicted):
+    confidence = evaluation.predictions().max(axis=1)
+    wrong = sorted(np.flatnonzero(predicted != labels), key=lambda i: (-confidence[i], i))
+    kept = evaluation.facts.mistakes
+    assert [m.index for m in kept] == wrong[:20]
+    assert [m.label for m in kept] == [labels[i] for i in wrong[:20]]
+    assert [m.predicted for m in kept] == [predicted[i] for i in wrong[:20]]
+    assert [m.probability for m in kept] == [confidence[i] for i in wrong[:20]]
+
+
+def test_equally_confident_mistakes_come_in_order(tmp_path, examples, indifferent_model, labels):
+    mistakes = run(tmp_path / "a", examples, indifferent_model, num_mistakes=5).facts.mistakes
+    assert [m.index for m in mistakes] == np.flatnonzero(labels != 0)[:5].tolist()
+
+
+def test_no_mistakes_are_kept_if_none_are_asked_for(tmp_path, examples, model):
+    assert run(tmp_path / "a", examples, model, num_mistakes=0).facts.mistakes == ()
+
+
+def test_cross_entropy_of_an_impossible_label_is_finite():
+    probabilities = np.array([[1, 0], [0.5, 0.5]], np.float32)
+    expected = (-np.log(np.finfo(np.float32).tiny) + np.log(2)) / 2
+    assert mean_cross_entropy(probabilities, np.array([1, 0])) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_confidence_on_an_edge_belongs_to_the_lower_bin():
+    probabilities = np.array([[1.0, 0.0], [0.5, 0.5], [0.6, 0.4]])
+    bins = calibration_bins(probabilities, np.array([0, 1, 0]))
+    assert np.flatnonzero(bins.counts).tolist() == [7, 8, 14]
+    assert bins.counts.sum() == 3
+    assert calibration_error(bins) == pytest.approx((0 + 0.5 + 0.4) / 3)
+
+
+def test_a_model_that_meets_both_thresholds_is_blessed(evaluation, tmp_path, examples, model):
+    facts = evaluation.facts
+    weakest = min(facts.classes, key=lambda c: c.recall)
+    verdict = run(
+        tmp_path / "a", examples, model, min_accuracy=facts.accuracy, min_class_recall=weakest.recall
+    ).facts.verdict
+    assert verdict.blessed
+    assert verdict.reasons == (
+        f"accuracy {facts.accuracy:.6g} >= {facts.accuracy:.6g} (min_accuracy)",
+        f"recall of {weakest.name} {weakest.recall:.6g} >= {weakest.recall:.6g} (min_class_recall)",
+    )
+
+
+@pytest.mark.parametrize(("accuracy", "recall"), [(1, 0), (0, 1), (1, 1)])
+def test_a_model_that_misses_a_threshold_is_not_blessed(tmp_path, examples, model, accuracy, recall):
+    verdict = run(tmp_path / "a", examples, model, min_accuracy=accuracy, min_class_recall=recall).facts.verdict
+    assert not verdict.blessed
+    assert [" < 1 (" in reason for reason in verdict.reasons] == [accuracy == 1, recall == 1]
+    assert [" >= 0 (" in reason for reason in verdict.reasons] == [accuracy == 0, recall == 0]
+
+
+def test_a_class_without_test_images_is_not_blessed(tmp_path, model):
+    examples = make_examples(tmp_path / "examples", num_test=1)
+    verdict = run(tmp_path / "a", examples, model, min_accuracy=0).facts.verdict
+    assert not verdict.blessed
+    assert " 0 < 0.2 (min_class_recall)" in verdict.reasons[1]
+
+
+def test_batches_and_shards_do_not_change_the_predictions(tmp_path, monkeypatch, evaluation, model):
+    sharded = make_examples(tmp_path / "examples", max_shard_bytes=25 * 16)
+    assert len(sharded.split("test").shards) == 3
+    monkeypatch.setattr("components.evaluate.BATCH_SIZE", 10)
+    other = run(tmp_path / "a", sharded, model)
+    np.testing.assert_allclose(other.predictions(), evaluation.predictions(), atol=1e-6)
+    assert [m.index for m in other.facts.mistakes] == [m.index for m in evaluation.facts.mistakes]
+
+
+def test_equal_input_gives_equal_bytes_also_in_another_process(tmp_path, evaluation, examples, model):
+    assert run(tmp_path / "again", examples, model).digest == evaluation.digest
+    command = [sys.executable, "-m", "components.evaluate", "--output", str(tmp_path / "other")]
+    command += ["--examples", str(examples.path), "--model", str(model.path)]
+    environment = os.environ | {"PYTHONHASHSEED": "4242", "TZ": "Asia/Tokyo"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    other = ModelEvaluation.load(tmp_path / "other")
+    assert other.report.read_bytes() == evaluation.report.read_bytes()
+    assert other.digest == evaluation.digest
+
+
+@pytest.mark.parametrize("which", ["examples", "model"])
+def test_synthetic_images_on_either_side_make_it_synthetic(tmp_path, weights, evaluation, which):
+    examples = make_examples(tmp_path / "examples", synthetic=which == "examples")
+    model = make_model(tmp_path / "model", *weights, synthetic=which == "model")
+    other = run(tmp_path / "a", examples, model)
+    assert other.facts.synthetic
+    assert "SYNTHETIC" in other.report.read_text(encoding="utf-8")
+    assert not evaluation.facts.synthetic
+    assert "SYNTHETIC" not in evaluation.report.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"min_accuracy": 1.01}, "evaluate.min_accuracy: .*less than or equal to 1; received 1.01"),
+        ({"min_accuracy": float("nan")}, "evaluate.min_accuracy"),
+        ({"min_class_recall": -0.1}, "evaluate.min_class_recall: .*greater than or equal to 0; received -0.1"),
+        ({"num_mistakes": 101}, "evaluate.num_mistakes: .*less than or equal to 100; received 101"),
+        ({"num_mistakes": 1.5}, "evaluate.num_mistakes: .*a valid integer"),
+        ({"batch_size": 10}, "Unknown parameter evaluate.batch_size"),
+    ],
+)
+def test_invalid_parameters_are_refused(values, message):
+    with pytest.raises(ParameterError, match=message):
+        evaluate.parse(values)
+
+
+def test_defaults_are_those_documented():
+    assert evaluate.parse({}) == Params(min_accuracy=0.75, min_class_recall=0.2, num_mistakes=20)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"shape": (5, 5)}, r"image_shape \(5, 5\); received one with \(4, 4\)"),
+        (
+            {"names": ("dog", "cat", "bird")},
+            r"class_names \('dog', 'cat', 'bird'\); received one with \('cat'",
+        ),
+    ],
+)
+def test_a_model_of_another_dataset_is_refused_before_any_work(tmp_path, model, other, message):
+    examples = make_examples(tmp_path / "examples", **other)
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "a", examples, model)
+    assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_an_empty_test_split_is_refused_before_any_work(tmp_path, model):
+    examples = make_examples(tmp_path / "examples", num_test=0)
+    with pytest.raises(ValueError, match="at least 1 image in the test split; received 0"):
+        run(tmp_path / "a", examples, model)
+    assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_probabilities_that_are_not_finite_are_refused(tmp_path, examples):
+    model = make_model(tmp_path / "model", np.zeros((16, 3), np.float32), np.full(3, np.nan, np.float32))
+    with pytest.raises(ValueError, match=r"finite probabilities; received \[nan, nan, nan\] for test image 0"):
+        run(tmp_path / "a", examples, model)
+
+
+def test_importing_the_step_is_light():
+    code = (
+        "import sys, components.evaluate; heavy = {'tensorflow', 'keras', 'sklearn', 'scipy', 'matplotlib'}; "
+        "print(heavy & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,104 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from components.export import export
+from ridgeline.artifacts.examples import Examples
+from ridgeline.artifacts.model import Model
+from ridgeline.artifacts.model_evaluation import ModelEvaluation, Verdict
+from ridgeline.artifacts.pushed_model import PushedModel
+from ridgeline.component import StepSkipped
+
+
+@pytest.fixture(scope="module")
+def inputs(synthetic_store, refs):
+    return {
+        "examples": synthetic_store.open(refs["transform"], Examples),
+        "model": synthetic_store.open(refs["train"], Model),
+        "evaluation": synthetic_store.open(refs["evaluate"], ModelEvaluation),
+    }
+
+
+def with_facts(evaluation, folder, **changes):
+    folder.mkdir()
+    return ModelEvaluation.seal(folder, evaluation.facts.model_copy(update=changes))
+
+
+def assert_serves(pushed, model, images):
+    import tensorflow as tf
+
+    serve = tf.saved_model.load(str(pushed.saved_model)).signatures["serving_default"]
+    expected = model.load_keras().predict(images, verbose=0)
+    for batch in (1, 7, len(images)):
+        answers = {name: value.numpy() for name, value in serve(images=tf.constant(images[:batch])).items()}
+        assert {n: (v.dtype.kind, v.shape) for n, v in answers.items()} == {
+            "probabilities": ("f", (batch, 10)),
+            "class_id": ("i", (batch,)),
+            "class_name": ("O", (batch,)),
+        }
+        np.testing.assert_allclose(answers["probabilities"], expected[:batch], rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(answers["class_id"], answers["probabilities"].argmax(axis=1))
+        names = [name.decode() for name in answers["class_name"]]
+        assert names == [pushed.facts.class_names[i] for i in answers["class_id"]]
+
+
+def test_saved_model_equals_the_live_model(synthetic_store, refs, inputs):
+    pushed = synthetic_store.open(refs["export"], PushedModel)
+    images = np.asarray(inputs["examples"].split("test").images)
+    assert_serves(pushed, inputs["model"], images)
+
+
+def test_signature_takes_raw_uint8_images(synthetic_store, refs):
+    saved_model = synthetic_store.open(refs["export"], PushedModel).saved_model
+    script = "from tensorflow.python.tools.saved_model_cli import main; main()"
+    shown = subprocess.run(
+        [sys.executable, "-c", script, "show", "--dir", saved_model, "--tag_set", "serve", "--signature_def",
+         "serving_default"], capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "inputs['images'] tensor_info:\n      dtype: DT_UINT8\n      shape: (-1, 28, 28)" in shown
+    for name, dtype in (("class_id", "INT64"), ("class_name", "STRING"), ("probabilities", "FLOAT")):
+        assert f"outputs['{name}'] tensor_info:\n      dtype: DT_{dtype}" in shown
+
+
+def test_check_holds_the_evaluations_own_predictions(synthetic_store, refs, inputs):
+    pushed = synthetic_store.open(refs["export"], PushedModel)
+    probabilities = np.load(pushed.check / "probabilities.npy")
+    np.testing.assert_array_equal(probabilities, inputs["evaluation"].predictions()[:64])
+    np.testing.assert_array_equal(np.load(pushed.check / "images.npy"), inputs["examples"].split("test").images[:64])
+
+
+def test_bytes_depend_on_the_model_alone(synthetic_store, refs, inputs, tmp_path):
+    paths = [word for name, artifact in inputs.items() for word in (f"--{name}", str(artifact.path))]
+    command = [sys.executable, "-m", "components.export", *paths, "--output", str(tmp_path / "again")]
+    subprocess.run(command, env={"PYTHONHASHSEED": "7", "PATH": ""}, check=True, cwd=tmp_path)
+    assert PushedModel.load(tmp_path / "again").ref == refs["export"]
+
+
+def test_unblessed_model_is_skipped_with_the_reasons(inputs, tmp_path):
+    refused = Verdict(blessed=False, reasons=("accuracy 0.1 < 0.75 (min_accuracy)",))
+    evaluation = with_facts(inputs["evaluation"], tmp_path / "evaluation", verdict=refused)
+    with pytest.raises(StepSkipped, match=r"not blessed: accuracy 0.1 < 0.75"):
+        export(**inputs | {"evaluation": evaluation}, params=export.parse({}), output=tmp_path)
+
+
+def test_evaluation_of_another_model_is_refused(inputs, tmp_path):
+    evaluation = with_facts(inputs["evaluation"], tmp_path / "evaluation", model_digest="0" * 64)
+    with pytest.raises(ValueError, match="Expected the evaluation of model"):
+        export(**inputs | {"evaluation": evaluation}, params=export.parse({}), output=tmp_path)
+
+
+@pytest.mark.real_data
+def test_served_model_equals_the_live_model_on_1000_official_images(fashion_mnist):
+    store, refs = fashion_mnist
+    images = np.asarray(store.open(refs["transform"], Examples).split("test").images[:1_000])
+    assert_serves(store.open(refs["export"], PushedModel), store.open(refs["train"], Model), images)
+
+
+@pytest.mark.real_data
+def test_accuracy_on_the_official_test_set(fashion_mnist):
+    store, refs = fashion_mnist
+    facts = store.open(refs["evaluate"], ModelEvaluation).facts
+    assert facts.accuracy == pytest.approx(0.815, abs=0.015)
+    assert facts.verdict.blessed

@@ -1,0 +1,133 @@
+import gzip
+import hashlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from components.ingest import IngestError, ingest
+from ridgeline.artifacts.dataset import Dataset
+from ridgeline.component import ParameterError
+
+SHA256 = {
+    "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+    "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+    "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+    "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+}
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+
+def run(output, **values):
+    output.mkdir()
+    return ingest(params=ingest.parse(values), output=output)
+
+
+def test_dataset_is_what_tfds_prepared(synthetic_store, refs):
+    dataset = synthetic_store.open(refs["ingest"], Dataset)
+    assert (dataset.builder_dir / "dataset_info.json").is_file()
+    assert sorted(path.name for path in dataset.path.iterdir()) == ["manifest.json", "tfds"]
+    assert {name: split.num_examples for name, split in dataset.facts.splits.items()} == {"train": 6_000, "test": 1_000}
+    assert dataset.facts.image_shape == (28, 28)
+    assert dataset.facts.raw_files == {}
+
+
+def test_two_preparations_are_equal_whatever_the_hash_seed(synthetic_store, refs, tmp_path):
+    command = [sys.executable, "-m", "components.ingest", "--dataset", "synthetic_garments:1.0.0"]
+    subprocess.run(
+        [*command, "--output", str(tmp_path / "again")],
+        env={"PYTHONHASHSEED": "7", "PATH": ""},
+        check=True,
+        cwd=tmp_path,
+    )
+    assert Dataset.load(tmp_path / "again").ref == refs["ingest"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fashion_mnist",
+        "../fashion_mnist:3.0.1",
+        "/etc/passwd:1.0.0",
+        "a/../b:1.0.0",
+        "mnist/../../x:1.0.0",
+        "x:latest",
+        "",
+    ],
+)
+def test_names_without_version_or_out_of_the_folder_are_refused(name):
+    with pytest.raises(ParameterError, match=r"ingest\.dataset: expected text to match pattern"):
+        ingest.parse({"dataset": name})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("fashion_mnits:3.0.1", "Did you mean fashion_mnist"),
+        ("zzzzzz:1.0.0", "tfds catalog"),
+        ("fashion_mnist:9.9.9", "received 'fashion_mnist:9.9.9'.*only: 3.0.1"),
+        ("mnist_corrupted/nothing:1.0.0", "BuilderConfig nothing not found"),
+        ("imdb_reviews/plain_text:1.0.0", r"an `image` and a class `label`; received .* \['label', 'text'\]"),
+        ("tf_flowers:3.0.1", "uint8 images of one size"),
+    ],
+)
+def test_datasets_that_do_not_fit_are_refused_before_any_download(no_network, tmp_path, name, message):
+    with pytest.raises(IngestError, match=message):
+        run(tmp_path / "out", dataset=name)
+
+
+def test_missing_network_says_which_files_to_put_where(no_network, tmp_path):
+    with pytest.raises(IngestError, match="RIDGELINE_MANUAL_DIR") as caught:
+        run(tmp_path / "out")
+    for name in SHA256:
+        assert name in str(caught.value)
+
+
+def test_missing_manual_dir_is_refused(tmp_path):
+    with pytest.raises(IngestError, match=r"received .*nowhere, which is none"):
+        run(tmp_path / "out", manual_dir=tmp_path / "nowhere")
+
+
+def test_file_with_a_wrong_checksum_is_refused(tmp_path):
+    folder = tmp_path / "manual"
+    folder.mkdir()
+    for name in SHA256:
+        (folder / name).write_bytes(gzip.compress(b"not Fashion-MNIST"))
+    with pytest.raises(IngestError, match="wrong checksum"):
+        run(tmp_path / "out", manual_dir=folder)
+
+
+@pytest.mark.real_data
+def test_official_files_give_the_official_arrays(manual_dir, fashion_mnist):
+    store, refs = fashion_mnist
+    facts = store.open(refs["ingest"], Dataset).facts
+    assert {name: entry.sha256 for name, entry in facts.raw_files.items()} == SHA256
+    assert facts.splits["train"].num_examples == 60_000
+    assert facts.splits["test"].num_examples == 10_000
+    assert facts.splits["train"].images_sha256 == "d6f7acb83157a75006f04dbae6822f88b1bb1651cef953707c39831d938776a3"
+    raw = gzip.decompress((manual_dir / "t10k-images-idx3-ubyte.gz").read_bytes())
+    official = np.frombuffer(raw, np.uint8, offset=16).reshape(10_000, -1)
+    from ridgeline.artifacts.examples import Examples
+
+    ours = store.open(refs["transform"], Examples).split("test").images.reshape(10_000, -1)
+    assert sorted(map(bytes, official)) == sorted(map(bytes, ours))  # tfds shuffles, and loses nothing
+
+
+@pytest.mark.real_data
+def test_one_flipped_byte_of_an_official_file_is_refused(manual_dir, tmp_path):
+    shutil.copytree(manual_dir, tmp_path / "manual", copy_function=shutil.copyfile)
+    (tmp_path / "manual").chmod(0o755)
+    path = tmp_path / "manual" / "t10k-labels-idx1-ubyte.gz"
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+    assert hashlib.sha256(content).hexdigest() != SHA256[path.name]
+    with pytest.raises(IngestError, match=r"t10k-labels-idx1-ubyte\.gz has wrong checksum|wrong checksum"):
+        run(tmp_path / "out", manual_dir=tmp_path / "manual")

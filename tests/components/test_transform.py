@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+
+from components.transform import transform
+from ridgeline.artifacts.dataset import Dataset
+from ridgeline.artifacts.examples import Examples
+
+
+@pytest.fixture
+def dataset(synthetic_store, refs):
+    return synthetic_store.open(refs["ingest"], Dataset)
+
+
+@pytest.fixture(scope="module")
+def notebook(synthetic_store, refs):
+    """Training and test images and labels as a notebook reads them with tfds."""
+    import tensorflow_datasets as tfds
+
+    folder = synthetic_store.open(refs["ingest"], Dataset).builder_dir
+    both = tfds.builder_from_directory(folder).as_dataset(batch_size=-1, as_supervised=True)
+    return {name: tfds.as_numpy(both[name]) for name in ("train", "test")}
+
+
+def run(dataset, output, **values):
+    output.mkdir()
+    return transform(dataset=dataset, params=transform.parse(values), output=output)
+
+
+def test_splits_are_the_notebooks(synthetic_store, refs, notebook):
+    examples = synthetic_store.open(refs["transform"], Examples)
+    images, labels = notebook["train"]
+    expected = {
+        "train": (images[:-1000], labels[:-1000]),
+        "validation": (images[-1000:], labels[-1000:]),
+        "test": notebook["test"],
+    }
+    for name, (split_images, split_labels) in expected.items():
+        split = examples.split(name)
+        np.testing.assert_array_equal(split.images, split_images[..., 0])
+        np.testing.assert_array_equal(split.labels, split_labels)
+        assert examples.facts.num_examples[name] == len(split) == len(split_labels)
+
+
+def test_unit_normalization_divides_by_255(synthetic_store, refs):
+    normalization = synthetic_store.open(refs["transform"], Examples).facts.normalization
+    assert (normalization.kind, normalization.mean, normalization.deviation) == ("unit", 0.0, 255.0)
+
+
+def test_standard_normalization_is_of_the_training_split_only(dataset, notebook, tmp_path):
+    facts = run(dataset, tmp_path / "out", validation_examples=2_000, normalization="standard").facts
+    pixels = notebook["train"][0][:-2000].astype(np.float64)
+    assert facts.normalization.mean == pytest.approx(pixels.mean(), rel=1e-12)
+    assert facts.normalization.deviation == pytest.approx(pixels.std(), rel=1e-12)
+
+
+def test_two_runs_are_equal(dataset, tmp_path, synthetic_store, refs):
+    assert run(dataset, tmp_path / "out", validation_examples=1_000).ref == refs["transform"]
+
+
+@pytest.mark.parametrize("held_out", [6_000, 60_000])
+def test_split_larger_than_the_data_is_refused(dataset, tmp_path, held_out):
+    with pytest.raises(ValueError, match=f"below the 6000 training images .* received {held_out}"):
+        run(dataset, tmp_path / "out", validation_examples=held_out)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("values", [{"validation_examples": 0}, {"validation_examples": 2.5}, {"normalization": "log"}])
+def test_bad_parameters_are_refused(values):
+    with pytest.raises(ValueError, match=r"Parameter transform\."):
+        transform.parse(values)
+
+
+@pytest.mark.real_data
+def test_official_counts_and_digests(fashion_mnist):
+    import hashlib
+
+    store, refs = fashion_mnist
+    examples = store.open(refs["transform"], Examples)
+    assert examples.facts.num_examples == {"train": 55_000, "validation": 5_000, "test": 10_000}
+    whole = hashlib.sha256()
+    for name in ("train", "validation"):
+        whole.update(examples.split(name).images.tobytes())
+    assert whole.hexdigest() == "d6f7acb83157a75006f04dbae6822f88b1bb1651cef953707c39831d938776a3"
+    assert np.bincount(examples.split("test").labels).tolist() == [1_000] * 10

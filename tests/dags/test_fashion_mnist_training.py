@@ -1,0 +1,98 @@
+"""The DAG file as Airflow loads it, in a process and an AIRFLOW_HOME of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ridgeline import keys, pipeline
+from ridgeline.embedded_airflow import environment
+
+ROOT = Path(__file__).resolve().parents[2]
+BAD_VALUES = {
+    "train.epochs": 0,
+    "train.batch_size": 2.5,
+    "train.penalty.l2": "strong",
+    "train.penalty.kind": "l3",
+    "train.hidden_units": [100, "many"],
+    "ingest.dataset": "fashion_mnist",
+    "evaluate.min_accuracy": 1.5,
+}
+LOAD = """
+import json, sys
+from airflow.dag_processing.dagbag import DagBag
+from airflow.sdk.exceptions import ParamValidationError
+
+bag = DagBag()
+dag = bag.dags["fashion_mnist_training"]
+facts = {
+    "dags": sorted(bag.dags),
+    "import_errors": bag.import_errors,
+    "tensorflow": "tensorflow" in sys.modules,
+    "order": [task.task_id for task in dag.topological_sort()],
+    "upstream": {task.task_id: sorted(task.upstream_task_ids) for task in dag.tasks},
+    "docs": [task.doc_md for task in dag.tasks] + [dag.doc_md],
+    "timeouts": [task.execution_timeout.total_seconds() for task in dag.tasks],
+    "params": {name: param.value for name, param in dag.params.items()},
+    "refused": [],
+}
+for name, value in json.loads(sys.argv[1]).items():
+    try:
+        dag.params[name] = value
+    except ParamValidationError as error:
+        facts["refused"].append(name)
+print("\\n" + json.dumps(facts))
+"""
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    env = environment(tmp_path_factory.mktemp("dags"), "airflow", os.environ)
+    env["AIRFLOW__CORE__DAGS_FOLDER"] = str(ROOT / "dags")
+    command = [sys.executable, "-c", LOAD, json.dumps(BAD_VALUES)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_dags_folder_loads_without_errors_and_without_tensorflow(facts: dict[str, Any]) -> None:
+    assert facts["import_errors"] == {}
+    assert facts["dags"] == ["fashion_mnist_training"]
+    assert not facts["tensorflow"]
+
+
+def test_the_tasks_are_the_steps_in_their_order(facts: dict[str, Any]) -> None:
+    assert facts["order"] == ["ingest", "transform", "train", "evaluate", "export"]
+    assert facts["order"] == [step.name for step in pipeline.plan("export")]
+    assert facts["upstream"] == {
+        "ingest": [],
+        "transform": ["ingest"],
+        "train": ["transform"],
+        "evaluate": ["train", "transform"],
+        "export": ["evaluate", "train", "transform"],
+    }
+
+
+def test_every_task_has_documentation_and_a_time_limit(facts: dict[str, Any]) -> None:
+    assert all(facts["docs"])
+    assert all(seconds > 0 for seconds in facts["timeouts"])
+
+
+def test_the_params_are_those_of_the_steps_with_their_defaults(facts: dict[str, Any]) -> None:
+    expected = {
+        f"{step.name}.{name}": value
+        for step in pipeline.plan("export")
+        for name, value in keys.flatten(step.params().model_dump(mode="json"))
+    }
+    assert facts["params"] == expected
+    assert "ingest.manual_dir" not in facts["params"]
+
+
+def test_bad_values_are_refused(facts: dict[str, Any]) -> None:
+    assert facts["refused"] == list(BAD_VALUES)

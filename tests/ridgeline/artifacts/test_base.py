@@ -1,0 +1,111 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from ridgeline.artifacts.base import Artifact, ArtifactError, Facts, canonical_json, digest_of, verify
+
+
+class NoteFacts(Facts):
+    words: int
+
+
+class Note(Artifact[NoteFacts]):
+    facts_type = NoteFacts
+
+
+class Other(Artifact[NoteFacts]):
+    facts_type = NoteFacts
+
+
+def make_note(folder: Path, text: str = "two words") -> Note:
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "note.txt").write_text(text)
+    return Note.seal(folder, NoteFacts(words=len(text.split())))
+
+
+def test_sealed_artifact_loads_with_its_facts(tmp_path):
+    note = make_note(tmp_path / "note")
+    loaded = Note.load(tmp_path / "note")
+    assert loaded.facts == NoteFacts(words=2)
+    assert loaded.digest == note.digest
+    assert loaded.ref == f"Note/{note.digest}"
+
+
+def test_digest_is_golden_and_depends_on_content_alone(tmp_path):
+    first, second = make_note(tmp_path / "a"), make_note(tmp_path / "b")
+    assert first.digest == second.digest == "a5d6e724223ca41818cb7ec40b2a49146bbe3798567f4eb48d1433f00b284579"
+    assert make_note(tmp_path / "c", "other words").digest != first.digest
+
+
+def test_canonical_json_is_sorted_and_refuses_nan():
+    assert canonical_json({"b": [1, 2.5], "a": "é"}) == '{"a":"é","b":[1,2.5]}'
+    assert digest_of({}) == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+    with pytest.raises(ValueError, match="JSON compliant"):
+        canonical_json(float("nan"))
+
+
+def test_one_flipped_byte_is_found(tmp_path):
+    make_note(tmp_path / "note")
+    path = tmp_path / "note" / "deep" / "note.txt"
+    content = bytearray(path.read_bytes())
+    content[3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"note\.txt to have the SHA-256"):
+        Note.load(tmp_path / "note")
+
+
+@pytest.mark.parametrize("change", ["missing", "extra"])
+def test_missing_or_extra_file_is_found(tmp_path, change):
+    make_note(tmp_path / "note")
+    if change == "missing":
+        (tmp_path / "note" / "deep" / "note.txt").unlink()
+    else:
+        (tmp_path / "note" / "extra.txt").write_text("")
+    with pytest.raises(ArtifactError, match="missing or extra"):
+        verify(tmp_path / "note")
+
+
+def test_changed_facts_are_found(tmp_path):
+    make_note(tmp_path / "note")
+    path = tmp_path / "note" / "manifest.json"
+    path.write_text(path.read_text().replace('"words": 2', '"words": 3'))
+    with pytest.raises(ArtifactError, match="it was changed"):
+        Note.load(tmp_path / "note")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"schema_version": 1}'])
+def test_broken_manifest_is_refused(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(ArtifactError, match=r"manifest\.json"):
+        Note.load(tmp_path)
+
+
+def test_other_schema_version_is_refused(tmp_path):
+    make_note(tmp_path / "note")
+    path = tmp_path / "note" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 2}))
+    with pytest.raises(ArtifactError, match="schema version 1 .* received 2"):
+        Note.load(tmp_path / "note")
+
+
+def test_other_type_is_refused(tmp_path):
+    make_note(tmp_path / "note")
+    with pytest.raises(ArtifactError, match="type Other; received Note"):
+        Other.load(tmp_path / "note")
+
+
+def test_missing_artifact_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match="no readable"):
+        Note.load(tmp_path / "nowhere")
+
+
+def test_symbolic_link_is_refused(tmp_path):
+    (tmp_path / "link").symlink_to("/etc/hostname")
+    with pytest.raises(ArtifactError, match="symbolic link"):
+        Note.seal(tmp_path, NoteFacts(words=0))
+
+
+def test_facts_of_another_type_are_refused(tmp_path):
+    with pytest.raises(TypeError, match="NoteFacts for a Note; received Facts"):
+        Note.seal(tmp_path, Facts())

@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+
+from ridgeline.artifacts.examples import Split, write_split
+
+
+def batches(images, labels, size):
+    for start in range(0, len(labels), size):
+        yield images[start : start + size], labels[start : start + size]
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 2)])
+@pytest.mark.parametrize(("max_shard_bytes", "shards"), [(10**6, 1), (100, None)])
+def test_split_reads_back_as_written(tmp_path, shape, max_shard_bytes, shards):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (23, *shape), dtype=np.uint8), rng.integers(0, 10, 23)
+    write_split(tmp_path / "train", batches(images, labels, 7), 23, shape, max_shard_bytes)
+    split = Split(tmp_path / "train")
+    assert len(split) == 23
+    assert len(split.shards) == (shards or -(-23 // (100 // int(np.prod(shape)))))
+    np.testing.assert_array_equal(split.images, images)
+    np.testing.assert_array_equal(split.labels, labels)
+    assert split.images.dtype == np.uint8
+    assert split.labels.dtype == np.int64
+
+
+def test_one_shard_is_a_memory_map(tmp_path):
+    write_split(tmp_path / "train", [(np.zeros((2, 4, 4, 1), np.uint8), np.zeros(2))], 2, (4, 4))
+    images = Split(tmp_path / "train").images
+    assert isinstance(images, np.memmap)
+    assert images.shape == (2, 4, 4)
+    assert not images.flags.writeable
+
+
+def test_too_few_examples_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="Expected 3 examples for train; received fewer"):
+        write_split(tmp_path / "train", [(np.zeros((2, 4, 4), np.uint8), np.zeros(2))], 3, (4, 4))

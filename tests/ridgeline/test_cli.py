@@ -1,0 +1,69 @@
+import pytest
+from typer.testing import CliRunner
+
+from ridgeline.cli import app, parse_assignments
+from ridgeline.component import ParameterError
+
+
+@pytest.fixture
+def invoke(monkeypatch, synthetic_store):
+    monkeypatch.setenv("RIDGELINE_STORE", str(synthetic_store.local))
+    monkeypatch.delenv("RIDGELINE_MANUAL_DIR", raising=False)
+    return lambda *arguments: CliRunner().invoke(app, arguments)
+
+
+def test_assignments_are_json_or_text():
+    assert parse_assignments(["a.b=3", "a.c=[1, 2]", "a.d=l1", "a.e=x=y"]) == {
+        "a.b": 3,
+        "a.c": [1, 2],
+        "a.d": "l1",
+        "a.e": "x=y",
+    }
+    with pytest.raises(ParameterError, match="received 'a.b'"):
+        parse_assignments(["a.b"])
+
+
+def test_show_verifies_and_prints_the_manifest(invoke, refs):
+    result = invoke("show", refs["train"][:20])
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"{refs['train']}\n")
+    assert '"num_parameters": 89610' in result.stdout
+
+
+def test_lineage_leads_back_to_the_dataset(invoke, refs):
+    lines = invoke("lineage", refs["export"]).stdout.splitlines()
+    assert lines[0].startswith(refs["export"])
+    assert "ingest dataset=synthetic_garments:1.0.0 (synthetic)" in "\n".join(lines)
+    assert sum("(above)" in line for line in lines) == 3
+
+
+def test_explain_needs_nothing_but_the_store(invoke):
+    result = invoke(
+        "explain", "train", "--set", "ingest.dataset=synthetic_garments:1.0.0",
+        "--set", "transform.validation_examples=1000", "--set", "train.penalty.l2=0.001",
+    )  # fmt: skip
+    assert [line.split(maxsplit=1)[1] for line in result.stdout.splitlines()] == [
+        "reused: same inputs, parameters and code",
+        "reused: same inputs, parameters and code",
+        "runs: parameter train.penalty.l2 0.01 → 0.001",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--set", "train.epochs=-1"], "error: Parameter train.epochs"),
+        (["run", "nowhere"], "error: Expected a step of"),
+        (["show", "Model/ffff0000"], "error: Expected one artifact"),
+        (["lineage", "nothing"], "error: Expected one artifact"),
+    ],
+)
+def test_errors_are_one_message_and_exit_code_1(invoke, arguments, message):
+    result = invoke(*arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(message)
+
+
+def test_gc_dry_run_of_one_run_frees_nothing(invoke):
+    result = invoke("gc", "--dry-run", "--keep-runs", "1")
+    assert result.stdout == "would free 0.0 MB: 0 artifacts, 0 execution records\n"

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ridgeline import embedded_airflow
+from ridgeline.component import ParameterError
+from ridgeline.embedded_airflow import OFFICIAL_FILES, choose_data, environment, find_official_files, summarize
+from ridgeline.pipeline import StepResult
+from ridgeline.settings import Settings
+
+# --- the environment
+
+
+def test_all_of_airflow_s_files_are_in_the_folder(tmp_path: Path) -> None:
+    env = environment(tmp_path, "airflow-run", {})
+    assert env["AIRFLOW_HOME"] == str(tmp_path / "var" / "airflow-run")
+    assert env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] == f"sqlite:///{tmp_path}/var/airflow-run/airflow.db"
+    assert env["AIRFLOW__CORE__DAGS_FOLDER"] == str(tmp_path / "dags")
+    assert env["RIDGELINE_STORE"] == str(tmp_path / "var" / "store")
+
+
+def test_another_airflow_s_settings_do_not_leak_in_but_ridgeline_s_do(tmp_path: Path) -> None:
+    outer = {
+        "AIRFLOW_CONFIG": "/etc/airflow.cfg",
+        "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
+        "RIDGELINE_STORE": "s3://b",
+    }
+    env = environment(tmp_path, "airflow-run", outer)
+    assert "AIRFLOW_CONFIG" not in env
+    assert "AIRFLOW__CORE__EXECUTOR" not in env
+    assert env["RIDGELINE_STORE"] == "s3://b"
+
+
+def test_another_port_is_set_in_all_three_places(tmp_path: Path) -> None:
+    env = environment(tmp_path, "airflow-ui", {}, port=8090)
+    assert env["AIRFLOW__API__PORT"] == "8090"
+    assert env["AIRFLOW__API__BASE_URL"] == "http://127.0.0.1:8090"
+    assert env["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] == "http://127.0.0.1:8090/execution/"
+
+
+# --- the data
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder without data, with an empty store and no manual directory."""
+    monkeypatch.setenv("RIDGELINE_MANUAL_DIR", "recorded, so that it is put back after the test")
+    monkeypatch.delenv("RIDGELINE_MANUAL_DIR")
+    monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(embedded_airflow, "_host_answers", lambda _: False)
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    return folder
+
+
+def put_files(folder: Path, names: tuple[str, ...] = OFFICIAL_FILES) -> Path:
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+def test_the_first_folder_with_all_files_is_used(folder: Path) -> None:
+    assert find_official_files(folder) is None
+    shared = put_files(folder.parent / "shared/data/fashion-mnist")
+    assert find_official_files(folder) == shared
+    own = put_files(folder / "data/fashion-mnist", OFFICIAL_FILES[:3])
+    assert find_official_files(folder) == shared
+    (own / OFFICIAL_FILES[3]).touch()
+    assert find_official_files(folder) == own
+
+
+def test_found_files_are_used_and_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = put_files(folder / "data/fashion-mnist")
+    assert choose_data(folder, {"train.epochs": 3}) == {"train.epochs": 3}
+    assert os.environ["RIDGELINE_MANUAL_DIR"] == str(own)
+    assert str(own) in capsys.readouterr().out
+
+
+def test_what_the_user_named_is_never_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_data(folder, {"ingest.dataset": "mnist:3.0.1"}) == {"ingest.dataset": "mnist:3.0.1"}
+    monkeypatch.setenv("RIDGELINE_MANUAL_DIR", str(folder / "empty"))
+    assert choose_data(folder, {}) == {}
+    assert os.environ["RIDGELINE_MANUAL_DIR"] == str(folder / "empty")
+
+
+def test_tfds_downloads_if_the_host_answers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(embedded_airflow, "_host_answers", lambda dataset: not asked.append(dataset))
+    assert choose_data(folder, {}) == {}
+    assert asked == ["fashion_mnist:3.0.1"]
+
+
+def test_without_data_it_warns_loudly_and_draws_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = choose_data(folder, {"train.epochs": 3, "transform.validation_examples": 500})
+    assert values == {
+        "ingest.dataset": "synthetic_garments:1.0.0",
+        "train.epochs": 3,
+        "transform.validation_examples": 500,
+    }
+    assert "NOT THE REAL DATA" in capsys.readouterr().out
+
+
+def test_data_that_an_earlier_run_prepared_needs_no_files_and_no_host(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded_airflow, "_is_prepared", lambda _: True)
+    assert choose_data(folder, {}) == {}
+
+
+# --- the command line and the summary
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train.epochs=3", ("train.epochs", 3)),
+        ("train.hidden_units=[300, 100]", ("train.hidden_units", [300, 100])),
+        ("ingest.dataset=mnist:3.0.1", ("ingest.dataset", "mnist:3.0.1")),
+        ("note=a=b", ("note", "a=b")),
+    ],
+)
+def test_a_value_is_json_or_else_text(text: str, expected: tuple[str, object]) -> None:
+    assert embedded_airflow.parse_assignment(text) == expected
+
+
+@pytest.mark.parametrize("text", ["train.epochs", "=3"])
+def test_an_assignment_needs_a_name_and_a_value(text: str) -> None:
+    with pytest.raises(ParameterError, match=f"Expected --set name=value.*received '{text}'"):
+        embedded_airflow.parse_assignment(text)
+
+
+def test_the_summary_tells_what_came_of_each_step(synthetic: tuple[Settings, list[StepResult]]) -> None:
+    settings, results = synthetic
+    states = {result.execution.component: "success" for result in results} | {"notify": "failed"}
+    lines = summarize(settings, "synthetic", states).splitlines()
+    assert lines[1].split(maxsplit=3)[:2] == ["ingest", "complete"]
+    assert lines[1].endswith("first run of ingest")
+    assert lines[6].split() == ["notify", "failed"]
+    text = "\n".join(lines)
+    assert "test images of synthetic_garments:1.0.0" in text
+    assert "blessed: accuracy" in text
+    assert f"served      synthetic_garments version 1 in {settings.serving_dir()}" in text
+    report = next(line.split()[1] for line in lines if line.startswith("report"))
+    assert Path(report).is_file()

@@ -1,0 +1,107 @@
+import importlib
+
+import pytest
+
+from ridgeline import keys
+from ridgeline.artifacts.base import ArtifactError
+from ridgeline.executor import decide, execute
+
+
+@pytest.fixture
+def steps(toy_steps):
+    return importlib.import_module("toy_steps.seed").seed, importlib.import_module("toy_steps.double").double
+
+
+def run_both(store, steps, run_id="run", **values):
+    seed, double = steps
+    first = execute(store, seed, {}, seed.parse(values), run_id)
+    second = execute(store, double, {"number": first.output}, double.parse({}), run_id)
+    return first, second
+
+
+def test_second_run_reuses_and_says_why(store, steps):
+    first = run_both(store, steps)
+    second = run_both(store, steps)
+    assert [(e.state, e.reason) for e in first] == [("complete", f"first run of {n}") for n in ("seed", "double")]
+    assert [(e.state, e.reason) for e in second] == [("cached", "same inputs, parameters and code")] * 2
+    assert [e.output for e in first] == [e.output for e in second]
+
+
+def test_changed_parameter_runs_what_depends_on_it(store, steps):
+    run_both(store, steps)
+    seed, double = run_both(store, steps, value=22)
+    assert (seed.state, seed.reason) == ("complete", "parameter seed.value 21 → 22")
+    assert double.state == "complete"
+    assert double.reason.startswith("input number changed (")
+
+
+def test_early_cut_off(store, steps, toy_steps):
+    run_both(store, steps)
+    with (toy_steps / "seed.py").open("a") as file:
+        file.write("# yields the same bytes\n")
+    keys.reachable_code.cache_clear()
+    seed, double = run_both(store, steps)
+    assert (seed.state, seed.reason) == ("complete", "code of toy_steps/seed.py changed")
+    assert double.state == "cached"
+
+
+def test_going_back_reuses_the_older_execution(store, steps):
+    first = run_both(store, steps)
+    run_both(store, steps, value=22)
+    again = run_both(store, steps)
+    assert [e.state for e in again] == ["cached", "cached"]
+    assert [e.output for e in again] == [e.output for e in first]
+
+
+def test_damaged_artifact_is_made_again(store, steps):
+    first, _ = run_both(store, steps)
+    path = store.path(first.output) / "number.txt"
+    path.write_text("99")
+    seed, double = run_both(store, steps)
+    assert seed.state == "complete"
+    assert seed.reason.startswith("artifact missing or damaged: ")
+    assert double.state == "cached"
+    assert path.read_text() == "21"
+
+
+def test_missing_artifact_is_made_again(store, steps):
+    first, _ = run_both(store, steps)
+    store.delete(first.output)
+    assert run_both(store, steps)[0].reason.startswith("artifact missing or damaged: ")
+
+
+def test_damaged_input_is_refused(store, steps):
+    first, _ = run_both(store, steps)
+    (store.path(first.output) / "number.txt").unlink()
+    with pytest.raises(ArtifactError, match="missing or extra"):
+        execute(store, steps[1], {"number": first.output}, steps[1].parse({}), "run")
+
+
+def test_wrong_inputs_are_refused(store, steps):
+    with pytest.raises(ArtifactError, match=r"inputs \['number'\] for double; received \[\]"):
+        execute(store, steps[1], {}, steps[1].parse({}), "run")
+
+
+def test_failure_publishes_nothing_is_recorded_and_runs_again(store, steps):
+    seed, _ = steps
+    with pytest.raises(ArithmeticError):
+        execute(store, seed, {}, seed.parse({"fail": True}), "run")
+    assert store.refs() == []
+    record = next(store.executions("seed"))
+    assert (record.state, record.reason, record.output) == ("failed", "ArithmeticError: asked to fail", None)
+    assert decide(store, seed, {}, seed.parse({"fail": True})).reason == "last attempt failed"
+
+
+def test_skipped_step_yields_nothing_and_is_recorded(store, steps):
+    first, second = run_both(store, steps, value=13)
+    assert (second.state, second.reason, second.output) == ("skipped", "13 is not doubled", None)
+    assert store.refs() == [first.output]
+
+
+def test_record_tells_the_run_and_its_parts(store, steps):
+    first, second = run_both(store, steps, run_id="manual__1")
+    assert second.run_id == "manual__1"
+    assert second.inputs == {"number": first.output}
+    assert second.parts.params == {"factor": 2}
+    assert second.key == second.parts.key()
+    assert next(store.executions("double")) == second

@@ -1,0 +1,98 @@
+import importlib
+import sys
+
+import pytest
+
+from ridgeline import keys
+from ridgeline.keys import KeyParts, flatten, key_parts, reachable_code
+
+PARTS = KeyParts(
+    component="train",
+    inputs={"examples": "a" * 64},
+    params={"epochs": 2, "penalty.l2": 0.01},
+    code={"components/train.py": "b" * 64},
+    libraries={"numpy": "2.0"},
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"params": {"epochs": 2, "penalty.l2": 0.001}}, "parameter train.penalty.l2 0.01 → 0.001"),
+        ({"params": {"epochs": 2}}, "parameter train.penalty.l2 0.01 → none"),
+        ({"inputs": {"examples": "c" * 64}}, "input examples changed (aaaaaaaaaaaa → cccccccccccc)"),
+        ({"code": {"components/train.py": "d" * 64}}, "code of components/train.py changed"),
+        ({"libraries": {"numpy": "2.1"}}, "library numpy 2.0 → 2.1"),
+    ],
+)
+def test_every_part_changes_the_key_and_is_named(change, reason):
+    changed = PARTS.model_copy(update=change)
+    assert changed.key() != PARTS.key()
+    assert changed.differences(PARTS) == [reason]
+
+
+def test_equal_parts_have_one_key_and_no_difference():
+    again = PARTS.model_copy(update={"params": {"penalty.l2": 0.01, "epochs": 2}})
+    assert again.key() == PARTS.key()
+    assert again.differences(PARTS) == []
+
+
+def test_flatten_names_leaves_with_dots():
+    assert dict(flatten({"a": {"b": {"c": 1}, "d": [2]}, "e": None})) == {"a.b.c": 1, "a.d": [2], "e": None}
+
+
+def test_code_covers_what_a_step_can_reach_and_nothing_else():
+    code, libraries = reachable_code("components.transform")
+    assert {
+        "components/__init__.py",
+        "components/transform.py",
+        "ridgeline/__init__.py",
+        "ridgeline/component.py",
+        "ridgeline/artifacts/base.py",
+        "ridgeline/artifacts/dataset.py",
+        "ridgeline/artifacts/examples.py",
+    } <= code.keys()
+    assert not {"components/train.py", "ridgeline/store.py", "ridgeline/artifacts/model.py"} & code.keys()
+    assert {"numpy", "tensorflow-datasets"} <= libraries.keys()
+    assert "tensorflow" in reachable_code("components.train")[1]
+    assert "scikit-learn" in reachable_code("components.evaluate")[1]
+    assert "apache-airflow" not in {
+        name for step in ("ingest", "train") for name in reachable_code(f"components.{step}")[1]
+    }
+
+
+def test_change_of_imported_code_changes_the_key_of_importers_only(toy_steps):
+    seed = importlib.import_module("toy_steps.seed").seed
+    before = {name: reachable_code(f"toy_steps.{name}")[0] for name in ("seed", "double")}
+    with (toy_steps / "double.py").open("a") as file:
+        file.write("# a comment\n")
+    keys.reachable_code.cache_clear()
+    after = {name: reachable_code(f"toy_steps.{name}")[0] for name in ("seed", "double")}
+    assert after["seed"] == before["seed"]
+    assert {n for n in after["double"] if after["double"][n] != before["double"][n]} == {"toy_steps/double.py"}
+    with (toy_steps / "number.py").open("a") as file:
+        file.write("# a comment\n")
+    earlier = key_parts(seed, {}, seed.parse({}))
+    keys.reachable_code.cache_clear()
+    assert key_parts(seed, {}, seed.parse({})).differences(earlier) == ["code of toy_steps/number.py changed"]
+
+
+def test_locations_are_no_part_of_the_key(tmp_path):
+    ingest = importlib.import_module("components.ingest").ingest
+    here, there = (key_parts(ingest, {}, ingest.parse({"manual_dir": p})) for p in (tmp_path, None))
+    assert here == there
+    assert here.params == {"dataset": "fashion_mnist:3.0.1"}
+
+
+def test_keys_are_made_without_tensorflow():
+    import subprocess
+
+    program = (
+        "import sys\n"
+        "from components import evaluate, export, ingest, train, transform\n"
+        "from ridgeline.keys import reachable_code\n"
+        "[reachable_code(f'components.{s}') for s in ('ingest', 'transform', 'train', 'evaluate', 'export')]\n"
+        "heavy = {'tensorflow', 'keras', 'sklearn', 'matplotlib', 'airflow'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,216 @@
+import importlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from upath import UPath
+
+from ridgeline.artifacts.base import ArtifactError
+from ridgeline.keys import KeyParts
+from ridgeline.store import Execution, Store, StoreError
+
+
+@pytest.fixture
+def number(toy_steps):
+    return importlib.import_module("toy_steps.number")
+
+
+def publish(store, number, value="1"):
+    with store.stage() as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "number.txt").write_text(value)
+        return store.publish(number.Number.seal(folder, number.NumberFacts(digits=len(value))))
+
+
+def execution(component="seed", run_id="run", key="k" * 64, output=None, minutes=0):
+    return Execution(
+        component=component,
+        run_id=run_id,
+        state="complete",
+        reason="first run",
+        key=key,
+        parts=KeyParts(component=component, inputs={}, params={}, code={}, libraries={}),
+        inputs={},
+        output=output,
+        started_at=datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes),
+        seconds=1.0,
+    )
+
+
+def test_published_artifact_opens_by_its_name(store, number):
+    ref = publish(store, number)
+    assert ref.startswith("Number/")
+    assert store.open(ref, number.Number).facts.digits == 1
+    assert store.refs() == [ref]
+    assert os.listdir(store.local / "staging") == []
+
+
+def test_nothing_appears_when_a_step_fails(store, number):
+    with pytest.raises(ZeroDivisionError), store.stage() as folder:
+        (folder / "number.txt").write_text("half")
+        raise ZeroDivisionError
+    assert store.refs() == []
+    assert os.listdir(store.local / "staging") == []
+
+
+def test_equal_content_is_published_once(store, number):
+    ref = publish(store, number)
+    before = (store.path(ref) / "manifest.json").stat().st_ino
+    assert publish(store, number) == ref
+    assert (store.path(ref) / "manifest.json").stat().st_ino == before
+
+
+def test_damaged_artifact_is_refused_and_replaced_by_publishing_again(store, number):
+    ref = publish(store, number)
+    (store.path(ref) / "sub" / "number.txt").write_text("2")
+    with pytest.raises(ArtifactError, match="SHA-256"):
+        store.open(ref, number.Number)
+    assert publish(store, number) == ref
+    assert store.open(ref, number.Number).facts.digits == 1
+    assert os.listdir(store.local / "staging") == []
+
+
+def test_artifact_under_another_name_is_refused(store, number):
+    ref = publish(store, number)
+    other = f"Number/{'0' * 64}"
+    shutil.copytree(store.path(ref), store.path(other))
+    with pytest.raises(ArtifactError, match="damaged"):
+        store.open(other, number.Number)
+
+
+@pytest.mark.parametrize("name", ["../../etc", "Number/../..", "Number/abc", "", "number/" + "a" * 64])
+def test_names_that_leave_the_store_are_refused(store, name):
+    with pytest.raises(ArtifactError, match="artifact's name"):
+        store.path(name)
+
+
+def test_find_by_beginning_or_path(store, number):
+    ref = publish(store, number)
+    digest = ref.split("/")[1]
+    for name in (ref, digest, digest[:6], "Num", str(store.path(ref))):
+        assert store.find(name) == ref
+    publish(store, number, "22")
+    for name, received in (("Number", "2 matches"), ("Model", "none"), ("", "2 matches")):
+        with pytest.raises(ArtifactError, match=received):
+            store.find(name)
+
+
+def test_killed_owner_leaves_rubbish_that_the_next_start_clears(store):
+    program = textwrap.dedent(
+        """
+        import sys, time
+        from ridgeline.store import Store
+        with Store(sys.argv[1]).stage() as folder:
+            (folder / "half").write_text("half")
+            print("staged", flush=True)
+            time.sleep(60)
+        """
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(store.root)], stdout=subprocess.PIPE, text=True
+    ) as killed:
+        assert killed.stdout.readline() == "staged\n"
+        with store.stage():  # its owner lives: left alone
+            assert len(list(store.local.glob("staging/*/half"))) == 1
+        killed.send_signal(signal.SIGKILL)
+    with store.stage():
+        assert list(store.local.glob("staging/*/half")) == []
+
+
+def test_executions_are_listed_newest_first(store):
+    for minutes in (3, 1, 2):
+        store.record(execution(run_id=str(minutes), minutes=minutes))
+    store.record(execution("double", minutes=9))
+    store.record(execution(key="l" * 64, minutes=5))
+    assert [e.run_id for e in store.executions("seed", "k" * 64)] == ["3", "2", "1"]
+    assert next(store.executions()).component == "double"
+
+
+def test_unwritable_root_is_explained(tmp_path):
+    (tmp_path / "file").write_text("")
+    for root in (tmp_path / "file", tmp_path / "file" / "store", "/proc/store"):
+        with pytest.raises(StoreError, match=r"RIDGELINE_STORE.*What the store held before"), Store(root).stage():
+            pass
+
+
+def test_full_disk_is_explained_and_leaves_the_store_whole(toy_steps, tmp_path):
+    program = textwrap.dedent(
+        """
+        import sys
+        sys.path.insert(0, sys.argv[2])
+        from toy_steps.seed import seed
+        from toy_steps.number import Number
+        from ridgeline.executor import execute
+        from ridgeline.store import Store, StoreError
+        from ridgeline.artifacts.base import verify
+        store = Store(sys.argv[1])
+        first = execute(store, seed, {}, seed.parse({}), "first").output
+        try:
+            with store.stage() as folder:
+                (folder / "big").write_bytes(bytes(2_000_000))
+        except StoreError as error:
+            print(error)
+        store.open(first, Number)
+        assert store.refs() == [first]
+        assert execute(store, seed, {}, seed.parse({}), "second").state == "cached"
+        """
+    )
+    (tmp_path / "mount").mkdir()
+    mount, source = tmp_path / "mount", toy_steps.parent
+    script = f'mount -t tmpfs -o size=1m tmpfs {mount} && {sys.executable} -c "$0" {mount}/store {source}'
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", script, program],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "No space left on device" in done.stdout
+    assert "ridgeline gc" in done.stdout
+
+
+def test_remote_store_serves_a_fresh_mirror(tmp_path, number):
+    root = f"memory://bucket-{tmp_path.name}"
+    store = Store(root, mirror=tmp_path / "here")
+    assert store.remote
+    ref = publish(store, number)
+    store.record(execution(output=ref))
+    elsewhere = Store(root, mirror=tmp_path / "there")
+    assert elsewhere.refs() == [ref]
+    assert elsewhere.open(ref, number.Number).path == tmp_path / "there" / "artifacts" / ref
+    assert [e.output for e in elsewhere.executions("seed")] == [ref]
+
+    (elsewhere.path(ref) / "sub" / "number.txt").write_text("2")  # a damaged mirror is brought again
+    assert elsewhere.open(ref, number.Number).facts.digits == 1
+
+    remote_file = UPath(root) / "artifacts" / ref / "sub" / "number.txt"
+    remote_file.write_text("damaged")
+    with pytest.raises(ArtifactError, match="missing or damaged"):
+        elsewhere.open(ref, number.Number)
+    publish(store, number)
+    assert elsewhere.open(ref, number.Number).facts.digits == 1
+    elsewhere.delete(ref)
+    assert store.refs() == []
+    with pytest.raises(ArtifactError, match="Expected an artifact"):
+        store.open(ref, number.Number)
+
+
+def test_remote_upload_is_complete_only_with_its_manifest(tmp_path, number):
+    root = f"memory://bucket2-{tmp_path.name}"
+    store = Store(root, mirror=tmp_path / "here")
+    ref = publish(store, number)
+    (UPath(root) / "artifacts" / ref / "manifest.json").unlink()
+    assert Store(root, mirror=tmp_path / "there").refs() == []
+
+
+def test_staging_waits_for_no_one(store):
+    start = time.monotonic()
+    with store.stage() as one, store.stage() as two:
+        assert one != two
+    assert time.monotonic() - start < 5
