@@ -188,7 +188,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 
 def _run_dag(conf: Mapping[str, Any], log_file: Path) -> int:
-    print(f"Airflow's log: {log_file}\n")
+    print(f"Airflow starts in about 10 s; its log: {log_file}\n")
     with _output_to(log_file) as terminal:
         try:
             from airflow.dag_processing.dagbag import DagBag

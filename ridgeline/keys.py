@@ -17,6 +17,10 @@ from ridgeline.artifacts.base import Artifact, digest_of, file_entry
 from ridgeline.component import Component, Params
 
 
+# Distributions named unlike their package; any other is found, too, by a search that takes 0.3 s.
+OTHER_NAMES = {"sklearn": "scikit-learn", "PIL": "pillow"}
+
+
 class KeyParts(BaseModel):
     """What an execution's key covers.
 
@@ -117,8 +121,9 @@ def _source(module: str) -> Path:
 
 
 def _versions(top: str) -> dict[str, str]:
+    name = OTHER_NAMES.get(top, top.replace("_", "-"))
     try:
-        return {top.replace("_", "-"): importlib.metadata.version(top)}
+        return {name: importlib.metadata.version(name)}
     except importlib.metadata.PackageNotFoundError:
         names = importlib.metadata.packages_distributions().get(top, [])
         return {name: importlib.metadata.version(name) for name in names}
