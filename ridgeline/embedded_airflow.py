@@ -146,6 +146,13 @@ def _host_answers(dataset: str) -> bool:
         return False
 
 
+def _checkout() -> Path:
+    folder = Path.cwd()
+    if not (folder / "dags").is_dir():
+        raise SystemExit(f"error: Expected to be run in Ridgeline's folder; received {folder}, which has no dags/.")
+    return folder
+
+
 @app.command()
 def run(
     values: Annotated[
@@ -153,7 +160,7 @@ def run(
     ] = [],  # noqa: B006 - typer's way to declare a repeated option
 ) -> None:
     """Run the pipeline once, to the end, without a scheduler."""
-    folder = Path.cwd()
+    folder = _checkout()
     os.environ |= (env := environment(folder, "airflow-run", os.environ))
     for name in os.environ.keys() - env.keys():
         del os.environ[name]
@@ -199,8 +206,7 @@ def _run_dag(conf: Mapping[str, Any], log_file: Path) -> int:
             bag = DagBag()
             if DAG_ID not in bag.dags:
                 raise FileNotFoundError(
-                    f"Expected the DAG {DAG_ID} in {bag.dag_folder}; received {bag.import_errors or 'none'}. "
-                    "Run this in Ridgeline's folder."
+                    f"Expected the DAG {DAG_ID} in {bag.dag_folder}; received {bag.import_errors or 'none'}."
                 )
             for name in ("ridgeline", "components"):
                 _show(logging.getLogger(name), terminal)
@@ -257,11 +263,13 @@ class _Elapsed(logging.Formatter):
 
 
 def _failure_listener(terminal: TextIO) -> SimpleNamespace:
-    """Return a listener that shows why a task failed, whatever it failed of."""
+    """Return a listener that shows why a task failed; Ctrl-C, which Airflow takes for a failure, ends the run."""
     from airflow.listeners import hookimpl
 
     @hookimpl
     def on_task_instance_failed(task_instance: Any, error: Any) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            raise error
         print(f"{task_instance.task_id} failed: {error}", file=terminal)
 
     return SimpleNamespace(on_task_instance_failed=on_task_instance_failed)
@@ -310,7 +318,7 @@ def summarize(settings: Settings, run_id: str, states: Mapping[str, str]) -> str
 @app.command()
 def ui(port: Annotated[int, typer.Option(help="The web server's port.")] = 8080) -> None:
     """Start Airflow with its web interface; Ctrl-C stops it."""
-    folder = Path.cwd()
+    folder = _checkout()
     env = environment(folder, "airflow-ui", os.environ, port)
     if found := find_official_files(folder):
         env.setdefault("RIDGELINE_MANUAL_DIR", str(found))

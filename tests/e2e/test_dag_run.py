@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -121,13 +122,19 @@ def test_a_bad_value_is_refused_before_the_run_starts(results: Results) -> None:
 # --- make run
 
 
-def make_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m ridgeline.embedded_airflow run`` in a folder that holds nothing but the DAGs."""
+def start_run(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start ``python -m ridgeline.embedded_airflow run`` in a folder that holds nothing but the DAGs."""
     if not (folder / "dags").exists():
         (folder / "dags").symlink_to(ROOT / "dags")
     env = {key: value for key, value in os.environ.items() if key not in ("RIDGELINE_STORE", "RIDGELINE_SERVING")}
     command = [sys.executable, "-m", "ridgeline.embedded_airflow", "run", *arguments]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=800, check=False)
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def make_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    process = start_run(folder, *arguments)
+    output, errors = process.communicate(timeout=800)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def test_a_failed_run_shows_the_error_and_exits_with_1(tmp_path: Path) -> None:
@@ -137,6 +144,17 @@ def test_a_failed_run_shows_the_error_and_exits_with_1(tmp_path: Path) -> None:
     assert re.search(r"^export +upstream_failed$", done.stdout, re.MULTILINE)
     assert f"The run failed. Airflow's log: {tmp_path}/var/airflow-run/run.log" in done.stdout
     assert done.stderr == ""
+
+
+def test_ctrl_c_ends_the_run_instead_of_retrying_the_task(tmp_path: Path) -> None:
+    with start_run(tmp_path, "--set", "ingest.dataset=synthetic_garments:1.0.0") as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if "preparing synthetic_garments" in line)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "")
+    assert output.splitlines()[-1] == "Interrupted. The next run continues from the last finished step."
+    assert [e.state for e in Store(tmp_path / "var/store").executions()] == ["failed"]
 
 
 @pytest.mark.real_data

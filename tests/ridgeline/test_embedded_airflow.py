@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,6 +133,15 @@ def test_a_value_is_json_or_else_text(text: str, expected: tuple[str, object]) -
 def test_an_assignment_needs_a_name_and_a_value(text: str) -> None:
     with pytest.raises(ParameterError, match=f"Expected --set name=value.*received '{text}'"):
         embedded_airflow.parse_assignment(text)
+
+
+@pytest.mark.parametrize("command", ["run", "ui"])
+def test_it_says_where_it_must_be_run(command: str, tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "ridgeline.embedded_airflow", command]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Expected to be run in Ridgeline's folder; received")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_summary_tells_what_came_of_each_step(synthetic: tuple[Settings, list[StepResult]]) -> None:
