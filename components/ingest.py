@@ -76,6 +76,7 @@ def ingest(params: Params, output: Path) -> DatasetFacts:
         shape, class_names = _expect_images_and_labels(builder, params.dataset)
         log.info("preparing %s with tfds", params.dataset)
         _prepare(builder, params, Path(scratch))
+    _sort_fields(builder.data_path)
     splits = {name: _digest(builder, name) for name in REQUIRED_SPLITS}
     return DatasetFacts(
         name=params.dataset,
@@ -93,7 +94,7 @@ def _builder(dataset: str, data_dir: Path) -> Any:
     import components.datasets.synthetic_garments  # noqa: F401 - registers it with tfds
 
     try:
-        return tfds.builder(dataset, data_dir=data_dir, try_gcs=False)
+        return tfds.builder(dataset, data_dir=data_dir, file_format="tfrecord", try_gcs=False)
     except tfds.core.DatasetNotFoundError as error:
         known = tfds.list_builders(with_community_datasets=False)
         near = difflib.get_close_matches(dataset.split(":")[0], known)
@@ -101,7 +102,7 @@ def _builder(dataset: str, data_dir: Path) -> Any:
         raise IngestError(f"Expected a dataset that tfds knows; received {dataset!r}. {advice}") from error
     except (AssertionError, ValueError) as error:  # tfds's own for a version or configuration that it lacks
         raise IngestError(
-            f"Expected a version and configuration that tfds has; received {dataset!r}: {error}"
+            f"Expected a version and configuration that tfds has; received {dataset!r}. {str(error).rpartition('}": ')[2]}"
         ) from error
 
 
@@ -160,6 +161,19 @@ def _prepare(builder: Any, params: Params, scratch: Path) -> None:
         )
 
 
+def _sort_fields(folder: Path) -> None:
+    """Rewrite the records so that equal examples have equal bytes: protobuf orders a map's fields by chance."""
+    import tensorflow as tf
+
+    for file in map(Path, sorted(folder.glob("*.tfrecord*"))):
+        unsorted = file.rename(file.with_name(f"unsorted-{file.name}"))
+        with tf.io.TFRecordWriter(str(file)) as writer:
+            for records in tf.data.TFRecordDataset(str(unsorted)).batch(BATCH_SIZE).as_numpy_iterator():
+                for record in records:
+                    writer.write(tf.train.Example.FromString(record).SerializeToString(deterministic=True))
+        unsorted.unlink()
+
+
 def _expect_files_or_network(builder: Any, manual_dir: Path | None) -> None:
     """Refuse at once what tfds would find out after minutes of retries."""
     import requests
@@ -187,7 +201,7 @@ class _ProgressLog(io.TextIOBase):
         self.last = time.monotonic()
 
     def write(self, text: str) -> int:
-        lines = [line.strip() for line in re.split(r"[\r\n]|\x1b\[A", text) if line.strip()]
+        lines = re.findall(r"(?:Generating|Dl |Extraction)[^\r\n\x1b]+", text)
         if lines and time.monotonic() - self.last >= PROGRESS_SECONDS:
             self.last = time.monotonic()
             log.info("%s", lines[-1])

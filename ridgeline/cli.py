@@ -50,28 +50,7 @@ def _plain_errors() -> Iterator[None]:
 
 def _parse(target: str, assignments: list[str], settings: Settings) -> tuple[list[Any], dict[str, Params]]:
     steps = pipeline.plan(target)
-    return steps, pipeline.parse_params(steps, parse_assignments(assignments), settings)
-
-
-def parse_assignments(assignments: list[str]) -> dict[str, Any]:
-    """Return the values of ``name=value`` texts: JSON where it is JSON, else the text itself.
-
-    Args:
-        assignments: For example ``["train.epochs=3", "train.penalty.kind=l1"]``.
-
-    Raises:
-        ParameterError: If one has no ``=``.
-    """
-    values = {}
-    for assignment in assignments:
-        name, equals, text = assignment.partition("=")
-        if not equals:
-            raise ParameterError(f"Expected STEP.PARAMETER=VALUE; received {assignment!r}.")
-        try:
-            values[name] = json.loads(text)
-        except ValueError:
-            values[name] = text
-    return values
+    return steps, pipeline.parse_params(steps, pipeline.parse_assignments(assignments), settings)
 
 
 @app.command()
@@ -84,9 +63,9 @@ def run(target: Target = "export", assignments: Set = []) -> None:  # noqa: B006
     run_id = f"cli__{datetime.now(UTC).isoformat(timespec='milliseconds')}"
     with _plain_errors():
         steps, params = _parse(target, assignments, settings)
-        results = list(pipeline.run(settings, steps, params, run_id))
+        executions = {r.execution.component: r.execution for r in pipeline.run(settings, steps, params, run_id)}
         typer.echo("")
-        for line in pipeline.summary(settings, results):
+        for line in pipeline.summary(settings, executions):
             typer.echo(line)
 
 

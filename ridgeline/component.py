@@ -104,7 +104,8 @@ class Component:
             output=(Path, Field(description="New directory for the output artifact.")),
             **paths,
         )
-        model.model_config |= {"cli_prog_name": f"python -m components.{self.name}", "cli_kebab_case": True}
+        settings: Any = {"cli_prog_name": f"python -m components.{self.name}", "cli_kebab_case": True}
+        model.model_config |= settings
         try:
             arguments = CliApp.run(model, cli_args=argv)
             values = arguments.model_dump(exclude={"output", *self.inputs})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -19,13 +18,9 @@ from typing import Annotated, Any, TextIO
 import typer
 from filelock import FileLock, Timeout
 
-from ridgeline.artifacts.model_evaluation import ModelEvaluation
-from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.component import ParameterError
-from ridgeline.pipeline import explain, load_components, parse_params
-from ridgeline.registry import Registry
+from ridgeline.pipeline import explain, load_components, parse_assignments, parse_params, run_records, summary
 from ridgeline.settings import Settings
-from ridgeline.store import Execution
 
 DAG_ID = "fashion_mnist_training"
 PASSWORD_FILE = "simple_auth_manager_passwords.json.generated"
@@ -168,30 +163,12 @@ def run(
     home.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(home / ".lock", blocking=False):
-            conf = choose_data(folder, dict(map(parse_assignment, values)))
+            conf = choose_data(folder, parse_assignments(values))
             raise typer.Exit(_run_dag(conf, home / "run.log"))
     except Timeout:
         raise SystemExit(f"error: Expected one run at a time in {home}; another one is going on.") from None
     except (ParameterError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from None
-
-
-def parse_assignment(text: str) -> tuple[str, Any]:
-    """Return a parameter's name and value.
-
-    Args:
-        text: ``name=value``; the value is JSON, else plain text.
-
-    Raises:
-        ParameterError: If there is no ``=``.
-    """
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise ParameterError(f"Expected --set name=value, such as --set train.epochs=3; received {text!r}.")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
 
 
 def _run_dag(conf: Mapping[str, Any], log_file: Path) -> int:
@@ -214,8 +191,10 @@ def _run_dag(conf: Mapping[str, Any], log_file: Path) -> int:
             dag = bag.dags[DAG_ID]
             dag_run = dag.test(run_conf=dict(conf))
             states = {task.task_id: str(task.state) for task in dag_run.get_task_instances()}
-            steps = {task.task_id: states[task.task_id] for task in dag.topological_sort()}
-            print(f"\n{summarize(Settings(), dag_run.run_id, steps)}", file=terminal)
+            records = run_records(Settings(), dag_run.run_id)
+            names = [task.task_id for task in dag.topological_sort()]
+            lines = summary(Settings(), {name: records.get(name, states[name]) for name in names})
+            print("", *lines, sep="\n", file=terminal)
             failed = dag_run.state != "success"
         except KeyboardInterrupt:
             print("\nInterrupted. The next run continues from the last finished step.", file=terminal)
@@ -273,46 +252,6 @@ def _failure_listener(terminal: TextIO) -> SimpleNamespace:
         print(f"{task_instance.task_id} failed: {error}", file=terminal)
 
     return SimpleNamespace(on_task_instance_failed=on_task_instance_failed)
-
-
-def summarize(settings: Settings, run_id: str, states: Mapping[str, str]) -> str:
-    """Return what came of each step, the model's accuracy and verdict, and what is served, as a table.
-
-    Args:
-        settings: Where the store and the served models are.
-        run_id: The run.
-        states: Airflow's state of each task, in order; it stands for a step that left no execution record.
-    """
-    store = settings.open_store()
-    records: dict[str, Execution] = {}
-    for execution in store.executions():
-        if execution.run_id == run_id:
-            records.setdefault(execution.component, execution)  # newest first: the last try
-    rows = [("step", "state", "seconds", "reason")]
-    for name, state in states.items():
-        if record := records.get(name):
-            rows.append((name, record.state, f"{record.seconds:.1f}", record.reason.partition("\n")[0]))
-        else:
-            rows.append((name, state, "", ""))
-    lines = [f"{name:<11} {state:<15} {seconds:>7}  {reason}".rstrip() for name, state, seconds, reason in rows]
-    lines.append("")
-    outputs = [record.output for record in records.values() if record.output]
-    for ref in (ref for ref in outputs if ref.startswith("ModelEvaluation/")):
-        evaluation = store.open(ref, ModelEvaluation)
-        facts, (low, high) = evaluation.facts, evaluation.facts.accuracy_interval
-        verdict = "blessed" if facts.verdict.blessed else "not blessed"
-        lines += [
-            f"accuracy    {facts.accuracy:.4f}, 95 % interval {low:.4f} to {high:.4f},"
-            f" on {facts.num_examples} test images of {facts.dataset}",
-            f"verdict     {verdict}: {'; '.join(facts.verdict.reasons)}",
-            f"report      {evaluation.report}",
-        ]
-    for ref in (ref for ref in outputs if ref.startswith("PushedModel/")):
-        name = store.open(ref, PushedModel).facts.model_name
-        if champion := Registry(settings.serving_dir()).champion(name):
-            served = settings.serving_dir() / name / str(champion.version)
-            lines.append(f"served      {name} version {champion.version} in {served}")
-    return "\n".join(lines)
 
 
 @app.command()

@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict
 from ridgeline.artifacts.base import Artifact, digest_of, file_entry
 from ridgeline.component import Component, Params
 
-
 # Distributions named unlike their package; any other is found, too, by a search that takes 0.3 s.
 OTHER_NAMES = {"sklearn": "scikit-learn", "PIL": "pillow"}
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,27 @@ def plan(target: str) -> list[Component]:
 
     visit(components[target])
     return ordered
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """Return the values of ``name=value`` texts: JSON where it is JSON, else the text itself.
+
+    Args:
+        assignments: For example ``["train.epochs=3", "train.penalty.kind=l1"]``.
+
+    Raises:
+        ParameterError: If one has no name or no ``=``.
+    """
+    values = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not (name and equals):
+            raise ParameterError(f"Expected STEP.PARAMETER=VALUE, such as train.epochs=3; received {assignment!r}.")
+        try:
+            values[name] = json.loads(text)
+        except ValueError:
+            values[name] = text
+    return values
 
 
 def parse_params(steps: list[Component], values: Mapping[str, Any], settings: Settings) -> dict[str, Params]:
@@ -169,28 +191,51 @@ def explain(settings: Settings, steps: list[Component], params: Mapping[str, Par
             yield step.name, f"depends: runs unless {unknown} comes out as before"
 
 
-def summary(settings: Settings, results: Sequence[StepResult]) -> Iterator[str]:
-    """Yield the lines that a person reads after a run: each step, the accuracy, the verdict, where things are.
+def run_records(settings: Settings, run_id: str) -> dict[str, Execution]:
+    """Return the last execution of each step of a run, by step.
 
     Args:
         settings: Where the store is.
-        results: The run's results, in order.
+        run_id: The run.
     """
+    records: dict[str, Execution] = {}
+    for execution in settings.open_store().executions():
+        if execution.run_id == run_id:
+            records.setdefault(execution.component, execution)  # newest first
+    return records
+
+
+def summary(settings: Settings, outcomes: Mapping[str, Execution | str]) -> Iterator[str]:
+    """Yield the lines that a person reads after a run: each step, the accuracy, the verdict, where things are.
+
+    Args:
+        settings: Where the store and the served models are.
+        outcomes: Each step's execution, in order; the state alone of a step that has none.
+    """
+    yield f"{'step':<11} {'state':<15} seconds  reason"
+    for name, outcome in outcomes.items():
+        if isinstance(outcome, str):
+            yield f"{name:<11} {outcome}"
+        else:
+            reason = outcome.reason.partition("\n")[0]
+            yield f"{name:<11} {outcome.state:<15} {outcome.seconds:>7.1f}  {reason}"
+    yield ""
     store = settings.open_store()
-    words = {"complete": "ran", "cached": "reused"}
-    for result in results:
-        execution = result.execution
-        state = words.get(execution.state, execution.state)
-        yield f"{execution.component:<10} {state:<8} {execution.seconds:7.1f} s  {execution.reason}"
-    for result in results:
-        if result.execution.output and result.execution.output.startswith(f"{ModelEvaluation.__name__}/"):
-            evaluation = store.open(result.execution.output, ModelEvaluation)
+    for ref in (outcome.output for outcome in outcomes.values() if isinstance(outcome, Execution)):
+        if ref and ref.startswith(f"{ModelEvaluation.__name__}/"):
+            evaluation = store.open(ref, ModelEvaluation)
             facts, (low, high) = evaluation.facts, evaluation.facts.accuracy_interval
-            if facts.synthetic:
-                yield "SYNTHETIC data: the figures say nothing about real images"
-            yield f"accuracy   {facts.accuracy:.4f} on {facts.num_examples} test images (95 %: {low:.4f} to {high:.4f})"
             verdict = "blessed" if facts.verdict.blessed else "not blessed"
-            yield f"verdict    {verdict}: {'; '.join(facts.verdict.reasons)}"
-            yield f"report     {evaluation.report}"
-        if result.pushed is not None:
-            yield f"model      {result.pushed.path} ({result.pushed.reason})"
+            if facts.synthetic:
+                yield "SYNTHETIC   drawn images: the figures say nothing about real ones"
+            yield (
+                f"accuracy    {facts.accuracy:.4f}, 95 % interval {low:.4f} to {high:.4f}, "
+                f"on {facts.num_examples} test images of {facts.dataset}"
+            )
+            yield f"verdict     {verdict}: {'; '.join(facts.verdict.reasons)}"
+            yield f"report      {evaluation.report}"
+        if ref and ref.startswith(f"{PushedModel.__name__}/"):
+            name = store.open(ref, PushedModel).facts.model_name
+            if champion := Registry(settings.serving_dir()).champion(name):
+                served = settings.serving_dir() / name / str(champion.version)
+                yield f"served      {name} version {champion.version} in {served}"

@@ -1,8 +1,7 @@
 import pytest
 from typer.testing import CliRunner
 
-from ridgeline.cli import app, parse_assignments
-from ridgeline.component import ParameterError
+from ridgeline.cli import app
 
 
 @pytest.fixture
@@ -10,17 +9,6 @@ def invoke(monkeypatch, synthetic_store):
     monkeypatch.setenv("RIDGELINE_STORE", str(synthetic_store.local))
     monkeypatch.delenv("RIDGELINE_MANUAL_DIR", raising=False)
     return lambda *arguments: CliRunner().invoke(app, arguments)
-
-
-def test_assignments_are_json_or_text():
-    assert parse_assignments(["a.b=3", "a.c=[1, 2]", "a.d=l1", "a.e=x=y"]) == {
-        "a.b": 3,
-        "a.c": [1, 2],
-        "a.d": "l1",
-        "a.e": "x=y",
-    }
-    with pytest.raises(ParameterError, match="received 'a.b'"):
-        parse_assignments(["a.b"])
 
 
 def test_show_verifies_and_prints_the_manifest(invoke, refs):

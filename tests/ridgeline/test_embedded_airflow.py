@@ -8,10 +8,7 @@ from pathlib import Path
 import pytest
 
 from ridgeline import embedded_airflow
-from ridgeline.component import ParameterError
-from ridgeline.embedded_airflow import OFFICIAL_FILES, choose_data, environment, find_official_files, summarize
-from ridgeline.pipeline import StepResult
-from ridgeline.settings import Settings
+from ridgeline.embedded_airflow import OFFICIAL_FILES, choose_data, environment, find_official_files
 
 # --- the environment
 
@@ -113,28 +110,6 @@ def test_data_that_an_earlier_run_prepared_needs_no_files_and_no_host(
     assert choose_data(folder, {}) == {}
 
 
-# --- the command line and the summary
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("train.epochs=3", ("train.epochs", 3)),
-        ("train.hidden_units=[300, 100]", ("train.hidden_units", [300, 100])),
-        ("ingest.dataset=mnist:3.0.1", ("ingest.dataset", "mnist:3.0.1")),
-        ("note=a=b", ("note", "a=b")),
-    ],
-)
-def test_a_value_is_json_or_else_text(text: str, expected: tuple[str, object]) -> None:
-    assert embedded_airflow.parse_assignment(text) == expected
-
-
-@pytest.mark.parametrize("text", ["train.epochs", "=3"])
-def test_an_assignment_needs_a_name_and_a_value(text: str) -> None:
-    with pytest.raises(ParameterError, match=f"Expected --set name=value.*received '{text}'"):
-        embedded_airflow.parse_assignment(text)
-
-
 @pytest.mark.parametrize("command", ["run", "ui"])
 def test_it_says_where_it_must_be_run(command: str, tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", "ridgeline.embedded_airflow", command]
@@ -142,18 +117,3 @@ def test_it_says_where_it_must_be_run(command: str, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error: Expected to be run in Ridgeline's folder; received")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_summary_tells_what_came_of_each_step(synthetic: tuple[Settings, list[StepResult]]) -> None:
-    settings, results = synthetic
-    states = {result.execution.component: "success" for result in results} | {"notify": "failed"}
-    lines = summarize(settings, "synthetic", states).splitlines()
-    assert lines[1].split(maxsplit=3)[:2] == ["ingest", "complete"]
-    assert lines[1].endswith("first run of ingest")
-    assert lines[6].split() == ["notify", "failed"]
-    text = "\n".join(lines)
-    assert "test images of synthetic_garments:1.0.0" in text
-    assert "blessed: accuracy" in text
-    assert f"served      synthetic_garments version 1 in {settings.serving_dir()}" in text
-    report = next(line.split()[1] for line in lines if line.startswith("report"))
-    assert Path(report).is_file()

@@ -44,6 +44,25 @@ def test_steps_are_ordered_by_what_they_need():
         pipeline.plan("exprot")
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train.epochs=3", {"train.epochs": 3}),
+        ("train.hidden_units=[300, 100]", {"train.hidden_units": [300, 100]}),
+        ("ingest.dataset=mnist:3.0.1", {"ingest.dataset": "mnist:3.0.1"}),
+        ("note=a=b", {"note": "a=b"}),
+    ],
+)
+def test_assigned_values_are_json_or_else_text(text, expected):
+    assert pipeline.parse_assignments([text]) == expected
+
+
+@pytest.mark.parametrize("text", ["train.epochs", "=3"])
+def test_an_assignment_needs_a_name_and_a_value(text):
+    with pytest.raises(ParameterError, match=f"Expected STEP.PARAMETER=VALUE.*received '{text}'"):
+        pipeline.parse_assignments([text])
+
+
 def test_all_bad_parameters_are_named_before_anything_works():
     values = {"train.epochs": 0, "trian.epochs": 1, "transform.normalization": "log", "epochs": 3}
     with pytest.raises(ParameterError) as caught:
@@ -85,10 +104,25 @@ def test_pipeline_ends_with_a_served_model(synthetic):
     assert [r.execution.state for r in results] == ["complete"] * 5
     assert results[-1].pushed.path == settings.serving_dir() / "synthetic_garments" / "1"
     assert (results[-1].pushed.path / "saved_model.pb").is_file()
-    summary = "\n".join(pipeline.summary(settings, results))
-    assert "SYNTHETIC" in summary
-    assert "report.html" in summary
-    assert "blessed" in summary
+
+
+def test_summary_tells_what_came_of_each_step(synthetic):
+    settings, results = synthetic
+    records = pipeline.run_records(settings, "synthetic")
+    assert [records[r.execution.component] for r in results] == [r.execution for r in results]
+    lines = list(
+        pipeline.summary(settings, {r.execution.component: r.execution for r in results} | {"notify": "failed"})
+    )
+    assert lines[1].split(maxsplit=3)[:2] == ["ingest", "complete"]
+    assert lines[1].endswith("first run of ingest")
+    assert lines[6].split() == ["notify", "failed"]
+    text = "\n".join(lines)
+    assert "SYNTHETIC" in text
+    assert "test images of synthetic_garments:1.0.0" in text
+    assert "blessed: accuracy" in text
+    assert f"served      synthetic_garments version 1 in {settings.serving_dir()}" in text
+    report = next(line.split()[1] for line in lines if line.startswith("report"))
+    assert Path(report).is_file()
 
 
 def test_comment_in_another_component_reruns_nothing_that_does_not_reach_it(tree):
