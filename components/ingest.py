@@ -101,8 +101,9 @@ def _builder(dataset: str, data_dir: Path) -> Any:
         advice = f"Did you mean {', '.join(near)}?" if near else "The tfds catalog lists the names."
         raise IngestError(f"Expected a dataset that tfds knows; received {dataset!r}. {advice}") from error
     except (AssertionError, ValueError) as error:  # tfds's own for a version or configuration that it lacks
+        cause = str(error).rpartition('}": ')[2]  # without tfds's own arguments
         raise IngestError(
-            f"Expected a version and configuration that tfds has; received {dataset!r}. {str(error).rpartition('}": ')[2]}"
+            f"Expected a version and configuration that tfds has; received {dataset!r}. {cause}"
         ) from error
 
 
