@@ -44,8 +44,9 @@ clean: ## Delete .venv, caches and test output; var/ and data/ stay
 # Without bytecode Airflow and TensorFlow take two to three times as long to start, so it is made here, even
 # where PYTHONDONTWRITEBYTECODE is set. A few files of the libraries are no valid Python: templates, test data.
 $(INSTALLED): pyproject.toml constraints.txt Makefile
+	@echo 'installing into .venv: a minute or two ...'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
-	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable . --group dev
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable . --group dev
 	@$(BIN)/python -m compileall -q -j0 .venv/lib >/dev/null || true
 	@touch $@

@@ -19,7 +19,7 @@ from ridgeline.artifacts.model_evaluation import (
     Verdict,
 )
 from ridgeline.component import Params as BaseParams
-from ridgeline.component import component
+from ridgeline.component import StepError, component
 
 if TYPE_CHECKING:
     import keras
@@ -61,7 +61,7 @@ def evaluate(examples: Examples, model: Model, params: Params, output: Path) -> 
 
     Args:
         examples: The examples, of which only the test split is read.
-        model: The model that validation chose.
+        model: The trained model.
         params: The thresholds and the number of mistakes to keep.
         output: An empty directory; receives ``predictions.npy`` and ``report.html``.
 
@@ -69,13 +69,13 @@ def evaluate(examples: Examples, model: Model, params: Params, output: Path) -> 
         The metrics and the verdict.
 
     Raises:
-        ValueError: If the model does not fit the examples, the test split is empty, or a prediction is not a
+        StepError: If the model does not fit the examples, the test split is empty, or a prediction is not a
             finite number.
     """
     _check_fit(examples, model)
     test = examples.split("test")
     if not len(test):
-        raise ValueError(
+        raise StepError(
             "Expected at least 1 image in the test split; received 0. Run transform with a larger test split."
         )
     network = model.load_keras()
@@ -85,7 +85,7 @@ def evaluate(examples: Examples, model: Model, params: Params, output: Path) -> 
     bad = np.flatnonzero(~np.isfinite(probabilities).all(axis=1))
     if bad.size:
         first = bad[0]
-        raise ValueError(
+        raise StepError(
             f"Expected finite probabilities; received {probabilities[first].tolist()} for test image {first} "
             f"({bad.size} of {len(labels)} images have such). Train again, for example with a lower learning "
             "rate."
@@ -120,7 +120,7 @@ def _check_fit(examples: Examples, model: Model) -> None:
     for field in ("image_shape", "class_names"):
         expected, received = getattr(examples.facts, field), getattr(model.facts, field)
         if expected != received:
-            raise ValueError(
+            raise StepError(
                 f"Expected a model with the examples' {field} {expected}; received one with {received}, "
                 f"trained on {model.facts.dataset}. Evaluate it on that dataset, or train on "
                 f"{examples.facts.dataset}."

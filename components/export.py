@@ -15,7 +15,7 @@ from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModel, PushedModelFacts
 from ridgeline.component import Params as StepParams
-from ridgeline.component import StepSkipped, component
+from ridgeline.component import StepError, StepSkipped, component
 
 
 class Params(StepParams):
@@ -48,10 +48,10 @@ def export(
 
     Raises:
         StepSkipped: If the model was not blessed.
-        ValueError: If the evaluation is another model's.
+        StepError: If the evaluation is another model's.
     """
     if evaluation.facts.model_digest != model.digest:
-        raise ValueError(
+        raise StepError(
             f"Expected the evaluation of model {model.digest}; received that of {evaluation.facts.model_digest}. "
             "Evaluate this model."
         )

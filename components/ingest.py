@@ -22,7 +22,7 @@ from pydantic import Field
 from ridgeline.artifacts.base import FileEntry
 from ridgeline.artifacts.dataset import Dataset, DatasetFacts, SplitDigest
 from ridgeline.component import Params as StepParams
-from ridgeline.component import component
+from ridgeline.component import StepError, TransientStepError, component
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,12 @@ CONNECT_TIMEOUT_SECONDS = 10
 PROGRESS_SECONDS = 5
 
 
-class IngestError(RuntimeError):
+class IngestError(StepError):
     """The dataset can't be had, or is not an image-classification dataset."""
+
+
+class DownloadError(TransientStepError, IngestError):
+    """The dataset's files are not here and can't be downloaded now."""
 
 
 class Params(StepParams):
@@ -142,7 +146,7 @@ def _prepare(builder: Any, params: Params, scratch: Path) -> None:
         with _progress_in_log():
             builder.download_and_prepare(download_dir=scratch, download_config=config)
     except tfds.download.DownloadError as error:
-        raise IngestError(f"Expected to download {params.dataset}; received: {error}. Try again later.") from error
+        raise DownloadError(f"Expected to download {params.dataset}; received: {error}. Try again later.") from error
     except Exception as error:
         if type(error).__name__ == "NonMatchingChecksumError":  # tfds does not export it
             raise IngestError(
@@ -188,7 +192,7 @@ def _expect_files_or_network(builder: Any, manual_dir: Path | None) -> None:
             requests.head(url, timeout=CONNECT_TIMEOUT_SECONDS)
         except requests.RequestException as error:
             files = "".join(f"\n  {name} from {url}" for url, name in missing.items())
-            raise IngestError(
+            raise DownloadError(
                 f"Expected a network or the downloaded files; received: no answer from {urlsplit(url).hostname} "
                 f"({type(error).__name__}). Put these files into a folder and name it in RIDGELINE_MANUAL_DIR "
                 f"or ingest.manual_dir (now: {manual_dir}):{files}"

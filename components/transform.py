@@ -13,7 +13,7 @@ from pydantic import Field
 from ridgeline.artifacts.dataset import Dataset
 from ridgeline.artifacts.examples import Examples, ExamplesFacts, Normalization, Split, write_split
 from ridgeline.component import Params as StepParams
-from ridgeline.component import component
+from ridgeline.component import StepError, component
 
 log = logging.getLogger(__name__)
 
@@ -52,13 +52,13 @@ def transform(dataset: Dataset, params: Params, output: Path) -> ExamplesFacts:
         The examples' facts.
 
     Raises:
-        ValueError: If no training image would be left, or all pixels are equal under ``standard``.
+        StepError: If no training image would be left, or all pixels are equal under ``standard``.
     """
     import tensorflow_datasets as tfds
 
     available, held_out = dataset.facts.splits["train"].num_examples, params.validation_examples
     if held_out >= available:
-        raise ValueError(
+        raise StepError(
             f"Expected transform.validation_examples below the {available} training images of "
             f"{dataset.facts.name}; received {held_out}. Hold out fewer."
         )
@@ -101,7 +101,7 @@ def _normalization(kind: Literal["unit", "standard"], train: Split) -> Normaliza
     mean = int(counts @ values) / total
     deviation = float(np.sqrt(float(counts @ (values - mean) ** 2) / total))
     if deviation == 0.0:
-        raise ValueError(
+        raise StepError(
             f"Expected training pixels that differ; received {total} pixels of {mean}. "
             "Use transform.normalization=unit or check the dataset."
         )

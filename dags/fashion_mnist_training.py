@@ -21,6 +21,7 @@ from ridgeline.airflow_task import form, run_in_task
 @dag(
     doc_md=__doc__,
     schedule=None,
+    is_paused_upon_creation=False,
     catchup=False,
     max_active_runs=1,
     tags=["fashion-mnist", "training"],
@@ -48,7 +49,7 @@ def fashion_mnist_training() -> None:
 
     @task(execution_timeout=timedelta(hours=6))
     def train(examples: str) -> str:
-        """Train the classifier; validation chooses the weights."""
+        """Train the classifier on the training split; watch it on the validation split."""
         return run_in_task(components.train.train, examples=examples)
 
     @task(execution_timeout=timedelta(minutes=30))

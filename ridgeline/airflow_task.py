@@ -10,8 +10,7 @@ from airflow.sdk import Param, get_current_context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from pydantic.json_schema import GenerateJsonSchema
 
-from ridgeline.component import Component, ParameterError, Params
-from ridgeline.keys import flatten
+from ridgeline.component import Component, ParameterError, Params, StepError, TransientStepError, flatten
 from ridgeline.pipeline import load_components, parse_params, run_step
 from ridgeline.settings import Settings
 
@@ -53,7 +52,7 @@ def run_in_task(component: Component, **inputs: str) -> str:
         The output artifact's store-relative name: all that passes through XCom.
 
     Raises:
-        AirflowFailException: If a parameter is unknown, of the wrong type or out of range; not retried.
+        AirflowFailException: If a parameter is bad, or the step can't work with what it was given; not retried.
         AirflowSkipException: If the step has a reason to yield nothing.
     """
     context = get_current_context()
@@ -63,7 +62,9 @@ def run_in_task(component: Component, **inputs: str) -> str:
         values = flatten(params.model_dump(mode="json"))
         log.info("%s got %s", component.name, ", ".join(f"{name}={value!r}" for name, value in values))
         execution = run_step(settings, component, inputs, params, context["run_id"]).execution
-    except ParameterError as error:
+    except TransientStepError:
+        raise
+    except (StepError, FloatingPointError) as error:
         raise AirflowFailException(str(error)) from error
     if execution.output is None:
         raise AirflowSkipException(execution.reason)

@@ -15,7 +15,7 @@ import typer
 
 from ridgeline import pipeline
 from ridgeline.artifacts.base import MANIFEST, ArtifactError, verify
-from ridgeline.component import ParameterError, Params
+from ridgeline.component import Params, StepError
 from ridgeline.lineage import Origin, collect_garbage
 from ridgeline.lineage import lineage as lineage_of
 from ridgeline.registry import PushError, Registry
@@ -43,7 +43,7 @@ def _plain_errors() -> Iterator[None]:
     """Show what a user can act on as one message; leave a trace to what is a fault of ours."""
     try:
         yield
-    except (ParameterError, ArtifactError, StoreError, PushError) as error:
+    except (StepError, FloatingPointError, ArtifactError, StoreError, PushError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
 
@@ -81,8 +81,8 @@ def explain(target: Target = "export", assignments: Set = []) -> None:  # noqa: 
 @app.command()
 def show(artifact: Name) -> None:
     """Print an artifact's manifest, after verifying every byte of it."""
-    store = Settings().open_store()
     with _plain_errors():
+        store = Settings().open_store()
         ref = store.find(artifact)
         path = store.fetch(ref)
         verify(path)
@@ -93,8 +93,8 @@ def show(artifact: Name) -> None:
 @app.command()
 def lineage(artifact: Name) -> None:
     """Print where an artifact comes from, back to the raw files' digests."""
-    store = Settings().open_store()
     with _plain_errors():
+        store = Settings().open_store()
         for line in _tree(lineage_of(store, store.find(artifact)), store, set()):
             typer.echo(line)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
+import json
 import logging
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -26,7 +28,15 @@ class Params(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class ParameterError(ValueError):
+class StepError(ValueError):
+    """A step can't work with what it was given; another try would fail, too."""
+
+
+class TransientStepError(StepError):
+    """A step lacked something that may be there on another try, such as a network."""
+
+
+class ParameterError(StepError):
     """A parameter is unknown, of the wrong type or out of its range."""
 
 
@@ -79,10 +89,28 @@ class Component:
         Raises:
             ParameterError: If a parameter is unknown, of the wrong type or out of its range.
         """
-        try:
-            return self.params.model_validate(values)
+        try:  # as JSON: strict about types, and yet lists serve as tuples and texts as paths
+            return self.params.model_validate_json(json.dumps(dict(values), default=str), strict=True)
         except ValidationError as error:
-            raise ParameterError(explain_errors(error, self.name)) from error
+            raise ParameterError(self._explain(error)) from error
+
+    def _explain(self, error: ValidationError) -> str:
+        """Return pydantic's findings as one line each: what was expected, what was received, what to do."""
+        known = [name for name, _ in flatten(self.params().model_dump())]
+        lines = []
+        for item in error.errors(include_url=False):
+            name = ".".join([self.name, *map(str, item["loc"])])
+            if item["type"] == "extra_forbidden":
+                near = difflib.get_close_matches(name.removeprefix(f"{self.name}."), known, n=1)
+                advice = "Did you mean" if near else "Expected one of"
+                advice = f"{advice} {', '.join(f'{self.name}.{choice}' for choice in near or known)}."
+                lines.append(f"Unknown parameter {name}. {advice}")
+            else:
+                expected = (
+                    item["msg"].replace("Input should be", "expected").replace("String should", "expected text to")
+                )
+                lines.append(f"Parameter {name}: {expected}; received {item['input']!r}.")
+        return "\n".join(lines)
 
     def main(self, argv: list[str] | None = None) -> None:
         """Run the step by itself from the command line, on artifact directories.
@@ -90,7 +118,21 @@ class Component:
         Args:
             argv: The arguments; those of the process if None.
         """
-        from pydantic_settings import CliApp
+        from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource
+
+        class CommandLine(BaseSettings):
+            """Takes values from the command line alone, none from the environment."""
+
+            @classmethod
+            def settings_customise_sources(
+                cls,
+                settings_cls: type[BaseSettings],
+                init_settings: PydanticBaseSettingsSource,
+                env_settings: PydanticBaseSettingsSource,
+                dotenv_settings: PydanticBaseSettingsSource,
+                file_secret_settings: PydanticBaseSettingsSource,
+            ) -> tuple[PydanticBaseSettingsSource, ...]:
+                return (init_settings,)
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         paths: dict[str, Any] = {
@@ -99,12 +141,17 @@ class Component:
         }
         model = create_model(
             f"{self.name.capitalize()}Arguments",
-            __base__=self.params,
+            __base__=(self.params, CommandLine),
             __doc__=(inspect.getdoc(self.run) or "").split("\n\n")[0],
             output=(Path, Field(description="New directory for the output artifact.")),
             **paths,
         )
-        settings: Any = {"cli_prog_name": f"python -m components.{self.name}", "cli_kebab_case": True}
+        settings: Any = {
+            "cli_prog_name": f"python -m components.{self.name}",
+            "cli_kebab_case": True,
+            "cli_implicit_flags": True,
+            "cli_enforce_required": True,
+        }
         model.model_config |= settings
         try:
             arguments = CliApp.run(model, cli_args=argv)
@@ -113,8 +160,8 @@ class Component:
             inputs = {name: kind.load(getattr(arguments, name)) for name, kind in self.inputs.items()}
             artifact = self._write(self.parse(values), arguments.output, inputs)  # type: ignore[attr-defined]
         except ValidationError as error:
-            raise SystemExit(f"error: {explain_errors(error, self.name)}") from None
-        except (ValueError, RuntimeError, OSError, StepSkipped) as error:
+            raise SystemExit(f"error: {self._explain(error)}") from None
+        except (ValueError, RuntimeError, OSError, ArithmeticError, StepSkipped) as error:
             raise SystemExit(f"error: {error}") from None
         print(f"{artifact.ref} in {artifact.path}")
 
@@ -156,14 +203,10 @@ def component(*, output: type[Artifact[Any]]) -> Callable[[Callable[..., Facts]]
     return declare
 
 
-def explain_errors(error: ValidationError, prefix: str = "") -> str:
-    """Return pydantic's findings as one line each: what was expected, what was received."""
-    lines = []
-    for item in error.errors(include_url=False):
-        name = ".".join([*filter(None, [prefix]), *map(str, item["loc"])])
-        if item["type"] == "extra_forbidden":
-            lines.append(f"Unknown parameter {name}. Check its spelling; --help lists the parameters.")
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield a nested mapping's leaves by dotted name."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}.")
         else:
-            expected = item["msg"].replace("Input should be", "expected").replace("String should", "expected text to")
-            lines.append(f"Parameter {name}: {expected}; received {item['input']!r}.")
-    return "\n".join(lines)
+            yield f"{prefix}{name}", value

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import traceback
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -193,7 +197,8 @@ def _run_dag(conf: Mapping[str, Any], log_file: Path) -> int:
             states = {task.task_id: str(task.state) for task in dag_run.get_task_instances()}
             records = run_records(Settings(), dag_run.run_id)
             names = [task.task_id for task in dag.topological_sort()]
-            lines = summary(Settings(), {name: records.get(name, states[name]) for name in names})
+            done = {name: record for name, record in records.items() if states.get(name) in ("success", "skipped")}
+            lines = summary(Settings(), {name: done.get(name, states[name]) for name in names})
             print("", *lines, sep="\n", file=terminal)
             failed = dag_run.state != "success"
         except KeyboardInterrupt:
@@ -261,17 +266,48 @@ def ui(port: Annotated[int, typer.Option(help="The web server's port.")] = 8080)
     env = environment(folder, "airflow-ui", os.environ, port)
     if found := find_official_files(folder):
         env.setdefault("RIDGELINE_MANUAL_DIR", str(found))
-    Path(env["AIRFLOW_HOME"]).mkdir(parents=True, exist_ok=True)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            message = f"error: Expected a free port; received {port}: {error.strerror}. Name another: --port 8081."
+            raise SystemExit(message) from None
+    home = Path(env["AIRFLOW_HOME"])
+    home.mkdir(parents=True, exist_ok=True)
+    log_file = home / "standalone.log"
     print(f"data:     {env.get('RIDGELINE_MANUAL_DIR', 'to be downloaded by tfds')}")
-    print(f"web:      {env['AIRFLOW__API__BASE_URL']}, in about half a minute")
-    print(f"user:     admin, password in {env['AIRFLOW_HOME']}/{PASSWORD_FILE}", flush=True)
+    print(f"log:      {log_file}")
+    print(f"user:     admin, password in {home / PASSWORD_FILE}")
+    print(f"web:      {env['AIRFLOW__API__BASE_URL']} in about half a minute ...", flush=True)
     # Airflow must get one SIGINT, and its children none: Ctrl-C, which signals all of a terminal's processes,
     # leaves its scheduler hanging, and SIGTERM leaves its children running.
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: stopping.set())
     command = [sys.executable, "-m", "airflow", "standalone"]
-    with subprocess.Popen(command, env=env, start_new_session=True) as airflow:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda *_: airflow.send_signal(signal.SIGINT))
+    with (
+        log_file.open("w") as log,
+        subprocess.Popen(command, env=env, start_new_session=True, stdout=log, stderr=log) as airflow,
+    ):
+        ready = False
+        while airflow.poll() is None and not stopping.wait(1):
+            if not ready and (ready := _is_healthy(env["AIRFLOW__API__BASE_URL"])):
+                print("ready:    Ctrl-C stops it", flush=True)
+        if stopping.is_set():
+            airflow.send_signal(signal.SIGINT)
+        else:
+            print(f"error: Airflow ended by itself; its log: {log_file}", file=sys.stderr)
         raise typer.Exit(airflow.wait())
+
+
+def _is_healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/api/v2/monitor/health", timeout=5) as answer:
+            states = json.load(answer)
+    except (OSError, ValueError):
+        return False
+    return all(states[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "dag_processor"))
 
 
 if __name__ == "__main__":

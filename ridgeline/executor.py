@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from ridgeline.store import Execution, Store, StoreError
 
 log = logging.getLogger(__name__)
 
+COMPARED_EXECUTIONS = 20  # the latest ones; the reason to run is told against the nearest of them
 UNCHANGED = "same inputs, parameters and code"
 
 
@@ -74,9 +76,11 @@ def decide(store: Store, component: Component, inputs: Mapping[str, Artifact[Any
             return Decision(parts, UNCHANGED, store.open(hit, component.output))
         except ArtifactError as error:
             return Decision(parts, f"artifact missing or damaged: {error}", None)
-    earlier = next((e for e in store.executions(component.name) if e.output), None)
-    if earlier is not None:
-        return Decision(parts, "; ".join(parts.differences(earlier.parts)), None)
+    earlier = (e.parts for e in store.executions(component.name) if e.output)
+    changes = [parts.differences(other) for other in itertools.islice(earlier, COMPARED_EXECUTIONS)]
+    if changes:
+        nearest = sorted(changes, key=len)[0]
+        return Decision(parts, "; ".join(nearest), None)
     last = next(store.executions(component.name), None)
     return Decision(parts, f"last attempt {last.state}" if last else f"first run of {component.name}", None)
 
@@ -126,7 +130,7 @@ def execute(store: Store, component: Component, inputs: Mapping[str, str], param
 
     if decision.output is not None:
         with store.lock():
-            if store.path(decision.output.ref).exists():
+            if store.holds(decision.output.ref):
                 return record("cached", decision.reason, decision.output.ref)
         return execute(store, component, inputs, params, run_id)  # a clean-up took it since: look again
     try:

@@ -14,10 +14,13 @@ import grimp
 from pydantic import BaseModel, ConfigDict
 
 from ridgeline.artifacts.base import Artifact, digest_of, file_entry
-from ridgeline.component import Component, Params
+from ridgeline.component import Component, Params, flatten
 
 # Distributions named unlike their package; any other is found, too, by a search that takes 0.3 s.
 OTHER_NAMES = {"sklearn": "scikit-learn", "PIL": "pillow"}
+# Libraries that compute and write on behalf of another, and those that shape no artifact's bytes.
+IMPLIED = {"keras": ("tensorflow", "h5py"), "tensorflow_datasets": ("tensorflow",)}
+NOT_IN_BYTES = {"pydantic", "pydantic_settings", "requests"}
 
 
 class KeyParts(BaseModel):
@@ -46,13 +49,10 @@ class KeyParts(BaseModel):
     def differences(self, earlier: KeyParts) -> list[str]:
         """Return what changed since an earlier execution, a phrase each."""
         return [
-            *(f"input {n} changed ({_short(a)} → {_short(b)})" for n, a, b in _changes(earlier.inputs, self.inputs)),
-            *(
-                f"parameter {self.component}.{n} {_show(a)} → {_show(b)}"
-                for n, a, b in _changes(earlier.params, self.params)
-            ),
+            *(f"input {n} changed ({a[:12]} → {b[:12]})" for n, a, b in _changes(earlier.inputs, self.inputs)),
+            *(f"parameter {self.component}.{n} {a} → {b}" for n, a, b in _changes(earlier.params, self.params)),
             *(f"code of {n} changed" for n, _, _ in _changes(earlier.code, self.code)),
-            *(f"library {n} {_show(a)} → {_show(b)}" for n, a, b in _changes(earlier.libraries, self.libraries)),
+            *(f"library {n} {a} → {b}" for n, a, b in _changes(earlier.libraries, self.libraries)),
         ]
 
 
@@ -74,20 +74,12 @@ def key_parts(component: Component, inputs: Mapping[str, Artifact[Any]], params:
     )
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield a nested mapping's leaves by dotted name."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
 @functools.cache
 def reachable_code(module: str) -> tuple[dict[str, str], dict[str, str]]:
     """Return the source files of ours that a module can reach, and the libraries that they import.
 
-    Imports are read from the source, also those inside functions; nothing is imported.
+    Imports are read from the source, also those inside functions; nothing is imported. The answer is kept for
+    the process: a module that is imported already runs as it was then, whatever its file says since.
 
     Args:
         module: Full name of the module.
@@ -96,7 +88,7 @@ def reachable_code(module: str) -> tuple[dict[str, str], dict[str, str]]:
         SHA-256 by file (``components/train.py``), and version by distribution name.
     """
     ours = {module.split(".")[0], "ridgeline"}
-    graph = grimp.build_graph(*ours, include_external_packages=True, cache_dir=None)
+    graph = _import_graph(*sorted(ours))
     reached = {module, *graph.find_upstream_modules(module)}
     packages = {".".join(name.split(".")[:i]) for name in reached for i in range(1, name.count(".") + 1)}
     code: dict[str, str] = {}
@@ -107,9 +99,21 @@ def reachable_code(module: str) -> tuple[dict[str, str], dict[str, str]]:
             file = _source(name)
             parts = name.count(".") + (2 if file.name == "__init__.py" else 1)
             code["/".join(file.parts[-parts:])] = file_entry(file).sha256
-        elif top not in sys.stdlib_module_names:
-            libraries |= _versions(top)
+        elif top not in sys.stdlib_module_names and top not in NOT_IN_BYTES:
+            for library in {top, *IMPLIED.get(top, ())}:
+                libraries |= _versions(library)
     return code, libraries
+
+
+@functools.cache
+def _import_graph(*packages: str) -> grimp.ImportGraph:
+    return grimp.build_graph(*packages, include_external_packages=True, cache_dir=None)
+
+
+def forget_code() -> None:
+    """Forget the sources that were read: for a process in which they change."""
+    reachable_code.cache_clear()
+    _import_graph.cache_clear()
 
 
 def _source(module: str) -> Path:
@@ -130,13 +134,6 @@ def _versions(top: str) -> dict[str, str]:
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     for name in sorted(before.keys() | after.keys()):
-        if before.get(name) != after.get(name):
-            yield name, before.get(name), after.get(name)
-
-
-def _short(digest: str | None) -> str:
-    return digest[:12] if digest else "none"
-
-
-def _show(value: object) -> str:
-    return "none" if value is None else str(value)
+        old, new = before.get(name, "none"), after.get(name, "none")
+        if (name in before) != (name in after) or old != new:
+            yield name, old, new

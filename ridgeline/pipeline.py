@@ -14,6 +14,7 @@ from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.component import Component, ParameterError, Params
 from ridgeline.executor import decide, execute
+from ridgeline.keys import reachable_code
 from ridgeline.registry import Pushed, Registry
 from ridgeline.settings import Settings
 from ridgeline.store import Execution
@@ -23,7 +24,10 @@ log = logging.getLogger(__name__)
 
 def load_components() -> dict[str, Component]:
     """Return the installed steps by name, from the entry points ``ridgeline.components``."""
-    return {entry.name: entry.load() for entry in importlib.metadata.entry_points(group="ridgeline.components")}
+    components = {entry.name: entry.load() for entry in importlib.metadata.entry_points(group="ridgeline.components")}
+    for component in components.values():
+        reachable_code(component.module)  # what was imported just now is what will run, whatever is edited meanwhile
+    return components
 
 
 def plan(target: str) -> list[Component]:
@@ -142,7 +146,7 @@ def run_step(
     pushed = None
     if execution.output and component.output is PushedModel:
         pushed = Registry(settings.serving_dir()).push(store.open(execution.output, PushedModel), run_id)
-        log.info("%s: %s", component.name, pushed.reason)
+        log.info("%s: %s in %s", component.name, pushed.reason, pushed.path)
     return StepResult(execution, pushed)
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ridgeline.artifacts.pushed_model import PushedModel
-from ridgeline.store import explained
+from ridgeline.store import StoreError, explained
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ class HistoryEntry(BaseModel):
     """One line of a model's history.
 
     Attributes:
+        schema_version: Version of this entry's layout.
         version: The version that became the champion.
         action: What happened.
         artifact: Store-relative name of the `PushedModel`.
@@ -44,6 +45,7 @@ class HistoryEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    schema_version: Literal[1] = 1
     version: int
     action: Literal["push", "rollback"]
     artifact: str
@@ -95,7 +97,12 @@ class Registry:
         """Return a model's history, oldest first."""
         path = self.root / name / "history.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [HistoryEntry.model_validate_json(line) for line in lines]
+        try:
+            return [HistoryEntry.model_validate_json(line) for line in lines]
+        except ValidationError as error:
+            raise StoreError(
+                f"Expected a history entry in each line of {path}; received: {error}. Restore the file from a backup."
+            ) from error
 
     def champion(self, name: str) -> HistoryEntry | None:
         """Return the entry that made the champion, or None if there is none."""
@@ -140,7 +147,7 @@ class Registry:
                 staging = folder / f".push-{uuid.uuid4().hex}"
                 try:
                     shutil.copytree(model.saved_model, staging)
-                    check(staging, model.check)
+                    check(staging, model)
                     staging.rename(folder / str(version))
                 finally:
                     shutil.rmtree(staging, ignore_errors=True)
@@ -156,15 +163,20 @@ class Registry:
                     ),
                 )
         served = folder / str(version)
-        log.info("pushed version %d of %s to %s", version, name, served)
         return Pushed(served, version, f"pushed as version {version}", new=True)
 
     def _crown(self, name: str, entry: HistoryEntry) -> None:
-        pointer = self.root / name / f".push-{uuid.uuid4().hex}.json"
-        pointer.write_text(json.dumps({"version": entry.version}) + "\n", encoding="utf-8")
-        with (self.root / name / "history.jsonl").open("a", encoding="utf-8") as history:
-            history.write(entry.model_dump_json() + "\n")
-        pointer.rename(self.root / name / "champion.json")
+        folder = self.root / name
+        lines = [line.model_dump_json() for line in [*self.history(name), entry]]
+        _replace(folder / "history.jsonl", "".join(f"{line}\n" for line in lines))
+        _replace(folder / "champion.json", json.dumps({"version": entry.version}) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Replace a file's content at once, so that no reader and no kill sees half of it."""
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.rename(path)
 
 
 def _serves(folder: Path, model: PushedModel) -> bool:
@@ -176,21 +188,24 @@ def _serves(folder: Path, model: PushedModel) -> bool:
     return all((folder / name).is_file() and file_entry(folder / name) == entry for name, entry in files.items())
 
 
-def check(saved_model: Path, expected: Path) -> None:
-    """Check a SavedModel in a fresh process against the evaluation's predictions.
+def check(saved_model: Path, model: PushedModel) -> None:
+    """Check a copy of a SavedModel in a fresh process against the evaluation's predictions.
 
     Args:
-        saved_model: The SavedModel's folder.
-        expected: A folder with ``images.npy`` and ``probabilities.npy``.
+        saved_model: The copy's folder.
+        model: Holds the images, the expected probabilities and the class names.
 
     Raises:
         PushError: If it can't be loaded or yields anything else.
     """
-    command = [sys.executable, "-m", "ridgeline.serving_check", str(saved_model), str(expected)]
+    names = json.dumps(model.facts.class_names)
+    command = [sys.executable, "-m", "ridgeline.serving_check", str(saved_model), str(model.check), names]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=CHECK_SECONDS, check=False)
-    if done.returncode != 0:
+    try:
+        subprocess.run(command, env=environment, capture_output=True, text=True, timeout=CHECK_SECONDS, check=True)
+    except subprocess.SubprocessError as error:
+        received = str(getattr(error, "stderr", None) or error).strip()[-2000:]
         raise PushError(
-            f"Expected {saved_model} to serve the evaluation's predictions; received: "
-            f"{done.stderr.strip()[-2000:]}. Nothing was pushed; the champion is unchanged."
-        )
+            f"Expected {saved_model} to serve the evaluation's predictions; received: {received}. "
+            "Nothing was pushed; the champion is unchanged."
+        ) from error

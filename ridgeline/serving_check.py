@@ -1,7 +1,8 @@
-"""Checks a SavedModel in a process of its own: ``python -m ridgeline.serving_check SAVED_MODEL CHECK_DIR``."""
+"""Checks a SavedModel in a process of its own: ``python -m ridgeline.serving_check SAVED_MODEL CHECK_DIR NAMES``."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import numpy as np
 TOLERANCE = 1e-5
 
 
-def main(saved_model: Path, expected: Path) -> None:
+def main(saved_model: Path, expected: Path, class_names: list[str]) -> None:
     """Compare a SavedModel's answers with the expected probabilities, at several batch sizes.
 
     Args:
         saved_model: The SavedModel's folder.
         expected: Folder of ``images.npy``, uint8 ``[k, h, w]``, and ``probabilities.npy``, float32 ``[k, classes]``.
+        class_names: The classes' names in label order.
 
     Raises:
         SystemExit: If any answer differs.
@@ -34,7 +36,10 @@ def main(saved_model: Path, expected: Path) -> None:
             raise SystemExit(f"expected the evaluation's probabilities; received others, by up to {difference}")
         if not np.array_equal(served["class_id"], served["probabilities"].argmax(axis=1)):
             raise SystemExit("expected class_id to be the most probable class; received another")
+        names = [name.decode() for name in served["class_name"]]
+        if names != [class_names[i] for i in served["class_id"]]:
+            raise SystemExit(f"expected class_name to be the name of class_id in {class_names}; received {names}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))

@@ -19,7 +19,7 @@ class Settings(BaseSettings):
         manual_dir: The folder with the dataset's downloaded files, for machines without a network.
     """
 
-    model_config = SettingsConfigDict(env_prefix="RIDGELINE_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="RIDGELINE_", env_ignore_empty=True, frozen=True)
 
     store: str = "var/store"
     serving: Path | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -22,6 +23,8 @@ from upath import UPath
 from ridgeline.artifacts.base import MANIFEST, Artifact, ArtifactError, Manifest, verify
 from ridgeline.keys import KeyParts
 
+log = logging.getLogger(__name__)
+
 REF = re.compile(r"[A-Z][A-Za-z]*/[0-9a-f]{64}")
 
 A = TypeVar("A", bound=Artifact[Any])
@@ -35,6 +38,7 @@ class Execution(BaseModel):
     """The record of one attempt to run a component: all that differs between equal runs lives here.
 
     Attributes:
+        schema_version: Version of this record's layout.
         component: The component's name.
         run_id: The pipeline run that it belongs to.
         state: MLMD's words: ``complete`` (it ran), ``cached`` (reused), ``skipped`` or ``failed``.
@@ -51,6 +55,7 @@ class Execution(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    schema_version: Literal[1] = 1
     component: str
     run_id: str
     state: Literal["complete", "cached", "skipped", "failed"]
@@ -114,8 +119,16 @@ class Store:
     """
 
     def __init__(self, root: str | Path, mirror: Path | None = None) -> None:
-        path = UPath(root)
-        self.remote = path.protocol not in ("", "file", "local")
+        try:
+            path = UPath(root)
+            self.remote = path.protocol not in ("", "file", "local")
+            if self.remote:
+                assert path.fs is not None
+        except (ImportError, ValueError) as error:
+            raise StoreError(
+                f"Expected a folder or a URL that fsspec can open; received {str(root)!r}: {error}. Install the "
+                "driver, for example s3fs for s3://, or correct RIDGELINE_STORE."
+            ) from error
         self.root = path if self.remote else UPath(Path(path.path).expanduser().absolute())
         if not self.remote:
             self.local = Path(self.root.path)
@@ -183,16 +196,25 @@ class Store:
         found = (self.root / "artifacts").glob(f"{kind}/*/{MANIFEST}")
         return sorted("/".join(path.parts[-3:-1]) for path in found)
 
+    def holds(self, ref: str) -> bool:
+        """Tell whether an artifact is in the store, without verifying it."""
+        return bool((self.root / "artifacts" / ref / MANIFEST).exists())
+
     def find(self, name: str) -> str:
         """Return the one artifact that a person means.
 
         Args:
-            name: ``<Type>/<digest>``, any unique beginning of it or of the digest, or the artifact's path.
+            name: ``<Type>/<digest>``, any unique beginning of it or of the digest, the artifact's path, or a type
+                alone: the latest of that type.
 
         Raises:
             ArtifactError: If none or several match.
         """
         wanted = "/".join(Path(name).parts[-2:]) if "artifacts/" in name else name
+        outputs = (execution.output or "" for execution in self.executions())
+        latest = next((ref for ref in outputs if ref.startswith(f"{wanted}/") and self.holds(ref)), None)
+        if latest is not None:
+            return latest
         found = [ref for ref in self.refs() if ref.startswith(wanted) or ref.split("/")[1].startswith(wanted)]
         if len(found) != 1 or not wanted:
             received = f"{len(found)} matches" if found else "none"
@@ -244,7 +266,7 @@ class Store:
             if not target.exists():
                 artifact.path.rename(target)
             shutil.rmtree(artifact.path.with_name(f"{artifact.path.name}-damaged"), ignore_errors=True)
-            if self.remote:
+            if self.remote and not self._uploaded(artifact):
                 self._upload(artifact.ref)
         return artifact.ref
 
@@ -293,22 +315,27 @@ class Store:
         """
         pattern = f"{component}/[0-9]*-{key[:16]}*.json" if key else f"{component}/[0-9]*.json"
         for path in sorted((self.root / "executions").glob(pattern), key=lambda path: path.name, reverse=True):
-            execution = Execution.model_validate_json(path.read_bytes())
-            if not key or execution.key == key:
+            execution = self._read_execution(path)
+            if execution and (not key or execution.key == key):
                 yield execution
 
     def delete_executions(self, unwanted: Callable[[Execution], bool], dry_run: bool) -> int:
         """Delete the records that a function picks, and return their number; with `dry_run`, only count."""
-        found = [
-            path
-            for path in (self.root / "executions").glob("*/[0-9]*.json")
-            if unwanted(Execution.model_validate_json(path.read_bytes()))
-        ]
+        paths = list((self.root / "executions").glob("*/[0-9]*.json"))
+        found = [path for path in paths if (execution := self._read_execution(path)) and unwanted(execution)]
         for path in [] if dry_run else found:
             path.unlink()
         return len(found)
 
     # --- inside
+
+    @staticmethod
+    def _read_execution(path: UPath) -> Execution | None:
+        try:
+            return Execution.model_validate_json(path.read_bytes())
+        except ValueError as error:
+            log.warning("Left out the execution record %s, which can't be read: %s", path, error)
+            return None
 
     @staticmethod
     def _clear_dead(staging: Path) -> None:
@@ -330,6 +357,13 @@ class Store:
             return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
         except (OSError, ValueError) as error:
             raise ArtifactError(f"Expected an artifact at {folder}; received: {error}.") from error
+
+    def _uploaded(self, artifact: Artifact[Any]) -> bool:
+        try:
+            self.fetch(artifact.ref)
+        except ArtifactError:
+            return False
+        return True
 
     def _upload(self, ref: str) -> None:
         source, target = self.path(ref), self.root / "artifacts" / ref

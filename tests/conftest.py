@@ -99,11 +99,11 @@ def toy_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     for name, text in TOY_STEPS.items():
         (folder / name).write_text(text)
     monkeypatch.syspath_prepend(folder.parent)
-    keys.reachable_code.cache_clear()
+    keys.forget_code()
     yield folder
     for name in [name for name in sys.modules if name.split(".")[0] == "toy_steps"]:
         del sys.modules[name]
-    keys.reachable_code.cache_clear()
+    keys.forget_code()
 
 
 @pytest.fixture(scope="session")

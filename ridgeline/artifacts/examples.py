@@ -143,3 +143,5 @@ def write_split(
             images, labels, filled = images[take:], labels[take:], filled + take
         image_out.flush()
         np.save(directory / f"labels-{suffix}", label_out, allow_pickle=False)
+    if len(labels) or next(rows, None) is not None:
+        raise ValueError(f"Expected {num_examples} examples for {directory.name}; received more.")

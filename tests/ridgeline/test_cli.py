@@ -1,3 +1,8 @@
+import os
+import shutil
+import subprocess
+import sys
+
 import pytest
 from typer.testing import CliRunner
 
@@ -55,3 +60,46 @@ def test_errors_are_one_message_and_exit_code_1(invoke, arguments, message):
 def test_gc_dry_run_of_one_run_frees_nothing(invoke):
     result = invoke("gc", "--dry-run", "--keep-runs", "1")
     assert result.stdout == "would free 0.0 MB: 0 artifacts, 0 execution records\n"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("transform.validation_examples=60000", "below the 6000 training images"),
+        ("ingest.dataset=fashion_mnits:3.0.1", "Did you mean fashion_mnist"),
+        ("ingest.manual_dir=/nowhere", "received /nowhere, which is none"),
+    ],
+)
+def test_what_a_step_refuses_is_one_message(invoke, synthetic_store, tmp_path, monkeypatch, assignment, message):
+    shutil.copytree(synthetic_store.local, tmp_path / "store")
+    monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path / "store"))
+    data = [] if "ingest" in assignment else ["--set", "ingest.dataset=synthetic_garments:1.0.0"]
+    result = invoke("run", "transform", *data, "--set", assignment)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: Expected")
+    assert message in result.stderr
+    assert isinstance(result.exception, SystemExit)
+
+
+@pytest.mark.parametrize("root", ["foo://bucket/store", "/proc/version/store"])
+def test_store_that_cannot_be_opened_is_one_message(invoke, monkeypatch, root):
+    monkeypatch.setenv("RIDGELINE_STORE", root)
+    result = invoke("run", "ingest", "--set", "ingest.dataset=synthetic_garments:1.0.0")
+    assert result.exit_code == 1
+    assert "RIDGELINE_STORE" in result.stderr
+
+
+def test_killed_run_is_followed_by_a_whole_one(synthetic_store, refs, tmp_path):
+    shutil.copytree(synthetic_store.local, tmp_path / "store")
+    environment = {**os.environ, "RIDGELINE_STORE": str(tmp_path / "store")}
+    command = [sys.executable, "-m", "ridgeline.cli", "run", "train"]
+    sets = ["ingest.dataset=synthetic_garments:1.0.0", "transform.validation_examples=1000", "train.seed=5"]
+    command += [word for value in sets for word in ("--set", value)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as killed:
+        for line in killed.stdout:
+            if line.startswith("epoch 1/2"):
+                killed.kill()
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "train runs: parameter train.seed 42 → 5" in again
+    assert "train complete" in again
+    assert not list((tmp_path / "store" / "staging").iterdir())

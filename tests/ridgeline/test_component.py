@@ -19,7 +19,11 @@ def test_signature_is_the_declaration():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"epoch": 2}, "Unknown parameter train.epoch"),
+        ({"epoch": 2}, "Unknown parameter train.epoch. Did you mean train.epochs."),
+        ({"q": 2}, "Unknown parameter train.q. Expected one of train.hidden_units, train.penalty.kind"),
+        ({"epochs": True}, "train.epochs: expected a valid integer; received True"),
+        ({"epochs": "5"}, "train.epochs: expected a valid integer; received '5'"),
+        ({"penalty": {"l2": True}}, "train.penalty.l2: expected a valid number; received True"),
         ({"epochs": 0}, "train.epochs: expected greater than or equal to 1; received 0"),
         ({"epochs": "two"}, "train.epochs: expected a valid integer.* received 'two'"),
         ({"penalty": {"l2": -1}}, "train.penalty.l2: expected greater than or equal to 0; received -1"),
@@ -43,7 +47,8 @@ def test_params_are_frozen():
 
 
 def test_main_writes_a_whole_artifact(toy_steps, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("VALUE", "99")  # the environment decides nothing
+    monkeypatch.setenv("VALUE", "99")
+    monkeypatch.setenv("value", "98")  # the environment decides nothing
     seed = importlib.import_module("toy_steps.seed").seed
     double = importlib.import_module("toy_steps.double").double
     seed.main(["--value", "4", "--output", str(tmp_path / "four")])

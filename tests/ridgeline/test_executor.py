@@ -39,7 +39,7 @@ def test_early_cut_off(store, steps, toy_steps):
     run_both(store, steps)
     with (toy_steps / "seed.py").open("a") as file:
         file.write("# yields the same bytes\n")
-    keys.reachable_code.cache_clear()
+    keys.forget_code()
     seed, double = run_both(store, steps)
     assert (seed.state, seed.reason) == ("complete", "code of toy_steps/seed.py changed")
     assert double.state == "cached"
@@ -105,3 +105,17 @@ def test_record_tells_the_run_and_its_parts(store, steps):
     assert second.parts.params == {"factor": 2}
     assert second.key == second.parts.key()
     assert next(store.executions("double")) == second
+
+
+def test_code_is_what_was_imported_not_what_was_edited_since(store, steps, toy_steps):
+    first = run_both(store, steps)
+    with (toy_steps / "seed.py").open("a") as file:
+        file.write("# edited while the process runs the old code\n")
+    assert [e.key for e in run_both(store, steps)] == [e.key for e in first]
+
+
+def test_reason_is_told_against_the_nearest_execution(store, steps):
+    run_both(store, steps, value=21)
+    run_both(store, steps, value=13, fail=False)
+    seed = steps[0]
+    assert decide(store, seed, {}, seed.parse({"value": 21, "fail": True})).reason == "parameter seed.fail False → True"

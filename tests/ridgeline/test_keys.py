@@ -66,14 +66,14 @@ def test_change_of_imported_code_changes_the_key_of_importers_only(toy_steps):
     before = {name: reachable_code(f"toy_steps.{name}")[0] for name in ("seed", "double")}
     with (toy_steps / "double.py").open("a") as file:
         file.write("# a comment\n")
-    keys.reachable_code.cache_clear()
+    keys.forget_code()
     after = {name: reachable_code(f"toy_steps.{name}")[0] for name in ("seed", "double")}
     assert after["seed"] == before["seed"]
     assert {n for n in after["double"] if after["double"][n] != before["double"][n]} == {"toy_steps/double.py"}
     with (toy_steps / "number.py").open("a") as file:
         file.write("# a comment\n")
     earlier = key_parts(seed, {}, seed.parse({}))
-    keys.reachable_code.cache_clear()
+    keys.forget_code()
     assert key_parts(seed, {}, seed.parse({})).differences(earlier) == ["code of toy_steps/number.py changed"]
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.registry import PushError, Registry
+from ridgeline.store import StoreError
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def model(synthetic_store, refs):
 @pytest.fixture
 def unchecked(monkeypatch):
     """Leave out the check in a fresh process where a test is about something else."""
-    monkeypatch.setattr("ridgeline.registry.check", lambda saved_model, expected: None)
+    monkeypatch.setattr("ridgeline.registry.check", lambda saved_model, model: None)
 
 
 def variant(model, folder):
@@ -90,3 +91,36 @@ def test_model_that_serves_something_else_is_refused_and_the_champion_stays(mode
 def test_pointer_is_json_with_the_version(model, tmp_path, unchecked):
     Registry(tmp_path).push(model, "run 1")
     assert json.loads((tmp_path / "synthetic_garments" / "champion.json").read_text()) == {"version": 1}
+
+
+def test_push_killed_before_the_crown_keeps_the_champion_and_its_number(model, tmp_path, unchecked, monkeypatch):
+    registry = Registry(tmp_path / "serving")
+    registry.push(model, "run 1")
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "_crown", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            registry.push(variant(model, tmp_path / "variant"), "run 2")
+    assert registry.champion("synthetic_garments").version == 1
+    shutil.rmtree(tmp_path / "variant")
+    assert registry.push(variant(model, tmp_path / "variant"), "run 3").version == 3
+
+
+def test_damaged_history_is_refused_and_left_alone(model, tmp_path, unchecked):
+    registry = Registry(tmp_path)
+    registry.push(model, "run 1")
+    path = tmp_path / "synthetic_garments" / "history.jsonl"
+    torn = path.read_text()[:-20]
+    path.write_text(torn)
+    with pytest.raises(StoreError, match="history entry in each line"):
+        registry.push(model, "run 2")
+    assert path.read_text() == torn
+
+
+def test_other_class_names_are_refused(model, tmp_path):
+    wrong = tmp_path / "wrong"
+    shutil.copytree(model.path, wrong)
+    (wrong / "manifest.json").unlink()
+    swapped = (model.facts.class_names[1], model.facts.class_names[0], *model.facts.class_names[2:])
+    facts = model.facts.model_copy(update={"class_names": swapped})
+    with pytest.raises(PushError, match="expected class_name to be the name of class_id"):
+        Registry(tmp_path / "serving").push(PushedModel.seal(wrong, facts), "run 1")

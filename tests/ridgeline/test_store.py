@@ -214,3 +214,47 @@ def test_staging_waits_for_no_one(store):
     with store.stage() as one, store.stage() as two:
         assert one != two
     assert time.monotonic() - start < 5
+
+
+def test_unreadable_record_is_left_out_with_a_warning(store, caplog):
+    store.record(execution())
+    (store.local / "executions" / "seed" / "20260101T000000.000000Z-torn.json").write_text("")
+    assert len(list(store.executions())) == 1
+    assert "can't be read" in caplog.text
+    assert store.delete_executions(lambda _: True, dry_run=False) == 1
+
+
+def test_type_alone_is_the_latest(store, number):
+    for minutes, value in enumerate(("1", "22", "333")):
+        store.record(execution(output=publish(store, number, value), minutes=minutes))
+    assert store.open(store.find("Number"), number.Number).facts.digits == 3
+
+
+def test_full_disk_during_a_step_is_explained(toy_steps, tmp_path):
+    program = textwrap.dedent(
+        """
+        import sys
+        sys.path.insert(0, sys.argv[2])
+        from toy_steps.seed import seed
+        from ridgeline.executor import execute
+        from ridgeline.store import Store, StoreError
+        store = Store(sys.argv[1])
+        with open(sys.argv[1] + "-filler", "wb", buffering=0) as filler:
+            try:
+                while True:
+                    filler.write(bytes(4096))
+            except OSError:
+                pass
+        try:
+            execute(store, seed, {}, seed.parse({}), "first")
+        except StoreError as error:
+            print(error)
+        """
+    )
+    (tmp_path / "mount").mkdir()
+    mount, source = tmp_path / "mount", toy_steps.parent
+    script = f'mount -t tmpfs -o size=1m tmpfs {mount} && {sys.executable} -c "$0" {mount}/store {source}'
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "No space left on device" in done.stdout
