@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ridgeline.artifacts.examples import Examples, Split
-from ridgeline.artifacts.model import Model
+from ridgeline.artifacts.model import Model, eliminated_pixels, kernels
 from ridgeline.artifacts.model_evaluation import Mistake, ModelEvaluationFacts
 
 if TYPE_CHECKING:
@@ -110,14 +110,11 @@ def render(
             matrix=_shaded(facts.confusion_matrix),
             shades=SHADES,
             reliability=_reliability_diagram(bins, facts.calibration_error),
-            kernels=[_weight_histogram(name, kernel) for name, kernel in _kernels(network).items()],
+            kernels=[_weight_histogram(name, kernel) for name, kernel in kernels(network).items()],
+            eliminated=_eliminated(eliminated_pixels(network)),
             mistakes=[(mistake, _mistake(mistake, facts, examples.split("test"))) for mistake in facts.mistakes],
             params=_flatten(model.facts.params),
         )
-
-
-def _kernels(network: keras.Model) -> dict[str, np.ndarray]:
-    return {w.path.rpartition("/")[0]: np.asarray(w) for w in network.weights if w.name == "kernel"}
 
 
 def _flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -198,6 +195,18 @@ def _weight_histogram(name: str, kernel: np.ndarray) -> Picture:
     return Picture(_svg(figure), f"Histogram of the nonzero weights of layer {name}. {share}.", f"{name}: {share}.")
 
 
+def _eliminated(pixels: np.ndarray) -> Picture | None:
+    """Draw the eliminated pixels, bool ``[h, w]``, in vermilion; None if there are none."""
+    count = int(np.count_nonzero(pixels))
+    if not count:
+        return None
+    text = f"{count:,} of {pixels.size:,} input pixels are eliminated: all their outgoing weights are zero"
+    colours = np.where(
+        pixels[:, :, None], np.array([0xD5, 0x5E, 0x00], np.uint8), np.array([0xE5, 0xE7, 0xEB], np.uint8)
+    )
+    return Picture(_png(colours), f"Map of the image: {text}.", f"{text} (orange).")
+
+
 def _mistake(mistake: Mistake, facts: ModelEvaluationFacts, test: Split) -> Picture:
     label, predicted = facts.classes[mistake.label].name, facts.classes[mistake.predicted].name
     alt = f"Test image {mistake.index}: {label}, taken for {predicted}"
@@ -260,6 +269,7 @@ section{margin:0 0 20px;padding:20px;min-width:0}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:0 20px}
 figure{margin:8px 0 0;min-width:0}
 figure img{display:block;width:100%;max-width:560px;height:auto;margin:0 auto}
+.pixels img{width:280px;image-rendering:pixelated}
 figcaption{text-align:center;overflow-wrap:anywhere}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.9rem}
@@ -395,6 +405,11 @@ the colour, the larger the share of the row (square-root scale).</p>
 {{ figure(picture) }}
 {% endfor %}
 </div>
+{% if eliminated %}
+<div class="pixels">{{ figure(eliminated) }}</div>
+{% else %}
+<p class="note">No input pixel is eliminated: each has a weight that is not zero.</p>
+{% endif %}
 </section>
 
 <section>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import shutil
@@ -44,6 +45,8 @@ class Component:
         params: The type of its parameters.
         inputs: The artifact type of each named input.
         output: The artifact type that it writes.
+        resumes: Whether `run` takes ``scratch``: a folder that survives a failed or killed attempt and is handed
+            to the next one with the same key, or None where there is none.
     """
 
     name: str
@@ -51,24 +54,29 @@ class Component:
     params: type[Params]
     inputs: Mapping[str, type[Artifact[Any]]]
     output: type[Artifact[Any]]
+    resumes: bool = False
 
     @property
     def module(self) -> str:
         """The module whose code, with all that it imports, is part of the step's key."""
         return self.run.__module__
 
-    def __call__(self, *, params: Params, output: Path, **inputs: Artifact[Any]) -> Artifact[Any]:
+    def __call__(
+        self, *, params: Params, output: Path, scratch: Path | None = None, **inputs: Artifact[Any]
+    ) -> Artifact[Any]:
         """Run the step and seal what it wrote.
 
         Args:
             params: The step's parameters.
             output: An empty directory to write into.
+            scratch: For a step that resumes: the folder of an earlier attempt's state; None for no such thing.
             **inputs: The input artifacts by name.
 
         Returns:
             The sealed output artifact.
         """
-        return self.output.seal(output, self.run(**inputs, params=params, output=output))
+        extra = {"scratch": scratch} if self.resumes else {}
+        return self.output.seal(output, self.run(**inputs, **extra, params=params, output=output))
 
     def parse(self, values: Mapping[str, Any]) -> Params:
         """Return validated parameters.
@@ -124,16 +132,26 @@ class Component:
         output.parent.mkdir(parents=True, exist_ok=True)
         staging = output.with_name(f".{output.name}-{uuid.uuid4().hex}")
         staging.mkdir()
+        scratch = output.with_name(f".{output.name}-scratch") if self.resumes else None
         try:
-            self(params=params, output=staging, **inputs)
+            if scratch:
+                scratch.mkdir(exist_ok=True)
+            self(params=params, output=staging, scratch=scratch, **inputs)
             staging.rename(output)
+            if scratch:
+                shutil.rmtree(scratch)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+            with contextlib.suppress(OSError):  # an empty one is worth nothing
+                if scratch:
+                    scratch.rmdir()
         return self.output.load(output)
 
 
 def component(*, output: type[Artifact[Any]]) -> Callable[[Callable[..., Facts]], Component]:
     """Declare a function as a pipeline step; its annotations name the inputs and the parameters.
+
+    A function with a parameter ``scratch: Path | None`` is a step that resumes.
 
     Args:
         output: The artifact type that the function writes.
@@ -151,6 +169,7 @@ def component(*, output: type[Artifact[Any]]) -> Callable[[Callable[..., Facts]]
             params=hints["params"],
             inputs={n: t for n, t in hints.items() if inspect.isclass(t) and issubclass(t, Artifact)},
             output=output,
+            resumes="scratch" in hints,
         )
 
     return declare
@@ -163,6 +182,8 @@ def explain_errors(error: ValidationError, prefix: str = "") -> str:
         name = ".".join([*filter(None, [prefix]), *map(str, item["loc"])])
         if item["type"] == "extra_forbidden":
             lines.append(f"Unknown parameter {name}. Check its spelling; --help lists the parameters.")
+        elif item["type"] == "value_error":  # a validator of ours, whose message starts with the field's name
+            lines.append(f"Parameter {name}.{item['ctx']['error']}")
         else:
             expected = item["msg"].replace("Input should be", "expected").replace("String should", "expected text to")
             lines.append(f"Parameter {name}: {expected}; received {item['input']!r}.")

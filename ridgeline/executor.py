@@ -85,7 +85,8 @@ def execute(store: Store, component: Component, inputs: Mapping[str, str], param
     """Run a step, or reuse its output, and record the execution.
 
     The step writes into a staging folder, which is digested and appears in the store by one rename. If
-    anything fails, the store holds what it held before, and the record of the failure.
+    anything fails, the store holds what it held before, and the record of the failure; a step that resumes
+    finds what it left in its scratch folder when it is run again with the same key.
 
     Args:
         store: The store.
@@ -130,8 +131,10 @@ def execute(store: Store, component: Component, inputs: Mapping[str, str], param
                 return record("cached", decision.reason, decision.output.ref)
         return execute(store, component, inputs, params, run_id)  # a clean-up took it since: look again
     try:
-        with store.stage() as folder:
-            artifact = component(params=params, output=folder, **artifacts)
+        with contextlib.ExitStack() as stack:
+            scratch = stack.enter_context(store.scratch(decision.parts.key())) if component.resumes else None
+            folder = stack.enter_context(store.stage())
+            artifact = component(params=params, output=folder, scratch=scratch, **artifacts)
             with store.lock():
                 return record("complete", decision.reason, store.publish(artifact))
     except StepSkipped as skipped:
