@@ -54,21 +54,26 @@ class Penalty(BaseModel):
         )
 
 
-class Params(StepParams):
-    """The network, its penalty and its training; the defaults are the seed model."""
+class Regularization(StepParams):
+    """The penalty and how it acts."""
 
-    hidden_units: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field(
-        (100, 100),
-        max_length=10,
-        title="Hidden units",
-        description="Units of each hidden layer (relu, he_normal), from input to output; empty for softmax regression.",
-    )
     penalty: Penalty = Penalty()
     solver: Literal["subgradient", "proximal"] = Field(
         "subgradient",
         title="Solver",
         description="How L1 acts: by its subgradient in the loss, as in Keras (small weights, none zero), or proximal: "
         "soft-thresholding after each update (exact zeros; needs l1 or l1_l2 with sgd, without averaging).",
+    )
+
+
+class Training(StepParams):
+    """The network and its training, whatever its penalty."""
+
+    hidden_units: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field(
+        (100, 100),
+        max_length=10,
+        title="Hidden units",
+        description="Units of each hidden layer (relu, he_normal), from input to output; empty for softmax regression.",
     )
     optimizer: Literal["sgd", "adam"] = Field("sgd", title="Optimizer", description="Keras optimizer.")
     learning_rate: float = Field(0.02, gt=0.0, le=10.0, title="Learning rate", description="Step size of each update.")
@@ -104,12 +109,20 @@ class Params(StepParams):
     )
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _momentum_is_sgds(self) -> Self:
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(
                 f"momentum: expected 0 with the optimizer {self.optimizer}, which has its own; received "
                 f"{self.momentum!r}. Set momentum=0 or optimizer=sgd."
             )
+        return self
+
+
+class Params(Training, Regularization):
+    """The penalty, the network and its training; the defaults are the seed model."""
+
+    @model_validator(mode="after")
+    def _solver_fits(self) -> Self:
         if self.solver == "proximal" and self.penalty.kind not in ("l1", "l1_l2"):
             raise ValueError(
                 "solver: expected subgradient with a penalty that has no L1 part; received 'proximal' with "

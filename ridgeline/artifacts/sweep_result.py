@@ -36,6 +36,7 @@ class Trial(Facts):
         kind: Which strengths apply.
         l1: Factor of the sum of absolute weights; 0 where L1 does not apply.
         l2: Factor of the sum of squared weights; 0 where L2 does not apply.
+        solver: How L1 acted.
         metrics: The kept epoch's metrics by Keras's names (``loss``, ``accuracy``, ``val_loss``,
             ``val_accuracy``); losses include the penalty. Empty if the training diverged.
         kernels: The penalized kernels, from input to output; empty if the training diverged.
@@ -45,6 +46,7 @@ class Trial(Facts):
     kind: Literal["none", "l1", "l2", "l1_l2"]
     l1: float
     l2: float
+    solver: Literal["subgradient", "proximal"]
     metrics: dict[str, float]
     kernels: tuple[KernelFacts, ...]
     diverged: str | None
