@@ -77,6 +77,26 @@ class Params(StepParams):
             *(Penalty(kind="l1_l2", l1=l1, l2=l2) for l1, l2 in self.l1_l2),
         ]
 
+    def split(self, parts: int) -> list[dict[str, Any]]:
+        """Deal the grid out, so that several sweeps can share it; none gets nothing.
+
+        Args:
+            parts: How many parts are wanted, at least 1.
+
+        Returns:
+            For each part, the parameters that replace this grid's.
+        """
+        dealt = (self.points[start::parts] for start in range(min(parts, len(self.points))))
+        return [
+            {
+                "dense": any(point.kind == "none" for point in points),
+                "l1": [point.l1 for point in points if point.kind == "l1"],
+                "l2": [point.l2 for point in points if point.kind == "l2"],
+                "l1_l2": [[point.l1, point.l2] for point in points if point.kind == "l1_l2"],
+            }
+            for points in dealt
+        ]
+
     def params_at(self, point: Penalty) -> TrainParams:
         """Return the training's parameters at a point of the grid: L1 is proximal wherever `train` allows it."""
         proximal = point.l1 and self.train.optimizer == "sgd" and not self.train.average
@@ -84,11 +104,12 @@ class Params(StepParams):
 
 
 @component(output=SweepResult)
-def sweep(examples: Examples, params: Params, output: Path) -> SweepResultFacts:
+def sweep(examples: Examples, parts: tuple[SweepResult, ...], params: Params, output: Path) -> SweepResultFacts:
     """Train at each point of a grid of penalties, on shared data and compiled code; validation chooses.
 
     Args:
         examples: The splits; the test split is not read.
+        parts: Sweeps of parts of the grid with the same training: their trials are taken over, not repeated.
         params: The grid and the training.
         output: Empty directory to write a `SweepResult` into.
 
@@ -97,11 +118,17 @@ def sweep(examples: Examples, params: Params, output: Path) -> SweepResultFacts:
 
     Raises:
         FloatingPointError: If every training diverges.
+        ValueError: If a part is of another training or of other examples.
     """
+    done = _trials_of(parts, examples, params)
     engines: dict[Recipe, Engine] = {}
     trials, histograms = [], []
     for number, point in enumerate(params.points, start=1):
         at_point = params.params_at(point)
+        if at_point.penalty in done:
+            trials.append(done[at_point.penalty][0])
+            histograms.append(done[at_point.penalty][1])
+            continue
         if at_point.recipe not in engines:
             engines[at_point.recipe] = Engine(
                 functools.partial(build_model, examples, at_point), examples, at_point.recipe
@@ -126,6 +153,26 @@ def sweep(examples: Examples, params: Params, output: Path) -> SweepResultFacts:
     np.save(output / "edges.npy", EDGES, allow_pickle=False)
     (output / "report.html").write_text(sweep_report.render(facts, np.stack(histograms), EDGES), encoding="utf-8")
     return facts
+
+
+def _trials_of(
+    parts: tuple[SweepResult, ...], examples: Examples, params: Params
+) -> dict[Penalty, tuple[Trial, np.ndarray]]:
+    """Return the trials of sweeps of the same training, with their histograms, by penalty."""
+    done = {}
+    for part in parts:
+        for what, expected, received in (
+            ("examples", examples.digest, part.facts.examples_digest),
+            ("training", params.train.model_dump(mode="json"), part.facts.training),
+        ):
+            if received != expected:
+                raise ValueError(
+                    f"Expected a part of this sweep, of the {what} {expected}; received one of {received}. "
+                    "Sweep that part of the grid again, or leave it out."
+                )
+        for trial, counts in zip(part.facts.trials, part.histograms(), strict=True):
+            done[Penalty(kind=trial.kind, l1=trial.l1, l2=trial.l2)] = (trial, np.array(counts))
+    return done
 
 
 def _try(engine: Engine, params: TrainParams) -> tuple[Trial, np.ndarray]:
@@ -188,9 +235,10 @@ def choose(trials: list[Trial], tolerance: float) -> tuple[int, str]:
     winner = max(equals, key=lambda i: (trials[i].zero_share, trials[i].l1 + trials[i].l2))
     reason = f"validation accuracy {accuracies[winner]:.4f}, "
     if len(equals) == 1:
-        return winner, f"{reason}the highest of {len(accuracies)} trials"
-    within = f" within {tolerance:g} of the highest, {best:.4f}" if tolerance else " with the highest"
-    return winner, f"{reason}the sparsest or most strongly penalized of the {len(equals)} trials{within}"
+        return winner, f"{reason}the highest of {len(accuracies)}"
+    sparsest = all(trials[i].zero_share < trials[winner].zero_share for i in equals if i != winner)
+    within = f" within {tolerance:g} of the highest, {best:.4f}" if tolerance else " with this, the highest"
+    return winner, f"{reason}the {'sparsest' if sparsest else 'most strongly penalized'} of {len(equals)}{within}"
 
 
 if __name__ == "__main__":

@@ -16,8 +16,10 @@ from ridgeline.artifacts.sweep_result import SweepResultFacts, Trial
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-NEAR = 0.01  # how much validation accuracy the page's examples of a strong penalty may cost
+NEAR = 0.01  # how much validation accuracy the table's examples of a strong penalty may cost
+USEFUL = 0.1  # the same for the distributions: beyond it, there is hardly a model to look at
 SHOWN = 4  # distributions in one picture, besides that without a penalty
+BINS = 120  # of a picture
 NAMES = {"none": "no penalty", "l1": "L1", "l2": "L2", "l1_l2": "L1 + L2"}
 COLOURS = {"none": GREY, "l1": BLUE, "l2": VERMILION, "l1_l2": "#009e73"}
 LINES = {"l1": "o-", "l2": "s--", "l1_l2": "D"}
@@ -37,15 +39,15 @@ def render(facts: SweepResultFacts, histograms: np.ndarray, edges: np.ndarray) -
     counts = histograms.sum(axis=1)
     finished = {i: trial for i, trial in enumerate(facts.trials) if not trial.diverged}
     best = max(trial.metrics["val_accuracy"] for trial in finished.values())
-    near = {
-        kind: max(
-            (i for i, t in finished.items() if t.kind == kind and t.metrics["val_accuracy"] >= best - NEAR),
-            key=lambda i: (facts.trials[i].l1, facts.trials[i].l2),
-            default=None,
-        )
-        for kind in NAMES
-    }
-    chosen = [near[kind] for kind in ("none", "l1", "l2")]
+
+    def indices(kind: str, loss: float) -> list[int]:
+        """Return the trials of a kind that cost no more accuracy than that, from weakest to strongest."""
+        found = [i for i, t in finished.items() if t.kind == kind and t.metrics["val_accuracy"] >= best - loss]
+        return sorted(found, key=lambda i: facts.trials[i].l1 + facts.trials[i].l2)
+
+    dense = indices("none", 1.0)
+    shown = {kind: found[-SHOWN:] for kind in ("l1", "l2") if (found := indices(kind, USEFUL))}
+    strongest = {kind: found[-1] for kind in NAMES if (found := indices(kind, NEAR))}
     with plot_style():
         return render_page(
             TEMPLATE,
@@ -53,18 +55,14 @@ def render(facts: SweepResultFacts, histograms: np.ndarray, edges: np.ndarray) -
             synthetic=facts.synthetic,
             winner=facts.trials[facts.winner],
             label=_label,
-            near_share=NEAR,
-            near=[facts.trials[i] for i in chosen if i is not None],
-            sparsest=max(
-                (t for t in finished.values() if t.metrics["val_accuracy"] >= best - NEAR), key=lambda t: t.zero_share
-            ),
             best=best,
+            near=NEAR,
+            strongest=[facts.trials[i] for i in strongest.values()],
+            sparsest=max((facts.trials[i] for k in NAMES for i in indices(k, NEAR)), key=lambda t: t.zero_share),
+            spreads=[_distributions(kind, dense, found, facts, counts, edges) for kind, found in shown.items()],
+            contrast=_contrast([*dense, *(found[-1] for found in shown.values())], facts, counts, edges),
             curves=_curves(facts),
-            spreads=[
-                _distributions([i for i, t in finished.items() if t.kind in ("none", kind)], facts, counts, edges, kind)
-                for kind in ("l1", "l2")
-                if any(t.kind == kind for t in finished.values())
-            ],
+            solver=next((t.solver for t in facts.trials if t.l1), None),
             params=flat(facts.training),
         )
 
@@ -95,63 +93,94 @@ def _curve(facts: SweepResultFacts, title: str, unit: str, value: Callable[[Tria
     described = []
     for kind in NAMES:
         trials = sorted((t for t in facts.trials if t.kind == kind and not t.diverged), key=lambda t: t.l1 + t.l2)
+        values = [value(trial) for trial in trials]
         if not trials:
             continue
-        values = [value(trial) for trial in trials]
         described.append(f"{NAMES[kind]} {values[0]:.4g}" + (f" to {values[-1]:.4g}" if len(values) > 1 else ""))
         if kind == "none":
             axes.axhline(values[0], color=GREY, linestyle=":", label=NAMES[kind])
         else:
+            drawn = [np.nan if log and v <= 0 else v for v in values]
             strengths = [trial.l1 + trial.l2 for trial in trials]
-            axes.plot(strengths, values, LINES[kind], color=COLOURS[kind], markersize=4, label=NAMES[kind])
+            axes.plot(strengths, drawn, LINES[kind], color=COLOURS[kind], markersize=4, label=NAMES[kind])
     winner = facts.trials[facts.winner]
     if winner.kind != "none":
-        axes.plot(
-            winner.l1 + winner.l2, value(winner), "o", color="#111", fillstyle="none", markersize=11, label="chosen"
-        )
+        place = winner.l1 + winner.l2, value(winner)
+        axes.plot(*place, "o", color="#111", fillstyle="none", markersize=11, label="chosen")
     axes.set(xlabel="strength, log scale", ylabel=unit, xscale="log", yscale="log" if log else "linear")
+    axes.set_title(title, loc="left", fontsize=10)
     axes.legend()
     alt = f"{title} ({unit}) against the penalty's strength, from weakest to strongest: {'; '.join(described)}."
-    return Picture(svg(figure), alt, f"{title}.")
+    return Picture(svg(figure), alt)
 
 
 def _distributions(
-    indices: Sequence[int], facts: SweepResultFacts, counts: np.ndarray, edges: np.ndarray, kind: str
+    kind: str,
+    dense: Sequence[int],
+    found: Sequence[int],
+    facts: SweepResultFacts,
+    counts: np.ndarray,
+    edges: np.ndarray,
 ) -> Picture:
     """Overlay the weight distributions of one penalty's strengths, and draw the shares of exact zeros beside."""
     from matplotlib.colors import to_rgb
     from matplotlib.figure import Figure
 
-    dense = [i for i in indices if facts.trials[i].kind == "none"]
-    others = sorted((i for i in indices if i not in dense), key=lambda i: facts.trials[i].l1 + facts.trials[i].l2)
-    picked = np.unique(np.linspace(0, len(others) - 1, SHOWN).round().astype(int))
-    shown = [*dense, *(others[i] for i in picked)]
-    figure = Figure(figsize=(7.2, 3.6))
-    left, right = figure.subplots(1, 2, width_ratios=(2.5, 1))
-    half_width = _half_width(counts[shown], edges)
+    figure = Figure(figsize=(8.2, 3.6))
+    left, right = figure.subplots(1, 2, width_ratios=(2.6, 1))
+    counts, edges = _zoomed(counts[[*dense, *found]], edges)
     colour = np.array(to_rgb(COLOURS[kind]))
-    shares = []
-    for rank, i in enumerate(shown):
+    shares: list[tuple[str, float, object]] = []
+    for row, i in zip(counts, [*dense, *found], strict=True):
         trial = facts.trials[i]
-        fade = 0.75 * (1 - (rank - len(dense)) / max(1, len(picked) - 1))
-        shade = GREY if i in dense else tuple(colour + (1 - colour) * fade)
-        label = NAMES["none"] if i in dense else f"{trial.l1 + trial.l2:g}"
-        left.stairs(counts[i], edges, color=shade, label=label, fill=i in dense, alpha=0.35 if i in dense else 1)
+        if i in dense:
+            label, shade = NAMES["none"], (0.75, 0.77, 0.8)
+            left.stairs(row, edges, color=shade, fill=True)
+        else:
+            fade = 0.7 * (1 - found.index(i) / max(1, len(found) - 1))
+            label, shade = f"{trial.l1 + trial.l2:g}", tuple(colour + (1 - colour) * fade)
+            left.stairs(row, edges, color=shade, linewidth=1.5)
         shares.append((label, trial.zero_share, shade))
-    left.set(xlim=(-half_width, half_width), yscale="log", xlabel="weight, zeros left out", ylabel="count, log scale")
+    left.set(yscale="log", xlabel="weight, exact zeros left out", ylabel="count, log scale", xlim=(edges[0], edges[-1]))
+    left.set_title(f"{NAMES[kind]}, by strength", loc="left", fontsize=10)
     _bars(right, shares)
     text = ", ".join(f"{100 * share:.1f} % at {label}" for label, share, _ in shares)
-    alt = f"Overlaid weight distributions under {NAMES[kind]}, by strength. Exactly zero: {text}."
     return Picture(
-        svg(figure), alt, f"{NAMES[kind]}: weights by value, and the share that is exactly zero, by strength."
+        svg(figure), f"Overlaid weight distributions under {NAMES[kind]}, by strength. Exactly zero: {text}."
     )
 
 
-def _half_width(counts: np.ndarray, edges: np.ndarray) -> float:
-    """Return the smallest limit between which lie 99.9 % of the weights of every shown trial."""
-    folded = counts[:, : counts.shape[1] // 2][:, ::-1] + counts[:, counts.shape[1] // 2 :]
+def _zoomed(counts: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cut histograms to where 99.9 % of each one's weights lie, and merge bins, to at most `BINS`."""
+    half = counts.shape[1] // 2
+    folded = counts[:, :half][:, ::-1] + counts[:, half:]
     inside = np.cumsum(folded, axis=1) >= 0.999 * folded.sum(axis=1, keepdims=True)
-    return float(edges[counts.shape[1] // 2 + 1 + int(inside.argmax(axis=1).max())])
+    width = 1 + int(inside.argmax(axis=1).max())
+    merged = -(-2 * width // BINS)
+    reach = min(half, -(-width // merged) * merged)
+    reach -= reach % merged
+    rows = counts[:, half - reach : half + reach].reshape(len(counts), -1, merged).sum(axis=2)
+    return rows, edges[half - reach : half + reach + 1 : merged]
+
+
+def _contrast(shown: Sequence[int], facts: SweepResultFacts, counts: np.ndarray, edges: np.ndarray) -> Picture:
+    """Draw which share of the weights is how small, without a penalty and under the strongest of each kind."""
+    figure, axes = new_figure(3.6)
+    half = counts.shape[1] // 2
+    sizes, texts = edges[half:], []
+    for i in shown:
+        trial = facts.trials[i]
+        larger = np.cumsum(counts[i, :half][::-1] + counts[i, half:])
+        zeros = trial.num_weights - larger[-1]
+        shares = 100 * np.concatenate([[zeros], zeros + larger]) / trial.num_weights
+        axes.plot(sizes, shares, color=COLOURS[trial.kind], label=_label(trial), linewidth=1.8)
+        axes.plot(0, shares[0], "o", color=COLOURS[trial.kind], clip_on=False)
+        texts.append(f"{_label(trial)} {shares[0]:.1f} % zero")
+    limit = _zoomed(counts[shown], edges)[1][-1]
+    axes.set(xlim=(0, limit), ylim=(0, 103), xlabel="size of a weight, |w|", ylabel="% of the weights at most so large")
+    axes.set_title("The strongest of each, side by side", loc="left", fontsize=10)
+    axes.legend(loc="lower right")
+    return Picture(svg(figure), f"Share of the weights by size. {'; '.join(texts)}.")
 
 
 def _bars(axes: Axes, shares: Sequence[tuple[str, float, object]]) -> None:
@@ -168,7 +197,9 @@ TEMPLATE = """\
 {% from "macros" import figure %}
 {% block title %}Regularization path on {{ facts.dataset }}{% endblock %}
 {% block style %}
-.wide-figures img{max-width:760px}
+.wide-figures img{max-width:860px}
+.trials td{white-space:nowrap}
+.trials thead th{font-size:.8rem;line-height:1.25;vertical-align:bottom}
 tr.chosen th,tr.chosen td{background:#e0effa;font-weight:600}
 {% endblock %}
 {% block body %}
@@ -188,7 +219,7 @@ split; the test split was not read.</p>
 {% if best > winner.metrics.val_accuracy %}; the highest is {{ best|percent(2) }}{% endif %}</small></dd></div>
 <div><dt>Its weights that are exactly zero</dt><dd>{{ winner.zero_share|percent }}<small>of \
 {{ "{:,}".format(winner.num_weights) }} in the kernels</small></dd></div>
-<div><dt>Sparsest within {{ near_share|percent(0) }} of the highest</dt><dd>{{ sparsest.zero_share|percent }}<small>\
+<div><dt>Sparsest within {{ near|percent(0) }} of the highest</dt><dd>{{ sparsest.zero_share|percent }}<small>\
 {{ label(sparsest) }}, {{ sparsest.metrics.val_accuracy|percent(2) }} accuracy</small></dd></div>
 </dl>
 
@@ -200,14 +231,18 @@ weights lose most, small ones next to nothing: the work is spread over many smal
 {% for picture in spreads %}
 <div class="wide-figures">{{ figure(picture) }}</div>
 {% endfor %}
-{% if near|length > 1 %}
-<p class="note">The strongest of each kind within {{ near_share|percent(0) }} of the highest validation accuracy:</p>
-<div class="scroll" tabindex="0" role="region" aria-label="The strongest penalties that cost little accuracy">
+<div class="pair">
+<div>{{ figure(contrast) }}</div>
+<div>
+<p class="note">Each line starts at the share of weights that are exactly zero. Under L1 that share is high, while the \
+largest weights stay. Under L2 the line starts at the bottom and rises steeply: all weights take part, each with \
+little.</p>
+<p class="note">The strongest of each kind within {{ near|percent(0) }} of the highest validation accuracy:</p>
 <table>
-<thead><tr><th scope="col">Penalty</th><th scope="col">Validation accuracy</th><th scope="col">Zeros</th>\
+<thead><tr><th scope="col">Penalty</th><th scope="col">Accuracy</th><th scope="col">Zeros</th>\
 <th scope="col">L1 norm</th><th scope="col">L2 norm</th></tr></thead>
 <tbody>
-{% for trial in near %}
+{% for trial in strongest %}
 <tr><th scope="row">{{ label(trial) }}</th><td>{{ trial.metrics.val_accuracy|percent(2) }}</td>\
 <td>{{ trial.zero_share|percent }}</td><td>{{ "%.1f"|format(trial.l1_norm) }}</td>\
 <td>{{ "%.2f"|format(trial.l2_norm) }}</td></tr>
@@ -215,7 +250,7 @@ weights lose most, small ones next to nothing: the work is spread over many smal
 </tbody>
 </table>
 </div>
-{% endif %}
+</div>
 </section>
 
 <section>
@@ -229,20 +264,21 @@ weights lose most, small ones next to nothing: the work is spread over many smal
 
 <section>
 <h2>All trainings</h2>
-<p class="note">Losses are in nats and include the penalty; cross-entropy does not. Norms are over all kernels.</p>
+<p class="note">Losses are in nats and include the penalty; cross-entropy does not. Zeros are shares of the weights \
+that are exactly zero, norms are over all kernels. {% if solver %}L1 acts by the {{ solver }} solver.{% endif %}</p>
 <div class="scroll" tabindex="0" role="region" aria-label="All trainings">
-<table>
-<thead><tr><th scope="col">Penalty</th><th scope="col">Solver</th><th scope="col">Validation accuracy</th>\
-<th scope="col">Validation cross-entropy</th><th scope="col">Validation loss</th><th scope="col">Training accuracy</th>\
-<th scope="col">Training loss</th><th scope="col">Zeros</th>
+<table class="trials">
+<thead><tr><th scope="col">Penalty</th><th scope="col">Validation<br>accuracy</th>\
+<th scope="col">Validation<br>cross-entropy</th><th scope="col">Validation<br>loss</th>\
+<th scope="col">Training<br>accuracy</th><th scope="col">Training<br>loss</th><th scope="col">Zeros</th>
 {% for kernel in winner.kernels %}
-<th scope="col">in {{ kernel.name }}</th>
+<th scope="col">in<br>{{ kernel.name }}</th>
 {% endfor %}
-<th scope="col">L1 norm</th><th scope="col">L2 norm</th></tr></thead>
+<th scope="col">L1<br>norm</th><th scope="col">L2<br>norm</th></tr></thead>
 <tbody>
 {% for trial in facts.trials %}
 <tr{% if loop.index0 == facts.winner %} class="chosen"{% endif %}><th scope="row">{{ label(trial) }}\
-{% if loop.index0 == facts.winner %} &#10003; chosen{% endif %}</th><td>{{ trial.solver }}</td>
+{% if loop.index0 == facts.winner %} &#10003;{% endif %}</th>
 {% if trial.diverged %}
 <td colspan="{{ 8 + winner.kernels|length }}">diverged</td>
 {% else %}

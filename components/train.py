@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import io
 import json
+import logging
 import math
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -17,11 +19,28 @@ from components.checkpoint import Checkpoint
 from components.engine import Engine, Fit, Recipe
 from ridgeline.artifacts.examples import Examples
 from ridgeline.artifacts.model import LayerSparsity, Model, ModelFacts, eliminated_pixels, kernels
+from ridgeline.artifacts.sweep_result import SweepResult
 from ridgeline.component import Params as StepParams
 from ridgeline.component import component
 
 if TYPE_CHECKING:
     import keras
+
+log = logging.getLogger(__name__)
+
+# The profile `tuned`: found by sweeps and searches on the validation split of Fashion-MNIST, for the seed's network.
+TUNED: Mapping[str, Any] = {
+    "penalty": {"kind": "l2", "l2": 1e-5},
+    "learning_rate": 0.05,
+    "momentum": 0.9,
+    "schedule": "cosine",
+    "batch_size": 64,
+    "epochs": 60,
+    "label_smoothing": 0.1,
+    "shift": 1,
+    "flip": True,
+    "average": 0.999,
+}
 
 
 class Penalty(BaseModel):
@@ -69,6 +88,12 @@ class Regularization(StepParams):
 class Training(StepParams):
     """The network and its training, whatever its penalty."""
 
+    profile: Literal["seed", "tuned"] = Field(
+        "seed",
+        title="Profile",
+        description="tuned: each training parameter that is left at its default gets the value that reached the best "
+        "validation accuracy in our own search.",
+    )
     hidden_units: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field(
         (100, 100),
         max_length=10,
@@ -108,6 +133,14 @@ class Training(StepParams):
         42, ge=0, lt=2**31, title="Seed", description="Decides initial weights, order of images, augmentation."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("profile") != "tuned":
+            return values
+        defaults = {name: field.default for name, field in cls.model_fields.items()}
+        return _tuned(values, {name: value for name, value in TUNED.items() if name in defaults}, defaults)
+
     @model_validator(mode="after")
     def _momentum_is_sgds(self) -> Self:
         if self.momentum and self.optimizer != "sgd":
@@ -146,12 +179,26 @@ class Params(Training, Regularization):
         return Recipe(**{name: getattr(self, name) for name in Recipe.__dataclass_fields__})
 
 
+def _tuned(given: Mapping[str, Any], tuned: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the given values, of which those that equal the default are replaced by the tuned ones."""
+    result = {**defaults, **given}
+    for name, value in tuned.items():
+        if isinstance(value, Mapping):
+            result[name] = _tuned(dict(result[name]), value, dict(defaults[name]))
+        elif result[name] == defaults[name]:
+            result[name] = value
+    return result
+
+
 @component(output=Model)
-def train(examples: Examples, params: Params, output: Path, scratch: Path | None) -> ModelFacts:
+def train(
+    examples: Examples, sweeps: tuple[SweepResult, ...], params: Params, output: Path, scratch: Path | None
+) -> ModelFacts:
     """Fit a regularized multilayer perceptron on the training split; report on the validation split.
 
     Args:
         examples: The splits; the test split is not read.
+        sweeps: At most one, on the same examples: the penalty and the solver that it chose replace those of `params`.
         params: Network, penalty and training.
         output: Empty directory to write a `Model` into.
         scratch: Folder of the checkpoint, from which a killed or failed training resumes; None for no checkpoint.
@@ -162,11 +209,43 @@ def train(examples: Examples, params: Params, output: Path, scratch: Path | None
     Raises:
         FloatingPointError: If the loss becomes NaN or infinite.
         CheckpointError: If the checkpoint in `scratch` is another training's.
+        ValueError: If there are several sweeps, or the sweep chose on other examples.
     """
+    for sweep in _at_most_one(sweeps, examples):
+        params = choose_penalty(params, sweep)
+        log.info("the penalty that the sweep chose: %r, solver %s", params.penalty, params.solver)
     identity = {"params": params.model_dump(mode="json"), "examples": examples.digest}
     checkpoint = Checkpoint(scratch / "checkpoint", identity) if scratch else None
     engine = Engine(functools.partial(build_model, examples, params), examples, params.recipe)
     return write_model(output, examples, params, fit(engine, params, checkpoint))
+
+
+def choose_penalty(params: Params, sweep: SweepResult) -> Params:
+    """Return training parameters with the penalty and the solver of a sweep's winner.
+
+    Args:
+        params: The training's own parameters.
+        sweep: The sweep.
+
+    Raises:
+        ValueError: If the winner's solver does not fit the training.
+    """
+    winner = sweep.facts.winner_params
+    chosen = {name: winner[name] for name in Regularization.model_fields}
+    fitting = Params(**{**dict(params), **chosen, "profile": "seed"})  # where no value is replaced
+    return fitting.model_copy(update={"profile": params.profile})
+
+
+def _at_most_one(sweeps: tuple[SweepResult, ...], examples: Examples) -> tuple[SweepResult, ...]:
+    if len(sweeps) > 1:
+        raise ValueError(f"Expected at most one sweep; received {len(sweeps)}. Sweep once, over the whole grid.")
+    for sweep in sweeps:
+        if sweep.facts.examples_digest != examples.digest:
+            raise ValueError(
+                f"Expected a sweep on the examples {examples.digest}; received one on {sweep.facts.examples_digest} of "
+                f"{sweep.facts.dataset}. Sweep on these examples."
+            )
+    return sweeps
 
 
 def fit(engine: Engine, params: Params, checkpoint: Checkpoint | None = None) -> Fit:

@@ -7,10 +7,10 @@ import inspect
 import logging
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, ValidationError, create_model
 
@@ -44,6 +44,8 @@ class Component:
         run: The function; called with the input artifacts by name, ``params`` and ``output``.
         params: The type of its parameters.
         inputs: The artifact type of each named input.
+        groups: The artifact type of each input of which there may be any number, also none. A group's artifacts are
+            named ``<input>.0``, ``<input>.1`` and so on, wherever inputs are listed by name.
         output: The artifact type that it writes.
         resumes: Whether `run` takes ``scratch``: a folder that survives a failed or killed attempt and is handed
             to the next one with the same key, or None where there is none.
@@ -54,6 +56,7 @@ class Component:
     params: type[Params]
     inputs: Mapping[str, type[Artifact[Any]]]
     output: type[Artifact[Any]]
+    groups: Mapping[str, type[Artifact[Any]]] = field(default_factory=dict)
     resumes: bool = False
 
     @property
@@ -75,6 +78,8 @@ class Component:
         Returns:
             The sealed output artifact.
         """
+        for group in self.groups:
+            inputs[group] = tuple(inputs.pop(name) for name in members(inputs, group))  # type: ignore[assignment]
         extra = {"scratch": scratch} if self.resumes else {}
         return self.output.seal(output, self.run(**inputs, **extra, params=params, output=output))
 
@@ -105,6 +110,10 @@ class Component:
             name: (DirectoryPath, Field(description=f"Directory of a {kind.__name__} artifact."))
             for name, kind in self.inputs.items()
         }
+        paths |= {
+            name: (list[DirectoryPath], Field([], description=f"Directories of {kind.__name__} artifacts, or none."))
+            for name, kind in self.groups.items()
+        }
         model = create_model(
             f"{self.name.capitalize()}Arguments",
             __base__=self.params,
@@ -116,9 +125,11 @@ class Component:
         model.model_config |= settings
         try:
             arguments = CliApp.run(model, cli_args=argv)
-            values = arguments.model_dump(exclude={"output", *self.inputs})
+            values = arguments.model_dump(exclude={"output", *self.inputs, *self.groups})
             values |= {n: getattr(arguments, n) for n, f in self.params.model_fields.items() if f.exclude}
             inputs = {name: kind.load(getattr(arguments, name)) for name, kind in self.inputs.items()}
+            for name, kind in self.groups.items():
+                inputs |= {f"{name}.{i}": kind.load(path) for i, path in enumerate(getattr(arguments, name))}
             artifact = self._write(self.parse(values), arguments.output, inputs)  # type: ignore[attr-defined]
         except ValidationError as error:
             raise SystemExit(f"error: {explain_errors(error, self.name)}") from None
@@ -151,7 +162,8 @@ class Component:
 def component(*, output: type[Artifact[Any]]) -> Callable[[Callable[..., Facts]], Component]:
     """Declare a function as a pipeline step; its annotations name the inputs and the parameters.
 
-    A function with a parameter ``scratch: Path | None`` is a step that resumes.
+    An input ``sweeps: tuple[SweepResult, ...]`` takes any number of artifacts. A function with a parameter
+    ``scratch: Path | None`` is a step that resumes.
 
     Args:
         output: The artifact type that the function writes.
@@ -169,10 +181,17 @@ def component(*, output: type[Artifact[Any]]) -> Callable[[Callable[..., Facts]]
             params=hints["params"],
             inputs={n: t for n, t in hints.items() if inspect.isclass(t) and issubclass(t, Artifact)},
             output=output,
+            groups={n: get_args(t)[0] for n, t in hints.items() if get_origin(t) is tuple},
             resumes="scratch" in hints,
         )
 
     return declare
+
+
+def members(names: Iterable[str], group: str) -> list[str]:
+    """Return a group's inputs, ``<group>.0``, ``<group>.1`` and so on, in their order."""
+    found = [name for name in names if name.rpartition(".")[0] == group]
+    return sorted(found, key=lambda name: int(name.rpartition(".")[2]))
 
 
 def explain_errors(error: ValidationError, prefix: str = "") -> str:

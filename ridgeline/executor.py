@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ridgeline.artifacts.base import Artifact, ArtifactError
-from ridgeline.component import Component, Params, StepSkipped
+from ridgeline.component import Component, Params, StepSkipped, members
 from ridgeline.keys import KeyParts, key_parts
 from ridgeline.store import Execution, Store, StoreError
 
@@ -49,11 +49,13 @@ def open_inputs(store: Store, component: Component, inputs: Mapping[str, str]) -
     Raises:
         ArtifactError: If an input is missing, damaged or of another type.
     """
-    if inputs.keys() != component.inputs.keys():
+    kinds = {name: kind for group, kind in component.groups.items() for name in members(inputs, group)}
+    kinds |= component.inputs
+    if inputs.keys() != kinds.keys():
         raise ArtifactError(
             f"Expected the inputs {sorted(component.inputs)} for {component.name}; received {sorted(inputs)}."
         )
-    return {name: store.open(inputs[name], kind) for name, kind in component.inputs.items()}
+    return {name: store.open(inputs[name], kind) for name, kind in kinds.items()}
 
 
 def decide(store: Store, component: Component, inputs: Mapping[str, Artifact[Any]], params: Params) -> Decision:
