@@ -1,47 +1,25 @@
 """The self-contained HTML report of one evaluation.
 
-Not a step: `components.evaluate` writes the page as part of its output. The template is a string in this
-module, so that the step's code key covers it. The page has no script, no link out and no date: equal input
-gives equal bytes.
+Not a step: `components.evaluate` writes the page as part of its output.
 """
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from components.page import BLUE, GREY, VERMILION, Picture, data_uri, flat, new_figure, plot_style, render_page, svg
 from ridgeline.artifacts.examples import Examples, Split
-from ridgeline.artifacts.model import Model
+from ridgeline.artifacts.model import Model, eliminated_pixels, kernels
 from ridgeline.artifacts.model_evaluation import Mistake, ModelEvaluationFacts
 
 if TYPE_CHECKING:
     import keras
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-# Okabe and Ito's colour-blind-safe blue and vermilion.
-BLUE, VERMILION, GREY = "#0072b2", "#d55e00", "#6b7280"
-STYLE: Mapping[Any, object] = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": "#9ca3af",
-    "axes.grid": True,
-    "axes.labelcolor": "#374151",
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "figure.constrained_layout.use": True,
-    "font.size": 10,
-    "grid.color": "#e5e7eb",
-    "legend.frameon": False,
-    "svg.hashsalt": "ridgeline",
-    "xtick.color": "#374151",
-    "ytick.color": "#374151",
-}
-METADATA = {"Creator": None, "Date": None, "Format": None, "Type": None}
 SHADES = 9
 MAX_IMAGE_SIDE = 96
 
@@ -59,15 +37,6 @@ class CalibrationBins:
     counts: np.ndarray
     confidence: np.ndarray
     accuracy: np.ndarray
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An inline image: its data URI, its text alternative and its caption."""
-
-    uri: str
-    alt: str
-    caption: str = ""
 
 
 def render(
@@ -89,18 +58,11 @@ def render(
     Returns:
         HTML that opens without a network; the same text for the same arguments.
     """
-    import jinja2
-    import matplotlib
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"percent": lambda share, digits=1: f"{100 * share:.{digits}f} %"}
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        return environment.from_string(TEMPLATE).render(
+    with plot_style():
+        return render_page(
+            TEMPLATE,
             facts=facts,
+            synthetic=facts.synthetic,
             bins=bins,
             model=model,
             examples=examples,
@@ -110,21 +72,11 @@ def render(
             matrix=_shaded(facts.confusion_matrix),
             shades=SHADES,
             reliability=_reliability_diagram(bins, facts.calibration_error),
-            kernels=[_weight_histogram(name, kernel) for name, kernel in _kernels(network).items()],
+            kernels=[_weight_histogram(name, kernel) for name, kernel in kernels(network).items()],
+            eliminated=_eliminated(eliminated_pixels(network)),
             mistakes=[(mistake, _mistake(mistake, facts, examples.split("test"))) for mistake in facts.mistakes],
-            params=_flatten(model.facts.params),
+            params=flat(model.facts.params),
         )
-
-
-def _kernels(network: keras.Model) -> dict[str, np.ndarray]:
-    return {w.path.rpartition("/")[0]: np.asarray(w) for w in network.weights if w.name == "kernel"}
-
-
-def _flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in sorted(params.items()):
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _shaded(matrix: tuple[tuple[int, ...], ...]) -> list[list[tuple[int, int]]]:
@@ -132,27 +84,10 @@ def _shaded(matrix: tuple[tuple[int, ...], ...]) -> list[list[tuple[int, int]]]:
     return [[(n, round(SHADES * (n / max(1, sum(row))) ** 0.5)) for n in row] for row in matrix]
 
 
-def _figure(height: float = 3.1) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.4, height))
-    return figure, figure.subplots()
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata=METADATA)
-    return _data_uri("image/svg+xml", buffer.getvalue())
-
-
-def _data_uri(media_type: str, content: bytes) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
-
-
 def _training_curve(history: Mapping[str, list[float]], metric: str) -> Picture:
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _figure()
+    figure, axes = new_figure()
     finals = []
     for key, name, color, line in (
         (metric, "train", BLUE, "-"),
@@ -167,11 +102,11 @@ def _training_curve(history: Mapping[str, list[float]], metric: str) -> Picture:
     if finals:
         axes.legend()
     last = f"After the last epoch: {', '.join(finals) or 'not recorded'}."
-    return Picture(_svg(figure), f"Line chart of the {metric} by epoch. {last}", f"{metric.capitalize()}. {last}")
+    return Picture(svg(figure), f"Line chart of the {metric} by epoch. {last}", f"{metric.capitalize()}. {last}")
 
 
 def _reliability_diagram(bins: CalibrationBins, error: float) -> Picture:
-    figure, axes = _figure(4.2)
+    figure, axes = new_figure(4.2)
     edges = np.linspace(0, 1, len(bins.counts) + 1)
     centers, width = (edges[:-1] + edges[1:]) / 2, 0.9 / len(bins.counts)
     axes.bar(centers, bins.counts / bins.counts.sum(), width, color="#d1d5db", label="share of images")
@@ -184,7 +119,7 @@ def _reliability_diagram(bins: CalibrationBins, error: float) -> Picture:
         f"Reliability diagram: accuracy against confidence in {len(bins.counts)} bins of equal width. "
         f"Expected calibration error {error:.4f}."
     )
-    return Picture(_svg(figure), alt)
+    return Picture(svg(figure), alt)
 
 
 def _weight_histogram(name: str, kernel: np.ndarray) -> Picture:
@@ -192,10 +127,22 @@ def _weight_histogram(name: str, kernel: np.ndarray) -> Picture:
     nonzero = weights[weights != 0]
     num_zeros = weights.size - nonzero.size
     share = f"{100 * num_zeros / weights.size:.1f} % of {weights.size:,} weights are exactly zero"
-    figure, axes = _figure()
+    figure, axes = new_figure()
     axes.hist(nonzero, bins=61, color=BLUE, log=bool(nonzero.size))
     axes.set(xlabel="weight (zeros left out)", ylabel="count, log scale")
-    return Picture(_svg(figure), f"Histogram of the nonzero weights of layer {name}. {share}.", f"{name}: {share}.")
+    return Picture(svg(figure), f"Histogram of the nonzero weights of layer {name}. {share}.", f"{name}: {share}.")
+
+
+def _eliminated(pixels: np.ndarray) -> Picture | None:
+    """Draw the eliminated pixels, bool ``[h, w]``, in vermilion; None if there are none."""
+    count = int(np.count_nonzero(pixels))
+    if not count:
+        return None
+    text = f"{count:,} of {pixels.size:,} input pixels are eliminated: all their outgoing weights are zero"
+    colours = np.where(
+        pixels[:, :, None], np.array([0xD5, 0x5E, 0x00], np.uint8), np.array([0xE5, 0xE7, 0xEB], np.uint8)
+    )
+    return Picture(_png(colours), f"Map of the image: {text}.", f"{text} (orange).")
 
 
 def _mistake(mistake: Mistake, facts: ModelEvaluationFacts, test: Split) -> Picture:
@@ -219,56 +166,15 @@ def _png(pixels: np.ndarray) -> str:
     picture.thumbnail((MAX_IMAGE_SIDE, MAX_IMAGE_SIDE))
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
-    return _data_uri("image/png", buffer.getvalue())
+    return data_uri("image/png", buffer.getvalue())
 
 
 TEMPLATE = """\
-{% macro figure(picture, caption="") %}
-<figure><img src="{{ picture.uri }}" alt="{{ picture.alt }}">
-  {% if caption or picture.caption %}<figcaption>{{ caption or picture.caption }}</figcaption>{% endif %}
-</figure>
-{% endmacro %}
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" \
-content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>Evaluation on {{ facts.dataset }}</title>
-<style>
-*{box-sizing:border-box}
-body{margin:0;background:#f3f4f6;color:#111;font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,\
-"Helvetica Neue",Arial,sans-serif}
-.banner{background:#b91c1c;color:#fff;text-align:center;padding:20px 16px}
-.banner strong{display:block;font-size:2rem;letter-spacing:.12em;line-height:1.2}
-header,main{max-width:1160px;margin:0 auto;padding:0 20px}
-header{padding-top:32px}
-h1{font-size:1.75rem;line-height:1.2;margin:0 0 4px;overflow-wrap:anywhere}
-h2{font-size:1.15rem;margin:0 0 4px}
-p{margin:0 0 12px}
-.note,figcaption,dt{color:#4b5563;font-size:.875rem}
-.verdict{border-left:8px solid #d55e00;background:#fff;border-radius:10px;padding:16px 20px;margin:20px 0}
-.verdict.blessed{border-color:#0072b2}
-.verdict h2{font-size:1.4rem}
-.verdict ul{margin:0;padding-left:20px}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(200px,1fr));gap:16px;margin:0 0 20px}
-.tiles div,section{background:#fff;border-radius:10px;padding:16px 20px}
-.tiles dd{margin:0;font-size:1.7rem;font-weight:650;line-height:1.3;font-variant-numeric:tabular-nums}
-.tiles small{display:block;font-size:.875rem;font-weight:400;color:#4b5563}
-section{margin:0 0 20px;padding:20px;min-width:0}
-.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:0 20px}
-figure{margin:8px 0 0;min-width:0}
-figure img{display:block;width:100%;max-width:560px;height:auto;margin:0 auto}
-figcaption{text-align:center;overflow-wrap:anywhere}
-.scroll{overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.9rem}
-th,td{padding:6px 8px;text-align:right;border-bottom:1px solid #e5e7eb}
-th{font-weight:600}
-th:first-child,.plain td{text-align:left}
-tbody th{font-weight:500;white-space:nowrap}
-.plain td{overflow-wrap:anywhere}
-.plain th{vertical-align:top}
+{% extends "page" %}
+{% from "macros" import figure %}
+{% block title %}Evaluation on {{ facts.dataset }}{% endblock %}
+{% block style %}
+.pixels img{width:280px;image-rendering:pixelated}
 .matrix td{text-align:center;border:1px solid #fff;min-width:46px;width:{{ (86 / matrix|length)|round(2) }}%}
 .matrix th{border-bottom:0}
 .matrix thead th{text-align:center;vertical-align:bottom;font-weight:500;font-size:.8rem;line-height:1.2}
@@ -287,17 +193,9 @@ background:#000;border-radius:6px}
 .mistakes li{font-size:.875rem;line-height:1.35;overflow-wrap:anywhere}
 .mistakes li img{margin-bottom:6px}
 .mistakes strong{font-weight:600;color:#a84a00}
-code{font-size:.85em;overflow-wrap:anywhere}
-@media(max-width:600px){.wide{display:none}section{padding:16px}th,td{padding:6px 4px}
-.mistakes{grid-template-columns:repeat(3,1fr)}}
-@media print{body{background:#fff}section,.tiles div{break-inside:avoid}}
-</style>
-</head>
-<body>
-{% if facts.synthetic %}
-<div class="banner" role="alert"><strong>SYNTHETIC</strong>
-The images were drawn by the project itself. These figures say nothing about real data.</div>
-{% endif %}
+@media(max-width:600px){.mistakes{grid-template-columns:repeat(3,1fr)}}
+{% endblock %}
+{% block body %}
 <header>
 <h1>Evaluation on {{ facts.dataset }}</h1>
 <p class="note">{{ "{:,}".format(facts.num_examples) }} test images, {{ facts.classes|length }} classes, \
@@ -395,6 +293,11 @@ the colour, the larger the share of the row (square-root scale).</p>
 {{ figure(picture) }}
 {% endfor %}
 </div>
+{% if eliminated %}
+<div class="pixels">{{ figure(eliminated) }}</div>
+{% else %}
+<p class="note">No input pixel is eliminated: each has a weight that is not zero.</p>
+{% endif %}
 </section>
 
 <section>
@@ -433,6 +336,5 @@ that the model gave it.</p>
 </section>
 </div>
 </main>
-</body>
-</html>
+{% endblock %}
 """

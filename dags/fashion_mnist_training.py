@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from airflow.sdk import dag, task
+from airflow.sdk import Param, dag, get_current_context, task
+from airflow.sdk.exceptions import AirflowSkipException
 
 import components.evaluate
 import components.export
 import components.ingest
+import components.sweep
 import components.train
 import components.transform
 from ridgeline.airflow_task import form, run_in_task
@@ -29,9 +31,18 @@ from ridgeline.airflow_task import form, run_in_task
         components.ingest.ingest,
         components.transform.transform,
         components.train.train,
+        components.sweep.sweep,
         components.evaluate.evaluate,
         components.export.export,
-    ),
+    )
+    | {
+        "penalty_from": Param(
+            "form",
+            "form: the penalty is train.penalty. regularization_path: a sweep over the strengths below chooses it, on "
+            "validation; train.penalty and train.solver are not used.",
+            enum=["form", "regularization_path"],
+        )
+    },
     default_args={"retries": 1, "retry_delay": timedelta(seconds=10)},
 )
 def fashion_mnist_training() -> None:
@@ -48,9 +59,16 @@ def fashion_mnist_training() -> None:
         return run_in_task(components.transform.transform, dataset=dataset)
 
     @task(execution_timeout=timedelta(hours=6))
-    def train(examples: str) -> str:
+    def sweep(examples: str) -> str:
+        """Choose the penalty on validation, if the form asks for it."""
+        if get_current_context()["params"]["penalty_from"] == "form":
+            raise AirflowSkipException("the penalty is that of the form")
+        return run_in_task(components.sweep.sweep, examples=examples)
+
+    @task(execution_timeout=timedelta(hours=6), trigger_rule="none_failed")
+    def train(examples: str, sweep: str | None) -> str:
         """Train the classifier on the training split; watch it on the validation split."""
-        return run_in_task(components.train.train, examples=examples)
+        return run_in_task(components.train.train, examples=examples, sweeps=sweep and [sweep])
 
     @task(execution_timeout=timedelta(minutes=30))
     def evaluate(examples: str, model: str) -> str:
@@ -64,7 +82,7 @@ def fashion_mnist_training() -> None:
 
     # A call of a task yields an XComArg, which becomes the artifact's name when the task runs.
     examples = transform(ingest())  # type: ignore[arg-type]
-    model = train(examples)  # type: ignore[arg-type]
+    model = train(examples, sweep(examples))  # type: ignore[arg-type]
     export(examples, model, evaluate(examples, model))  # type: ignore[arg-type]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from airflow.sdk import Param, get_current_context
@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from pydantic.json_schema import GenerateJsonSchema
 
 from ridgeline.component import Component, ParameterError, Params, StepError, TransientStepError, flatten
-from ridgeline.pipeline import load_components, parse_params, run_step
+from ridgeline.pipeline import load_components, parse_params, run_step, shared_params
 from ridgeline.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ def form(*components: Component) -> dict[str, Param]:
     """Return a DAG's params: those of its steps, flat, by the names that the command line uses.
 
     Airflow checks a run's values against them before it starts the run. Locations (``exclude=True``) are
-    left out: they are the machine's, see `Settings`.
+    left out: they are the machine's, see `Settings`. So are parameters that a step takes from another one.
 
     Args:
         components: The DAG's steps.
@@ -30,23 +30,29 @@ def form(*components: Component) -> dict[str, Param]:
         Airflow params by dotted name, for example ``train.penalty.l2``.
     """
     params = {}
+    shared = tuple(f"{step.name}.{other.name}." for step, other in shared_params(components))
     for component in components:
         schema = component.params.model_json_schema(schema_generator=_GivenTitles)
         for name, default in flatten(component.params().model_dump(mode="json")):
             field = _field_schema(schema, name)
             field.pop("default", None)
-            params[f"{component.name}.{name}"] = Param(default, field.pop("description", None), **field)
+            if not f"{component.name}.{name}".startswith(shared):
+                params[f"{component.name}.{name}"] = Param(default, field.pop("description", None), **field)
     return params
 
 
-def run_in_task(component: Component, **inputs: str) -> str:
+def run_in_task(
+    component: Component, values: Mapping[str, Any] | None = None, **inputs: str | Iterable[str] | None
+) -> str:
     """Run or reuse a step inside its Airflow task, with the parameters of the DAG run.
 
     The parameters of all the DAG's steps are checked, so that a bad one is refused before any step works.
 
     Args:
         component: The step.
-        **inputs: Store-relative names of its input artifacts, as upstream tasks returned them.
+        values: Parameters by dotted name that replace those of the DAG run.
+        **inputs: Store-relative names of its input artifacts, as upstream tasks returned them: several for an
+            input that takes any number of them, None for one whose task was skipped.
 
     Returns:
         The output artifact's store-relative name: all that passes through XCom.
@@ -55,13 +61,14 @@ def run_in_task(component: Component, **inputs: str) -> str:
         AirflowFailException: If a parameter is bad, or the step can't work with what it was given; not retried.
         AirflowSkipException: If the step has a reason to yield nothing.
     """
-    context = get_current_context()
-    settings = Settings()
+    params, run_id = params_in_task(component, values), get_current_context()["run_id"]
+    shown = flatten(params.model_dump(mode="json"))
+    log.info("%s got %s", component.name, ", ".join(f"{name}={value!r}" for name, value in shown))
+    names: dict[str, str] = {}
+    for name, given in inputs.items():
+        names |= {name: given} if isinstance(given, str) else {f"{name}.{i}": n for i, n in enumerate(given or ())}
     try:
-        params = _parse(context["dag"].params, context["params"], settings)[component.name]
-        values = flatten(params.model_dump(mode="json"))
-        log.info("%s got %s", component.name, ", ".join(f"{name}={value!r}" for name, value in values))
-        execution = run_step(settings, component, inputs, params, context["run_id"]).execution
+        execution = run_step(Settings(), component, names, params, run_id).execution
     except TransientStepError:
         raise
     except (StepError, FloatingPointError) as error:
@@ -69,6 +76,23 @@ def run_in_task(component: Component, **inputs: str) -> str:
     if execution.output is None:
         raise AirflowSkipException(execution.reason)
     return execution.output
+
+
+def params_in_task(component: Component, values: Mapping[str, Any] | None = None) -> Any:
+    """Return a step's parameters of the DAG run, inside a task.
+
+    Args:
+        component: The step.
+        values: Parameters by dotted name that replace those of the DAG run.
+
+    Raises:
+        AirflowFailException: If a parameter of any of the DAG's steps is unknown, of the wrong type or out of range.
+    """
+    context = get_current_context()
+    try:
+        return _parse(context["dag"].params, {**context["params"], **(values or {})}, Settings())[component.name]
+    except ParameterError as error:
+        raise AirflowFailException(str(error)) from error
 
 
 def _parse(declared: Mapping[str, Any], values: Mapping[str, Any], settings: Settings) -> dict[str, Params]:

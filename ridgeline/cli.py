@@ -30,10 +30,17 @@ app = typer.Typer(
     "RIDGELINE_SERVING, RIDGELINE_MANUAL_DIR.",
 )
 
-Target = Annotated[str, typer.Argument(help="The last step: ingest, transform, train, evaluate or export.")]
+Target = Annotated[str, typer.Argument(help="The last step: ingest, transform, sweep, train, evaluate or export.")]
 Set = Annotated[
     list[str],
     typer.Option("--set", metavar="STEP.PARAMETER=VALUE", help="A parameter, e.g. train.penalty.l2=0.001."),
+]
+With = Annotated[
+    list[str],
+    typer.Option("--with", metavar="STEP", help="A step that is usually left out: with sweep, it chooses the penalty."),
+]
+Profile = Annotated[
+    str | None, typer.Option(metavar="PROFILE", help="The same as --set train.profile=PROFILE: seed or tuned.")
 ]
 Name = Annotated[str, typer.Argument(help="<Type>/<digest>, a unique beginning of either, or the artifact's path.")]
 
@@ -48,13 +55,16 @@ def _plain_errors() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def _parse(target: str, assignments: list[str], settings: Settings) -> tuple[list[Any], dict[str, Params]]:
-    steps = pipeline.plan(target)
-    return steps, pipeline.parse_params(steps, pipeline.parse_assignments(assignments), settings)
+def _parse(
+    target: str, extra: list[str], profile: str | None, assignments: list[str], settings: Settings
+) -> tuple[list[Any], dict[str, Params]]:
+    steps = pipeline.plan(target, extra)
+    values = {"train.profile": profile} if profile else {}
+    return steps, pipeline.parse_params(steps, values | pipeline.parse_assignments(assignments), settings)
 
 
 @app.command()
-def run(target: Target = "export", assignments: Set = []) -> None:  # noqa: B006
+def run(target: Target = "export", extra: With = [], profile: Profile = None, assignments: Set = []) -> None:  # noqa: B006
     """Run the pipeline up to a step; steps whose inputs, parameters and code are unchanged are reused."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
@@ -62,7 +72,7 @@ def run(target: Target = "export", assignments: Set = []) -> None:  # noqa: B006
     settings = Settings()
     run_id = f"cli__{datetime.now(UTC).isoformat(timespec='milliseconds')}"
     with _plain_errors():
-        steps, params = _parse(target, assignments, settings)
+        steps, params = _parse(target, extra, profile, assignments, settings)
         executions = {r.execution.component: r.execution for r in pipeline.run(settings, steps, params, run_id)}
         typer.echo("")
         for line in pipeline.summary(settings, executions):
@@ -70,11 +80,11 @@ def run(target: Target = "export", assignments: Set = []) -> None:  # noqa: B006
 
 
 @app.command()
-def explain(target: Target = "export", assignments: Set = []) -> None:  # noqa: B006
+def explain(target: Target = "export", extra: With = [], profile: Profile = None, assignments: Set = []) -> None:  # noqa: B006
     """Tell what `run` would run or reuse, and why; nothing is run or written."""
     settings = Settings()
     with _plain_errors():
-        for name, reason in pipeline.explain(settings, *_parse(target, assignments, settings)):
+        for name, reason in pipeline.explain(settings, *_parse(target, extra, profile, assignments, settings)):
             typer.echo(f"{name:<10} {reason}")
 
 
@@ -131,9 +141,10 @@ def gc(
         garbage = collect_garbage(settings.open_store(), Registry(settings.serving_dir()), keep_runs, dry_run)
         for ref, size in garbage.artifacts.items():
             typer.echo(f"{'would delete' if dry_run else 'deleted'} {ref}  {size / 1e6:.1f} MB")
+        freed = sum(garbage.artifacts.values()) + sum(garbage.scratch.values())
         typer.echo(
-            f"{'would free' if dry_run else 'freed'} {sum(garbage.artifacts.values()) / 1e6:.1f} MB: "
-            f"{len(garbage.artifacts)} artifacts, {garbage.num_executions} execution records"
+            f"{'would free' if dry_run else 'freed'} {freed / 1e6:.1f} MB: {len(garbage.artifacts)} artifacts, "
+            f"{garbage.num_executions} execution records, {len(garbage.scratch)} abandoned scratch folders"
         )
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import json
 import logging
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, ValidationError, create_model
 
@@ -53,7 +54,11 @@ class Component:
         run: The function; called with the input artifacts by name, ``params`` and ``output``.
         params: The type of its parameters.
         inputs: The artifact type of each named input.
+        groups: The artifact type of each input of which there may be any number, also none. A group's artifacts are
+            named ``<input>.0``, ``<input>.1`` and so on, wherever inputs are listed by name.
         output: The artifact type that it writes.
+        resumes: Whether `run` takes ``scratch``: a folder that survives a failed or killed attempt and is handed
+            to the next one with the same key, or None where there is none.
     """
 
     name: str
@@ -61,24 +66,32 @@ class Component:
     params: type[Params]
     inputs: Mapping[str, type[Artifact[Any]]]
     output: type[Artifact[Any]]
+    groups: Mapping[str, type[Artifact[Any]]] = field(default_factory=dict)
+    resumes: bool = False
 
     @property
     def module(self) -> str:
         """The module whose code, with all that it imports, is part of the step's key."""
         return self.run.__module__
 
-    def __call__(self, *, params: Params, output: Path, **inputs: Artifact[Any]) -> Artifact[Any]:
+    def __call__(
+        self, *, params: Params, output: Path, scratch: Path | None = None, **inputs: Artifact[Any]
+    ) -> Artifact[Any]:
         """Run the step and seal what it wrote.
 
         Args:
             params: The step's parameters.
             output: An empty directory to write into.
+            scratch: For a step that resumes: the folder of an earlier attempt's state; None for no such thing.
             **inputs: The input artifacts by name.
 
         Returns:
             The sealed output artifact.
         """
-        return self.output.seal(output, self.run(**inputs, params=params, output=output))
+        for group in self.groups:
+            inputs[group] = tuple(inputs.pop(name) for name in members(inputs, group))  # type: ignore[assignment]
+        extra = {"scratch": scratch} if self.resumes else {}
+        return self.output.seal(output, self.run(**inputs, **extra, params=params, output=output))
 
     def parse(self, values: Mapping[str, Any]) -> Params:
         """Return validated parameters.
@@ -105,6 +118,8 @@ class Component:
                 advice = "Did you mean" if near else "Expected one of"
                 advice = f"{advice} {', '.join(f'{self.name}.{choice}' for choice in near or known)}."
                 lines.append(f"Unknown parameter {name}. {advice}")
+            elif item["type"] == "value_error":  # a validator of ours, whose message starts with the field's name
+                lines.append(f"Parameter {name}.{item['ctx']['error']}")
             else:
                 expected = (
                     item["msg"].replace("Input should be", "expected").replace("String should", "expected text to")
@@ -139,6 +154,10 @@ class Component:
             name: (DirectoryPath, Field(description=f"Directory of a {kind.__name__} artifact."))
             for name, kind in self.inputs.items()
         }
+        paths |= {
+            name: (list[DirectoryPath], Field([], description=f"Directories of {kind.__name__} artifacts, or none."))
+            for name, kind in self.groups.items()
+        }
         model = create_model(
             f"{self.name.capitalize()}Arguments",
             __base__=(self.params, CommandLine),
@@ -155,9 +174,11 @@ class Component:
         model.model_config |= settings
         try:
             arguments = CliApp.run(model, cli_args=argv)
-            values = arguments.model_dump(exclude={"output", *self.inputs})
+            values = arguments.model_dump(exclude={"output", *self.inputs, *self.groups})
             values |= {n: getattr(arguments, n) for n, f in self.params.model_fields.items() if f.exclude}
             inputs = {name: kind.load(getattr(arguments, name)) for name, kind in self.inputs.items()}
+            for name, kind in self.groups.items():
+                inputs |= {f"{name}.{i}": kind.load(path) for i, path in enumerate(getattr(arguments, name))}
             artifact = self._write(self.parse(values), arguments.output, inputs)  # type: ignore[attr-defined]
         except ValidationError as error:
             raise SystemExit(f"error: {self._explain(error)}") from None
@@ -171,16 +192,27 @@ class Component:
         output.parent.mkdir(parents=True, exist_ok=True)
         staging = output.with_name(f".{output.name}-{uuid.uuid4().hex}")
         staging.mkdir()
+        scratch = output.with_name(f".{output.name}-scratch") if self.resumes else None
         try:
-            self(params=params, output=staging, **inputs)
+            if scratch:
+                scratch.mkdir(exist_ok=True)
+            self(params=params, output=staging, scratch=scratch, **inputs)
             staging.rename(output)
+            if scratch:
+                shutil.rmtree(scratch)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+            with contextlib.suppress(OSError):  # an empty one is worth nothing
+                if scratch:
+                    scratch.rmdir()
         return self.output.load(output)
 
 
 def component(*, output: type[Artifact[Any]]) -> Callable[[Callable[..., Facts]], Component]:
     """Declare a function as a pipeline step; its annotations name the inputs and the parameters.
+
+    An input ``sweeps: tuple[SweepResult, ...]`` takes any number of artifacts. A function with a parameter
+    ``scratch: Path | None`` is a step that resumes.
 
     Args:
         output: The artifact type that the function writes.
@@ -198,9 +230,17 @@ def component(*, output: type[Artifact[Any]]) -> Callable[[Callable[..., Facts]]
             params=hints["params"],
             inputs={n: t for n, t in hints.items() if inspect.isclass(t) and issubclass(t, Artifact)},
             output=output,
+            groups={n: get_args(t)[0] for n, t in hints.items() if get_origin(t) is tuple},
+            resumes="scratch" in hints,
         )
 
     return declare
+
+
+def members(names: Iterable[str], group: str) -> list[str]:
+    """Return a group's inputs, ``<group>.0``, ``<group>.1`` and so on, in their order."""
+    found = [name for name in names if name.rpartition(".")[0] == group]
+    return sorted(found, key=lambda name: int(name.rpartition(".")[2]))
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

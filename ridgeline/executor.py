@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ridgeline.artifacts.base import Artifact, ArtifactError
-from ridgeline.component import Component, Params, StepSkipped
+from ridgeline.component import Component, Params, StepSkipped, members
 from ridgeline.keys import KeyParts, key_parts
 from ridgeline.store import Execution, Store, StoreError
 
@@ -51,11 +51,13 @@ def open_inputs(store: Store, component: Component, inputs: Mapping[str, str]) -
     Raises:
         ArtifactError: If an input is missing, damaged or of another type.
     """
-    if inputs.keys() != component.inputs.keys():
+    kinds = {name: kind for group, kind in component.groups.items() for name in members(inputs, group)}
+    kinds |= component.inputs
+    if inputs.keys() != kinds.keys():
         raise ArtifactError(
             f"Expected the inputs {sorted(component.inputs)} for {component.name}; received {sorted(inputs)}."
         )
-    return {name: store.open(inputs[name], kind) for name, kind in component.inputs.items()}
+    return {name: store.open(inputs[name], kind) for name, kind in kinds.items()}
 
 
 def decide(store: Store, component: Component, inputs: Mapping[str, Artifact[Any]], params: Params) -> Decision:
@@ -89,7 +91,8 @@ def execute(store: Store, component: Component, inputs: Mapping[str, str], param
     """Run a step, or reuse its output, and record the execution.
 
     The step writes into a staging folder, which is digested and appears in the store by one rename. If
-    anything fails, the store holds what it held before, and the record of the failure.
+    anything fails, the store holds what it held before, and the record of the failure; a step that resumes
+    finds what it left in its scratch folder when it is run again with the same key.
 
     Args:
         store: The store.
@@ -134,8 +137,10 @@ def execute(store: Store, component: Component, inputs: Mapping[str, str], param
                 return record("cached", decision.reason, decision.output.ref)
         return execute(store, component, inputs, params, run_id)  # a clean-up took it since: look again
     try:
-        with store.stage() as folder:
-            artifact = component(params=params, output=folder, **artifacts)
+        with contextlib.ExitStack() as stack:
+            scratch = stack.enter_context(store.scratch(decision.parts.key())) if component.resumes else None
+            folder = stack.enter_context(store.stage())
+            artifact = component(params=params, output=folder, scratch=scratch, **artifacts)
             with store.lock():
                 return record("complete", decision.reason, store.publish(artifact))
     except StepSkipped as skipped:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.registry import Registry
 from ridgeline.store import Execution, Store
+
+SCRATCH_AGE = timedelta(days=7)  # longer than any retry waits
 
 
 @dataclass(frozen=True)
@@ -57,16 +60,19 @@ class Garbage:
     Attributes:
         artifacts: Size in bytes of each unneeded artifact, by store-relative name.
         num_executions: Number of unneeded execution records.
+        scratch: Size in bytes of each abandoned scratch folder, by execution key.
     """
 
     artifacts: dict[str, int]
     num_executions: int
+    scratch: dict[str, int]
 
 
 def collect_garbage(store: Store, registry: Registry, keep_runs: int, dry_run: bool) -> Garbage:
     """Delete the artifacts and records that no champion, no history entry and none of the last runs need.
 
-    What is needed is kept with all that it was made from.
+    What is needed is kept with all that it was made from. Scratch folders of unfinished executions are deleted
+    once nobody has written to them for `SCRATCH_AGE`.
 
     Args:
         store: The store.
@@ -114,7 +120,8 @@ def collect_garbage(store: Store, registry: Registry, keep_runs: int, dry_run: b
             return execution.run_id not in runs[:keep_runs] and not makes_needed
 
         num_executions = store.delete_executions(unneeded, dry_run)
+        scratch = store.clear_scratch(SCRATCH_AGE, dry_run)
         if not dry_run:
             for ref in sizes:
                 store.delete(ref)
-    return Garbage(sizes, num_executions)
+    return Garbage(sizes, num_executions, scratch)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ridgeline.artifacts.base import Artifact
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModel
+from ridgeline.artifacts.sweep_result import SweepResult
 from ridgeline.component import Component, ParameterError, Params
 from ridgeline.executor import decide, execute
 from ridgeline.keys import reachable_code
@@ -20,6 +21,8 @@ from ridgeline.settings import Settings
 from ridgeline.store import Execution
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def load_components() -> dict[str, Component]:
@@ -30,31 +33,47 @@ def load_components() -> dict[str, Component]:
     return components
 
 
-def plan(target: str) -> list[Component]:
+def plan(target: str, extra: Collection[str] = ()) -> list[Component]:
     """Return the steps that a target needs, itself last, in the order in which they run.
 
-    Each input of a step is the output of the one step that yields that artifact type.
+    Each input of a step is the output of the one step that yields that artifact type. An input of which there
+    may be none is left out, unless its step is named.
 
     Args:
         target: Name of the last step.
+        extra: Names of steps to run besides, if a step before the target can use what they yield.
 
     Raises:
         ParameterError: If there is no such step.
     """
     components = load_components()
-    if target not in components:
-        raise ParameterError(f"Expected a step of {', '.join(sorted(components))}; received {target!r}.")
+    for name in (target, *extra):
+        if name not in components:
+            raise ParameterError(f"Expected a step of {', '.join(sorted(components))}; received {name!r}.")
     producers = {component.output: component for component in components.values()}
     ordered: list[Component] = []
 
     def visit(component: Component) -> None:
         for kind in component.inputs.values():
             visit(producers[kind])
+        for kind in component.groups.values():
+            if producers[kind].name in extra and producers[kind] is not component:
+                visit(producers[kind])
         if component not in ordered:
             ordered.append(component)
 
     visit(components[target])
+    if unused := set(extra) - {component.name for component in ordered}:
+        raise ParameterError(
+            f"Expected steps whose output a step up to {target} can use; received {', '.join(sorted(unused))}."
+        )
     return ordered
+
+
+def _inputs(component: Component, outputs: Mapping[type[Artifact[Any]], T]) -> dict[str, T]:
+    """Return a step's inputs by name, from what earlier steps yielded."""
+    groups = {f"{name}.0": outputs[kind] for name, kind in component.groups.items() if kind in outputs}
+    return {name: outputs[kind] for name, kind in component.inputs.items()} | groups
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
@@ -81,6 +100,9 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 def parse_params(steps: list[Component], values: Mapping[str, Any], settings: Settings) -> dict[str, Params]:
     """Validate every step's parameters before any step works.
 
+    Where a step's parameters hold those of another step, by its name, it takes what that step is given: with both
+    in a run, ``train.epochs`` is also ``sweep.train.epochs``, unless that is given itself.
+
     Args:
         steps: The steps.
         values: Values by dotted name, for example ``{"train.penalty.l2": 0.001}``.
@@ -105,6 +127,11 @@ def parse_params(steps: list[Component], values: Mapping[str, Any], settings: Se
             place = place.setdefault(part, {}) if isinstance(place, dict) else {}
         if isinstance(place, dict):
             place[leaf] = value
+    for step, other in shared_params(steps):
+        known = step.params.model_fields[other.name].annotation.model_fields  # type: ignore[union-attr]
+        given = nested[step.name].setdefault(other.name, {})
+        if isinstance(given, dict):
+            nested[step.name][other.name] = {n: v for n, v in nested[other.name].items() if n in known} | given
     params = {}
     for step in steps:
         try:
@@ -114,6 +141,12 @@ def parse_params(steps: list[Component], values: Mapping[str, Any], settings: Se
     if errors:
         raise ParameterError("\n".join(errors))
     return params
+
+
+def shared_params(steps: Iterable[Component]) -> list[tuple[Component, Component]]:
+    """Return the pairs of steps of which the first one's parameters hold the second one's, by its name."""
+    by_name = {step.name: step for step in steps}
+    return [(s, by_name[name]) for s in by_name.values() for name in s.params.model_fields if name in by_name]
 
 
 @dataclass(frozen=True)
@@ -161,7 +194,7 @@ def run(settings: Settings, steps: list[Component], params: Mapping[str, Params]
     """
     outputs: dict[type[Artifact[Any]], str] = {}
     for step in steps:
-        inputs = {name: outputs[kind] for name, kind in step.inputs.items()}
+        inputs = _inputs(step, outputs)
         result = run_step(settings, step, inputs, params[step.name], run_id)
         yield result
         if result.execution.output is None:
@@ -183,7 +216,7 @@ def explain(settings: Settings, steps: list[Component], params: Mapping[str, Par
     store = settings.open_store()
     outputs: dict[type[Artifact[Any]], Artifact[Any] | None] = {}
     for step in steps:
-        inputs = {name: outputs[kind] for name, kind in step.inputs.items()}
+        inputs = _inputs(step, outputs)
         known = {name: artifact for name, artifact in inputs.items() if artifact is not None}
         if len(known) == len(inputs):
             decision = decide(store, step, known, params[step.name])
@@ -238,6 +271,10 @@ def summary(settings: Settings, outcomes: Mapping[str, Execution | str]) -> Iter
             )
             yield f"verdict     {verdict}: {'; '.join(facts.verdict.reasons)}"
             yield f"report      {evaluation.report}"
+        if ref and ref.startswith(f"{SweepResult.__name__}/"):
+            sweep = store.open(ref, SweepResult)
+            yield f"chosen      {sweep.facts.trials[sweep.facts.winner]}: {sweep.facts.reason}"
+            yield f"path        {sweep.report}"
         if ref and ref.startswith(f"{PushedModel.__name__}/"):
             name = store.open(ref, PushedModel).facts.model_name
             if champion := Registry(settings.serving_dir()).champion(name):

@@ -9,10 +9,11 @@ import os
 import re
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -108,6 +109,7 @@ class Store:
         <root>/artifacts/<Type>/<digest>/        whole artifacts; appear by one atomic rename
         <root>/executions/<component>/<start>-<key>-<id>.json
         <root>/staging/<id>/, <id>.lock          what a running step writes; the lock's owner is that step
+        <root>/scratch/<key>/, <key>.lock        what an unfinished execution left for the next one with its key
 
     With a remote root, components still see local paths: artifacts are mirrored into a local folder of the
     same layout, and an upload is complete when its manifest, written last, is there.
@@ -247,6 +249,49 @@ class Store:
             owner.release()
             Path(owner.lock_file).unlink(missing_ok=True)
 
+    @contextmanager
+    def scratch(self, key: str) -> Iterator[Path | None]:
+        """Yield the folder of an execution's unfinished work; it is gone afterwards, unless the body failed.
+
+        Only one execution of a key has it: another at the same time gets None, and works without.
+
+        Args:
+            key: The execution's key.
+        """
+        folder = self.local / "scratch" / key
+        with self._owned(folder) as mine:
+            if not mine:
+                log.warning("the same step is running elsewhere: this execution can't be resumed if it fails")
+                yield None
+                return
+            with explained("write to", self.root):
+                folder.mkdir(exist_ok=True)
+            yield folder
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def clear_scratch(self, older_than: timedelta, dry_run: bool) -> dict[str, int]:
+        """Delete the scratch folders that nobody works in and nobody wrote to for some time.
+
+        Args:
+            older_than: How long ago the last change must be.
+            dry_run: Only tell what would be deleted.
+
+        Returns:
+            Size in bytes of each such folder, by key.
+        """
+        sizes = {}
+        for folder in sorted(path for path in (self.local / "scratch").glob("*") if path.is_dir()):
+            with self._owned(folder) as mine:
+                if not mine:
+                    continue
+                files = [path.stat() for path in folder.rglob("*") if path.is_file()]
+                changed = max(stat.st_mtime for stat in [folder.stat(), *files])
+                if time.time() - changed >= older_than.total_seconds():
+                    sizes[folder.name] = sum(stat.st_size for stat in files)
+                    if not dry_run:
+                        shutil.rmtree(folder)
+        return sizes
+
     def publish(self, artifact: Artifact[Any]) -> str:
         """Move a staged, sealed artifact into place, whole, by one rename.
 
@@ -328,6 +373,27 @@ class Store:
         return len(found)
 
     # --- inside
+
+    @contextmanager
+    def _owned(self, folder: Path) -> Iterator[bool]:
+        """Yield whether this process alone works in a scratch folder; an empty one is gone afterwards."""
+        owner = FileLock(folder.with_name(f"{folder.name}.lock"))
+        with explained("write to", self.root), self.lock():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(Timeout):
+                owner.acquire(timeout=0)
+        if not owner.is_locked:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            with self.lock():
+                with suppress(OSError):  # it holds something, or is gone
+                    folder.rmdir()
+                if not folder.exists():
+                    Path(owner.lock_file).unlink(missing_ok=True)
+                owner.release()
 
     @staticmethod
     def _read_execution(path: UPath) -> Execution | None:

@@ -77,6 +77,20 @@ class Split:
         """All labels, int64 ``[n]``."""
         return self._whole(1)
 
+    def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return a copy of some rows, also across shards: images, uint8 ``[k, ...]``, and labels, int64 ``[k]``.
+
+        Args:
+            start: The first row, at least 0.
+            stop: The row after the last; rows beyond the end are left out.
+        """
+        parts, offset = [], 0
+        for images, labels in self.shards:
+            piece = slice(max(0, start - offset), max(0, stop - offset))
+            parts.append((images[piece], labels[piece]))
+            offset += len(labels)
+        return np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])
+
     def _whole(self, column: int) -> np.ndarray:
         arrays = [shard[column] for shard in self.shards]
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ridgeline.artifacts.base import Artifact, Facts
 from ridgeline.artifacts.examples import Normalization
 
@@ -36,8 +38,9 @@ class ModelFacts(Facts):
         normalization: What is done to pixels, inside the graph.
         params: The training parameters, as `components.train` names them.
         num_parameters: Number of trainable parameters.
-        metrics: The last epoch's metrics by Keras's names (``loss``, ``val_accuracy``, …).
+        metrics: The metrics of the epoch whose weights were kept, by Keras's names (``loss``, ``val_accuracy``, …).
         sparsity: For each kernel, from input to output, the share of exact zeros.
+        num_eliminated_pixels: Number of input pixels whose outgoing weights are all exactly zero.
         synthetic: Whether it was trained on images that the project drew itself.
     """
 
@@ -49,6 +52,7 @@ class ModelFacts(Facts):
     num_parameters: int
     metrics: dict[str, float]
     sparsity: tuple[LayerSparsity, ...]
+    num_eliminated_pixels: int
     synthetic: bool
 
 
@@ -79,3 +83,19 @@ class Model(Artifact[ModelFacts]):
         model = keras.models.model_from_json((self.path / "architecture.json").read_text(encoding="utf-8"))
         model.load_weights(self.path / "model.weights.h5")
         return model
+
+
+def kernels(model: keras.Model) -> dict[str, np.ndarray]:
+    """Return a network's kernels by layer, from input to output, float32 ``[inputs, units]``."""
+    return {w.path.rpartition("/")[0]: np.asarray(w) for w in model.weights if w.name == "kernel"}
+
+
+def eliminated_pixels(model: keras.Model) -> np.ndarray:
+    """Return which input pixels the network cannot see: bool ``[h, w]``, true if all outgoing weights are zero.
+
+    Args:
+        model: A network whose first kernel has one row for each value of an image ``[h, w]`` or ``[h, w, c]``.
+    """
+    height, width = model.input_shape[1:3]
+    first = next(iter(kernels(model).values()))
+    return (first == 0.0).reshape(height, width, -1).all(axis=2)

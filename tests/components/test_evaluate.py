@@ -80,6 +80,7 @@ def make_model(directory, kernel, bias, synthetic=False):
             num_parameters=kernel.size + bias.size,
             metrics={"loss": 1.0},
             sparsity=(),
+            num_eliminated_pixels=0,
             synthetic=synthetic,
         ),
     )

@@ -111,6 +111,7 @@ def make_model(directory, history=HISTORY):
             num_parameters=1234,
             metrics={},
             sparsity=(LayerSparsity(name="hidden", num_weights=80, num_zeros=20),),
+            num_eliminated_pixels=4,
             synthetic=False,
         ),
     )
@@ -189,7 +190,7 @@ def test_figures_are_valid_svg_that_names_only_namespaces(page):
 def test_every_image_has_its_own_text_alternative(page):
     alternatives = [attributes["alt"] for attributes in page.all("img")]
     assert all(alternatives)
-    assert len(set(alternatives)) == len(alternatives) == 7
+    assert len(set(alternatives)) == len(alternatives) == 8
 
 
 def test_the_page_shows_the_metrics(page):
@@ -214,6 +215,23 @@ def test_the_page_shows_the_metrics(page):
         FACTS.model_digest,
     ):
         assert text in page.text
+
+
+def test_the_page_maps_the_eliminated_pixels(page):
+    text = "4 of 16 input pixels are eliminated: all their outgoing weights are zero"
+    assert f"{text} (orange)." in page.text
+    media_type, content = images(page)[f"Map of the image: {text}."]
+    assert media_type == "image/png"
+    orange = (decode(content) == [0xD5, 0x5E, 0x00]).all(axis=2)
+    np.testing.assert_array_equal(orange, np.arange(16).reshape(4, 4) < 4)
+
+
+def test_a_page_without_eliminated_pixels_says_so(examples, model, network):
+    import keras
+
+    dense = keras.models.clone_model(network)
+    dense.set_weights([np.ones_like(weight) for weight in network.get_weights()])
+    assert "No input pixel is eliminated" in Page(render(FACTS, BINS, examples, model, dense)).text
 
 
 def test_the_page_names_the_examples_it_was_measured_on(page, examples):
