@@ -105,3 +105,59 @@ def test_record_tells_the_run_and_its_parts(store, steps):
     assert second.parts.params == {"factor": 2}
     assert second.key == second.parts.key()
     assert next(store.executions("double")) == second
+
+
+RESUMES = """
+from pathlib import Path
+from ridgeline.component import Params, component
+from toy_steps.number import Number, NumberFacts
+
+class CountParams(Params):
+    to: int = 3
+
+@component(output=Number)
+def count(params: CountParams, output: Path, scratch: Path | None) -> NumberFacts:
+    state = scratch / "count.txt" if scratch else output / "number.txt"
+    done = int(state.read_text()) if state.exists() else 0
+    state.write_text(str(done + 1))
+    if scratch and done + 1 < params.to:
+        raise ArithmeticError(f"stopped after {done + 1}")
+    (output / "number.txt").write_text(str(params.to))
+    return NumberFacts(digits=1)
+"""
+
+
+@pytest.fixture
+def count(toy_steps):
+    (toy_steps / "count.py").write_text(RESUMES)
+    keys.reachable_code.cache_clear()
+    return importlib.import_module("toy_steps.count").count
+
+
+def test_step_that_resumes_finds_what_its_failed_attempt_left(store, count):
+    assert count.resumes
+    for done in (1, 2):
+        with pytest.raises(ArithmeticError, match=f"stopped after {done}"):
+            execute(store, count, {}, count.parse({}), "run")
+    with pytest.raises(ArithmeticError, match="stopped after 1"):
+        execute(store, count, {}, count.parse({"to": 2}), "run")  # another key has a folder of its own
+    assert len(list((store.local / "scratch").glob("*/count.txt"))) == 2
+    assert execute(store, count, {}, count.parse({}), "run").state == "complete"
+    assert execute(store, count, {}, count.parse({}), "run").state == "cached"
+    assert len(list((store.local / "scratch").glob("*/count.txt"))) == 1
+
+
+def test_second_execution_of_a_key_at_the_same_time_works_without_scratch(store, count):
+    key = decide(store, count, {}, count.parse({})).parts.key()
+    with store.scratch(key) as scratch:
+        assert execute(store, count, {}, count.parse({}), "run").state == "complete"
+        assert list(scratch.iterdir()) == []
+
+
+def test_main_of_a_step_that_resumes_keeps_scratch_beside_the_output(tmp_path, count, monkeypatch):
+    for done in (1, 2):
+        with pytest.raises(ArithmeticError, match=f"stopped after {done}"):
+            count.main(["--output", str(tmp_path / "out" / "three")])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".three-scratch"]
+    count.main(["--output", str(tmp_path / "out" / "three")])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["three"]
