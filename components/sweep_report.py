@@ -206,8 +206,9 @@ tr.chosen th,tr.chosen td{background:#e0effa;font-weight:600}
 {% block body %}
 <header>
 <h1>Regularization path on {{ facts.dataset }}</h1>
-<p class="note">{{ facts.trials|length }} training{{ "s that differ in their penalty alone" if facts.trials|length > 1 }}. Chosen on the validation \
-split; the test split was not read.</p>
+<p class="note">{{ facts.trials|length }} \
+training{{ "s that differ in their penalty alone" if facts.trials|length > 1 }}. \
+Chosen on the validation split; the test split was not read.</p>
 </header>
 <main>
 <div class="verdict blessed">

@@ -6,39 +6,23 @@ import pytest
 from components.sweep import EDGES, choose, sweep
 from components.sweep_report import render
 from components.train import train
-from ridgeline.artifacts.examples import Examples, ExamplesFacts, Normalization, write_split
 from ridgeline.artifacts.sweep_result import KernelFacts, Trial
 from ridgeline.component import ParameterError
+from tests.components.conftest import make_bars
 
 TRAINING = {"hidden_units": [6], "epochs": 2, "learning_rate": 0.1}
-GRID = {"l1": [0.001, 0.03], "l2": [0.001, 0.03], "l1_l2": [[0.001, 0.001]], "train": TRAINING}
-
-
-def write_examples(folder, seed=0):
-    """Small separable images, each class brightens its own rows; no test split, so that reading it would fail."""
-    rng = np.random.default_rng(seed)
-    for name, size in (("train", 320), ("validation", 64)):
-        labels = rng.integers(0, 3, size)
-        images = rng.integers(0, 90, (size, 6, 5), dtype=np.uint8)
-        for i, label in enumerate(labels):
-            images[i, 2 * label : 2 * label + 2] += 60
-        write_split(folder / name, [(images, labels)], size, (6, 5))
-    return Examples.seal(
-        folder,
-        ExamplesFacts(
-            dataset="bars:1.0.0",
-            image_shape=(6, 5),
-            class_names=("top", "middle", "bottom"),
-            num_examples={"train": 320, "validation": 64, "test": 0},
-            normalization=Normalization(kind="unit", mean=0.0, deviation=255.0),
-            synthetic=True,
-        ),
-    )
+GRID = {"l1": [0.001, 0.1], "l2": [0.001, 0.03], "l1_l2": [[0.001, 0.001]], "train": TRAINING}
 
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory):
-    return write_examples(tmp_path_factory.mktemp("examples"))
+    """Noisy bars without a test split, so that reading it would fail."""
+    return make_bars(tmp_path_factory.mktemp("examples"), {"train": 320, "validation": 64}, noise=250)
+
+
+@pytest.fixture(scope="module")
+def other_examples(tmp_path_factory):
+    return make_bars(tmp_path_factory.mktemp("other"), {"train": 32, "validation": 16})
 
 
 def run(examples, output, values, **parts):
@@ -108,7 +92,7 @@ def test_the_tuned_profile_leaves_the_grids_strengths_alone():
 
 def test_each_trial_is_the_training_that_train_would_make(examples, swept, tmp_path):
     assert [str(trial) for trial in swept.facts.trials] == [
-        "none", "l1 0.001", "l1 0.03", "l2 0.001", "l2 0.03", "l1_l2 0.001 + 0.001",
+        "none", "l1 0.001", "l1 0.1", "l2 0.001", "l2 0.03", "l1_l2 0.001 + 0.001",
     ]  # fmt: skip
     for index in (2, 4):
         trial = swept.facts.trials[index]
@@ -156,12 +140,11 @@ def test_a_sweep_put_together_from_parts_equals_the_whole_and_trains_nothing(exa
     assert run(examples, tmp_path / "whole", GRID, **named).digest == swept.digest
 
 
-def test_parts_of_another_sweep_are_refused(examples, swept, tmp_path):
+def test_parts_of_another_sweep_are_refused(examples, other_examples, swept, tmp_path):
     with pytest.raises(ValueError, match="Expected a part of this sweep, of the training .*'epochs': 3.* received"):
         run(examples, tmp_path / "a", GRID | {"train": TRAINING | {"epochs": 3}}, **{"parts.0": swept})
-    other = write_examples(tmp_path / "other", seed=1)
     with pytest.raises(ValueError, match="of the examples"):
-        run(other, tmp_path / "b", GRID, **{"parts.0": swept})
+        run(other_examples, tmp_path / "b", GRID, **{"parts.0": swept})
 
 
 def test_a_diverging_trial_is_recorded_and_the_others_go_on(examples, tmp_path):
@@ -251,11 +234,10 @@ def test_train_takes_the_winners_penalty_and_solver(examples, swept, tmp_path):
     assert model.facts.params == swept.facts.winner_params
 
 
-def test_train_refuses_a_sweep_on_other_examples_and_several_sweeps(swept, examples, tmp_path):
-    other = write_examples(tmp_path / "other", seed=1)
+def test_train_refuses_a_sweep_on_other_examples_and_several_sweeps(swept, examples, other_examples, tmp_path):
     (tmp_path / "model").mkdir()
     with pytest.raises(ValueError, match="Expected a sweep on the examples .* Sweep on these examples"):
-        train(examples=other, params=train.parse(TRAINING), output=tmp_path / "model", **{"sweeps.0": swept})
+        train(examples=other_examples, params=train.parse(TRAINING), output=tmp_path / "model", **{"sweeps.0": swept})
     several = {"sweeps.0": swept, "sweeps.1": swept}
     with pytest.raises(ValueError, match="Expected at most one sweep; received 2"):
         train(examples=examples, params=train.parse(TRAINING), output=tmp_path / "model", **several)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from components.checkpoint import Checkpoint
-from components.train import build_model, train
+from components.train import TUNED, build_model, train
 from ridgeline.artifacts.model import Model
 from ridgeline.component import ParameterError
+from ridgeline.keys import flatten
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -181,3 +182,25 @@ def test_seed_model_reaches_the_notebooks_accuracy(fashion_mnist):
     facts = store.open(refs["train"], Model).facts
     assert facts.num_parameters == 89_610
     assert facts.metrics["val_accuracy"] == pytest.approx(0.82, abs=0.01)
+
+
+# --- profiles
+
+
+def test_tuned_replaces_what_is_left_at_its_default_and_nothing_else():
+    seed = train.parse({}).model_dump(mode="json")  # the trigger form always sends all values
+    params = train.parse(seed | {"profile": "tuned", "epochs": 3, "penalty": {**seed["penalty"], "l2": 0.5}})
+    assert (params.epochs, params.penalty.l2, params.seed) == (3, 0.5, 42)
+    others = {name: value for name, value in TUNED.items() if name not in ("epochs", "penalty")}
+    assert {name: getattr(params, name) for name in others} == others
+    assert params.penalty.kind == TUNED["penalty"]["kind"]
+    assert params.hidden_units == (100, 100)
+    assert train.parse(params.model_dump(mode="json")) == params
+
+
+def test_every_tuned_value_is_a_parameter_and_no_default():
+    tuned = dict(flatten(train.parse({"profile": "tuned"}).model_dump(mode="json")))
+    seed = dict(flatten(train.parse({}).model_dump(mode="json")))
+    named = dict(flatten(TUNED))
+    assert {name: tuned[name] for name in named} == named
+    assert {name for name in seed if tuned[name] != seed[name]} <= named.keys() | {"profile"}

@@ -161,3 +161,55 @@ def test_main_of_a_step_that_resumes_keeps_scratch_beside_the_output(tmp_path, c
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".three-scratch"]
     count.main(["--output", str(tmp_path / "out" / "three")])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["three"]
+
+
+# --- an input that takes any number of artifacts
+
+TOTAL = """
+from pathlib import Path
+from ridgeline.component import Params, component
+from toy_steps.number import Doubled, Number, NumberFacts
+
+class Total(Doubled):
+    pass
+
+@component(output=Total)
+def total(numbers: tuple[Number, ...], params: Params, output: Path) -> NumberFacts:
+    values = [int((number.path / "number.txt").read_text()) for number in numbers]
+    (output / "numbers.txt").write_text(repr(values))
+    return Total.facts_type(digits=sum(values))
+"""
+
+
+@pytest.fixture
+def total(toy_steps):
+    (toy_steps / "total.py").write_text(TOTAL)
+    return importlib.import_module("toy_steps.total").total
+
+
+def numbers(store, steps, *values):
+    return [execute(store, steps[0], {}, steps[0].parse({"value": value}), "run").output for value in values]
+
+
+def test_a_group_takes_any_number_of_artifacts_in_their_order(store, steps, total):
+    refs = numbers(store, steps, *range(11))
+    execution = execute(
+        store, total, {f"numbers.{i}": ref for i, ref in reversed(list(enumerate(refs)))}, total.parse({}), "run"
+    )
+    assert (store.path(execution.output) / "numbers.txt").read_text() == repr(list(range(11)))
+    assert execution.inputs["numbers.10"] == refs[10]
+    assert (store.path(execute(store, total, {}, total.parse({}), "run").output) / "numbers.txt").read_text() == "[]"
+
+
+def test_a_group_is_part_of_the_key(store, steps, total):
+    one, two = numbers(store, steps, 1, 2)
+    execute(store, total, {"numbers.0": one}, total.parse({}), "run")
+    again = execute(store, total, {"numbers.0": one, "numbers.1": two}, total.parse({}), "run")
+    assert again.reason == f"input numbers.1 changed (none → {two.partition('/')[2][:12]})"
+    assert execute(store, total, {"numbers.0": one}, total.parse({}), "run").state == "cached"
+
+
+def test_an_input_of_no_group_is_refused(store, steps, total):
+    (one,) = numbers(store, steps, 1)
+    with pytest.raises(ArtifactError, match="Expected the inputs"):
+        execute(store, total, {"letters.0": one}, total.parse({}), "run")
