@@ -100,7 +100,9 @@ class Params(StepParams):
     def params_at(self, point: Penalty) -> TrainParams:
         """Return the training's parameters at a point of the grid: L1 is proximal wherever `train` allows it."""
         proximal = point.l1 and self.train.optimizer == "sgd" and not self.train.average
-        return TrainParams(**dict(self.train), penalty=point, solver="proximal" if proximal else "subgradient")
+        solver = "proximal" if proximal else "subgradient"
+        # The profile has done its part in `train`; it would replace strengths that equal train's default.
+        return TrainParams(**{**dict(self.train), "profile": "seed", "penalty": point, "solver": solver})
 
 
 @component(output=SweepResult)

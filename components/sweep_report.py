@@ -47,6 +47,7 @@ def render(facts: SweepResultFacts, histograms: np.ndarray, edges: np.ndarray) -
 
     dense = indices("none", 1.0)
     shown = {kind: found[-SHOWN:] for kind in ("l1", "l2") if (found := indices(kind, USEFUL))}
+    sides = [*dense, *(found[-1] for found in shown.values())]
     strongest = {kind: found[-1] for kind in NAMES if (found := indices(kind, NEAR))}
     with plot_style():
         return render_page(
@@ -60,7 +61,7 @@ def render(facts: SweepResultFacts, histograms: np.ndarray, edges: np.ndarray) -
             strongest=[facts.trials[i] for i in strongest.values()],
             sparsest=max((facts.trials[i] for k in NAMES for i in indices(k, NEAR)), key=lambda t: t.zero_share),
             spreads=[_distributions(kind, dense, found, facts, counts, edges) for kind, found in shown.items()],
-            contrast=_contrast([*dense, *(found[-1] for found in shown.values())], facts, counts, edges),
+            contrast=_contrast(sides, facts, counts, edges) if sides else None,
             curves=_curves(facts),
             solver=next((t.solver for t in facts.trials if t.l1), None),
             params=flat(facts.training),
@@ -205,8 +206,9 @@ tr.chosen th,tr.chosen td{background:#e0effa;font-weight:600}
 {% block body %}
 <header>
 <h1>Regularization path on {{ facts.dataset }}</h1>
-<p class="note">{{ facts.trials|length }} trainings that differ in their penalty alone. Chosen on the validation \
-split; the test split was not read.</p>
+<p class="note">{{ facts.trials|length }} \
+training{{ "s that differ in their penalty alone" if facts.trials|length > 1 }}. \
+Chosen on the validation split; the test split was not read.</p>
 </header>
 <main>
 <div class="verdict blessed">
@@ -232,7 +234,9 @@ weights lose most, small ones next to nothing: the work is spread over many smal
 <div class="wide-figures">{{ figure(picture) }}</div>
 {% endfor %}
 <div class="pair">
+{% if contrast %}
 <div>{{ figure(contrast) }}</div>
+{% endif %}
 <div>
 <p class="note">Each line starts at the share of weights that are exactly zero. Under L1 that share is high, while the \
 largest weights stay. Under L2 the line starts at the bottom and rises steeply: all weights take part, each with \

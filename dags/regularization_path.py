@@ -50,9 +50,9 @@ def regularization_path() -> None:
         count = get_current_context()["params"]["spread_tasks"]
         return params_in_task(components.sweep.sweep).split(count) if count > 1 else []
 
-    @task(execution_timeout=timedelta(hours=6))
+    # A mapped task's docstring is not shown, so it is given.
+    @task(execution_timeout=timedelta(hours=6), doc_md="Train at a part of the grid's points.")
     def sweep_part(examples: str, grid: dict[str, Any]) -> str:
-        """Train at a part of the grid's points."""
         values = {f"sweep.{name}": value for name, value in grid.items()}
         return run_in_task(components.sweep.sweep, values, examples=examples)
 

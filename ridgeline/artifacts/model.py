@@ -87,7 +87,7 @@ class Model(Artifact[ModelFacts]):
 
 def kernels(model: keras.Model) -> dict[str, np.ndarray]:
     """Return a network's kernels by layer, from input to output, float32 ``[inputs, units]``."""
-    return {w.path.rpartition("/")[0]: np.asarray(w) for w in model.weights if w.name == "kernel"}
+    return {w.path.split("/")[-2]: np.asarray(w) for w in model.weights if w.name == "kernel"}
 
 
 def eliminated_pixels(model: keras.Model) -> np.ndarray:

@@ -73,7 +73,7 @@ class Trial(Facts):
 
     @property
     def cross_entropy(self) -> float:
-        """Mean cross-entropy on the validation split, in nats: the loss less the penalty."""
+        """Mean cross-entropy on the validation split, in nats, of labels as trained: the loss less the penalty."""
         return self.metrics["val_loss"] - self.l1 * self.l1_norm - self.l2 * self.l2_norm**2
 
     def __str__(self) -> str:

@@ -1,39 +1,30 @@
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from components.train import build_model, train
-from ridgeline.artifacts.examples import Examples, ExamplesFacts, Normalization, write_split
+from components.checkpoint import Checkpoint
+from components.train import TUNED, build_model, train
 from ridgeline.artifacts.model import Model
+from ridgeline.component import ParameterError
+from ridgeline.keys import flatten
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def examples(tmp_path_factory):
-    """Small separable images: each class brightens its own rows."""
-    folder = tmp_path_factory.mktemp("examples")
-    rng = np.random.default_rng(0)
-    sizes = {"train": 640, "validation": 64, "test": 64}
-    for name, size in sizes.items():
-        labels = rng.integers(0, 3, size)
-        images = rng.integers(0, 90, (size, 6, 5), dtype=np.uint8)
-        for i, label in enumerate(labels):
-            images[i, 2 * label : 2 * label + 2] += 120
-        write_split(folder / name, [(images, labels)], size, (6, 5))
-    return Examples.seal(
-        folder,
-        ExamplesFacts(
-            dataset="bars:1.0.0",
-            image_shape=(6, 5),
-            class_names=("top", "middle", "bottom"),
-            num_examples=sizes,
-            normalization=Normalization(kind="standard", mean=60.0, deviation=50.0),
-            synthetic=True,
-        ),
-    )
+@pytest.fixture
+def examples(bars):
+    return bars
 
 
-def run(examples, output, **values):
+def run(examples, output, scratch=None, **values):
     output.mkdir()
-    return train(examples=examples, params=train.parse(values), output=output)
+    return train(examples=examples, params=train.parse(values), output=output, scratch=scratch)
 
 
 def test_model_learns_and_reads_back(examples, tmp_path):
@@ -85,10 +76,21 @@ def test_seed_model_has_its_parameters(synthetic_store, refs):
     assert [layer.num_weights for layer in model.facts.sparsity] == [78_400, 10_000, 1_000]
 
 
-def test_diverging_loss_stops_with_the_epoch_and_writes_nothing(examples, tmp_path):
-    with pytest.raises(FloatingPointError, match=r"received nan in epoch 1|received inf in epoch 1|in epoch \d"):
-        run(examples, tmp_path / "m", learning_rate=10.0, penalty={"kind": "l2", "l2": 1e6}, epochs=5)
+DIVERGES = {"learning_rate": 0.1, "penalty": {"kind": "l2", "l2": 12.5}, "epochs": 9}  # w -> -1.5 w in each step
+
+
+def test_diverging_loss_stops_with_step_epoch_and_parameters_and_keeps_the_last_good_checkpoint(examples, tmp_path):
+    message = r"finite loss; received (inf|nan) in step \d+ of 20 in epoch \d with l1=0.0 l2=12.5 learning_rate=0.1"
+    (tmp_path / "scratch").mkdir()
+    with pytest.raises(FloatingPointError, match=message) as caught:
+        run(examples, tmp_path / "m", hidden_units=[4], scratch=tmp_path / "scratch", **DIVERGES)
     assert list((tmp_path / "m").iterdir()) == []
+    params = train.parse({"hidden_units": [4], **DIVERGES})
+    identity = {"params": params.model_dump(mode="json"), "examples": examples.digest}
+    arrays, facts = Checkpoint(tmp_path / "scratch" / "checkpoint", identity).load()
+    assert f"epoch {len(facts['history']['loss']) + 1} " in str(caught.value)
+    assert len(facts["history"]["loss"]) >= 2
+    assert all(np.isfinite(array).all() for array in arrays.values())
 
 
 def test_adam_and_batch_size(examples, tmp_path):
@@ -97,9 +99,108 @@ def test_adam_and_batch_size(examples, tmp_path):
     assert model.facts.metrics["val_accuracy"] > 0.8
 
 
+def test_proximal_training_gives_exact_zeros_and_eliminates_pixels(examples, tmp_path):
+    values = {"hidden_units": [3], "epochs": 8, "learning_rate": 0.1, "penalty": {"kind": "l1", "l1": 0.1}}
+    model = run(examples, tmp_path / "proximal", solver="proximal", **values)
+    kernel = model.load_keras().get_layer("hidden_1").get_weights()[0]
+    assert model.facts.sparsity[0].num_zeros == np.sum(kernel == 0.0) > 0.5 * kernel.size
+    assert model.facts.num_eliminated_pixels == np.sum(~kernel.any(axis=1)) > 0
+    assert model.facts.metrics["val_accuracy"] > 0.9
+    subgradient = run(examples, tmp_path / "subgradient", **values)
+    assert [layer.name for layer in subgradient.facts.sparsity] == ["hidden_1", "output"]
+    assert [layer.num_zeros for layer in subgradient.facts.sparsity] == [0, 0]
+
+
+def test_saved_architecture_has_ordinary_keras_regularizers(examples, tmp_path):
+    model = run(examples, tmp_path / "m", hidden_units=[4], epochs=1, penalty={"kind": "l1_l2", "l1": 0.5, "l2": 0.25})
+    config = model.load_keras().get_layer("hidden_1").get_config()["kernel_regularizer"]
+    assert (config["class_name"], config["config"]) == ("L1L2", {"l1": 0.5, "l2": 0.25})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"solver": "proximal"}, "train.solver: expected subgradient .* no L1 part; .* penalty.kind='l2'"),
+        (
+            {"solver": "proximal", "penalty": {"kind": "l1"}, "optimizer": "adam"},
+            "train.solver: expected subgradient with the optimizer adam",
+        ),
+        (
+            {"solver": "proximal", "penalty": {"kind": "l1"}, "average": 0.9},
+            "train.solver: expected subgradient with weight averaging",
+        ),
+        ({"momentum": 0.9, "optimizer": "adam"}, "train.momentum: expected 0 with the optimizer adam"),
+        ({"shift": 3, "flip": "maybe"}, "train.flip: expected a valid boolean"),
+    ],
+)
+def test_combinations_without_sense_are_refused(values, message):
+    with pytest.raises(ParameterError, match=message):
+        train.parse(values)
+
+
+def test_killed_training_resumes_to_the_same_bytes(examples, tmp_path):
+    """Kill the command by SIGKILL after an epoch; run it again from elsewhere with another hash seed."""
+    values = {"hidden_units": [4], "epochs": 60, "momentum": 0.5, "schedule": "cosine", "shift": 1, "average": 0.9}
+    whole = run(examples, tmp_path / "whole", **values)
+    arguments = [name for key, value in values.items() for name in (f"--{key.replace('_', '-')}", str(value))]
+    command = [sys.executable, "-m", "components.train", "--examples", examples.path, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+
+    def start(folder, hash_seed):
+        return subprocess.Popen(
+            [*command, "--output", "../killed"],
+            cwd=tmp_path / folder,
+            env={**environment, "PYTHONHASHSEED": hash_seed},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    with start("here", "1") as process:
+        for line in process.stderr:
+            if line.startswith("epoch 3/60"):
+                break
+        process.kill()
+        error = process.stderr.read()
+    assert process.returncode == -signal.SIGKILL, error
+    assert not (tmp_path / "killed").exists()
+    assert (tmp_path / ".killed-scratch" / "checkpoint").exists()
+    with start("there", "2") as process:
+        _, log = process.communicate()
+    assert process.returncode == 0
+    assert re.search(r"resuming from epoch \d+ of 60", log)
+    assert "epoch 2/60:" not in log
+    assert Model.load(tmp_path / "killed").digest == whole.digest
+    assert not (tmp_path / ".killed-scratch").exists()
+
+
 @pytest.mark.real_data
 def test_seed_model_reaches_the_notebooks_accuracy(fashion_mnist):
     store, refs = fashion_mnist
     facts = store.open(refs["train"], Model).facts
     assert facts.num_parameters == 89_610
     assert facts.metrics["val_accuracy"] == pytest.approx(0.82, abs=0.01)
+
+
+# --- profiles
+
+
+def test_tuned_replaces_what_is_left_at_its_default_and_nothing_else():
+    seed = train.parse({}).model_dump(mode="json")  # the trigger form always sends all values
+    params = train.parse(seed | {"profile": "tuned", "epochs": 3, "penalty": {**seed["penalty"], "l2": 0.5}})
+    assert (params.epochs, params.penalty.l2, params.seed) == (3, 0.5, 42)
+    others = {name: value for name, value in TUNED.items() if name not in ("epochs", "penalty")}
+    assert {name: getattr(params, name) for name in others} == others
+    assert params.penalty.kind == TUNED["penalty"]["kind"]
+    assert params.hidden_units == (100, 100)
+    assert train.parse(params.model_dump(mode="json")) == params
+
+
+def test_every_tuned_value_is_a_parameter_and_no_default():
+    tuned = dict(flatten(train.parse({"profile": "tuned"}).model_dump(mode="json")))
+    seed = dict(flatten(train.parse({}).model_dump(mode="json")))
+    named = dict(flatten(TUNED))
+    assert {name: tuned[name] for name in named} == named
+    assert {name for name in seed if tuned[name] != seed[name]} <= named.keys() | {"profile"}

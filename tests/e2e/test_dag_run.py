@@ -83,6 +83,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 def test_the_first_run_runs_every_step_and_serves_the_model(results: Results) -> None:
     assert results.runs["first"]["state"] == "success"
     assert results.states("first") == ["complete"] * 5
+    assert results.runs["first"]["tasks"]["sweep"] == "skipped"
     history = results.registry.history("synthetic_garments")
     assert (history[0].version, history[0].run_id) == (1, results.runs["first"]["run_id"])
     assert (results.registry.root / "synthetic_garments" / "1" / "saved_model.pb").is_file()
@@ -104,14 +105,14 @@ def test_another_penalty_runs_only_what_depends_on_it(results: Results) -> None:
 def test_a_model_that_is_not_blessed_is_not_exported_and_the_run_succeeds(results: Results) -> None:
     run = results.runs["not blessed"]
     assert run["state"] == "success"
-    assert run["tasks"] == dict.fromkeys(STEPS, "success") | {"export": "skipped"}
+    assert run["tasks"] == dict.fromkeys(STEPS, "success") | {"sweep": "skipped", "export": "skipped"}
     assert results.executions("not blessed")["export"].reason.startswith("not blessed: accuracy")
 
 
 def test_an_unknown_parameter_is_refused_before_any_step_works(results: Results) -> None:
     run = results.runs["unknown parameter"]
     assert run["state"] == "failed"
-    assert run["tasks"] == dict.fromkeys(STEPS, "upstream_failed") | {"ingest": "failed"}
+    assert run["tasks"] == dict.fromkeys([*STEPS, "sweep"], "upstream_failed") | {"ingest": "failed"}
     assert results.executions("unknown parameter") == {}
 
 

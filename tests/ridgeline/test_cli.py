@@ -42,11 +42,29 @@ def test_explain_needs_nothing_but_the_store(invoke):
     ]
 
 
+def test_explain_with_a_sweep_and_a_profile(invoke):
+    result = invoke(
+        "explain", "train", "--with", "sweep", "--profile", "tuned", "--set", "ingest.dataset=synthetic_garments:1.0.0",
+        "--set", "transform.validation_examples=1000",
+    )  # fmt: skip
+    assert [line.split(maxsplit=1) for line in result.stdout.splitlines()[2:]] == [
+        ["sweep", "runs: first run of sweep"],
+        ["train", "depends: runs unless sweeps.0 comes out as before"],
+    ]
+    result = invoke(
+        "explain", "train", "--profile", "tuned", "--set", "ingest.dataset=synthetic_garments:1.0.0",
+        "--set", "transform.validation_examples=1000",
+    )  # fmt: skip
+    assert "parameter train.profile seed → tuned" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["run", "--set", "train.epochs=-1"], "error: Parameter train.epochs"),
         (["run", "nowhere"], "error: Expected a step of"),
+        (["run", "ingest", "--profile", "tuned"], "error: Unknown parameter train.profile"),
+        (["run", "train", "--profile", "best"], "error: Parameter train.profile: expected 'seed' or 'tuned'"),
         (["show", "Model/ffff0000"], "error: Expected one artifact"),
         (["lineage", "nothing"], "error: Expected one artifact"),
     ],

@@ -119,3 +119,111 @@ def test_reason_is_told_against_the_nearest_execution(store, steps):
     run_both(store, steps, value=13, fail=False)
     seed = steps[0]
     assert decide(store, seed, {}, seed.parse({"value": 21, "fail": True})).reason == "parameter seed.fail False → True"
+
+
+RESUMES = """
+from pathlib import Path
+from ridgeline.component import Params, component
+from toy_steps.number import Number, NumberFacts
+
+class CountParams(Params):
+    to: int = 3
+
+@component(output=Number)
+def count(params: CountParams, output: Path, scratch: Path | None) -> NumberFacts:
+    state = scratch / "count.txt" if scratch else output / "number.txt"
+    done = int(state.read_text()) if state.exists() else 0
+    state.write_text(str(done + 1))
+    if scratch and done + 1 < params.to:
+        raise ArithmeticError(f"stopped after {done + 1}")
+    (output / "number.txt").write_text(str(params.to))
+    return NumberFacts(digits=1)
+"""
+
+
+@pytest.fixture
+def count(toy_steps):
+    (toy_steps / "count.py").write_text(RESUMES)
+    keys.reachable_code.cache_clear()
+    return importlib.import_module("toy_steps.count").count
+
+
+def test_step_that_resumes_finds_what_its_failed_attempt_left(store, count):
+    assert count.resumes
+    for done in (1, 2):
+        with pytest.raises(ArithmeticError, match=f"stopped after {done}"):
+            execute(store, count, {}, count.parse({}), "run")
+    with pytest.raises(ArithmeticError, match="stopped after 1"):
+        execute(store, count, {}, count.parse({"to": 2}), "run")  # another key has a folder of its own
+    assert len(list((store.local / "scratch").glob("*/count.txt"))) == 2
+    assert execute(store, count, {}, count.parse({}), "run").state == "complete"
+    assert execute(store, count, {}, count.parse({}), "run").state == "cached"
+    assert len(list((store.local / "scratch").glob("*/count.txt"))) == 1
+
+
+def test_second_execution_of_a_key_at_the_same_time_works_without_scratch(store, count):
+    key = decide(store, count, {}, count.parse({})).parts.key()
+    with store.scratch(key) as scratch:
+        assert execute(store, count, {}, count.parse({}), "run").state == "complete"
+        assert list(scratch.iterdir()) == []
+
+
+def test_main_of_a_step_that_resumes_keeps_scratch_beside_the_output(tmp_path, count, monkeypatch):
+    for done in (1, 2):
+        with pytest.raises(ArithmeticError, match=f"stopped after {done}"):
+            count.main(["--output", str(tmp_path / "out" / "three")])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".three-scratch"]
+    count.main(["--output", str(tmp_path / "out" / "three")])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["three"]
+
+
+# --- an input that takes any number of artifacts
+
+TOTAL = """
+from pathlib import Path
+from ridgeline.component import Params, component
+from toy_steps.number import Doubled, Number, NumberFacts
+
+class Total(Doubled):
+    pass
+
+@component(output=Total)
+def total(numbers: tuple[Number, ...], params: Params, output: Path) -> NumberFacts:
+    values = [int((number.path / "number.txt").read_text()) for number in numbers]
+    (output / "numbers.txt").write_text(repr(values))
+    return Total.facts_type(digits=sum(values))
+"""
+
+
+@pytest.fixture
+def total(toy_steps):
+    (toy_steps / "total.py").write_text(TOTAL)
+    return importlib.import_module("toy_steps.total").total
+
+
+def numbers(store, steps, *values):
+    return [execute(store, steps[0], {}, steps[0].parse({"value": value}), "run").output for value in values]
+
+
+def test_a_group_takes_any_number_of_artifacts_in_their_order(store, steps, total):
+    refs = numbers(store, steps, *range(11))
+    execution = execute(
+        store, total, {f"numbers.{i}": ref for i, ref in reversed(list(enumerate(refs)))}, total.parse({}), "run"
+    )
+    assert (store.path(execution.output) / "numbers.txt").read_text() == repr(list(range(11)))
+    assert execution.inputs["numbers.10"] == refs[10]
+    assert (store.path(execute(store, total, {}, total.parse({}), "run").output) / "numbers.txt").read_text() == "[]"
+
+
+def test_a_group_is_part_of_the_key(store, steps, total):
+    one, two = numbers(store, steps, 1, 2)
+    execute(store, total, {"numbers.0": one}, total.parse({}), "run")
+    again = execute(store, total, {"numbers.0": one, "numbers.1": two}, total.parse({}), "run")
+    assert again.reason == f"input numbers.1 changed (none → {two.partition('/')[2][:12]})"
+    assert execute(store, total, {"numbers.0": one}, total.parse({}), "run").state == "cached"
+
+
+def test_an_input_of_no_group_is_refused(store, steps, total):
+    (one,) = numbers(store, steps, 1)
+    with pytest.raises(ArtifactError, match="Expected the inputs"):
+        execute(store, total, {"letters.0": one}, total.parse({}), "run")

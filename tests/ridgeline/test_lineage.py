@@ -1,4 +1,6 @@
 import importlib
+import os
+import time
 
 import pytest
 
@@ -69,3 +71,15 @@ def test_gc_keeps_what_a_recent_run_reused(store, runs, tmp_path):
 def test_gc_refuses_to_keep_no_run(store, tmp_path):
     with pytest.raises(ValueError, match="at least 1 run; received 0"):
         collect_garbage(store, Registry(tmp_path), keep_runs=0, dry_run=True)
+
+
+def test_gc_clears_scratch_that_nobody_wrote_to_for_a_week(store, runs, tmp_path):
+    with pytest.raises(ArithmeticError), store.scratch("key") as scratch:
+        (scratch / "checkpoint").write_text("half")
+        raise ArithmeticError
+    for days, found in ((6, {}), (8, {"key": 4})):
+        then = time.time() - days * 86_400
+        os.utime(scratch / "checkpoint", (then, then))
+        os.utime(scratch, (then, then))
+        assert collect_garbage(store, Registry(tmp_path), keep_runs=3, dry_run=False).scratch == found
+    assert not scratch.exists()

@@ -44,6 +44,23 @@ def test_steps_are_ordered_by_what_they_need():
         pipeline.plan("exprot")
 
 
+def test_a_step_that_may_be_left_out_runs_if_it_is_named():
+    names = [step.name for step in pipeline.plan("train", ["sweep"])]
+    assert names == ["ingest", "transform", "sweep", "train"]
+    with pytest.raises(ParameterError, match="Expected a step of .*; received 'sweeep'"):
+        pipeline.plan("train", ["sweeep"])
+    with pytest.raises(ParameterError, match="a step up to transform can use; received sweep"):
+        pipeline.plan("transform", ["sweep"])
+
+
+def test_a_sweep_trains_with_trains_parameters_unless_it_has_its_own():
+    values = {"train.epochs": 4, "train.batch_size": 64, "train.penalty.l2": 0.5, "sweep.train.batch_size": 16}
+    training = pipeline.parse_params(pipeline.plan("train", ["sweep"]), values, Settings())["sweep"].train
+    assert (training.epochs, training.batch_size) == (4, 16)
+    alone = pipeline.parse_params(pipeline.plan("sweep"), {"sweep.train.epochs": 3}, Settings())
+    assert alone["sweep"].train.epochs == 3
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -258,3 +258,49 @@ def test_full_disk_during_a_step_is_explained(toy_steps, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "No space left on device" in done.stdout
+
+
+def test_scratch_outlives_a_failure_and_goes_after_success(store):
+    folder = store.local / "scratch" / "key"
+    with pytest.raises(ArithmeticError), store.scratch("key") as scratch:
+        (scratch / "state").write_text("half")
+        raise ArithmeticError
+    with store.scratch("key") as scratch:
+        assert scratch == folder
+        assert (scratch / "state").read_text() == "half"
+    assert os.listdir(store.local / "scratch") == []
+
+
+def test_scratch_without_content_leaves_nothing(store):
+    with pytest.raises(ArithmeticError), store.scratch("key"):
+        raise ArithmeticError
+    assert os.listdir(store.local / "scratch") == []
+
+
+def test_scratch_has_one_owner_at_a_time(store, caplog):
+    with store.scratch("key") as scratch:
+        (scratch / "state").write_text("mine")
+        with Store(store.local).scratch("key") as second:
+            assert second is None
+        with store.scratch("other") as other:
+            assert other.name == "other"
+        assert (scratch / "state").read_text() == "mine"
+    assert "the same step is running elsewhere" in caplog.text
+
+
+def test_old_scratch_is_cleared_unless_someone_works_in_it(store):
+    old = time.time() - 3600
+    for key in ("old", "new", "working"):
+        with pytest.raises(ArithmeticError), store.scratch(key) as scratch:
+            (scratch / "state").write_text("half")
+            if key != "new":
+                os.utime(scratch / "state", (old, old))
+                os.utime(scratch, (old, old))
+            raise ArithmeticError
+    hour = timedelta(minutes=59)
+    with pytest.raises(ArithmeticError), store.scratch("working"):
+        assert store.clear_scratch(hour, dry_run=True) == {"old": 4}
+        assert store.clear_scratch(hour, dry_run=False) == {"old": 4}
+        raise ArithmeticError
+    assert {path.name for path in (store.local / "scratch").glob("*[!k]")} == {"new", "working"}
+    assert not (store.local / "scratch" / "old.lock").exists()

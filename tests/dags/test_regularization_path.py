@@ -1,0 +1,87 @@
+"""The DAG file as Airflow loads it, in a process and an AIRFLOW_HOME of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ridgeline import keys, pipeline
+from ridgeline.embedded_airflow import environment
+
+ROOT = Path(__file__).resolve().parents[2]
+BAD_VALUES = {
+    "sweep.l1": [0.0],
+    "sweep.l2": [0.1, "strong"],
+    "sweep.l1_l2": [[0.1, -0.1]],
+    "sweep.tolerance": 2,
+    "sweep.train.epochs": 0,
+    "spread_tasks": 0,
+}
+LOAD = """
+import json, sys
+from airflow.dag_processing.dagbag import DagBag
+from airflow.sdk.exceptions import ParamValidationError
+
+bag = DagBag()
+dag = bag.dags["regularization_path"]
+facts = {
+    "import_errors": bag.import_errors,
+    "tensorflow": "tensorflow" in sys.modules,
+    "upstream": {task.task_id: sorted(task.upstream_task_ids) for task in dag.tasks},
+    "docs": [task.doc_md for task in dag.tasks] + [dag.doc_md],
+    "params": {name: param.value for name, param in dag.params.items()},
+    "refused": [],
+}
+for name, value in json.loads(sys.argv[1]).items():
+    try:
+        dag.params[name] = value
+    except ParamValidationError as error:
+        facts["refused"].append(name)
+print("\\n" + json.dumps(facts))
+"""
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    env = environment(tmp_path_factory.mktemp("dags"), "airflow", os.environ)
+    env["AIRFLOW__CORE__DAGS_FOLDER"] = str(ROOT / "dags")
+    command = [sys.executable, "-c", LOAD, json.dumps(BAD_VALUES)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_dag_loads_without_tensorflow_and_every_task_is_documented(facts: dict[str, Any]) -> None:
+    assert facts["import_errors"] == {}
+    assert not facts["tensorflow"]
+    assert all(facts["docs"])
+
+
+def test_the_grid_is_split_swept_in_parts_and_put_together(facts: dict[str, Any]) -> None:
+    assert facts["upstream"] == {
+        "ingest": [],
+        "transform": ["ingest"],
+        "split": [],
+        "sweep_part": ["split", "transform"],
+        "sweep": ["sweep_part", "transform"],
+    }
+
+
+def test_the_params_are_those_of_the_steps_with_their_defaults(facts: dict[str, Any]) -> None:
+    expected = {
+        f"{step.name}.{name}": value
+        for step in pipeline.plan("sweep")
+        for name, value in keys.flatten(step.params().model_dump(mode="json"))
+    }
+    assert facts["params"] == expected | {"spread_tasks": 1}
+    assert facts["params"]["sweep.train.epochs"] == 2
+
+
+def test_bad_values_are_refused(facts: dict[str, Any]) -> None:
+    assert facts["refused"] == list(BAD_VALUES)

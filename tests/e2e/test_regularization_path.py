@@ -1,0 +1,90 @@
+"""The sweep, run by Airflow itself: in one task, spread over several, and feeding the training DAG."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ridgeline.artifacts.model import Model
+from ridgeline.artifacts.sweep_result import SweepResult
+from ridgeline.embedded_airflow import environment
+from ridgeline.store import Execution, Store
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = {"ingest.dataset": "synthetic_garments:1.0.0", "transform.validation_examples": 1000}
+GRID = {"sweep.l1": [], "sweep.l2": [0.001]}  # and dense: one solver, so that each task compiles once
+RUNS = {
+    "spread": ("regularization_path", {**DATA, **GRID, "sweep.train.epochs": 1, "spread_tasks": 2}),
+    "one task": ("regularization_path", {**DATA, **GRID, "sweep.train.epochs": 1}),
+    "switch": ("fashion_mnist_training", {**DATA, **GRID, "train.epochs": 1, "penalty_from": "regularization_path"}),
+}
+RUN_DAGS = """
+import json, sys
+from pathlib import Path
+from airflow.dag_processing.dagbag import DagBag
+from airflow.utils.db import initdb
+
+initdb()
+results = {}
+for name, (dag_id, conf) in json.loads(sys.argv[1]).items():
+    run = DagBag().dags[dag_id].test(run_conf=conf)
+    tasks = {f"{task.task_id}[{task.map_index}]": str(task.state) for task in run.get_task_instances()}
+    results[name] = {"state": str(run.state), "run_id": run.run_id, "tasks": tasks}
+Path(sys.argv[2]).write_text(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sweep_e2e")
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> dict[str, Any]:
+    env = environment(folder, "airflow", os.environ)
+    env |= {"AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"), "RIDGELINE_STORE": str(folder / "store")}
+    for name in ("RIDGELINE_MANUAL_DIR", "RIDGELINE_SERVING"):
+        env.pop(name, None)
+    report = folder / "results.json"
+    command = [sys.executable, "-c", RUN_DAGS, json.dumps(RUNS), str(report)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=800, check=False)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    return json.loads(report.read_text())
+
+
+def executions(folder: Path, run: dict[str, Any]) -> list[Execution]:
+    """The run's executions, oldest first."""
+    return [e for e in Store(folder / "store").executions() if e.run_id == run["run_id"]][::-1]
+
+
+def test_a_spread_sweep_trains_each_point_once_and_yields_what_one_task_yields(folder, runs):
+    spread, one = runs["spread"], runs["one task"]
+    assert (spread["state"], one["state"]) == ("success", "success")
+    assert [name for name in spread["tasks"] if "sweep_part" in name] == ["sweep_part[0]", "sweep_part[1]"]
+    assert one["tasks"]["sweep_part[-1]"] == "skipped"
+    sweeps = [e for e in executions(folder, spread) if e.component == "sweep"]
+    assert [len(e.inputs) for e in sweeps] == [1, 1, 3]
+    store = Store(folder / "store")
+    sizes = [len(store.open(e.output, SweepResult).facts.trials) for e in sweeps]
+    assert sizes == [1, 1, 2]
+    assert executions(folder, one)[-1].output == sweeps[-1].output
+
+
+def test_the_training_dag_takes_the_penalty_from_the_sweep_and_reuses_it(folder, runs):
+    run = runs["switch"]
+    assert run["state"] == "success"
+    assert set(run["tasks"].values()) <= {"success", "skipped"}
+    assert run["tasks"]["train[-1]"] == run["tasks"]["evaluate[-1]"] == "success"
+    by_step = {e.component: e for e in executions(folder, run)}
+    assert by_step["sweep"].state == "cached"
+    store = Store(folder / "store")
+    facts = store.open(by_step["sweep"].output, SweepResult).facts
+    model = store.open(by_step["train"].output, Model).facts
+    assert model.params["penalty"] == facts.winner_params["penalty"]
+    assert model.metrics == facts.trials[facts.winner].metrics
