@@ -47,7 +47,8 @@ start = time.perf_counter()
 with tempfile.TemporaryDirectory() as folder:
     facts = sweep(examples=examples, params=params, output=Path(folder)).facts
 seconds = time.perf_counter() - start
-near = [t for t in facts.trials if t.metrics["val_accuracy"] >= facts.trials[facts.winner].metrics["val_accuracy"] - 0.01]
+best = facts.trials[facts.winner].metrics["val_accuracy"]
+near = [t for t in facts.trials if t.metrics["val_accuracy"] >= best - 0.01]
 print(json.dumps({"seconds": seconds, "trials": len(facts.trials), "winner": str(facts.trials[facts.winner]),
                   "reason": facts.reason, "sparsest": str(max(near, key=lambda t: t.zero_share)),
                   "zeros": max(t.zero_share for t in near)}))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from components.checkpoint import Checkpoint
 from components.engine import Engine, Fit, Recipe
@@ -40,6 +40,10 @@ TUNED: Mapping[str, Any] = {
     "flip": True,
     "average": 0.9995,
 }
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value  # JSON has no tuples
 
 
 class Penalty(BaseModel):
@@ -93,10 +97,9 @@ class Training(StepParams):
         description="tuned: each training parameter that is left at its default gets the value that reached the best "
         "validation accuracy in our own search.",
     )
-    hidden_units: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field(
+    hidden_units: Annotated[tuple[Annotated[int, Field(ge=1, le=10_000)], ...], BeforeValidator(_as_tuple)] = Field(
         (100, 100),
         max_length=10,
-        strict=False,  # a list will do
         title="Hidden units",
         description="Units of each hidden layer (relu, he_normal), from input to output; empty for softmax regression.",
     )

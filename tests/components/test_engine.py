@@ -232,7 +232,7 @@ def test_proximal_solver_reaches_scikit_learns_optimum(tmp_path, bars):
 
     recipe = {"solver": "proximal", "momentum": 0.9, "batch_size": len(split)}
     fit = engine(bars, train.parse({"hidden_units": []}), **recipe).fit(
-        l1=l1, l2=0.0, learning_rate=0.1, seed=1, epochs=700
+        l1=l1, l2=0.0, learning_rate=0.1, seed=1, epochs=3000
     )
     kernel, bias = (np.float64(weight) for weight in fit.weights)
     optimum = objective(peer.coef_.T, peer.intercept_)

@@ -144,7 +144,7 @@ def count(params: CountParams, output: Path, scratch: Path | None) -> NumberFact
 @pytest.fixture
 def count(toy_steps):
     (toy_steps / "count.py").write_text(RESUMES)
-    keys.reachable_code.cache_clear()
+    keys.forget_code()
     return importlib.import_module("toy_steps.count").count
 
 
@@ -170,7 +170,7 @@ def test_second_execution_of_a_key_at_the_same_time_works_without_scratch(store,
 
 def test_main_of_a_step_that_resumes_keeps_scratch_beside_the_output(tmp_path, count, monkeypatch):
     for done in (1, 2):
-        with pytest.raises(ArithmeticError, match=f"stopped after {done}"):
+        with pytest.raises(SystemExit, match=f"error: stopped after {done}"):
             count.main(["--output", str(tmp_path / "out" / "three")])
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".three-scratch"]
     count.main(["--output", str(tmp_path / "out" / "three")])
