@@ -56,7 +56,7 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
         refs: Store-relative name of each artifact, by step.
     """
     store = settings.open_store()
-    imported = _python(DAG_IMPORT)
+    imported = python(DAG_IMPORT)
     row("import of the DAG file beyond airflow.sdk", f"{imported['dag']:.2f} s", "0.5 s")
     row("  airflow.sdk itself", f"{imported['sdk']:.2f} s")
     row("  TensorFlow imported", str(imported["tensorflow"]), "False")
@@ -81,12 +81,12 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
                 place = place.setdefault(part, {})  # type: ignore[assignment]
             place[leaf] = value
         arguments = (settings.store, execution.component, json.dumps(execution.inputs), json.dumps(params))
-        reuse = _python(REUSE, *arguments)
+        reuse = python(REUSE, *arguments)
         assert reuse["state"] == "cached"
         cost = f"{reuse['seconds']:.2f} s, TensorFlow imported: {reuse['tensorflow']}"
         row(f"reused {execution.component}, beyond airflow.sdk", cost, "1 s, False")
 
-    memory = _python(TRAIN, str(store.path(refs["transform"])))
+    memory = python(TRAIN, str(store.path(refs["transform"])))
     row("peak memory of a training process", f"{memory['peak']:.0f} MiB", "1 GB = 954 MiB")
     row("  of which importing TensorFlow", f"{memory['import']:.0f} MiB")
 
@@ -96,7 +96,8 @@ def row(name: str, value: str, limit: str = "") -> None:
     print(f"{name:<46} {value:>32}   {limit}", flush=True)
 
 
-def _python(program: str, *arguments: str) -> dict[str, float]:
+def python(program: str, *arguments: str) -> dict[str, float]:
+    """Run a program in a process of its own and return the JSON of its last line."""
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
