@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from benchmarks import steps, sweep
+from benchmarks import engine, steps, sweep
 from ridgeline import pipeline
 from ridgeline.settings import Settings
 
@@ -21,6 +21,7 @@ def main() -> None:
         params = pipeline.parse_params(plan, values, settings)
         refs = {r.execution.component: r.execution.output or "" for r in pipeline.run(settings, plan, params, "bench")}
         steps.main(settings, refs)
+        engine.main(settings, refs)
         sweep.main(settings, refs)
 
 

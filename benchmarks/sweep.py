@@ -8,31 +8,18 @@ from ridgeline.settings import Settings
 NUM_STRENGTHS = 16
 NOTEBOOK_FITS = 2  # as many are measured; the others would do the same work
 
-# The notebook's own code, with another strength for each fit.
 NOTEBOOK = """
 import json, sys, time
 from pathlib import Path
-import keras, numpy as np
-from keras import layers, regularizers
+import keras, tensorflow
+from benchmarks.engine import notebook
 from ridgeline.artifacts.examples import Examples
-examples = Examples.load(Path(sys.argv[1]))
-train, validation = examples.split("train"), examples.split("validation")
-x_train, x_validation = train.images / 255.0, validation.images / 255.0
-y_train, y_validation = np.array(train.labels), np.array(validation.labels)
-seconds = []
-for strength in (0.001, 0.01)[: int(sys.argv[2])]:
+examples, seconds = Examples.load(Path(sys.argv[1])), []
+for seed in range(int(sys.argv[2])):
+    epoch = notebook(examples, seed)
     start = time.perf_counter()
-    penalty = regularizers.l2(strength)
-    model = keras.Sequential([
-        layers.Input(x_train.shape[1:]),
-        layers.Flatten(),
-        layers.Dense(100, activation="relu", kernel_initializer="he_normal", kernel_regularizer=penalty),
-        layers.Dense(100, activation="relu", kernel_initializer="he_normal", kernel_regularizer=penalty),
-        layers.Dense(len(examples.facts.class_names), activation="softmax", kernel_regularizer=penalty),
-    ])
-    optimizer = keras.optimizers.SGD(learning_rate=0.02)
-    model.compile(loss="sparse_categorical_crossentropy", optimizer=optimizer, metrics=["accuracy"])
-    model.fit(x_train, y_train, epochs=2, validation_data=(x_validation, y_validation), verbose=0)
+    for number in (1, 2):
+        epoch(number)
     seconds.append(time.perf_counter() - start)
 print(json.dumps(seconds))
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ RESIDENT_BYTES = 128 * 2**20  # images held at once; a larger training split is 
 BLOCK_IMAGES = 2**14  # images a call into the compiled code; between calls, progress is logged
 SCORE_IMAGES = 1_000
 PROGRESS_SECONDS = 5.0
+_SEEDED = threading.Lock()  # Keras's random state is the process's, and engines may train in several threads
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ class Engine:
         self._penalty = _penalty(smooth_only=recipe.solver == "proximal")
         self._rate = _rate(recipe.schedule)
         self._seed = tf.Variable(0, dtype=tf.int32, trainable=False)
-        self._model = build(self._penalty)
+        with _SEEDED:
+            self._model = build(self._penalty)
         self._optimizer = _optimizer(recipe, self._rate)
         self._optimizer.build(self._model.trainable_variables)
         self._fresh = [variable.numpy() for variable in self._optimizer.variables]
@@ -158,8 +161,10 @@ class Engine:
         """
         import keras
 
-        keras.utils.set_random_seed(seed)
-        _assign(self._model.variables, [variable.numpy() for variable in self._build(self._penalty).variables])
+        with _SEEDED:
+            keras.utils.set_random_seed(seed)
+            initial = [variable.numpy() for variable in self._build(self._penalty).variables]
+        _assign(self._model.variables, initial)
         _assign(self._optimizer.variables, self._fresh)
         self._penalty.l1.assign(l1)
         self._penalty.l2.assign(l2)

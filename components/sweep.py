@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections import Counter
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -23,6 +25,7 @@ from ridgeline.component import component
 log = logging.getLogger(__name__)
 
 MAX_POINTS = 200
+MAX_LANES = 4  # threads that train at a time: one training keeps one core busy, and each has its own compiled code
 EDGES = np.linspace(-1.0, 1.0, 801)  # the same for every sweep, so that histograms can be compared and merged
 
 Strength = Annotated[float, Field(gt=0.0)]
@@ -123,22 +126,17 @@ def sweep(examples: Examples, parts: tuple[SweepResult, ...], params: Params, ou
         ValueError: If a part is of another training or of other examples.
     """
     done = _trials_of(parts, examples, params)
-    engines: dict[Recipe, Engine] = {}
-    trials, histograms = [], []
-    for number, point in enumerate(params.points, start=1):
-        at_point = params.params_at(point)
-        if at_point.penalty in done:
-            trials.append(done[at_point.penalty][0])
-            histograms.append(done[at_point.penalty][1])
-            continue
-        if at_point.recipe not in engines:
-            engines[at_point.recipe] = Engine(
-                functools.partial(build_model, examples, at_point), examples, at_point.recipe
-            )
-        trial, counts = _try(engines[at_point.recipe], at_point)
-        log.info("trial %d of %d: %s", number, len(params.points), _outcome(trial))
-        trials.append(trial)
-        histograms.append(counts)
+    todo = [(number, params.params_at(point)) for number, point in enumerate(params.points) if point not in done]
+    todo.sort(key=lambda item: item[1].solver)
+    num_lanes = max(1, min(MAX_LANES, os.cpu_count() or 1, len(todo)))
+    lanes = [todo[len(todo) * i // num_lanes : len(todo) * (i + 1) // num_lanes] for i in range(num_lanes)]
+    import keras  # noqa: F401 - in one thread, before several want it
+
+    with ThreadPool(num_lanes) as pool:
+        outcomes = dict(item for lane in pool.map(functools.partial(_try_all, examples), lanes) for item in lane)
+    results = [done[point] if point in done else outcomes[number] for number, point in enumerate(params.points)]
+    trials = [trial for trial, _ in results]
+    histograms = np.stack([counts for _, counts in results])
     winner, reason = choose(trials, params.tolerance)
     log.info("winner: %s, %s", trials[winner], reason)
     facts = SweepResultFacts(
@@ -151,9 +149,9 @@ def sweep(examples: Examples, parts: tuple[SweepResult, ...], params: Params, ou
         reason=reason,
         synthetic=examples.facts.synthetic,
     )
-    np.save(output / "histograms.npy", np.stack(histograms), allow_pickle=False)
+    np.save(output / "histograms.npy", histograms, allow_pickle=False)
     np.save(output / "edges.npy", EDGES, allow_pickle=False)
-    (output / "report.html").write_text(sweep_report.render(facts, np.stack(histograms), EDGES), encoding="utf-8")
+    (output / "report.html").write_text(sweep_report.render(facts, histograms, EDGES), encoding="utf-8")
     return facts
 
 
@@ -175,6 +173,19 @@ def _trials_of(
         for trial, counts in zip(part.facts.trials, part.histograms(), strict=True):
             done[Penalty(kind=trial.kind, l1=trial.l1, l2=trial.l2)] = (trial, np.array(counts))
     return done
+
+
+def _try_all(examples: Examples, points: list[tuple[int, TrainParams]]) -> list[tuple[int, tuple[Trial, np.ndarray]]]:
+    """Train at some of the points, one after another; return what came of each, by its number."""
+    engines: dict[Recipe, Engine] = {}
+    outcomes = []
+    for number, params in points:
+        if params.recipe not in engines:
+            engines[params.recipe] = Engine(functools.partial(build_model, examples, params), examples, params.recipe)
+        trial, counts = _try(engines[params.recipe], params)
+        log.info("trial %d: %s", number + 1, _outcome(trial))
+        outcomes.append((number, (trial, counts)))
+    return outcomes
 
 
 def _try(engine: Engine, params: TrainParams) -> tuple[Trial, np.ndarray]:

@@ -206,7 +206,7 @@ def test_the_report_is_self_contained_and_marks_the_winner(swept):
         "exactly zero",
         "L1 norm",
         "L2 norm",
-        "distributions under L2",
+        "distributions under L1",
     ):
         assert words in alternatives
 

@@ -1,0 +1,272 @@
+"""The training engine against the notebook's own code, a hand-written NumPy loop and the BLAS limit."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.steps import python, row
+from components.train import Params, build_model, fit
+from ridgeline.artifacts.examples import Examples, Split, write_split
+from ridgeline.settings import Settings
+
+ROUNDS = 5
+SEEDS = (1, 2, 3)
+GROWTH = (1, 4, 10)
+
+TRAIN = """
+import json, re, sys, tempfile
+from pathlib import Path
+import keras, tensorflow
+from components.train import train
+from ridgeline.artifacts.examples import Examples
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+start = peak()
+examples = Examples.load(Path(sys.argv[1]))
+import logging, time
+times = []
+class Times(logging.Handler):
+    def emit(self, record):
+        if record.msg.startswith("epoch %d/%d: %s"): times.append(record.args[-1])
+logging.getLogger("components.engine").addHandler(Times())
+logging.getLogger("components.engine").setLevel(logging.INFO)
+with tempfile.TemporaryDirectory() as folder:
+    train(examples=examples, params=train.parse({"epochs": 3}), output=Path(folder))
+print(json.dumps({"import": start, "peak": peak(), "seconds": min(times)}))
+"""
+NOTEBOOK = """
+import json, re, sys
+from pathlib import Path
+import keras, tensorflow
+from benchmarks.engine import notebook
+from ridgeline.artifacts.examples import Examples
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+start = peak()
+notebook(Examples.load(Path(sys.argv[1])), 1)(1)
+print(json.dumps({"import": start, "peak": peak()}))
+"""
+
+
+def main(settings: Settings, refs: dict[str, str]) -> None:
+    """Print the table.
+
+    Args:
+        settings: Where a store is in which the pipeline ran.
+        refs: Store-relative name of each artifact, by step.
+    """
+    import tensorflow as tf
+
+    from components.engine import Engine
+
+    path = settings.open_store().path(refs["transform"])
+    examples, params = Examples.load(path), Params()
+    engine = Engine(functools.partial(build_model, examples, params), examples, params.recipe)
+    plain = Engine(functools.partial(build_model, examples, params), examples, params.recipe)
+    plain._advance = tf.function(plain._steps, autograph=False)
+    start = time.perf_counter()
+    fit(engine, params.model_copy(update={"epochs": 1}))
+    first = time.perf_counter() - start
+    seconds = interleaved(
+        {
+            "notebook": notebook(examples, 0),
+            "fit": tuned_fit(examples),
+            "plain": lambda epoch: plain._epoch(0, epoch, ROUNDS, "") and plain._validate(),
+            "engine": lambda epoch: engine._epoch(0, epoch, ROUNDS, "") and engine._validate(),
+            "numpy": numpy_loop(examples, params),
+        }
+    )
+    ours, blas = seconds["engine"], blas_seconds(examples, params)
+    print(f"\nAn epoch of the seed model with validation: the best of {ROUNDS}, taken in turns")
+    row("notebook: model.fit, float64, batch 32", f"{seconds['notebook']:.2f} s")
+    row("model.fit, uint8, steps_per_execution=400", f"{seconds['fit']:.2f} s")
+    row("engine without XLA", f"{seconds['plain']:.2f} s")
+    row("engine", f"{ours:.2f} s")
+    row("NumPy loop, its BLAS on one thread", f"{seconds['numpy']:.2f} s")
+    row("BLAS: one matrix product of the same FLOPs", f"{blas:.3f} s")
+    row("notebook / engine", f"{seconds['notebook'] / ours:.1f}", ">= 5")
+    row("engine / NumPy loop", f"{ours / seconds['numpy']:.2f}", "<= 1.2")
+    row("engine / BLAS limit", f"{ours / blas:.1f}")
+    row("a process's first fit: compilation and one epoch", f"{first:.1f} s")
+
+    print(f"\nThe seed's 2 epochs, {len(SEEDS)} seeds")
+    start = time.perf_counter()
+    fits = [fit(engine, params.model_copy(update={"seed": seed})) for seed in SEEDS]
+    ours = time.perf_counter() - start
+    start = time.perf_counter()
+    notebooks = []
+    for seed in SEEDS:
+        train_epoch = notebook(examples, seed)
+        notebooks.append([train_epoch(epoch) for epoch in (1, 2)][-1])
+    notebook_seconds = time.perf_counter() - start
+    accuracies = [result.metrics["val_accuracy"] for result in fits]
+    row("notebook, whole", f"{notebook_seconds:.1f} s")
+    row("engine, compiled already, whole", f"{ours:.1f} s")
+    row("validation accuracy, notebook, mean", _spread(notebooks))
+    row("validation accuracy, engine, mean", _spread(accuracies))
+    difference = statistics.mean(accuracies) - statistics.mean(notebooks)
+    row("  difference", f"{difference:+.4f}", "+-0.005")
+
+    print("\nMemory, and cost as data grows (a process each)")
+    memory = python(NOTEBOOK, str(path))
+    row("notebook, peak beyond the imports", f"{memory['peak'] - memory['import']:.0f} MiB")
+    with tempfile.TemporaryDirectory() as folder:
+        for times in GROWTH:
+            memory = python(TRAIN, str(repeat(examples, Path(folder) / str(times), times).path))
+            images = times * examples.facts.num_examples["train"]
+            cost = f"{memory['peak'] - memory['import']:.0f} MiB, {1e6 * memory['seconds'] / images:.1f} us an image"
+            row(f"engine, peak beyond the imports, data x{times}", cost)
+
+
+def interleaved(epochs: dict[str, Callable[[int], Any]]) -> dict[str, float]:
+    """Return the shortest time of each function over some rounds, in each of which every function runs once."""
+    best = dict.fromkeys(epochs, float("inf"))
+    for number in range(ROUNDS + 1):  # the first warms up
+        for name, epoch in epochs.items():
+            start = time.perf_counter()
+            epoch(number)
+            if number:
+                best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def notebook(examples: Examples, seed: int) -> Callable[[int], float]:
+    """Return the notebook's own training of one epoch, which returns the validation accuracy."""
+    import keras
+
+    keras.utils.set_random_seed(seed)
+    split, validation = examples.split("train"), examples.split("validation")
+    images, valid_images = split.images / 255.0, validation.images / 255.0
+    regularizer = keras.regularizers.l2(0.01)
+    dense = functools.partial(keras.layers.Dense, kernel_regularizer=regularizer)
+    model = keras.models.Sequential(
+        [
+            keras.layers.Input(examples.facts.image_shape),
+            keras.layers.Flatten(),
+            dense(100, activation="relu", kernel_initializer="he_normal"),
+            dense(100, activation="relu", kernel_initializer="he_normal"),
+            dense(len(examples.facts.class_names), activation="softmax"),
+        ]
+    )
+    model.compile(
+        loss="sparse_categorical_crossentropy",
+        optimizer=keras.optimizers.SGD(learning_rate=0.02),
+        metrics=["accuracy"],
+    )
+
+    def epoch(number: int) -> float:
+        history = model.fit(
+            images, split.labels, epochs=1, validation_data=(valid_images, validation.labels), verbose=0
+        )
+        return history.history["val_accuracy"][-1]
+
+    return epoch
+
+
+def tuned_fit(examples: Examples) -> Callable[[int], Any]:
+    """Return an epoch of ``model.fit`` on resident uint8 images with as little between the steps as it can."""
+    import keras
+
+    model = build_model(examples, Params())
+    model.compile(
+        keras.optimizers.SGD(0.02), "sparse_categorical_crossentropy", metrics=["accuracy"], steps_per_execution=400
+    )
+    split, validation = examples.split("train"), examples.split("validation")
+    data, valid = (split.images, split.labels), (validation.images, validation.labels)
+    return lambda number: model.fit(*data, batch_size=32, validation_data=valid, verbose=0)
+
+
+def numpy_loop(examples: Examples, params: Params) -> Callable[[int], float]:
+    """Return an epoch of the seed model in NumPy, float32, on one BLAS thread: the practical limit.
+
+    More threads make these small products slower. The epoch returns the validation accuracy.
+    """
+    from threadpoolctl import threadpool_limits
+
+    rng = np.random.default_rng(0)
+    units = [int(np.prod(examples.facts.image_shape)), *params.hidden_units, len(examples.facts.class_names)]
+    kernels = [
+        rng.normal(0, np.sqrt(2 / inputs), (inputs, outputs)).astype(np.float32)
+        for inputs, outputs in itertools.pairwise(units)
+    ]
+    biases = [np.zeros(outputs, np.float32) for outputs in units[1:]]
+    rate, l2 = np.float32(params.learning_rate), np.float32(params.penalty.strengths[1])
+
+    def read(split: Split) -> tuple[np.ndarray, np.ndarray]:
+        return np.array(split.images).reshape(len(split), -1), np.array(split.labels)
+
+    def forward(batch: np.ndarray) -> list[np.ndarray]:
+        layers = [batch.astype(np.float32) * np.float32(1 / 255)]
+        for kernel, bias in zip(kernels[:-1], biases[:-1], strict=True):
+            layers.append(np.maximum(layers[-1] @ kernel + bias, 0))
+        return [*layers, layers[-1] @ kernels[-1] + biases[-1]]
+
+    (images, labels), (valid_images, valid_labels) = read(examples.split("train")), read(examples.split("validation"))
+
+    def epoch(number: int) -> float:
+        order, loss, hits = np.random.default_rng(number).permutation(len(images)), 0.0, 0
+        for start in range(0, len(order), params.batch_size):
+            rows = order[start : start + params.batch_size]
+            *layers, logits = forward(images[rows])
+            right = (np.arange(len(rows)), labels[rows])
+            hits += int(np.sum(logits.argmax(1) == right[1]))
+            powers = np.exp(logits - logits.max(1, keepdims=True))
+            delta = powers / powers.sum(1, keepdims=True)
+            loss -= float(np.log(delta[right]).sum())
+            loss += len(rows) * float(l2) * sum(float(np.vdot(kernel, kernel)) for kernel in kernels)
+            delta[right] -= 1
+            delta /= np.float32(len(rows))
+            for layer, kernel, bias in zip(layers[::-1], kernels[::-1], biases[::-1], strict=True):
+                gradient, bias_gradient = layer.T @ delta, delta.sum(0)
+                if layer is not layers[0]:
+                    delta = delta @ kernel.T
+                    delta *= layer > 0
+                kernel *= 1 - 2 * rate * l2
+                gradient *= rate
+                kernel -= gradient
+                bias -= rate * bias_gradient
+        return float(np.mean(forward(valid_images)[-1].argmax(1) == valid_labels))
+
+    def limited(number: int) -> float:
+        with threadpool_limits(1):
+            return epoch(number)
+
+    return limited
+
+
+def blas_seconds(examples: Examples, params: Params) -> float:
+    """Return the time in which one large float32 product makes as many FLOPs as an epoch's products have."""
+    units = [int(np.prod(examples.facts.image_shape)), *params.hidden_units, len(examples.facts.class_names)]
+    products = [inputs * outputs for inputs, outputs in itertools.pairwise(units)]
+    flops_per_image = 2 * (
+        3 * sum(products) - products[0]
+    )  # forward, kernel gradient; input gradient but for the first
+    side = 2048
+    matrix = np.random.default_rng(0).random((side, side), np.float32)
+    times = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        matrix @ matrix
+        times.append(time.perf_counter() - start)
+    return flops_per_image * examples.facts.num_examples["train"] / (2 * side**3 / min(times))
+
+
+def repeat(examples: Examples, folder: Path, times: int) -> Examples:
+    """Write examples whose training split is repeated."""
+    sizes = examples.facts.num_examples | {"train": times * examples.facts.num_examples["train"]}
+    for name in ("train", "validation", "test"):
+        split = examples.split(name)
+        batches = split.shards * (sizes[name] // len(split))
+        write_split(folder / name, batches, sizes[name], examples.facts.image_shape)
+    return Examples.seal(folder, examples.facts.model_copy(update={"num_examples": sizes}))
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.4f} ({min(values):.4f} to {max(values):.4f})"
