@@ -55,6 +55,7 @@ class Recipe:
         solver: ``subgradient`` or ``proximal``, see `Engine`.
         label_smoothing: Share of each label that is spread over all classes, in [0, 1).
         shift: Training images are moved by up to so many pixels in each direction, black moving in.
+        shift_share: The share of the images that is moved, in [0, 1].
         flip: Half of the training images are mirrored left to right.
         average: Decay of the exponential moving average of the weights that replaces them in the end, in [0, 1);
             0 for none.
@@ -67,6 +68,7 @@ class Recipe:
     solver: Literal["subgradient", "proximal"] = "subgradient"
     label_smoothing: float = 0.0
     shift: int = 0
+    shift_share: float = 1.0
     flip: bool = False
     average: float = 0.0
 
@@ -330,8 +332,12 @@ class Engine:
         draws = tf.random.stateless_uniform(
             [3, count, 1], [self._seed, tf.cast(self._optimizer.iterations, tf.int32)], 0, 2 * limit + 1, tf.int32
         )
-        rows = tf.range(height) + draws[0] - limit
-        columns = tf.range(width) + draws[1] - limit
+        chances = tf.random.stateless_uniform(
+            [count, 1], [-1 - self._seed, tf.cast(self._optimizer.iterations, tf.int32)]
+        )
+        moves = tf.where(chances < self._recipe.shift_share, draws - limit, 0)
+        rows = tf.range(height) + moves[0]
+        columns = tf.range(width) + moves[1]
         if self._recipe.flip:
             flips = tf.random.stateless_uniform(
                 [count, 1], [self._seed, -1 - tf.cast(self._optimizer.iterations, tf.int32)]

@@ -37,6 +37,7 @@ TUNED: Mapping[str, Any] = {
     "epochs": 80,
     "label_smoothing": 0.1,
     "shift": 1,
+    "shift_share": 0.5,
     "flip": True,
     "average": 0.9995,
 }
@@ -123,6 +124,9 @@ class Training(StepParams):
     )
     shift: int = Field(
         0, ge=0, le=64, title="Shift", description="Training images are moved by up to so many pixels each way."
+    )
+    shift_share: float = Field(
+        1.0, ge=0.0, le=1.0, title="Shifted share", description="Share of the training images that is shifted."
     )
     flip: bool = Field(False, title="Flip", description="Half of the training images are mirrored left to right.")
     average: float = Field(

@@ -210,6 +210,15 @@ def test_augmentation_shifts_and_flips_whole_images(bars, shape, flip):
     assert {key[2] for key in seen} == ({False, True} if flip else {False})
 
 
+def test_only_the_wanted_share_of_images_is_shifted(bars):
+    import tensorflow as tf
+
+    images = np.random.default_rng(1).integers(1, 256, (2_000, 6, 5), np.uint8)
+    augmented = engine(bars, shift=2, shift_share=0.25)._augment(tf.constant(images)).numpy()
+    moved = np.mean([not np.array_equal(a, b) for a, b in zip(images, augmented, strict=True)])
+    assert moved == pytest.approx(0.25 * 24 / 25, abs=0.04)  # one of the 25 shifts is none
+
+
 def test_soft_threshold_is_the_formula():
     weights = np.array([-2.0, -0.5, -0.0, 0.25, 0.5, 3.0], np.float32)
     thresholded = soft_threshold(weights, 0.5).numpy()
