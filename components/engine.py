@@ -1,18 +1,17 @@
 """Trains Keras models, many steps inside one compiled function. Not a step.
 
-An epoch of the seed model (55,000 images, batches of 32, validation) on two busy cores, all in one run of
-``python -m benchmarks``, which measures it anew:
+An epoch of the seed model (55,000 images, batches of 32, validation), best of 5 taken in turns, seconds; two runs of
+``python -m benchmarks`` on two cores that others kept busy:
 
-    notebook: model.fit, float64, batch 32          11.5 s
-    model.fit, uint8, steps_per_execution=400        3.2 s
-    a loop in tf.function                            2.7 s
-    the same loop compiled by XLA                    1.6 s    chosen
-    hand-written NumPy loop, one BLAS thread         1.4 s
-    one matrix product of the same FLOPs             0.6 s
+    notebook: model.fit, float64, batch 32          11.5   8.6
+    model.fit, uint8, steps_per_execution=400        3.2   3.9
+    a loop in tf.function                            2.7   2.3
+    the same loop compiled by XLA                    1.6   0.9    chosen
+    hand-written NumPy loop, one BLAS thread         1.4   0.75
+    one matrix product of the same FLOPs             0.6   0.4
 
-So small a step is mostly overhead, and XLA fuses it: penalty, gradient and update of a kernel are one pass over it.
-Compilation costs two seconds, once for all strengths, learning rates and seeds. Determinism costs nothing here:
-XLA's code for CPUs has a fixed order of additions.
+On one core the XLA loop took 0.54 to 0.60 s of CPU time without validation, with op determinism or without: so there
+is no switch that gives determinism up. Compilation takes some seconds, once for all strengths, rates and seeds.
 """
 
 from __future__ import annotations
