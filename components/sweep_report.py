@@ -15,6 +15,7 @@ from ridgeline.artifacts.sweep_result import SweepResultFacts, Trial
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 NEAR = 0.01  # how much validation accuracy the table's examples of a strong penalty may cost
 USEFUL = 0.1  # the same for the distributions: beyond it, there is hardly a model to look at
@@ -109,10 +110,22 @@ def _curve(facts: SweepResultFacts, title: str, unit: str, value: Callable[[Tria
         place = winner.l1 + winner.l2, value(winner)
         axes.plot(*place, "o", color="#111", fillstyle="none", markersize=11, label="chosen")
     axes.set(xlabel="strength, log scale", ylabel=unit, xscale="log", yscale="log" if log else "linear")
+    _plain_ticks(axes.xaxis)
+    if log:
+        _plain_ticks(axes.yaxis, 1, 2, 5)
     axes.set_title(title, loc="left", fontsize=10)
     axes.legend()
     alt = f"{title} ({unit}) against the penalty's strength, from weakest to strongest: {'; '.join(described)}."
     return Picture(svg(figure), alt)
+
+
+def _plain_ticks(axis: Axis, *steps: float) -> None:
+    """Label a log axis by plain numbers at these multiples of the powers of ten, or at those alone."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=steps or (1.0,), numticks=20))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def _distributions(
@@ -143,6 +156,7 @@ def _distributions(
             left.stairs(row, edges, color=shade, linewidth=1.5)
         shares.append((label, trial.zero_share, shade))
     left.set(yscale="log", xlabel="weight, exact zeros left out", ylabel="count, log scale", xlim=(edges[0], edges[-1]))
+    _plain_ticks(left.yaxis)
     left.set_title(f"{NAMES[kind]}, by strength", loc="left", fontsize=10)
     _bars(right, shares)
     text = ", ".join(f"{100 * share:.1f} % at {label}" for label, share, _ in shares)

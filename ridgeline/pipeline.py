@@ -57,7 +57,7 @@ def plan(target: str, extra: Collection[str] = ()) -> list[Component]:
         for kind in component.inputs.values():
             visit(producers[kind])
         for kind in component.groups.values():
-            if producers[kind].name in extra and producers[kind] is not component:
+            if kind in producers and producers[kind].name in extra and producers[kind] is not component:
                 visit(producers[kind])
         if component not in ordered:
             ordered.append(component)
