@@ -152,7 +152,7 @@ def test_ctrl_c_ends_the_run_instead_of_retrying_the_task(tmp_path: Path) -> Non
         assert process.stdout is not None
         next(line for line in process.stdout if "preparing synthetic_garments" in line)
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=300)
     assert (process.returncode, errors) == (130, "")
     assert output.splitlines()[-1] == "Interrupted. The next run continues from the last finished step."
     assert [e.state for e in Store(tmp_path / "var/store").executions()] == ["failed"]
