@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.steps import python, row
+from components.engine import Engine, row_order
 from components.train import Params, build_model, fit
 from ridgeline.artifacts.examples import Examples, Split, write_split
 from ridgeline.settings import Settings
@@ -64,8 +65,6 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
     """
     import tensorflow as tf
 
-    from components.engine import Engine
-
     path = settings.open_store().path(refs["transform"])
     examples, params = Examples.load(path), Params()
     engine = Engine(functools.partial(build_model, examples, params), examples, params.recipe)
@@ -96,21 +95,15 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
     row("engine / BLAS limit", f"{ours / blas:.1f}")
     row("a process's first fit: compilation and one epoch", f"{first:.1f} s")
 
-    print(f"\nThe seed's 2 epochs, {len(SEEDS)} seeds")
-    start = time.perf_counter()
-    fits = [fit(engine, params.model_copy(update={"seed": seed})) for seed in SEEDS]
-    ours = time.perf_counter() - start
-    start = time.perf_counter()
+    print(f"\nValidation accuracy after the seed's 2 epochs, {len(SEEDS)} seeds: mean and range")
     notebooks = []
     for seed in SEEDS:
-        train_epoch = notebook(examples, seed)
+        train_epoch = notebook(examples, seed, ordered=True)
         notebooks.append([train_epoch(epoch) for epoch in (1, 2)][-1])
-    notebook_seconds = time.perf_counter() - start
+    fits = [fit(engine, params.model_copy(update={"seed": seed})) for seed in SEEDS]
     accuracies = [result.metrics["val_accuracy"] for result in fits]
-    row("notebook, whole", f"{notebook_seconds:.1f} s")
-    row("engine, compiled already, whole", f"{ours:.1f} s")
-    row("validation accuracy, notebook, mean", _spread(notebooks))
-    row("validation accuracy, engine, mean", _spread(accuracies))
+    row("notebook, given the engine's order of images", _spread(notebooks))
+    row("engine", _spread(accuracies))
     difference = statistics.mean(accuracies) - statistics.mean(notebooks)
     row("  difference", f"{difference:+.4f}", "+-0.005")
 
@@ -137,8 +130,15 @@ def interleaved(epochs: dict[str, Callable[[int], Any]]) -> dict[str, float]:
     return best
 
 
-def notebook(examples: Examples, seed: int) -> Callable[[int], float]:
-    """Return the notebook's own training of one epoch, which returns the validation accuracy."""
+def notebook(examples: Examples, seed: int, ordered: bool = False) -> Callable[[int], float]:
+    """Return the notebook's own training of one epoch, numbered from 1, which returns the validation accuracy.
+
+    Args:
+        examples: The splits.
+        seed: Of the initial weights, and of the order of images.
+        ordered: Whether images come in the engine's order, not Keras's. After two epochs, accuracy varies by 0.02
+            with the order alone: orders must be equal where a difference of 0.005 is to be seen.
+    """
     import keras
 
     keras.utils.set_random_seed(seed)
@@ -162,8 +162,13 @@ def notebook(examples: Examples, seed: int) -> Callable[[int], float]:
     )
 
     def epoch(number: int) -> float:
+        order = row_order(seed, number, 0, len(split)) if ordered else slice(None)
         history = model.fit(
-            images, split.labels, epochs=1, validation_data=(valid_images, validation.labels), verbose=0
+            images[order],
+            split.labels[order],
+            shuffle=not ordered,
+            validation_data=(valid_images, validation.labels),
+            verbose=0,
         )
         return history.history["val_accuracy"][-1]
 
