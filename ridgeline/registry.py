@@ -17,6 +17,7 @@ from typing import Literal
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ridgeline.artifacts.base import file_entry
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.store import StoreError, explained
 
@@ -181,8 +182,6 @@ def _replace(path: Path, text: str) -> None:
 
 def _serves(folder: Path, model: PushedModel) -> bool:
     """Tell whether a version's folder holds a model's files, byte for byte."""
-    from ridgeline.artifacts.base import file_entry
-
     prefix = "saved_model/"
     files = {n.removeprefix(prefix): e for n, e in model.manifest.files.items() if n.startswith(prefix)}
     return all((folder / name).is_file() and file_entry(folder / name) == entry for name, entry in files.items())

@@ -193,9 +193,9 @@ class Store:
                 folder.rename(self.path(ref))
         return self.path(ref)
 
-    def refs(self, kind: str = "*") -> list[str]:
-        """Return the names of the artifacts of one type, or of all."""
-        found = (self.root / "artifacts").glob(f"{kind}/*/{MANIFEST}")
+    def refs(self) -> list[str]:
+        """Return the store-relative names of all artifacts."""
+        found = (self.root / "artifacts").glob(f"*/*/{MANIFEST}")
         return sorted("/".join(path.parts[-3:-1]) for path in found)
 
     def holds(self, ref: str) -> bool:
