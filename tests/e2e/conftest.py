@@ -1,16 +1,11 @@
-"""An Airflow that is wholly there: scheduler, web server, triggerer, in a folder of its own."""
+"""A whole Airflow, for tests that need its scheduler or its web server."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,60 +13,32 @@ from typing import Any
 
 import pytest
 
-from ridgeline.embedded_airflow import PASSWORD_FILE, environment
+from ridgeline.embedded_airflow import environment
+from ridgeline.standalone import Standalone
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Airflow:
-    """A running ``airflow standalone``."""
+class Airflow(Standalone):
+    """A running ``airflow standalone``, with what tests ask of it."""
 
-    def __init__(self, folder: Path, url: str) -> None:
-        self.folder = folder
-        self.url = url
-        self.home = folder / "var" / "airflow"
-        self.token = ""
+    @property
+    def store(self) -> str:
+        """The store's root."""
+        return self.env["RIDGELINE_STORE"]
 
-    def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """Return the status and the answer of Airflow's REST API."""
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.token}"}
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, headers, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return answer.status, json.load(answer)
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, json.load(error)
-
-    def password(self) -> str:
-        """Return the password of the user ``admin``."""
-        return json.loads((self.home / PASSWORD_FILE).read_text())["admin"]
-
-    def log_in(self) -> None:
-        """Get a token for `call`."""
-        status, answer = self.call("POST", "/auth/token", {"username": "admin", "password": self.password()})
-        assert status == 201, answer
-        self.token = answer["access_token"]
-
-    def trigger(self, dag: str, conf: dict[str, Any]) -> str:
-        """Trigger a run and return its id."""
-        status, run = self.call("POST", f"/api/v2/dags/{dag}/dagRuns", {"logical_date": None, "conf": conf})
-        assert status == 200, run
-        return run["dag_run_id"]
-
-    def runs(self, dag: str) -> list[dict[str, Any]]:
+    def runs(self, dag_id: str) -> list[dict[str, Any]]:
         """Return a DAG's runs, oldest first."""
-        return self.call("GET", f"/api/v2/dags/{dag}/dagRuns?order_by=run_after")[1]["dag_runs"]
+        return self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns?order_by=run_after")[1]["dag_runs"]
 
-    def tasks(self, dag: str, run: str) -> dict[str, dict[str, Any]]:
-        """Return a run's task instances by task."""
-        found = self.call("GET", f"/api/v2/dags/{dag}/dagRuns/{run}/taskInstances")[1]["task_instances"]
-        return {task["task_id"]: task for task in found}
+    def states(self, dag_id: str, run_id: str) -> dict[str, str]:
+        """Return the states of a run's tasks."""
+        found = self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances")[1]["task_instances"]
+        return {task["task_id"]: task["state"] for task in found}
 
-    def log(self, dag: str, run: str, task: str) -> str:
+    def log(self, dag_id: str, run_id: str, task_id: str) -> str:
         """Return the log of a task's last try."""
-        path = f"/api/v2/dags/{dag}/dagRuns/{run}/taskInstances/{task}"
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
         number = self.call("GET", path)[1]["try_number"]
         return json.dumps(self.call("GET", f"{path}/logs/{number}")[1], ensure_ascii=False)
 
@@ -82,25 +49,9 @@ class Airflow:
             if result := happened():
                 return result
             time.sleep(0.5)
-        log = (self.folder / "standalone.log").read_text()[-5000:]
-        raise TimeoutError(f"Waited {seconds} s for {what}. Airflow's log ends with:\n{log}")
-
-    def wait_for_run(self, dag: str, run: str, seconds: float = 300) -> str:
-        """Wait until a run is done, and return its state."""
-
-        def state() -> str | None:
-            found = self.call("GET", f"/api/v2/dags/{dag}/dagRuns/{run}")[1]["state"]
-            return found if found in ("success", "failed") else None
-
-        return self.wait(f"run {run} to be done", state, seconds)
-
-    def is_healthy(self) -> bool:
-        """Tell whether all of its parts run."""
-        try:
-            states = self.call("GET", "/api/v2/monitor/health")[1]
-        except (OSError, ValueError):
-            return False
-        return all(states[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "dag_processor"))
+        raise TimeoutError(
+            f"Waited {seconds} s for {what}. Airflow's log ends with:\n{self.log_file.read_text()[-5000:]}"
+        )
 
 
 def free_port() -> int:
@@ -111,32 +62,18 @@ def free_port() -> int:
 
 @contextmanager
 def airflow(folder: Path, **settings: str) -> Iterator[Airflow]:
-    """Run ``airflow standalone`` with the project's DAGs and a store in the folder, logged in.
+    """Run an Airflow with the project's DAGs, and a store in the folder.
 
     Args:
         folder: Receives everything.
         **settings: More environment variables.
     """
-    port = free_port()
     outer = {name: value for name, value in os.environ.items() if not name.startswith("RIDGELINE_")}
-    env = environment(folder, "airflow", outer, port) | {"AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags")} | settings
-    running = Airflow(folder, f"http://127.0.0.1:{port}")
-    command = [sys.executable, "-m", "airflow", "standalone"]
-    with (
-        (folder / "standalone.log").open("w") as log,
-        subprocess.Popen(command, env=env, start_new_session=True, stdout=log, stderr=log) as process,
-    ):
-        try:
-            running.wait("Airflow to be healthy", running.is_healthy)
-            running.wait("the password", (running.home / PASSWORD_FILE).exists)
-            running.log_in()
-            yield running
-        finally:
-            process.send_signal(signal.SIGINT)  # one, to it alone: SIGTERM would orphan its children
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+    env = environment(folder, "airflow", outer, free_port()) | {"AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags")}
+    with Airflow(env | settings, folder / "standalone.log") as running:
+        running.wait("Airflow to be healthy", running.is_healthy)
+        running.wait("the password", running.password_file.exists)
+        yield running
 
 
 @pytest.fixture(scope="session")
