@@ -16,9 +16,8 @@ from ridgeline.registry import Registry
 from ridgeline.settings import Settings
 from ridgeline.store import Store
 
-from ..conftest import SYNTHETIC
-
 NAME = "synthetic_garments"
+SYNTHETIC = {"ingest.dataset": "synthetic_garments:1.0.0", "transform.validation_examples": 1_000}
 STEPS = pipeline.plan("export")
 OTHER = {"train.penalty.l2": 0.001}
 WORSE = {"train.penalty.l2": 1.0, "evaluate.min_accuracy": 0, "evaluate.min_class_recall": 0}
