@@ -64,15 +64,16 @@ def run_in_task(
         AirflowFailException: If a parameter is bad, or the step can't work with what it was given; not retried.
         AirflowSkipException: If the step has a reason to yield nothing.
     """
-    params, run = params_in_task(component, values), get_current_context()["dag_run"]
+    context = get_current_context()
+    params, run_id = params_in_task(component, values), context["run_id"]
     shown = flatten(params.model_dump(mode="json"))
     log.info("%s got %s", component.name, ", ".join(f"{name}={value!r}" for name, value in shown))
     names: dict[str, str] = {}
     for name, given in inputs.items():
         names |= {name: given} if isinstance(given, str) else {f"{name}.{i}": n for i, n in enumerate(given or ())}
     try:
-        by = run.triggering_user_name or ""
-        execution = run_step(Settings(), component, names, params, run.run_id, by).execution
+        by = context["dag_run"].triggering_user_name or ""
+        execution = run_step(Settings(), component, names, params, run_id, by).execution
     except TransientStepError:
         raise
     except (StepError, FloatingPointError) as error:

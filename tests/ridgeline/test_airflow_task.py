@@ -87,8 +87,8 @@ class Task:
 
     def __call__(self, component: Component, values: dict[str, Any], **inputs: str) -> str:
         params = {name: param.value for name, param in self.declared.items()} | values
-        run = SimpleNamespace(run_id="run-1", triggering_user_name="ann")
-        context = {"dag": SimpleNamespace(params=self.declared), "params": params, "dag_run": run}
+        context = {"dag": SimpleNamespace(params=self.declared), "params": params, "run_id": "run-1"}
+        context |= {"dag_run": SimpleNamespace(triggering_user_name="ann")}
         self.patch.setattr(self.module, "get_current_context", lambda: context)
         return self.module.run_in_task(component, **inputs)
 
