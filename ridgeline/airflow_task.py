@@ -14,10 +14,12 @@ from airflow.sdk import Asset, AssetOrTimeSchedule, CronTriggerTimetable, Param,
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from pydantic.json_schema import GenerateJsonSchema
 
-from ridgeline.artifacts.base import MANIFEST
+from ridgeline.artifacts.base import MANIFEST, ArtifactError
 from ridgeline.component import Component, ParameterError, Params, StepError, TransientStepError, flatten
 from ridgeline.pipeline import StepResult, load_components, parse_params, run_records, run_step, shared_params
+from ridgeline.registry import RegistryError
 from ridgeline.settings import Settings
+from ridgeline.store import StoreError
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +128,8 @@ def run_in_task(
     for name, given in inputs.items():
         names |= {name: given} if isinstance(given, str) else {f"{name}.{i}": n for i, n in enumerate(given or ())}
     try:
-        result = run_step(settings, component, names, params, run_id)
+        by = context["dag_run"].triggering_user_name or ""
+        result = run_step(settings, component, names, params, run_id, by)
     except Exception as error:
         log.error("%s", _how_to_go_on(settings, component, run_id))
         if isinstance(error, StepError | FloatingPointError) and not isinstance(error, TransientStepError):
@@ -172,6 +175,34 @@ def _how_to_go_on(settings: Settings, component: Component, run_id: str) -> str:
     )
 
 
+def rollback_in_task() -> str:
+    """Make an earlier version the champion, inside a task of a DAG with the params `model`, `version` and `reason`.
+
+    Returns:
+        What was done, as a sentence.
+
+    Raises:
+        AirflowFailException: If the registry refuses; not retried.
+    """
+    context = get_current_context()
+    params, run, settings = context["params"], context["dag_run"], Settings()
+    try:
+        _refuse_unknown(context["dag"].params, params)
+        entry = settings.open_registry().rollback(
+            settings.open_store(),
+            params["model"],
+            params["version"],
+            reason=params["reason"],
+            by=run.triggering_user_name or run.run_id,
+            run_id=run.run_id,
+        )
+    except (ParameterError, RegistryError, ArtifactError, StoreError) as error:
+        raise AirflowFailException(str(error)) from error
+    done = f"{params['model']} is served by version {entry.version}, accuracy {entry.accuracy:.4f}: {entry.reason}"
+    log.info("%s", done)
+    return done
+
+
 def params_in_task(component: Component, values: Mapping[str, Any] | None = None) -> Any:
     """Return a step's parameters of the DAG run, inside a task.
 
@@ -194,17 +225,22 @@ def _params_of_all_steps(settings: Settings, values: Mapping[str, Any] | None = 
 
 
 def _parse(declared: Mapping[str, Any], values: Mapping[str, Any], settings: Settings) -> dict[str, Params]:
-    """Validate a run's values for all steps of its DAG: Airflow itself lets undeclared names pass."""
-    if unknown := sorted(values.keys() - declared.keys()):
-        raise ParameterError(
-            f"Expected parameters of the DAG's trigger form; received {', '.join(unknown)}. "
-            f"Check the spelling; the form has {', '.join(sorted(declared))}."
-        )
+    """Validate a run's values for all steps of its DAG."""
+    _refuse_unknown(declared, values)
     installed = load_components()
     owners = dict.fromkeys(name.split(".")[0] for name in declared)
     steps = [installed[name] for name in owners if name in installed]
     known = {name: value for name, value in values.items() if name.split(".")[0] in installed}
     return parse_params(steps, known | _typed_numbers(steps, known), settings)
+
+
+def _refuse_unknown(declared: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Refuse undeclared names, which Airflow itself lets pass."""
+    if unknown := sorted(values.keys() - declared.keys()):
+        raise ParameterError(
+            f"Expected parameters of the DAG's trigger form; received {', '.join(unknown)}. "
+            f"Check the spelling; the form has {', '.join(sorted(declared))}."
+        )
 
 
 def _typed_numbers(steps: Iterable[Component], values: Mapping[str, Any]) -> dict[str, float]:

@@ -154,6 +154,7 @@ class Task:
         context = {"dag": SimpleNamespace(params=self.declared), "params": params, "run_id": "run-1"}
         self.events = {asset: SimpleNamespace(extra={}) for asset in self.outlets}
         context |= {"task": SimpleNamespace(outlets=self.outlets), "outlet_events": self.events}
+        context |= {"dag_run": SimpleNamespace(triggering_user_name="ann")}
         self.patch.setattr(self.module, "get_current_context", lambda: context)
         return self.module.run_in_task(component, **inputs)
 
