@@ -316,6 +316,6 @@ def summary(settings: Settings, outcomes: Mapping[str, Execution | str]) -> Iter
             model, registry = store.open(ref, PushedModel), settings.open_registry()
             name = model.facts.model_name
             if champion := registry.champion(name):
-                if champion.artifact != ref:
-                    yield f"export      {registry.why_not_pushed(model)}"
+                if champion.artifact != ref and (reason := registry.why_not_pushed(model)):
+                    yield f"export      {reason}"
                 yield f"served      {name} version {champion.version} in {registry.root / name / str(champion.version)}"
