@@ -205,7 +205,7 @@ def run_step(
     pushed = None
     if execution.output and component.output is PushedModel:
         pushed = settings.open_registry().push(store.open(execution.output, PushedModel), run_id, by)
-        log.info("%s: %s in %s", component.name, pushed.reason, pushed.path)
+        log.info("%s: %s; served from %s", component.name, pushed.reason, pushed.path)
     return StepResult(execution, pushed)
 
 
