@@ -14,7 +14,7 @@ app = typer.Typer(no_args_is_help=True, help="The served models: list, show, ver
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The model's name, for example fashion_mnist.")]
 Version = Annotated[
-    int | None, typer.Argument(metavar="[VERSION]", min=1, help="The version's number.", show_default=False)
+    int | None, typer.Argument(metavar="VERSION", min=1, help="The version's number.", show_default=False)
 ]
 
 
