@@ -14,7 +14,7 @@ app = typer.Typer(no_args_is_help=True, help="The served models: list, show, ver
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The model's name, for example fashion_mnist.")]
 Version = Annotated[
-    int | None, typer.Argument(metavar="[VERSION]", min=1, help="The version's number.", show_default=False)
+    int | None, typer.Argument(metavar="VERSION", min=1, help="The version's number.", show_default=False)
 ]
 
 
@@ -58,10 +58,12 @@ def show(name: Name) -> None:
     typer.echo(f"  version  action    accuracy  when              {'who':<{width}}  model         reason")
     for entry in history:
         mark = "*" if entry is history[-1] else " "
-        gone = [] if entry.version in present else ["(version deleted)"]
+        forced = "forced: " if entry.action == "push" and entry.reason else ""
+        gone = "" if entry.version in present else " (version deleted)"
+        reason = f"{forced}{' '.join(entry.reason.split())}{gone}"
         typer.echo(
             f"{mark} {entry.version:>7}  {entry.action:<8}  {entry.accuracy:>8.4f}  {entry.at:%Y-%m-%d %H:%M}  "
-            f"{entry.by:<{width}}  {entry.model_digest[:12]}  {' '.join([*entry.reason.split(), *gone])}".rstrip()
+            f"{entry.by:<{width}}  {entry.model_digest[:12]}  {reason}".rstrip()
         )
     typer.echo(f"\nserved from {registry.root / name / str(history[-1].version)}")
     if previous := registry.previous(name):

@@ -205,7 +205,7 @@ def run_step(
     pushed = None
     if execution.output and component.output is PushedModel:
         pushed = settings.open_registry().push(store.open(execution.output, PushedModel), run_id, by)
-        log.info("%s: %s in %s", component.name, pushed.reason, pushed.path)
+        log.info("%s: %s; served from %s", component.name, pushed.reason, pushed.path)
     return StepResult(execution, pushed)
 
 
@@ -316,6 +316,6 @@ def summary(settings: Settings, outcomes: Mapping[str, Execution | str]) -> Iter
             model, registry = store.open(ref, PushedModel), settings.open_registry()
             name = model.facts.model_name
             if champion := registry.champion(name):
-                if champion.artifact != ref:
-                    yield f"export      {registry.why_not_pushed(model)}"
+                if champion.artifact != ref and (reason := registry.why_not_pushed(model)):
+                    yield f"export      {reason}"
                 yield f"served      {name} version {champion.version} in {registry.root / name / str(champion.version)}"

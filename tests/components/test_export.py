@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 
@@ -86,6 +87,7 @@ def test_unblessed_model_is_skipped_with_the_reasons(inputs, tmp_path):
 def test_a_forced_blessing_is_handed_on(inputs, tmp_path):
     forced = Verdict(blessed=True, reasons=("accuracy 0.1 < 0.75 (min_accuracy)", "forced: demo"), forced="demo")
     evaluation = with_facts(inputs["evaluation"], tmp_path / "evaluation", verdict=forced)
+    shutil.copy(inputs["evaluation"].path / "predictions.npy", evaluation.path)
     (tmp_path / "pushed").mkdir()
     pushed = export(**inputs | {"evaluation": evaluation}, params=export.parse({}), output=tmp_path / "pushed")
     assert pushed.facts.forced == "demo"
