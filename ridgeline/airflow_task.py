@@ -149,12 +149,11 @@ def _facts(settings: Settings, result: StepResult) -> dict[str, Any]:
     execution = result.execution
     assert execution.output is not None
     manifest = json.loads((settings.open_store().fetch(execution.output) / MANIFEST).read_text(encoding="utf-8"))
-    plain = {name: value for name, value in manifest["facts"].items() if isinstance(value, bool | int | float | str)}
-    metrics = manifest["facts"].get("metrics", {})
-    version = {"version": result.pushed.version} if result.pushed else {}
-    return (
-        {"artifact": execution.output, "state": execution.state, "reason": execution.reason} | plain | metrics | version
-    )
+    facts = {name: value for name, value in manifest["facts"].items() if isinstance(value, bool | int | float | str)}
+    facts |= {"artifact": execution.output, "state": execution.state, "reason": execution.reason}
+    if result.pushed:
+        facts |= {"pushed": result.pushed.new, "served_version": result.pushed.version}
+    return facts | manifest["facts"].get("metrics", {})
 
 
 def _how_to_go_on(settings: Settings, component: Component, run_id: str) -> str:

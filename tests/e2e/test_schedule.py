@@ -127,8 +127,8 @@ def test_the_assets_events_tell_of_the_artifacts(scheduled: Any, two_runs: Any) 
     assert set(first) == {f"fashion_mnist_{name}" for name in ("dataset", "examples", "model", "pushed_model")}
     assert first["fashion_mnist_model"]["artifact"].startswith("Model/")
     assert first["fashion_mnist_model"]["val_accuracy"] > 0.3
-    assert first["fashion_mnist_pushed_model"]["version"] == 1
-    assert first["fashion_mnist_pushed_model"]["state"] == "complete"
+    pushed = first["fashion_mnist_pushed_model"]
+    assert (pushed["served_version"], pushed["pushed"], pushed["state"]) == (1, True, "complete")
 
 
 def test_a_range_of_dates_is_backfilled(scheduled: Any, two_runs: Any) -> None:
