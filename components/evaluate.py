@@ -1,4 +1,4 @@
-"""The step `evaluate`: a model's metrics on the test split, the verdict, and the report."""
+"""The step `evaluate`: a model's metrics on the test split, beside the champion's, the verdict, and the report."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ridgeline.artifacts.examples import Examples, Split
 from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.model_evaluation import (
     ClassMetrics,
+    Comparison,
     Mistake,
     ModelEvaluation,
     ModelEvaluationFacts,
@@ -46,6 +47,21 @@ class Params(BaseParams):
         title="Minimum recall of every class",
         description="A model is blessed only if the recall of each class reaches this share, 0 to 1.",
     )
+    worse_significance: float = Field(
+        0.05,
+        ge=0,
+        le=0.5,
+        title="Significance of being worse",
+        description="A model is not blessed if the champion alone is right on so many more of the same test images "
+        "that chance would do it with a probability below this, 0 to 0.5 (one-sided exact McNemar test). The larger, "
+        "the stricter; 0 never refuses.",
+    )
+    force_blessing: str | None = Field(
+        None,
+        max_length=500,
+        title="Bless in spite of the checks",
+        description="Reason for blessing in spite of the checks; it is recorded. Empty: the checks decide.",
+    )
     num_mistakes: int = Field(
         20,
         ge=0,
@@ -56,12 +72,17 @@ class Params(BaseParams):
 
 
 @component(output=ModelEvaluation)
-def evaluate(examples: Examples, model: Model, params: Params, output: Path) -> ModelEvaluationFacts:
+def evaluate(
+    examples: Examples, model: Model, baselines: tuple[Model, ...], params: Params, output: Path
+) -> ModelEvaluationFacts:
     """Evaluate a model on the test split and decide whether it may be served.
+
+    The champion, if there is one, is asked about the same images anew: it may have been judged on others.
 
     Args:
         examples: The examples, of which only the test split is read.
         model: The trained model.
+        baselines: The champion's model to compare with, or none.
         params: The thresholds and the number of mistakes to keep.
         output: An empty directory; receives ``predictions.npy`` and ``report.html``.
 
@@ -69,10 +90,17 @@ def evaluate(examples: Examples, model: Model, params: Params, output: Path) -> 
         The metrics and the verdict.
 
     Raises:
-        StepError: If the model does not fit the examples, the test split is empty, or a prediction is not a
-            finite number.
+        StepError: If the model does not fit the examples, the test split is empty, a prediction is not a finite
+            number, or there is more than one model to compare with.
     """
-    _check_fit(examples, model)
+    if len(baselines) > 1:
+        raise StepError(f"Expected at most 1 model to compare with; received {len(baselines)}. Name the champion's.")
+    if field := _misfit(examples, model):
+        raise StepError(
+            f"Expected a model with the examples' {field} {getattr(examples.facts, field)}; received one with "
+            f"{getattr(model.facts, field)}, trained on {model.facts.dataset}. Evaluate it on that dataset, or train "
+            f"on {examples.facts.dataset}."
+        )
     test = examples.split("test")
     if not len(test):
         raise StepError(
@@ -93,6 +121,8 @@ def evaluate(examples: Examples, model: Model, params: Params, output: Path) -> 
     np.save(output / "predictions.npy", probabilities, allow_pickle=False)
 
     predicted = probabilities.argmax(axis=1)
+    champion = next((baseline for baseline in baselines if not _misfit(examples, baseline)), None)
+    comparison = _compare(champion, test, labels, predicted == labels) if champion else None
     classes, confusion_matrix = _class_metrics(labels, predicted, examples.facts.class_names)
     accuracy = float(np.mean(predicted == labels))
     cross_entropy = mean_cross_entropy(probabilities, labels)
@@ -109,22 +139,18 @@ def evaluate(examples: Examples, model: Model, params: Params, output: Path) -> 
         classes=classes,
         confusion_matrix=confusion_matrix,
         mistakes=_worst_mistakes(probabilities, labels, params.num_mistakes),
-        verdict=_judge(accuracy, classes, params),
+        verdict=_judge(accuracy, classes, comparison, baselines, params),
         synthetic=examples.facts.synthetic or model.facts.synthetic,
+        comparison=comparison,
     )
     (output / "report.html").write_text(render(facts, bins, examples, model, network), encoding="utf-8")
     return facts
 
 
-def _check_fit(examples: Examples, model: Model) -> None:
-    for field in ("image_shape", "class_names"):
-        expected, received = getattr(examples.facts, field), getattr(model.facts, field)
-        if expected != received:
-            raise StepError(
-                f"Expected a model with the examples' {field} {expected}; received one with {received}, "
-                f"trained on {model.facts.dataset}. Evaluate it on that dataset, or train on "
-                f"{examples.facts.dataset}."
-            )
+def _misfit(examples: Examples, model: Model) -> str | None:
+    """Return the first fact in which a model does not fit the examples, None if it fits."""
+    fields = ("image_shape", "class_names")
+    return next((name for name in fields if getattr(examples.facts, name) != getattr(model.facts, name)), None)
 
 
 def _predict(network: keras.Model, split: Split) -> np.ndarray:
@@ -221,19 +247,84 @@ def _worst_mistakes(probabilities: np.ndarray, labels: np.ndarray, limit: int) -
     )
 
 
-def _judge(accuracy: float, classes: tuple[ClassMetrics, ...], params: Params) -> Verdict:
-    """Compare with the thresholds; a class without test images has recall 0, since nothing speaks for it."""
+def _compare(champion: Model, test: Split, labels: np.ndarray, candidate_right: np.ndarray) -> Comparison:
+    probabilities = _predict(champion.load_keras(), test)
+    right = (probabilities.argmax(axis=1) == labels) & np.isfinite(probabilities).all(axis=1)
+    only_champion, only_candidate = int(np.sum(right & ~candidate_right)), int(np.sum(candidate_right & ~right))
+    counts = np.bincount(labels, minlength=len(champion.facts.class_names))
+    recalls = np.bincount(labels, right, len(counts)) / np.maximum(counts, 1)
+    return Comparison(
+        model_digest=champion.digest,
+        accuracy=float(np.mean(right)),
+        accuracy_interval=_wilson_interval(int(np.sum(right)), len(labels)),
+        class_recalls=tuple(recalls.tolist()),
+        only_champion_right=only_champion,
+        only_candidate_right=only_candidate,
+        p_value=mcnemar_p_value(only_champion, only_candidate),
+    )
+
+
+def mcnemar_p_value(only_champion_right: int, only_candidate_right: int) -> float:
+    """Return the one-sided p-value of McNemar's test in its exact form: small if the candidate is worse.
+
+    If both were equally good, each image on which one alone is right would be as likely the one's as the other's.
+    McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
+    Psychometrika 12 (1947) 153-157; recommended for two classifiers on one test set by Dietterich, "Approximate
+    statistical tests for comparing supervised classification learning algorithms", Neural Computation 10 (1998)
+    1895-1923.
+
+    Args:
+        only_champion_right: Number of test images that the champion alone classifies correctly.
+        only_candidate_right: Number of those that the candidate alone does.
+
+    Returns:
+        How likely chance is to put the champion at least that far ahead; 1 if the two never differ.
+    """
+    from scipy.stats import binomtest
+
+    differing = only_champion_right + only_candidate_right
+    return float(binomtest(only_champion_right, differing, alternative="greater").pvalue) if differing else 1.0
+
+
+def _judge(
+    accuracy: float,
+    classes: tuple[ClassMetrics, ...],
+    comparison: Comparison | None,
+    baselines: tuple[Model, ...],
+    params: Params,
+) -> Verdict:
+    """Check thresholds and comparison; a class without test images has recall 0, since nothing speaks for it."""
     weakest = min(classes, key=lambda c: c.recall)
     checks = [
         ("accuracy", accuracy, "min_accuracy", params.min_accuracy),
         (f"recall of {weakest.name}", weakest.recall, "min_class_recall", params.min_class_recall),
     ]
+    if comparison:
+        name = comparison.model_digest[:12]
+        what = (
+            f"against model {name}, right alone on {comparison.only_candidate_right} images to its "
+            f"{comparison.only_champion_right}: p"
+        )
+        checks.append((what, comparison.p_value, "worse_significance", params.worse_significance))
+    reasons = [
+        f"{what} {value:.6g} {'>=' if value >= threshold else '<'} {threshold:.6g} ({parameter})"
+        for what, value, parameter, threshold in checks
+    ]
+    if not baselines:
+        reasons.append("no other model to compare with: the thresholds decide")
+    elif not comparison:
+        other = baselines[0]
+        reasons.append(
+            f"not comparable with model {other.digest[:12]}, trained on {other.facts.dataset} with other images or "
+            "classes: the thresholds decide"
+        )
+    forced = (params.force_blessing or "").strip() or None
+    if forced:
+        reasons.append(f"forced: {forced}")
     return Verdict(
-        blessed=all(value >= threshold for _, value, _, threshold in checks),
-        reasons=tuple(
-            f"{what} {value:.6g} {'>=' if value >= threshold else '<'} {threshold:.6g} ({parameter})"
-            for what, value, parameter, threshold in checks
-        ),
+        blessed=bool(forced) or all(value >= threshold for _, value, _, threshold in checks),
+        reasons=tuple(reasons),
+        forced=forced,
     )
 
 

@@ -62,13 +62,14 @@ def export(
     np.save(output / "check" / "images.npy", examples.split("test").images[: params.check_images])
     np.save(output / "check" / "probabilities.npy", evaluation.predictions()[: params.check_images])
     return PushedModelFacts(
-        model_name=model.facts.dataset.split(":")[0].replace("/", "_"),
+        model_name=model.facts.model_name,
         model_digest=model.digest,
         evaluation_digest=evaluation.digest,
         accuracy=evaluation.facts.accuracy,
         image_shape=model.facts.image_shape,
         class_names=model.facts.class_names,
         synthetic=model.facts.synthetic,
+        forced=evaluation.facts.verdict.forced,
     )
 
 

@@ -17,7 +17,7 @@ from ridgeline.artifacts.base import MANIFEST, ArtifactError, verify
 from ridgeline.component import Params, StepError
 from ridgeline.lineage import Origin, collect_garbage
 from ridgeline.lineage import lineage as lineage_of
-from ridgeline.registry import PushError, Registry
+from ridgeline.registry import RegistryError
 from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store, StoreError
 
@@ -49,7 +49,7 @@ def _plain_errors() -> Iterator[None]:
     """Show what a user can act on as one message; leave a trace to what is a fault of ours."""
     try:
         yield
-    except (StepError, FloatingPointError, ArtifactError, StoreError, PushError) as error:
+    except (StepError, FloatingPointError, ArtifactError, StoreError, RegistryError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
 
@@ -134,7 +134,7 @@ def gc(
     """Delete artifacts that no champion, no history entry and none of the last runs need."""
     settings = Settings()
     with _plain_errors():
-        garbage = collect_garbage(settings.open_store(), Registry(settings.serving_dir()), keep_runs, dry_run)
+        garbage = collect_garbage(settings.open_store(), settings.open_registry(), keep_runs, dry_run)
         for ref, size in garbage.artifacts.items():
             typer.echo(f"{'would delete' if dry_run else 'deleted'} {ref}  {size / 1e6:.1f} MB")
         freed = sum(garbage.artifacts.values()) + sum(garbage.scratch.values())

@@ -9,20 +9,23 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ridgeline.artifacts.base import Artifact
+from ridgeline.artifacts.base import Artifact, ArtifactError
+from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.artifacts.sweep_result import SweepResult
 from ridgeline.component import Component, ParameterError, Params
 from ridgeline.executor import decide, execute
 from ridgeline.keys import reachable_code
-from ridgeline.registry import Pushed, Registry
+from ridgeline.registry import Pushed
 from ridgeline.settings import Settings
 from ridgeline.store import Execution
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+BASELINES = "baselines"  # the input that takes the model to beat: from the registry, never from a step
 
 
 def load_components() -> dict[str, Component]:
@@ -72,8 +75,28 @@ def plan(target: str, extra: Collection[str] = ()) -> list[Component]:
 
 def _inputs(component: Component, outputs: Mapping[type[Artifact[Any]], T]) -> dict[str, T]:
     """Return a step's inputs by name, from what earlier steps yielded."""
-    groups = {f"{name}.0": outputs[kind] for name, kind in component.groups.items() if kind in outputs}
-    return {name: outputs[kind] for name, kind in component.inputs.items()} | groups
+    groups = {n: kind for n, kind in component.groups.items() if kind in outputs and n != BASELINES}
+    return {n: outputs[kind] for n, kind in component.inputs.items()} | {
+        f"{n}.0": outputs[k] for n, k in groups.items()
+    }
+
+
+def _baselines(settings: Settings, component: Component, inputs: Mapping[str, str]) -> dict[str, str]:
+    """Return the model that a step is to compare its own with, as an input by name; none if there is none."""
+    candidate = next((inputs[name] for name, kind in component.inputs.items() if kind is Model), None)
+    if BASELINES not in component.groups or candidate is None:
+        return {}
+    store = settings.open_store()
+    model = store.open(candidate, Model)
+    champion = settings.open_registry().baseline(model.facts.model_name, model.digest)
+    if champion is None:
+        return {}
+    ref = f"{Model.__name__}/{champion.model_digest}"
+    try:
+        return {f"{BASELINES}.0": store.open(ref, Model).ref}
+    except ArtifactError as error:
+        log.warning("%s does not compare with version %d: %s", component.name, champion.version, error)
+        return {}
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
@@ -163,9 +186,11 @@ class StepResult:
 
 
 def run_step(
-    settings: Settings, component: Component, inputs: Mapping[str, str], params: Params, run_id: str
+    settings: Settings, component: Component, inputs: Mapping[str, str], params: Params, run_id: str, by: str = ""
 ) -> StepResult:
     """Run or reuse one step, and serve its output if it is a servable model.
+
+    A step that compares models is given the champion.
 
     Args:
         settings: Where the store and the served models are.
@@ -173,17 +198,20 @@ def run_step(
         inputs: Store-relative artifact names by input name.
         params: Its parameters.
         run_id: The pipeline run that this belongs to.
+        by: The user who asked for it, if one did.
     """
     store = settings.open_store()
-    execution = execute(store, component, inputs, params, run_id)
+    execution = execute(store, component, {**inputs, **_baselines(settings, component, inputs)}, params, run_id)
     pushed = None
     if execution.output and component.output is PushedModel:
-        pushed = Registry(settings.serving_dir()).push(store.open(execution.output, PushedModel), run_id)
+        pushed = settings.open_registry().push(store.open(execution.output, PushedModel), run_id, by)
         log.info("%s: %s in %s", component.name, pushed.reason, pushed.path)
     return StepResult(execution, pushed)
 
 
-def run(settings: Settings, steps: list[Component], params: Mapping[str, Params], run_id: str) -> Iterator[StepResult]:
+def run(
+    settings: Settings, steps: list[Component], params: Mapping[str, Params], run_id: str, by: str = ""
+) -> Iterator[StepResult]:
     """Run steps in order, yielding each result; stops after a step that was skipped.
 
     Args:
@@ -191,11 +219,12 @@ def run(settings: Settings, steps: list[Component], params: Mapping[str, Params]
         steps: The steps, as `plan` orders them.
         params: Their parameters, as `parse_params` returns them.
         run_id: Name of this run.
+        by: The user who asked for it, if one did.
     """
     outputs: dict[type[Artifact[Any]], str] = {}
     for step in steps:
         inputs = _inputs(step, outputs)
-        result = run_step(settings, step, inputs, params[step.name], run_id)
+        result = run_step(settings, step, inputs, params[step.name], run_id, by)
         yield result
         if result.execution.output is None:
             return
@@ -219,6 +248,8 @@ def explain(settings: Settings, steps: list[Component], params: Mapping[str, Par
         inputs = _inputs(step, outputs)
         known = {name: artifact for name, artifact in inputs.items() if artifact is not None}
         if len(known) == len(inputs):
+            baselines = _baselines(settings, step, {name: artifact.ref for name, artifact in known.items()})
+            known |= {name: store.open(ref, Model) for name, ref in baselines.items()}
             decision = decide(store, step, known, params[step.name])
             outputs[step.output] = decision.output
             yield step.name, str(decision)
@@ -277,6 +308,6 @@ def summary(settings: Settings, outcomes: Mapping[str, Execution | str]) -> Iter
             yield f"path        {sweep.report}"
         if ref and ref.startswith(f"{PushedModel.__name__}/"):
             name = store.open(ref, PushedModel).facts.model_name
-            if champion := Registry(settings.serving_dir()).champion(name):
+            if champion := settings.open_registry().champion(name):
                 served = settings.serving_dir() / name / str(champion.version)
                 yield f"served      {name} version {champion.version} in {served}"

@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,15 +21,23 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ridgeline.artifacts.base import file_entry
 from ridgeline.artifacts.pushed_model import PushedModel
-from ridgeline.store import StoreError, explained
+from ridgeline.store import Store, StoreError, explained
 
 log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 300
+MODEL_CONFIG = """\
+  config {{
+    name: {name}
+    base_path: {base_path}
+    model_platform: "tensorflow"
+    model_version_policy {{ specific {{ versions: {version} }} }}
+  }}
+"""
 
 
-class PushError(RuntimeError):
-    """A model did not serve what its evaluation saw, so it was not pushed."""
+class RegistryError(RuntimeError):
+    """A version is not there or does not serve what it must, or the registry refuses what it was asked for."""
 
 
 class HistoryEntry(BaseModel):
@@ -40,8 +50,10 @@ class HistoryEntry(BaseModel):
         artifact: Store-relative name of the `PushedModel`.
         model_digest: The trained model's digest.
         accuracy: Its accuracy on the test split, in [0, 1].
-        run_id: The pipeline run that pushed it.
+        run_id: The pipeline run that pushed it, or the run that rolled back.
         at: When, UTC.
+        reason: Why it was rolled back, or pushed by force; empty if the checks decided.
+        by: The user who asked for it; empty if none did, as in a scheduled run, or if it is not known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,6 +66,8 @@ class HistoryEntry(BaseModel):
     accuracy: float
     run_id: str
     at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    reason: str = ""
+    by: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,10 +75,10 @@ class Pushed:
     """The outcome of a push.
 
     Attributes:
-        path: The served version's folder.
+        path: The folder of the version that is served now.
         version: Its number.
         reason: What was done and why, as a sentence.
-        new: False if this version served the model already.
+        new: False if nothing was pushed.
     """
 
     path: Path
@@ -78,17 +92,28 @@ class Registry:
 
     On disk::
 
+        <root>/models.config                TF Serving's own configuration: every model, its champion alone
         <root>/<model name>/<version>/      SavedModel; integers that only grow, never rewritten
-        <root>/<model name>/champion.json   {"version": 3}
-        <root>/<model name>/history.jsonl   one `HistoryEntry` a line, append-only
+        <root>/<model name>/history.jsonl   one `HistoryEntry` a line, append-only; the last one made the champion
+        <root>/<model name>/champion.json   {"version": 3}: the same, for other readers
         <root>/<model name>/.push-<id>/     being copied and checked; TF Serving ignores it
+        <root>/<model name>/.pruned-<id>/   being deleted
+
+    The history's last line decides; the two files for other readers follow it, at the latest with the next push.
 
     Args:
         root: The serving folder, on a local file system.
+        keep_versions: How many of the newest versions of a model a push keeps. The champion and the version that it
+            would be rolled back to are kept besides.
+        base_path: The serving folder as TF Serving sees it; `root` if None.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, keep_versions: int = 10, base_path: str | None = None) -> None:
         self.root = root
+        self.keep_versions = keep_versions
+        self.base_path = base_path or str(root.absolute())
+
+    # --- look
 
     def model_names(self) -> list[str]:
         """Return the names of the models that were ever pushed."""
@@ -96,81 +121,277 @@ class Registry:
 
     def history(self, name: str) -> list[HistoryEntry]:
         """Return a model's history, oldest first."""
-        path = self.root / name / "history.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         try:
-            return [HistoryEntry.model_validate_json(line) for line in lines]
+            return [HistoryEntry.model_validate_json(line) for line in self._lines(name)]
         except ValidationError as error:
             raise StoreError(
-                f"Expected a history entry in each line of {path}; received: {error}. Restore the file from a backup."
+                f"Expected a history entry in each line of {self.root / name / 'history.jsonl'}; received: {error}. "
+                "Restore the file from a backup."
             ) from error
+
+    def versions(self, name: str) -> list[int]:
+        """Return the versions that are still there, oldest first."""
+        folders = (path for path in (self.root / name).glob("*") if path.is_dir())
+        return sorted(int(path.name) for path in folders if path.name.isdecimal())
 
     def champion(self, name: str) -> HistoryEntry | None:
         """Return the entry that made the champion, or None if there is none."""
-        path = self.root / name / "champion.json"
-        if not path.exists():
-            return None
-        version = json.loads(path.read_text(encoding="utf-8"))["version"]
-        return next((entry for entry in reversed(self.history(name)) if entry.version == version), None)
+        return next(_succession(self.history(name)), None)
 
-    def push(self, model: PushedModel, run_id: str) -> Pushed:
+    def baseline(self, name: str, model_digest: str) -> HistoryEntry | None:
+        """Return the champion that a model is to be compared with, or None.
+
+        That is the present champion. If that is this very model, it is the champion that it replaced: so a run that
+        changes nothing compares with what the run before it compared with, and is reused.
+
+        Args:
+            name: The model's name.
+            model_digest: Digest of the model that is to be judged.
+        """
+        return next((e for e in _succession(self.history(name)) if e.model_digest != model_digest), None)
+
+    def previous(self, name: str) -> HistoryEntry | None:
+        """Return what a rollback goes to if no version is named: the last other model that the champion replaced.
+
+        A version that was itself rolled back from does not count.
+        """
+        history, present = self.history(name), self.versions(name)
+        others = (e for e in _succession(history) if e.model_digest != history[-1].model_digest)
+        return next((e for e in others if e.version in present), None)
+
+    def verify(self, store: Store, name: str, version: int | None = None) -> HistoryEntry:
+        """Check a version: its bytes against the artifact that was pushed, and what it serves in a fresh process.
+
+        Args:
+            store: Holds the artifact.
+            name: The model's name.
+            version: The version; the champion if None.
+
+        Returns:
+            The entry of its push.
+
+        Raises:
+            RegistryError: If there is no such version, or it holds or serves anything else.
+            ArtifactError: If the artifact is missing or damaged.
+        """
+        entry = self._entry(name, version)
+        folder = self.root / name / str(entry.version)
+        model = store.open(entry.artifact, PushedModel)
+        if not _serves(folder, model):
+            raise RegistryError(
+                f"Expected {folder} to hold the files of {entry.artifact}, byte for byte; they were changed. "
+                "Roll back to another version; the next run of the pipeline pushes a damaged champion anew."
+            )
+        check(folder, model)
+        return entry
+
+    # --- change
+
+    def push(self, model: PushedModel, run_id: str, by: str = "") -> Pushed:
         """Serve a model: copy it, check the copy in a fresh process, rename it into place, make it champion.
+
+        A model that somebody rolled back from is not pushed again, unless by force: else the next scheduled run would
+        undo the rollback. Afterwards, old versions are deleted.
 
         Args:
             model: The servable model.
             run_id: The pipeline run that pushes it.
+            by: The user who asked for it, if one did.
 
         Returns:
-            The version that serves it; the champion's own if that is the same model.
+            The version that is served now: a new one, or the champion if nothing was to be pushed.
 
         Raises:
-            PushError: If the copy does not serve the evaluation's own predictions.
+            RegistryError: If the copy does not serve the evaluation's own predictions.
             StoreError: If the folder can't be written.
         """
         name = model.facts.model_name
+        with self._locked(name) as folder:
+            history = self.history(name)
+            if history:
+                champion = history[-1]
+                served = folder / str(champion.version)
+                reason = ""
+                if champion.artifact == model.ref and _serves(served, model):
+                    reason = f"not pushed: version {champion.version} serves this model already"
+                elif left := _rolled_back(history, model):
+                    reason = self._refusal(name, *left)
+                if reason:
+                    self._publish(name)
+                    return Pushed(served, champion.version, reason, new=False)
+            version = 1 + max([*(entry.version for entry in history), *self.versions(name)], default=0)
+            staging = folder / f".push-{uuid.uuid4().hex}"
+            try:
+                shutil.copytree(model.saved_model, staging)
+                check(staging, model)
+                staging.rename(folder / str(version))
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+            self._crown(
+                name,
+                HistoryEntry(
+                    version=version,
+                    action="push",
+                    artifact=model.ref,
+                    model_digest=model.facts.model_digest,
+                    accuracy=model.facts.accuracy,
+                    run_id=run_id,
+                    reason=model.facts.forced or "",
+                    by=by,
+                ),
+            )
+            self._prune(name)
+        return Pushed(folder / str(version), version, f"pushed as version {version}", new=True)
+
+    def rollback(
+        self, store: Store, name: str, version: int | None, *, reason: str, by: str, run_id: str
+    ) -> HistoryEntry:
+        """Make an earlier version the champion again, once it is verified. Nothing is copied or deleted.
+
+        Args:
+            store: Holds the artifact that the version is verified against.
+            name: The model's name.
+            version: The version; None for `previous`.
+            reason: Why, for those who read the history.
+            by: The user who asked for it.
+            run_id: The run that does it.
+
+        Returns:
+            The new entry of the history.
+
+        Raises:
+            RegistryError: If no reason is given, or there is no such version, it is the champion already, or it holds
+                or serves anything but what was pushed.
+            ArtifactError: If the artifact is missing or damaged.
+            StoreError: If the folder can't be written.
+        """
+        if not reason.strip():
+            raise RegistryError("Expected a reason for the rollback; received none. Say why, for the history.")
+        self._known(name)
+        with self._locked(name):
+            champion = self._known(name)[-1]
+            target = self.previous(name) if version is None else self._entry(name, version)
+            if target is None:
+                raise RegistryError(
+                    f"Expected another model of {name} that was champion before version {champion.version}; received "
+                    f"none. There {self._present(name)}: name one to go to that."
+                )
+            if target.version == champion.version:
+                raise RegistryError(
+                    f"Expected a version of {name} other than the champion; received {target.version}, which is the "
+                    f"champion. There {self._present(name)}."
+                )
+            self.verify(store, name, target.version)
+            now = {"action": "rollback", "at": datetime.now(UTC), "reason": reason.strip(), "by": by, "run_id": run_id}
+            entry = target.model_copy(update=now)
+            self._crown(name, entry)
+        return entry
+
+    # --- inside
+
+    def _lines(self, name: str) -> list[str]:
+        path = self.root / name / "history.jsonl"
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        return [line for line in text.split("\n") if line]  # not splitlines: a reason may hold other separators
+
+    def _known(self, name: str) -> list[HistoryEntry]:
+        """Return the history of a model that was ever pushed."""
+        if name not in self.model_names():
+            known = ", ".join(self.model_names()) or "none yet"
+            raise RegistryError(f"Expected the name of a served model: {known}; received {name!r}.")
+        return self.history(name)
+
+    def _entry(self, name: str, version: int | None) -> HistoryEntry:
+        """Return the entry of the push of a version that is still there; the champion's if None."""
+        history = self._known(name)
+        wanted = history[-1].version if version is None else version
+        entry = next((entry for entry in history if entry.version == wanted), None)
+        if entry is None or wanted not in self.versions(name):
+            what = "does not exist" if entry is None else "was deleted"
+            raise RegistryError(
+                f"Expected a version of {name}; received {wanted}, which {what}. There {self._present(name)}."
+            )
+        return entry
+
+    def _present(self, name: str) -> str:
+        versions = self.versions(name)
+        return f"{'is version' if len(versions) == 1 else 'are versions'} {', '.join(map(str, versions)) or 'none'}"
+
+    def _refusal(self, name: str, left: HistoryEntry, rollback: HistoryEntry) -> str:
+        if left.version in self.versions(name):
+            advice = f"`ridgeline models rollback {name} {left.version} --reason ...` brings it back"
+        else:
+            advice = "a reason in evaluate.force_blessing pushes it anew"
+        return (
+            f"not pushed: version {left.version} served this model and was rolled back from on {rollback.at:%Y-%m-%d}: "
+            f"{rollback.reason}; {advice}"
+        )
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[Path]:
+        """Yield a model's folder, for this process alone to change."""
         folder = self.root / name
         with explained("write to", self.root):
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / ".lock"):
-                for rubbish in folder.glob(".push-*"):  # of a push that was killed: the lock is ours
+                for rubbish in [*folder.glob(".push-*"), *folder.glob(".pruned-*")]:  # of one that was killed
                     shutil.rmtree(rubbish, ignore_errors=True)
-                champion = self.champion(name)
-                if champion and champion.artifact == model.ref:
-                    served = folder / str(champion.version)
-                    if _serves(served, model):
-                        reason = f"not pushed: version {champion.version} serves this model already"
-                        return Pushed(served, champion.version, reason, new=False)
-                version = 1 + max(
-                    [entry.version for entry in self.history(name)]
-                    + [int(path.name) for path in folder.iterdir() if path.name.isdigit()],
-                    default=0,
-                )
-                staging = folder / f".push-{uuid.uuid4().hex}"
-                try:
-                    shutil.copytree(model.saved_model, staging)
-                    check(staging, model)
-                    staging.rename(folder / str(version))
-                finally:
-                    shutil.rmtree(staging, ignore_errors=True)
-                self._crown(
-                    name,
-                    HistoryEntry(
-                        version=version,
-                        action="push",
-                        artifact=model.ref,
-                        model_digest=model.facts.model_digest,
-                        accuracy=model.facts.accuracy,
-                        run_id=run_id,
-                    ),
-                )
-        served = folder / str(version)
-        return Pushed(served, version, f"pushed as version {version}", new=True)
+                yield folder
 
     def _crown(self, name: str, entry: HistoryEntry) -> None:
-        folder = self.root / name
-        lines = [line.model_dump_json() for line in [*self.history(name), entry]]
-        _replace(folder / "history.jsonl", "".join(f"{line}\n" for line in lines))
-        _replace(folder / "champion.json", json.dumps({"version": entry.version}) + "\n")
+        lines = [*self._lines(name), entry.model_dump_json()]
+        _replace(self.root / name / "history.jsonl", "".join(f"{line}\n" for line in lines))
+        self._publish(name)
+
+    def _publish(self, name: str) -> None:
+        """Let the files for other readers say what the history says."""
+        _replace(self.root / name / "champion.json", json.dumps({"version": self.history(name)[-1].version}) + "\n")
+        with FileLock(self.root / ".lock"):
+            pointers = sorted(self.root.glob("*/champion.json"))
+            configs = [
+                MODEL_CONFIG.format(
+                    name=json.dumps(pointer.parent.name),
+                    base_path=json.dumps(f"{self.base_path.rstrip('/')}/{pointer.parent.name}"),
+                    version=json.loads(pointer.read_text(encoding="utf-8"))["version"],
+                )
+                for pointer in pointers
+            ]
+            _replace(self.root / "models.config", f"model_config_list {{\n{''.join(configs)}}}\n")
+
+    def _prune(self, name: str) -> None:
+        """Delete old versions, each out of sight first, by one rename."""
+        needed = {entry.version for entry in (self.champion(name), self.previous(name)) if entry}
+        for version in self.versions(name)[: -self.keep_versions]:
+            if version not in needed:
+                hidden = self.root / name / f".pruned-{uuid.uuid4().hex}"
+                (self.root / name / str(version)).rename(hidden)
+                shutil.rmtree(hidden, ignore_errors=True)
+                log.info("%s: deleted version %d; the newest %d are kept", name, version, self.keep_versions)
+
+
+def _succession(history: list[HistoryEntry]) -> Iterator[HistoryEntry]:
+    """Yield the champion, the champion that it replaced when its version was pushed, and so on."""
+    while history:
+        yield history[-1]
+        pushed = next(i for i, entry in enumerate(history) if entry.version == history[-1].version)
+        history = history[:pushed]
+
+
+def _rolled_back(history: list[HistoryEntry], model: PushedModel) -> tuple[HistoryEntry, HistoryEntry] | None:
+    """Return the last entry of a model and the rollback from it, if a rollback is what ended its reign.
+
+    A forced blessing serves a model again that was rolled back from; but only once.
+    """
+    facts = model.facts
+    same_artifact = [entry.artifact == model.ref for entry in history]
+    same_model = [entry.model_digest == facts.model_digest and not facts.forced for entry in history]
+    for same in (same_artifact, same_model):
+        for i in reversed(range(len(history))):
+            if same[i]:
+                if history[i + 1 : i + 2] and history[i + 1].action == "rollback":
+                    return history[i], history[i + 1]
+                break
+    return None
 
 
 def _replace(path: Path, text: str) -> None:
@@ -181,10 +402,11 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _serves(folder: Path, model: PushedModel) -> bool:
-    """Tell whether a version's folder holds a model's files, byte for byte."""
+    """Tell whether a version's folder holds a model's files and no others, byte for byte."""
     prefix = "saved_model/"
     files = {n.removeprefix(prefix): e for n, e in model.manifest.files.items() if n.startswith(prefix)}
-    return all((folder / name).is_file() and file_entry(folder / name) == entry for name, entry in files.items())
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return found == files.keys() and all(file_entry(folder / name) == entry for name, entry in files.items())
 
 
 def check(saved_model: Path, model: PushedModel) -> None:
@@ -195,7 +417,7 @@ def check(saved_model: Path, model: PushedModel) -> None:
         model: Holds the images, the expected probabilities and the class names.
 
     Raises:
-        PushError: If it can't be loaded or yields anything else.
+        RegistryError: If it can't be loaded or yields anything else.
     """
     names = json.dumps(model.facts.class_names)
     command = [sys.executable, "-m", "ridgeline.serving_check", str(saved_model), str(model.check), names]
@@ -204,7 +426,7 @@ def check(saved_model: Path, model: PushedModel) -> None:
         subprocess.run(command, env=environment, capture_output=True, text=True, timeout=CHECK_SECONDS, check=True)
     except subprocess.SubprocessError as error:
         received = str(getattr(error, "stderr", None) or error).strip()[-2000:]
-        raise PushError(
+        raise RegistryError(
             f"Expected {saved_model} to serve the evaluation's predictions; received: {received}. "
-            "Nothing was pushed; the champion is unchanged."
+            "Nothing was changed; the champion is unchanged."
         ) from error

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ridgeline.component import Component
+from ridgeline.registry import Registry
 from ridgeline.store import Store, StoreError
 
 
 class Settings(BaseSettings):
-    """Locations, each from an environment variable ``RIDGELINE_<NAME>``.
+    """Locations and what belongs to them, each from an environment variable ``RIDGELINE_<NAME>``.
 
     Attributes:
         store: The store's root: a folder or any `universal_pathlib` URL.
         serving: The folder that TF Serving reads; ``serving`` inside a local store if None.
+        serving_base_path: The same folder as TF Serving sees it, for example inside its container; `serving` if None.
+        keep_versions: How many of the newest versions of a model a push keeps.
         manual_dir: The folder with the dataset's downloaded files, for machines without a network.
     """
 
@@ -23,6 +27,8 @@ class Settings(BaseSettings):
 
     store: str = "var/store"
     serving: Path | None = None
+    serving_base_path: str | None = None
+    keep_versions: int = Field(10, ge=1)
     manual_dir: Path | None = None
 
     def open_store(self) -> Store:
@@ -44,6 +50,14 @@ class Settings(BaseSettings):
                 "Set RIDGELINE_SERVING."
             )
         return store.local / "serving"
+
+    def open_registry(self) -> Registry:
+        """Return the served models.
+
+        Raises:
+            StoreError: If the store is remote and no folder is set.
+        """
+        return Registry(self.serving_dir(), self.keep_versions, self.serving_base_path)
 
     def locations(self, component: Component) -> dict[str, Path]:
         """Return the values of a component's location parameters (``exclude=True``) that are set here."""

@@ -55,6 +55,11 @@ class ModelFacts(Facts):
     num_eliminated_pixels: int
     synthetic: bool
 
+    @property
+    def model_name(self) -> str:
+        """The name that the registry serves it by: the tfds dataset's, for example ``fashion_mnist``."""
+        return self.dataset.split(":")[0].replace("/", "_")
+
 
 class Model(Artifact[ModelFacts]):
     """A Keras model that takes raw uint8 images and yields class probabilities.

@@ -35,16 +35,40 @@ class Mistake(Facts):
     probability: float
 
 
+class Comparison(Facts):
+    """The champion on the same test images: the model that was served, or the one that the evaluated model replaced.
+
+    Attributes:
+        model_digest: The champion's digest.
+        accuracy: Its accuracy on these test images, in [0, 1].
+        accuracy_interval: 95 % Wilson score interval of that.
+        class_recalls: Its recall of each class, in label order, each in [0, 1].
+        only_champion_right: Number of test images that it alone classifies correctly.
+        only_candidate_right: Number of test images that the evaluated model alone classifies correctly.
+        p_value: Of the one-sided exact McNemar test: how likely the champion is at least that far ahead by chance.
+    """
+
+    model_digest: str
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    class_recalls: tuple[float, ...]
+    only_champion_right: int
+    only_candidate_right: int
+    p_value: float
+
+
 class Verdict(Facts):
     """Whether the model may be served, always with the reasons.
 
     Attributes:
-        blessed: True if every threshold is met.
-        reasons: One sentence a threshold, met or not.
+        blessed: True if every check is met, or if it is forced.
+        reasons: One sentence a check, met or not, and one for a forced blessing.
+        forced: Why a person blessed the model whatever the checks say; None if the checks decided.
     """
 
     blessed: bool
     reasons: tuple[str, ...]
+    forced: str | None = None
 
 
 class ModelEvaluationFacts(Facts):
@@ -64,6 +88,7 @@ class ModelEvaluationFacts(Facts):
         mistakes: The most confident mistakes, worst first.
         verdict: Blessed or not, with reasons.
         synthetic: Whether the project drew the test images, or those that the model learned from, itself.
+        comparison: The champion on the same images; None if there was none to compare with.
     """
 
     dataset: str
@@ -79,6 +104,7 @@ class ModelEvaluationFacts(Facts):
     mistakes: tuple[Mistake, ...]
     verdict: Verdict
     synthetic: bool
+    comparison: Comparison | None = None
 
 
 class ModelEvaluation(Artifact[ModelEvaluationFacts]):

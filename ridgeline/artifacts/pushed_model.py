@@ -18,6 +18,7 @@ class PushedModelFacts(Facts):
         image_shape: ``(h, w)`` or ``(h, w, c)`` of one input image.
         class_names: The names that it serves.
         synthetic: Whether it was trained on images that the project drew itself.
+        forced: Why a person blessed it whatever the checks said; None if the checks did.
     """
 
     model_name: str
@@ -27,6 +28,7 @@ class PushedModelFacts(Facts):
     image_shape: tuple[int, ...]
     class_names: tuple[str, ...]
     synthetic: bool
+    forced: str | None = None
 
 
 class PushedModel(Artifact[PushedModelFacts]):

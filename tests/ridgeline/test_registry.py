@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ridgeline.artifacts.pushed_model import PushedModel
-from ridgeline.registry import PushError, Registry
+from ridgeline.registry import Registry, RegistryError
 from ridgeline.store import StoreError
 
 
@@ -80,7 +80,7 @@ def test_model_that_serves_something_else_is_refused_and_the_champion_stays(mode
     (wrong / "manifest.json").unlink()
     probabilities = np.load(wrong / "check" / "probabilities.npy")
     np.save(wrong / "check" / "probabilities.npy", probabilities[:, ::-1])
-    with pytest.raises(PushError, match="expected the evaluation's probabilities") as caught:
+    with pytest.raises(RegistryError, match="expected the evaluation's probabilities") as caught:
         registry.push(PushedModel.seal(wrong, model.facts), "run 1")
     assert "the champion is unchanged" in str(caught.value)
     assert registry.champion("synthetic_garments") is None
@@ -122,5 +122,5 @@ def test_other_class_names_are_refused(model, tmp_path):
     (wrong / "manifest.json").unlink()
     swapped = (model.facts.class_names[1], model.facts.class_names[0], *model.facts.class_names[2:])
     facts = model.facts.model_copy(update={"class_names": swapped})
-    with pytest.raises(PushError, match="expected class_name to be the name of class_id"):
+    with pytest.raises(RegistryError, match="expected class_name to be the name of class_id"):
         Registry(tmp_path / "serving").push(PushedModel.seal(wrong, facts), "run 1")
