@@ -54,9 +54,10 @@ def _application() -> Any:
 class RidgelinePlugin(AirflowPlugin):
     """What Airflow finds by the entry point ``airflow.plugins``."""
 
+    # ruff: noqa: RUF012 - Airflow declares them as variables of the instance
     name = "ridgeline"
-    fastapi_apps: ClassVar[list[Any]] = [{"name": "Ridgeline", "app": pages, "url_prefix": PREFIX}]
-    external_views: ClassVar[list[Any]] = [
+    fastapi_apps: list[Any] = [{"name": "Ridgeline", "app": pages, "url_prefix": PREFIX}]
+    external_views: list[Any] = [
         {
             "name": "Report",
             "destination": "dag_run",
@@ -71,4 +72,4 @@ class RidgelinePlugin(AirflowPlugin):
             "href": f"{PREFIX[1:]}/models",
         },
     ]
-    operator_extra_links: ClassVar[list[Any]] = [ReportLink()]
+    operator_extra_links: list[Any] = [ReportLink()]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Collection
 from typing import Annotated, Any
 
+from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import (
-    ReadableDagRunsFilterDep,
+    GetUserDep,
     requires_access_asset,
     requires_access_dag,
 )
@@ -29,7 +31,6 @@ from ridgeline.airflow_plugin import models_page, run_page
 from ridgeline.airflow_plugin.run_page import Run, Task
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.page import render_page
-from ridgeline.registry import Registry
 from ridgeline.settings import Settings
 from ridgeline.store import StoreError
 
@@ -96,11 +97,14 @@ def create() -> FastAPI:
         return HTMLResponse(artifact.report.read_text(encoding="utf-8"), headers=headers)
 
     @app.get("/models", dependencies=[readers_of_assets])
-    def models(session: SessionDep, readable_runs: ReadableDagRunsFilterDep) -> Response:
-        registry = Registry(Settings().serving_dir())
-        run_ids = {entry.run_id for name in registry.model_names() for entry in registry.history(name)}
-        runs = readable_runs.to_orm(select(DagRun.run_id, DagRun.dag_id).where(DagRun.run_id.in_(run_ids)))
-        return HTMLResponse(models_page.render(registry, dict(session.execute(runs).tuples())))
+    def models(session: SessionDep, user: GetUserDep) -> Response:
+        readable = get_auth_manager().get_authorized_dag_ids(user=user, session=session)
+
+        def dag_of(run_ids: Collection[str]) -> dict[str, str]:
+            runs = select(DagRun.run_id, DagRun.dag_id).where(DagRun.run_id.in_(run_ids), DagRun.dag_id.in_(readable))
+            return dict(session.execute(runs).tuples().all())
+
+        return HTMLResponse(models_page.render(Settings().open_registry(), dag_of))
 
     return app
 
@@ -148,12 +152,12 @@ def _find_run(session: Session, dag_id: str, run_id: str) -> Run | None:
 
 def _merge(task_id: str, mapped: list[TaskInstance]) -> Task:
     """Return a task's instances as one: from the first's start to the last's end."""
-    states = list(dict.fromkeys(str(instance.state or "none") for instance in mapped))
+    states = dict.fromkeys(str(instance.state or "none") for instance in mapped)
     starts = [instance.start_date for instance in mapped if instance.start_date]
-    ends = [instance.end_date for instance in mapped]
+    ends = [instance.end_date for instance in mapped if instance.end_date]
     return Task(
         name=task_id,
-        state=states[0] if len(states) == 1 else ", ".join(states),
+        state=", ".join(states),
         started_at=min(starts, default=None),
-        ended_at=None if None in ends else max(ends),
+        ended_at=max(ends) if len(ends) == len(mapped) else None,
     )

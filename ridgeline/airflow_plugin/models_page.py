@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 from ridgeline.page import render_page
@@ -44,20 +45,22 @@ def _chart(entries: list[HistoryEntry]) -> Chart:
     return Chart(points, [(height(a), a) for a in (middle - span / 2, middle, middle + span / 2)])
 
 
-def render(registry: Registry, dags: Mapping[str, str]) -> str:
+def render(registry: Registry, dag_of: Callable[[Collection[str]], Mapping[str, str]]) -> str:
     """Return the page as HTML; a model whose history can't be read is said to be so in its place.
 
     Args:
         registry: The served models.
-        dags: The DAG of each run that the reader may see, by run id.
+        dag_of: Returns, of given runs by id, the DAG of each that the reader may see.
     """
-    models = []
+    models: list[dict[str, Any]] = []
+    run_ids: set[str] = set()
     for name in registry.model_names():
         try:
             history = registry.history(name)
         except StoreError as error:
             models.append({"name": name, "problem": str(error)})
             continue
+        run_ids |= {entry.run_id for entry in history}
         pushes = {entry.version: entry for entry in history if entry.action == "push"}
         models.append(
             {
@@ -71,7 +74,7 @@ def render(registry: Registry, dags: Mapping[str, str]) -> str:
                 "previous": registry.previous(name),
             }
         )
-    links = {run: f"dags/{quote(dag, safe='')}/runs/{quote(run, safe='')}" for run, dag in dags.items()}
+    links = {run: f"dags/{quote(dag, safe='')}/runs/{quote(run, safe='')}" for run, dag in dag_of(run_ids).items()}
     size = {"width": WIDTH, "height": HEIGHT, "margin": MARGIN}
     return render_page(TEMPLATE, models=models, links=links, root=registry.root, size=size, synthetic=False)
 

@@ -19,13 +19,17 @@ from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.artifacts.sweep_result import SweepResult
 from ridgeline.lineage import Origin, lineage
 from ridgeline.page import render_page
-from ridgeline.registry import Registry
 from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store, StoreError
 
 ENDED = ("success", "skipped", "failed", "up_for_retry")
 WORDS = {"complete": "ran", "cached": "reused", "skipped": "skipped", "failed": "failed"}
 WAITING = {"running": "running", "upstream_failed": "not run", "removed": "removed", "up_for_reschedule": "waiting"}
+NO_RECORD = {
+    "failed": "The task's log tells why.",
+    "skipped": "The DAG left it out; the task's log tells why.",
+    "not run": "A step before it failed.",
+}
 KINDS: dict[str, type[Artifact[Any]]] = {kind.__name__: kind for kind in (ModelEvaluation, SweepResult, PushedModel)}
 
 
@@ -92,7 +96,7 @@ class Step:
             return self.record.reason
         if self.task.state == "up_for_retry":
             return "It will be tried again. Its log tells why it failed."
-        return {"failed": "The task's log tells why.", "not run": "A step before it failed."}.get(self.outcome, "")
+        return NO_RECORD.get(self.outcome, "")
 
     @property
     def seconds(self) -> float | None:
@@ -153,7 +157,7 @@ def _open(store: Store, ref: str) -> Artifact[Any] | None:
 
 def _served(settings: Settings, pushed: PushedModel, run_id: str) -> str:
     """Tell, in a sentence or two, what is served of a run's result."""
-    registry, name = Registry(settings.serving_dir()), pushed.facts.model_name
+    registry, name = settings.open_registry(), pushed.facts.model_name
     pushes = [entry for entry in registry.history(name) if entry.artifact == pushed.ref and entry.action == "push"]
     champion = registry.champion(name)
     if not pushes or champion is None:
