@@ -184,6 +184,7 @@ color:{{ "#fff" if shade / shades > 0.7 else "#111" }}}
 .miss{{ shade }}{background:rgb(213 94 0/{{ (100 * shade / shades)|round|int }}%)}
 {% endfor %}
 .none{color:#6b7280}
+.forced{border:2px solid #d55e00;border-radius:6px;padding:8px 12px}
 .bar{display:block;width:100%;min-width:60px;height:10px;background:#e5e7eb;border-radius:3px}
 .bar rect{fill:#0072b2}
 .mistakes{display:grid;grid-template-columns:repeat(auto-fill,minmax(132px,1fr));gap:16px;\
@@ -203,7 +204,12 @@ model <code>{{ facts.model_digest[:12] }}</code></p>
 </header>
 <main>
 <div class="verdict{% if facts.verdict.blessed %} blessed{% endif %}">
-<h2>{% if facts.verdict.blessed %}&#10003; Blessed{% else %}&#10007; Not blessed{% endif %}</h2>
+<h2>{% if facts.verdict.forced %}&#10003; Blessed by force{% elif facts.verdict.blessed %}&#10003; Blessed\
+{% else %}&#10007; Not blessed{% endif %}</h2>
+{% if facts.verdict.forced %}
+<p class="forced">A person blessed this model, whatever the checks say. The reason given: \
+<strong>{{ facts.verdict.forced }}</strong></p>
+{% endif %}
 <ul>
 {% for reason in facts.verdict.reasons %}
 <li>{{ reason }}</li>
@@ -223,6 +229,36 @@ model <code>{{ facts.model_digest[:12] }}</code></p>
 {% if num_weights %}{{ (num_zeros / num_weights)|percent }} of the kernels' weights are zero{% endif %}\
 </small></dd></div>
 </dl>
+
+{% if facts.comparison %}
+{% set champion = facts.comparison %}
+<section>
+<h2>Against the champion</h2>
+<p class="note">Model <code>{{ champion.model_digest[:12] }}</code>, which was served or which this one replaced, on \
+the same test images. It alone is right on {{ "{:,}".format(champion.only_champion_right) }} of them, this one alone \
+on {{ "{:,}".format(champion.only_candidate_right) }}. If both were equally good, chance would put the champion at \
+least that far ahead with probability p = {{ "%.4g"|format(champion.p_value) }} (one-sided exact McNemar test).</p>
+<div class="scroll" tabindex="0" role="region" aria-label="Metrics of this model and of the champion">
+<table>
+<thead><tr><th scope="col">Metric</th><th scope="col">This model</th><th scope="col">Champion</th>\
+<th scope="col">Difference</th></tr></thead>
+<tbody>
+<tr><th scope="row">Accuracy</th><td>{{ facts.accuracy|percent(2) }}</td><td>{{ champion.accuracy|percent(2) }}</td>\
+<td>{{ "%+.2f"|format(100 * (facts.accuracy - champion.accuracy)) }}</td></tr>
+<tr><th scope="row">95 % interval</th><td>{{ "%.2f"|format(100 * facts.accuracy_interval[0]) }} to \
+{{ "%.2f"|format(100 * facts.accuracy_interval[1]) }}</td>\
+<td>{{ "%.2f"|format(100 * champion.accuracy_interval[0]) }} to \
+{{ "%.2f"|format(100 * champion.accuracy_interval[1]) }}</td><td></td></tr>
+{% for class in facts.classes %}
+{% set recall = champion.class_recalls[loop.index0] %}
+<tr><th scope="row">Recall of {{ class.name }}</th><td>{{ class.recall|percent }}</td><td>{{ recall|percent }}</td>\
+<td>{{ "%+.1f"|format(100 * (class.recall - recall)) }}</td></tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+</section>
+{% endif %}
 
 <section>
 <h2>Training</h2>
@@ -332,6 +368,9 @@ that the model gave it.</p>
 <tr><th scope="row">Dataset</th><td><code>{{ facts.dataset }}</code></td></tr>
 <tr><th scope="row">Examples</th><td><code>{{ examples.digest }}</code></td></tr>
 <tr><th scope="row">Model</th><td><code>{{ facts.model_digest }}</code></td></tr>
+{% if facts.comparison %}
+<tr><th scope="row">Champion</th><td><code>{{ facts.comparison.model_digest }}</code></td></tr>
+{% endif %}
 </tbody></table>
 </section>
 </div>

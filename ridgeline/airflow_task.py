@@ -10,9 +10,12 @@ from airflow.sdk import Param, get_current_context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from pydantic.json_schema import GenerateJsonSchema
 
+from ridgeline.artifacts.base import ArtifactError
 from ridgeline.component import Component, ParameterError, Params, StepError, TransientStepError, flatten
 from ridgeline.pipeline import load_components, parse_params, run_step, shared_params
+from ridgeline.registry import RegistryError
 from ridgeline.settings import Settings
+from ridgeline.store import StoreError
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +64,15 @@ def run_in_task(
         AirflowFailException: If a parameter is bad, or the step can't work with what it was given; not retried.
         AirflowSkipException: If the step has a reason to yield nothing.
     """
-    params, run_id = params_in_task(component, values), get_current_context()["run_id"]
+    params, run = params_in_task(component, values), get_current_context()["dag_run"]
     shown = flatten(params.model_dump(mode="json"))
     log.info("%s got %s", component.name, ", ".join(f"{name}={value!r}" for name, value in shown))
     names: dict[str, str] = {}
     for name, given in inputs.items():
         names |= {name: given} if isinstance(given, str) else {f"{name}.{i}": n for i, n in enumerate(given or ())}
     try:
-        execution = run_step(Settings(), component, names, params, run_id).execution
+        by = run.triggering_user_name or ""
+        execution = run_step(Settings(), component, names, params, run.run_id, by).execution
     except TransientStepError:
         raise
     except (StepError, FloatingPointError) as error:
@@ -76,6 +80,34 @@ def run_in_task(
     if execution.output is None:
         raise AirflowSkipException(execution.reason)
     return execution.output
+
+
+def rollback_in_task() -> str:
+    """Make an earlier version the champion, inside a task of a DAG with the params `model`, `version` and `reason`.
+
+    Returns:
+        What was done, as a sentence.
+
+    Raises:
+        AirflowFailException: If the registry refuses; not retried.
+    """
+    context = get_current_context()
+    params, run, settings = context["params"], context["dag_run"], Settings()
+    try:
+        _refuse_unknown(context["dag"].params, params)
+        entry = settings.open_registry().rollback(
+            settings.open_store(),
+            params["model"],
+            params["version"],
+            reason=params["reason"],
+            by=run.triggering_user_name or run.run_id,
+            run_id=run.run_id,
+        )
+    except (ParameterError, RegistryError, ArtifactError, StoreError) as error:
+        raise AirflowFailException(str(error)) from error
+    done = f"{params['model']} is served by version {entry.version}, accuracy {entry.accuracy:.4f}: {entry.reason}"
+    log.info("%s", done)
+    return done
 
 
 def params_in_task(component: Component, values: Mapping[str, Any] | None = None) -> Any:
@@ -96,16 +128,21 @@ def params_in_task(component: Component, values: Mapping[str, Any] | None = None
 
 
 def _parse(declared: Mapping[str, Any], values: Mapping[str, Any], settings: Settings) -> dict[str, Params]:
-    """Validate a run's values for all steps of its DAG: Airflow itself lets undeclared names pass."""
+    """Validate a run's values for all steps of its DAG."""
+    _refuse_unknown(declared, values)
+    installed = load_components()
+    owners = dict.fromkeys(name.split(".")[0] for name in declared)
+    steps = [installed[name] for name in owners if name in installed]
+    return parse_params(steps, {n: v for n, v in values.items() if n.split(".")[0] in installed}, settings)
+
+
+def _refuse_unknown(declared: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Refuse undeclared names, which Airflow itself lets pass."""
     if unknown := sorted(values.keys() - declared.keys()):
         raise ParameterError(
             f"Expected parameters of the DAG's trigger form; received {', '.join(unknown)}. "
             f"Check the spelling; the form has {', '.join(sorted(declared))}."
         )
-    installed = load_components()
-    owners = dict.fromkeys(name.split(".")[0] for name in declared)
-    steps = [installed[name] for name in owners if name in installed]
-    return parse_params(steps, {n: v for n, v in values.items() if n.split(".")[0] in installed}, settings)
 
 
 class _GivenTitles(GenerateJsonSchema):

@@ -1,4 +1,4 @@
-"""The command line: ``ridgeline run | explain | show | lineage | gc``."""
+"""The command line: ``ridgeline run | explain | show | lineage | models | gc``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from ridgeline import pipeline
+from ridgeline import models_cli, pipeline
 from ridgeline.artifacts.base import MANIFEST, ArtifactError, verify
 from ridgeline.component import Params, StepError
 from ridgeline.lineage import Origin, collect_garbage
@@ -21,13 +20,27 @@ from ridgeline.registry import RegistryError
 from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store, StoreError
 
+
+class _PlainErrors(TyperGroup):
+    """Shows what a user can act on as one message; leaves a trace to what is a fault of ours."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (StepError, FloatingPointError, ArtifactError, StoreError, RegistryError) as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
+
+
 app = typer.Typer(
+    cls=_PlainErrors,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Ridgeline: regularized classifiers, from dataset to served model. Settings: RIDGELINE_STORE, "
     "RIDGELINE_SERVING, RIDGELINE_MANUAL_DIR.",
 )
+app.add_typer(models_cli.app, name="models")
 
 Target = Annotated[str, typer.Argument(help="The last step: ingest, transform, sweep, train, evaluate or export.")]
 Set = Annotated[
@@ -42,16 +55,6 @@ Profile = Annotated[
     str | None, typer.Option(metavar="PROFILE", help="The same as --set train.profile=PROFILE: seed or tuned.")
 ]
 Name = Annotated[str, typer.Argument(help="<Type>/<digest>, a unique beginning of either, or the artifact's path.")]
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Show what a user can act on as one message; leave a trace to what is a fault of ours."""
-    try:
-        yield
-    except (StepError, FloatingPointError, ArtifactError, StoreError, RegistryError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
 
 
 def _parse(
@@ -69,43 +72,40 @@ def run(target: Target = "export", extra: With = [], profile: Profile = None, as
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("absl").setLevel(logging.WARNING)
     settings = Settings()
-    run_id = f"cli__{datetime.now(UTC).isoformat(timespec='milliseconds')}"
-    with _plain_errors():
-        steps, params = _parse(target, extra, profile, assignments, settings)
-        executions = {r.execution.component: r.execution for r in pipeline.run(settings, steps, params, run_id)}
-        typer.echo("")
-        for line in pipeline.summary(settings, executions):
-            typer.echo(line)
+    run_id = models_cli.new_run_id()
+    steps, params = _parse(target, extra, profile, assignments, settings)
+    results = pipeline.run(settings, steps, params, run_id, by=models_cli.user())
+    executions = {result.execution.component: result.execution for result in results}
+    typer.echo("")
+    for line in pipeline.summary(settings, executions):
+        typer.echo(line)
 
 
 @app.command()
 def explain(target: Target = "export", extra: With = [], profile: Profile = None, assignments: Set = []) -> None:  # noqa: B006
     """Tell what `run` would run or reuse, and why; nothing is run or written."""
     settings = Settings()
-    with _plain_errors():
-        for name, reason in pipeline.explain(settings, *_parse(target, extra, profile, assignments, settings)):
-            typer.echo(f"{name:<10} {reason}")
+    for name, reason in pipeline.explain(settings, *_parse(target, extra, profile, assignments, settings)):
+        typer.echo(f"{name:<10} {reason}")
 
 
 @app.command()
 def show(artifact: Name) -> None:
     """Print an artifact's manifest, after verifying every byte of it."""
-    with _plain_errors():
-        store = Settings().open_store()
-        ref = store.find(artifact)
-        path = store.fetch(ref)
-        verify(path)
-        typer.echo(f"{ref}\nin {path}, verified")
-        typer.echo((path / MANIFEST).read_text(encoding="utf-8"), nl=False)
+    store = Settings().open_store()
+    ref = store.find(artifact)
+    path = store.fetch(ref)
+    verify(path)
+    typer.echo(f"{ref}\nin {path}, verified")
+    typer.echo((path / MANIFEST).read_text(encoding="utf-8"), nl=False)
 
 
 @app.command()
 def lineage(artifact: Name) -> None:
     """Print where an artifact comes from, back to the raw files' digests."""
-    with _plain_errors():
-        store = Settings().open_store()
-        for line in _tree(lineage_of(store, store.find(artifact)), store):
-            typer.echo(line)
+    store = Settings().open_store()
+    for line in _tree(lineage_of(store, store.find(artifact)), store):
+        typer.echo(line)
 
 
 def _tree(origin: Origin, store: Store) -> Iterator[str]:
@@ -131,17 +131,16 @@ def gc(
     keep_runs: Annotated[int, typer.Option(min=1, help="How many of the latest runs to keep whole.")] = 10,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be deleted.")] = False,
 ) -> None:
-    """Delete artifacts that no champion, no history entry and none of the last runs need."""
+    """Delete artifacts that no served version and none of the last runs need."""
     settings = Settings()
-    with _plain_errors():
-        garbage = collect_garbage(settings.open_store(), settings.open_registry(), keep_runs, dry_run)
-        for ref, size in garbage.artifacts.items():
-            typer.echo(f"{'would delete' if dry_run else 'deleted'} {ref}  {size / 1e6:.1f} MB")
-        freed = sum(garbage.artifacts.values()) + sum(garbage.scratch.values())
-        typer.echo(
-            f"{'would free' if dry_run else 'freed'} {freed / 1e6:.1f} MB: {len(garbage.artifacts)} artifacts, "
-            f"{garbage.num_executions} execution records, {len(garbage.scratch)} abandoned scratch folders"
-        )
+    garbage = collect_garbage(settings.open_store(), settings.open_registry(), keep_runs, dry_run)
+    for ref, size in garbage.artifacts.items():
+        typer.echo(f"{'would delete' if dry_run else 'deleted'} {ref}  {size / 1e6:.1f} MB")
+    freed = sum(garbage.artifacts.values()) + sum(garbage.scratch.values())
+    typer.echo(
+        f"{'would free' if dry_run else 'freed'} {freed / 1e6:.1f} MB: {len(garbage.artifacts)} artifacts, "
+        f"{garbage.num_executions} execution records, {len(garbage.scratch)} abandoned scratch folders"
+    )
 
 
 if __name__ == "__main__":

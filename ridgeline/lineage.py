@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from ridgeline.artifacts.base import ArtifactError
+from ridgeline.artifacts.model import Model
 from ridgeline.registry import Registry
 from ridgeline.store import Execution, Store
 
@@ -85,10 +86,10 @@ class Garbage:
 
 
 def collect_garbage(store: Store, registry: Registry, keep_runs: int, dry_run: bool) -> Garbage:
-    """Delete the artifacts and records that no champion, no history entry and none of the last runs need.
+    """Delete the artifacts and records that no served version and none of the last runs need.
 
-    What is needed is kept with all that it was made from. Scratch folders of unfinished executions are deleted
-    once nobody has written to them for `SCRATCH_AGE`.
+    A version that was deleted from the registry needs nothing any more. What is needed is kept with all that it was
+    made from. Scratch folders of unfinished executions are deleted once nobody has written to them for `SCRATCH_AGE`.
 
     Args:
         store: The store.
@@ -121,7 +122,10 @@ def collect_garbage(store: Store, registry: Registry, keep_runs: int, dry_run: b
             if execution.run_id in runs[:keep_runs]:
                 need([*execution.inputs.values(), *filter(None, [execution.output])])
         for name in registry.model_names():
-            need(entry.artifact for entry in registry.history(name))
+            present = registry.versions(name)
+            for entry in registry.history(name):
+                if entry.version in present:  # the model itself, too: the next one is compared with it
+                    need([entry.artifact, f"{Model.__name__}/{entry.model_digest}"])
 
         sizes = {}
         for ref in store.refs():

@@ -293,13 +293,19 @@ def summary(settings: Settings, outcomes: Mapping[str, Execution | str]) -> Iter
         if ref and ref.startswith(f"{ModelEvaluation.__name__}/"):
             evaluation = store.open(ref, ModelEvaluation)
             facts, (low, high) = evaluation.facts, evaluation.facts.accuracy_interval
-            verdict = "blessed" if facts.verdict.blessed else "not blessed"
+            verdict = f"{'' if facts.verdict.blessed else 'not '}blessed{' by force' if facts.verdict.forced else ''}"
             if facts.synthetic:
                 yield "SYNTHETIC   drawn images: the figures say nothing about real ones"
             yield (
                 f"accuracy    {facts.accuracy:.4f}, 95 % interval {low:.4f} to {high:.4f}, "
                 f"on {facts.num_examples} test images of {facts.dataset}"
             )
+            if other := facts.comparison:
+                yield (
+                    f"champion    {other.accuracy:.4f}, model {other.model_digest[:12]}: right alone on "
+                    f"{other.only_champion_right} images, this model on {other.only_candidate_right}; "
+                    f"p = {other.p_value:.4g}"
+                )
             yield f"verdict     {verdict}: {'; '.join(facts.verdict.reasons)}"
             yield f"report      {evaluation.report}"
         if ref and ref.startswith(f"{SweepResult.__name__}/"):
@@ -307,7 +313,9 @@ def summary(settings: Settings, outcomes: Mapping[str, Execution | str]) -> Iter
             yield f"chosen      {sweep.facts.trials[sweep.facts.winner]}: {sweep.facts.reason}"
             yield f"path        {sweep.report}"
         if ref and ref.startswith(f"{PushedModel.__name__}/"):
-            name = store.open(ref, PushedModel).facts.model_name
-            if champion := settings.open_registry().champion(name):
-                served = settings.serving_dir() / name / str(champion.version)
-                yield f"served      {name} version {champion.version} in {served}"
+            model, registry = store.open(ref, PushedModel), settings.open_registry()
+            name = model.facts.model_name
+            if champion := registry.champion(name):
+                if champion.artifact != ref:
+                    yield f"export      {registry.why_not_pushed(model)}"
+                yield f"served      {name} version {champion.version} in {registry.root / name / str(champion.version)}"

@@ -129,6 +129,17 @@ class Registry:
                 "Restore the file from a backup."
             ) from error
 
+    def known_history(self, name: str) -> list[HistoryEntry]:
+        """Return the history of a model that was pushed.
+
+        Raises:
+            RegistryError: If there is no such model.
+        """
+        if name not in self.model_names():
+            known = ", ".join(self.model_names()) or "none yet"
+            raise RegistryError(f"Expected the name of a served model: {known}; received {name!r}.")
+        return self.history(name)
+
     def versions(self, name: str) -> list[int]:
         """Return the versions that are still there, oldest first."""
         folders = (path for path in (self.root / name).glob("*") if path.is_dir())
@@ -185,13 +196,39 @@ class Registry:
         check(folder, model)
         return entry
 
+    def why_not_pushed(self, model: PushedModel) -> str:
+        """Return why a push of a model would change nothing, as a sentence; empty if it would.
+
+        A model that somebody rolled back from is not pushed again, unless by force: else the next scheduled run would
+        undo the rollback.
+
+        Args:
+            model: The servable model.
+        """
+        name = model.facts.model_name
+        history = self.history(name)
+        if history and history[-1].artifact == model.ref:
+            version = history[-1].version
+            serves = _serves(self.root / name / str(version), model)
+            return f"not pushed: version {version} serves this model already" if serves else ""
+        if (end := _rolled_back(history, model)) is None:
+            return ""
+        left, rollback = end
+        if left.version in self.versions(name):
+            advice = f"`ridgeline models rollback {name} {left.version} --reason ...` brings it back"
+        else:
+            advice = "a reason in evaluate.force_blessing pushes it anew"
+        return (
+            f"not pushed: version {left.version} served this model and was rolled back from on {rollback.at:%Y-%m-%d}: "
+            f"{rollback.reason}; {advice}"
+        )
+
     # --- change
 
     def push(self, model: PushedModel, run_id: str, by: str = "") -> Pushed:
         """Serve a model: copy it, check the copy in a fresh process, rename it into place, make it champion.
 
-        A model that somebody rolled back from is not pushed again, unless by force: else the next scheduled run would
-        undo the rollback. Afterwards, old versions are deleted.
+        Nothing is done if `why_not_pushed` has a reason. After a push, old versions are deleted.
 
         Args:
             model: The servable model.
@@ -208,17 +245,10 @@ class Registry:
         name = model.facts.model_name
         with self._locked(name) as folder:
             history = self.history(name)
-            if history:
-                champion = history[-1]
-                served = folder / str(champion.version)
-                reason = ""
-                if champion.artifact == model.ref and _serves(served, model):
-                    reason = f"not pushed: version {champion.version} serves this model already"
-                elif left := _rolled_back(history, model):
-                    reason = self._refusal(name, *left)
-                if reason:
-                    self._publish(name)
-                    return Pushed(served, champion.version, reason, new=False)
+            if reason := self.why_not_pushed(model):
+                self._publish(name)
+                version = history[-1].version
+                return Pushed(folder / str(version), version, reason, new=False)
             version = 1 + max([*(entry.version for entry in history), *self.versions(name)], default=0)
             staging = folder / f".push-{uuid.uuid4().hex}"
             try:
@@ -267,9 +297,9 @@ class Registry:
         """
         if not reason.strip():
             raise RegistryError("Expected a reason for the rollback; received none. Say why, for the history.")
-        self._known(name)
+        self.known_history(name)
         with self._locked(name):
-            champion = self._known(name)[-1]
+            champion = self.known_history(name)[-1]
             target = self.previous(name) if version is None else self._entry(name, version)
             if target is None:
                 raise RegistryError(
@@ -294,16 +324,9 @@ class Registry:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         return [line for line in text.split("\n") if line]  # not splitlines: a reason may hold other separators
 
-    def _known(self, name: str) -> list[HistoryEntry]:
-        """Return the history of a model that was ever pushed."""
-        if name not in self.model_names():
-            known = ", ".join(self.model_names()) or "none yet"
-            raise RegistryError(f"Expected the name of a served model: {known}; received {name!r}.")
-        return self.history(name)
-
     def _entry(self, name: str, version: int | None) -> HistoryEntry:
         """Return the entry of the push of a version that is still there; the champion's if None."""
-        history = self._known(name)
+        history = self.known_history(name)
         wanted = history[-1].version if version is None else version
         entry = next((entry for entry in history if entry.version == wanted), None)
         if entry is None or wanted not in self.versions(name):
@@ -316,16 +339,6 @@ class Registry:
     def _present(self, name: str) -> str:
         versions = self.versions(name)
         return f"{'is version' if len(versions) == 1 else 'are versions'} {', '.join(map(str, versions)) or 'none'}"
-
-    def _refusal(self, name: str, left: HistoryEntry, rollback: HistoryEntry) -> str:
-        if left.version in self.versions(name):
-            advice = f"`ridgeline models rollback {name} {left.version} --reason ...` brings it back"
-        else:
-            advice = "a reason in evaluate.force_blessing pushes it anew"
-        return (
-            f"not pushed: version {left.version} served this model and was rolled back from on {rollback.at:%Y-%m-%d}: "
-            f"{rollback.reason}; {advice}"
-        )
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[Path]:

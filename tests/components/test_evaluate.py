@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import subprocess
 import sys
@@ -8,7 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components.evaluate import Params, calibration_bins, calibration_error, evaluate, mean_cross_entropy
+from components.evaluate import (
+    Params,
+    calibration_bins,
+    calibration_error,
+    evaluate,
+    mcnemar_p_value,
+    mean_cross_entropy,
+)
 from ridgeline.artifacts.examples import Examples, ExamplesFacts, Normalization, write_split
 from ridgeline.artifacts.model import Model, ModelFacts
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
@@ -22,12 +30,16 @@ L1, L2 = 0.01, 0.02
 NORMALIZATION = Normalization(kind="unit", mean=0, deviation=255)
 
 
-def make_examples(directory, num_test=NUM_TEST, shape=SHAPE, names=NAMES, synthetic=False, max_shard_bytes=10**6):
+def make_examples(
+    directory, num_test=NUM_TEST, shape=SHAPE, names=NAMES, synthetic=False, max_shard_bytes=10**6, test_labels=None
+):
     rng = np.random.default_rng(7)
     sizes = {"train": 3, "validation": 3, "test": num_test}
     for split, size in sizes.items():
         images = rng.integers(0, 256, (size, *shape), np.uint8)
         labels = rng.integers(0, len(names), size)
+        if split == "test" and test_labels is not None:
+            labels = np.asarray(test_labels)
         if size:
             write_split(directory / split, [(images, labels)], size, shape, max_shard_bytes)
     return Examples.seal(
@@ -86,9 +98,10 @@ def make_model(directory, kernel, bias, synthetic=False):
     )
 
 
-def run(directory, examples, model, **params):
+def run(directory, examples, model, *baselines, **params):
     directory.mkdir()
-    return evaluate(params=Params(**params), output=directory, examples=examples, model=model)
+    others = {f"baselines.{i}": baseline for i, baseline in enumerate(baselines)}
+    return evaluate(params=Params(**params), output=directory, examples=examples, model=model, **others)
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +262,9 @@ def test_a_model_that_meets_both_thresholds_is_blessed(evaluation, tmp_path, exa
     assert verdict.reasons == (
         f"accuracy {facts.accuracy:.6g} >= {facts.accuracy:.6g} (min_accuracy)",
         f"recall of {weakest.name} {weakest.recall:.6g} >= {weakest.recall:.6g} (min_class_recall)",
+        "no other model to compare with: the thresholds decide",
     )
+    assert verdict.forced is None
 
 
 @pytest.mark.parametrize(("accuracy", "recall"), [(1, 0), (0, 1), (1, 1)])
@@ -265,6 +280,104 @@ def test_a_class_without_test_images_is_not_blessed(tmp_path, model):
     verdict = run(tmp_path / "a", examples, model, min_accuracy=0).facts.verdict
     assert not verdict.blessed
     assert " 0 < 0.2 (min_class_recall)" in verdict.reasons[1]
+
+
+# --- the comparison with the champion
+
+
+@pytest.fixture(scope="module")
+def solved(tmp_path_factory, predicted):
+    """Examples on which `model` is always right."""
+    return make_examples(tmp_path_factory.mktemp("solved"), test_labels=predicted)
+
+
+@pytest.mark.parametrize(("champion", "candidate"), [(0, 0), (0, 5), (5, 0), (1, 1), (12, 5), (300, 220)])
+def test_the_p_value_is_the_exact_tail_of_the_binomial(champion, candidate):
+    n = champion + candidate
+    expected = sum(math.comb(n, k) for k in range(champion, n + 1)) / 2**n
+    assert mcnemar_p_value(champion, candidate) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_champion_is_measured_on_the_same_images(tmp_path, examples, model, indifferent_model, evaluation, labels):
+    own = run(tmp_path / "own", examples, indifferent_model).facts
+    facts = run(tmp_path / "a", examples, model, indifferent_model).facts
+    comparison = facts.comparison
+    assert facts.model_copy(update={"comparison": None, "verdict": evaluation.facts.verdict}) == evaluation.facts
+    assert comparison.model_digest == indifferent_model.digest
+    assert (comparison.accuracy, comparison.accuracy_interval) == (own.accuracy, own.accuracy_interval)
+    assert comparison.class_recalls == tuple(c.recall for c in own.classes)
+    champion_right = labels == 0  # it always says the first class
+    candidate_right = np.asarray(evaluation.predictions()).argmax(axis=1) == labels
+    assert comparison.only_champion_right == np.sum(champion_right & ~candidate_right)
+    assert comparison.only_candidate_right == np.sum(candidate_right & ~champion_right)
+    assert comparison.p_value == mcnemar_p_value(comparison.only_champion_right, comparison.only_candidate_right)
+
+
+def test_a_significantly_worse_model_is_not_blessed(tmp_path, solved, model, indifferent_model):
+    thresholds = {"min_accuracy": 0, "min_class_recall": 0}
+    facts = run(tmp_path / "a", solved, indifferent_model, model, **thresholds).facts
+    missed = facts.num_examples - round(facts.accuracy * facts.num_examples)
+    assert (facts.comparison.only_champion_right, facts.comparison.only_candidate_right) == (missed, 0)
+    assert not facts.verdict.blessed
+    assert facts.verdict.reasons[2] == (
+        f"against model {model.digest[:12]}, right alone on 0 images to its {missed}: "
+        f"p {0.5**missed:.6g} < 0.05 (worse_significance)"
+    )
+    assert run(
+        tmp_path / "b", solved, indifferent_model, model, **thresholds, worse_significance=0
+    ).facts.verdict.blessed
+
+
+def test_a_better_model_and_an_equal_one_are_blessed(tmp_path, solved, model, indifferent_model):
+    for name, champion in (("better", indifferent_model), ("equal", model)):
+        verdict = run(tmp_path / name, solved, model, champion).facts.verdict
+        assert verdict.blessed
+        assert "p 1 >= 0.05 (worse_significance)" in verdict.reasons[2]
+
+
+def test_the_thresholds_hold_for_a_better_model_too(tmp_path, examples, model, indifferent_model):
+    verdict = run(tmp_path / "a", examples, model, indifferent_model, min_accuracy=1).facts.verdict
+    assert not verdict.blessed
+    assert ">= 0.05 (worse_significance)" in verdict.reasons[2]
+
+
+def test_a_champion_is_wrong_where_it_yields_no_number(tmp_path, solved, model):
+    broken = make_model(tmp_path / "broken", np.zeros((16, 3), np.float32), np.full(3, np.nan, np.float32))
+    comparison = run(tmp_path / "a", solved, model, broken).facts.comparison
+    assert (comparison.accuracy, comparison.only_candidate_right) == (0, NUM_TEST)
+
+
+@pytest.mark.parametrize("other", [{"image_shape": (5, 5)}, {"class_names": ("cat", "dog", "bird")}])
+def test_a_champion_of_other_images_is_not_compared_and_the_thresholds_decide(tmp_path, solved, model, other):
+    (tmp_path / "other").mkdir()
+    champion = Model.seal(tmp_path / "other", model.facts.model_copy(update={**other, "dataset": "old:1.0.0"}))
+    facts = run(tmp_path / "a", solved, model, champion).facts
+    assert facts.comparison is None
+    assert facts.verdict.blessed
+    assert facts.verdict.reasons[2] == (
+        f"not comparable with model {champion.digest[:12]}, trained on old:1.0.0 with other images or classes: "
+        "the thresholds decide"
+    )
+
+
+def test_two_models_to_compare_with_are_refused(tmp_path, examples, model):
+    with pytest.raises(ValueError, match="at most 1 model to compare with; received 2"):
+        run(tmp_path / "a", examples, model, model, model)
+
+
+def test_a_forced_blessing_keeps_the_failed_checks_and_the_reason(tmp_path, solved, model, indifferent_model):
+    facts = run(tmp_path / "a", solved, indifferent_model, model, force_blessing=" a demo for <Ann> ").facts
+    assert (facts.verdict.blessed, facts.verdict.forced) == (True, "a demo for <Ann>")
+    assert "< 0.75 (min_accuracy)" in facts.verdict.reasons[0]
+    assert "< 0.05 (worse_significance)" in facts.verdict.reasons[2]
+    assert facts.verdict.reasons[-1] == "forced: a demo for <Ann>"
+
+
+@pytest.mark.parametrize("blank", ["", " \n", None])
+def test_a_blank_reason_forces_nothing(tmp_path, solved, indifferent_model, blank):
+    verdict = run(tmp_path / "a", solved, indifferent_model, force_blessing=blank).facts.verdict
+    assert (verdict.blessed, verdict.forced) == (False, None)
+    assert not any("forced" in reason for reason in verdict.reasons)
 
 
 def test_batches_and_shards_do_not_change_the_predictions(tmp_path, monkeypatch, evaluation, model):
@@ -305,6 +418,9 @@ def test_synthetic_images_on_either_side_make_it_synthetic(tmp_path, weights, ev
         ({"min_accuracy": 1.01}, "evaluate.min_accuracy: .*less than or equal to 1; received 1.01"),
         ({"min_accuracy": float("nan")}, "evaluate.min_accuracy"),
         ({"min_class_recall": -0.1}, "evaluate.min_class_recall: .*greater than or equal to 0; received -0.1"),
+        ({"worse_significance": 0.6}, "evaluate.worse_significance: .*less than or equal to 0.5; received 0.6"),
+        ({"worse_significance": -0.1}, "evaluate.worse_significance: .*greater than or equal to 0"),
+        ({"force_blessing": "x" * 501}, "evaluate.force_blessing: .*at most 500"),
         ({"num_mistakes": 101}, "evaluate.num_mistakes: .*less than or equal to 100; received 101"),
         ({"num_mistakes": 1.5}, "evaluate.num_mistakes: .*a valid integer"),
         ({"batch_size": 10}, "Unknown parameter evaluate.batch_size"),
@@ -316,7 +432,9 @@ def test_invalid_parameters_are_refused(values, message):
 
 
 def test_defaults_are_those_documented():
-    assert evaluate.parse({}) == Params(min_accuracy=0.75, min_class_recall=0.2, num_mistakes=20)
+    assert evaluate.parse({}) == Params(
+        min_accuracy=0.75, min_class_recall=0.2, worse_significance=0.05, force_blessing=None, num_mistakes=20
+    )
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,14 @@ def test_unblessed_model_is_skipped_with_the_reasons(inputs, tmp_path):
         export(**inputs | {"evaluation": evaluation}, params=export.parse({}), output=tmp_path)
 
 
+def test_a_forced_blessing_is_handed_on(inputs, tmp_path):
+    forced = Verdict(blessed=True, reasons=("accuracy 0.1 < 0.75 (min_accuracy)", "forced: demo"), forced="demo")
+    evaluation = with_facts(inputs["evaluation"], tmp_path / "evaluation", verdict=forced)
+    (tmp_path / "pushed").mkdir()
+    pushed = export(**inputs | {"evaluation": evaluation}, params=export.parse({}), output=tmp_path / "pushed")
+    assert pushed.facts.forced == "demo"
+
+
 def test_evaluation_of_another_model_is_refused(inputs, tmp_path):
     evaluation = with_facts(inputs["evaluation"], tmp_path / "evaluation", model_digest="0" * 64)
     with pytest.raises(ValueError, match="Expected the evaluation of model"):

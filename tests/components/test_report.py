@@ -13,7 +13,7 @@ from PIL import Image
 from components.report import CalibrationBins, render
 from ridgeline.artifacts.examples import Examples, ExamplesFacts, Normalization, write_split
 from ridgeline.artifacts.model import LayerSparsity, Model, ModelFacts
-from ridgeline.artifacts.model_evaluation import ClassMetrics, Mistake, ModelEvaluationFacts, Verdict
+from ridgeline.artifacts.model_evaluation import ClassMetrics, Comparison, Mistake, ModelEvaluationFacts, Verdict
 
 NAMES = ("cat", "<b>&", "dog")
 NUM_TEST = 6
@@ -41,6 +41,15 @@ FACTS = ModelEvaluationFacts(
     ),
     verdict=Verdict(blessed=False, reasons=("accuracy 0.5 < 0.75 (min_accuracy)", "recall of <b>& 0.5 >= 0.2")),
     synthetic=False,
+)
+COMPARISON = Comparison(
+    model_digest="cd" * 32,
+    accuracy=0.625,
+    accuracy_interval=(0.2999, 0.8654),
+    class_recalls=(0.75, 0.5, 0.25),
+    only_champion_right=1234,
+    only_candidate_right=5,
+    p_value=0.0123456,
 )
 COUNTS = np.array([0, 2, 4])
 BINS = CalibrationBins(counts=COUNTS, confidence=np.array([0, 0.5, 0.8]), accuracy=np.array([0, 0.5, 0.5]))
@@ -265,6 +274,32 @@ def test_a_blessed_model_is_called_blessed(examples, model, network):
     assert "Blessed" in text
     assert "Not blessed" not in text
     assert "accuracy 0.5 >= 0.25 (min_accuracy)" in text
+
+
+def test_a_forced_blessing_is_shown_with_its_reason(examples, model, network):
+    verdict = Verdict(blessed=True, reasons=("accuracy 0.5 < 0.75", "forced: <i>demo</i>"), forced="<i>demo</i>")
+    html = render(FACTS.model_copy(update={"verdict": verdict}), BINS, examples, model, network)
+    assert "<i>demo" not in html
+    text = Page(html).text
+    assert (
+        "Blessed by force A person blessed this model, whatever the checks say. The reason given: <i>demo</i>" in text
+    )
+    assert "accuracy 0.5 < 0.75" in text
+
+
+def test_the_champion_is_shown_beside_the_model(page, examples, model, network):
+    assert "Against the champion" not in page.text
+    text = Page(render(FACTS.model_copy(update={"comparison": COMPARISON}), BINS, examples, model, network)).text
+    for part in (
+        "It alone is right on 1,234 of them, this one alone on 5.",
+        "probability p = 0.01235",
+        "Accuracy 50.00 % 62.50 % -12.50",
+        "95 % interval 18.76 to 81.24 29.99 to 86.54",
+        "Recall of cat 50.0 % 75.0 % -25.0",
+        "Recall of dog 50.0 % 25.0 % +25.0",
+        COMPARISON.model_digest,
+    ):
+        assert part in text
 
 
 def test_equal_input_gives_equal_bytes_whatever_the_users_matplotlib_settings(html, examples, model, network):

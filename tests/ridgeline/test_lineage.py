@@ -50,11 +50,14 @@ def test_gc_dry_run_deletes_nothing(store, runs, tmp_path):
     assert len(list(store.executions())) == 6
 
 
-def test_gc_keeps_what_history_needs_with_all_it_was_made_from(store, runs, tmp_path):
+def test_gc_keeps_what_served_versions_need_with_all_it_was_made_from(store, runs, tmp_path):
     folder = tmp_path / "serving" / "model"
-    folder.mkdir(parents=True)
-    entry = HistoryEntry(version=1, action="push", artifact=runs[1][1], model_digest="", accuracy=0.5, run_id="run 1")
-    (folder / "history.jsonl").write_text(entry.model_dump_json() + "\n")
+    (folder / "1").mkdir(parents=True)
+    lines = [
+        HistoryEntry(version=v, action="push", artifact=runs[v][1], model_digest="", accuracy=0.5, run_id=f"run {v}")
+        for v in (2, 1)  # the folder of version 2 is gone
+    ]
+    (folder / "history.jsonl").write_text("".join(f"{line.model_dump_json()}\n" for line in lines))
     garbage = collect_garbage(store, Registry(tmp_path / "serving"), keep_runs=1, dry_run=False)
     assert set(garbage.artifacts) == set(runs[2])
     assert lineage(store, runs[1][1]).inputs["number"].execution is not None

@@ -1,0 +1,92 @@
+"""The commands ``ridgeline models list | show | verify | rollback``: what is served, what was, and back to it."""
+
+from __future__ import annotations
+
+import getpass
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from ridgeline.settings import Settings
+
+app = typer.Typer(no_args_is_help=True, help="The served models: list, show, verify, roll back.")
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The model's name, for example fashion_mnist.")]
+Version = Annotated[
+    int | None, typer.Argument(metavar="[VERSION]", min=1, help="The version's number.", show_default=False)
+]
+
+
+def user() -> str:
+    """Return the name of the user of this process; empty if it has none, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
+
+
+def new_run_id() -> str:
+    """Return a name for what a command does."""
+    return f"cli__{datetime.now(UTC).isoformat(timespec='milliseconds')}"
+
+
+@app.command("list")
+def list_models() -> None:
+    """List the models: champion, accuracy, since when, number of versions."""
+    registry = Settings().open_registry()
+    names = registry.model_names()
+    if not names:
+        typer.echo(f"no model was served yet from {registry.root}")
+        return
+    width = max(map(len, [*names, "model"]))
+    typer.echo(f"{'model':<{width}}  champion  accuracy  since             versions")
+    for name in names:
+        if champion := registry.champion(name):
+            typer.echo(
+                f"{name:<{width}}  {champion.version:>8}  {champion.accuracy:>8.4f}  {champion.at:%Y-%m-%d %H:%M}  "
+                f"{len(registry.versions(name)):>8}"
+            )
+
+
+@app.command()
+def show(name: Name) -> None:
+    """Print a model's history, oldest first; * marks the champion. Times are UTC."""
+    registry = Settings().open_registry()
+    history, present = registry.known_history(name), registry.versions(name)
+    width = max(3, *(len(entry.by) for entry in history))
+    typer.echo(f"  version  action    accuracy  when              {'who':<{width}}  model         reason")
+    for entry in history:
+        mark = "*" if entry is history[-1] else " "
+        gone = [] if entry.version in present else ["(version deleted)"]
+        typer.echo(
+            f"{mark} {entry.version:>7}  {entry.action:<8}  {entry.accuracy:>8.4f}  {entry.at:%Y-%m-%d %H:%M}  "
+            f"{entry.by:<{width}}  {entry.model_digest[:12]}  {' '.join([*entry.reason.split(), *gone])}".rstrip()
+        )
+    typer.echo(f"\nserved from {registry.root / name / str(history[-1].version)}")
+    if previous := registry.previous(name):
+        typer.echo(f"`ridgeline models rollback {name} --reason ...` goes back to version {previous.version}")
+
+
+@app.command()
+def verify(name: Name, version: Version = None) -> None:
+    """Check the champion, or a version: every byte of it, and what it serves in a fresh process."""
+    settings = Settings()
+    entry = settings.open_registry().verify(settings.open_store(), name, version)
+    typer.echo(f"{name} version {entry.version} holds {entry.artifact}, byte for byte, and serves its predictions")
+
+
+@app.command()
+def rollback(
+    name: Name,
+    reason: Annotated[str, typer.Option(help="Why; it is recorded in the history.")],
+    version: Version = None,
+) -> None:
+    """Make an earlier version the champion, once it is verified.
+
+    It is the version that is named, or else that of the last other model that the champion replaced.
+    """
+    settings = Settings()
+    registry, store = settings.open_registry(), settings.open_store()
+    entry = registry.rollback(store, name, version, reason=reason, by=user(), run_id=new_run_id())
+    typer.echo(f"{name} is served by version {entry.version}, accuracy {entry.accuracy:.4f}: {entry.reason}")
