@@ -144,10 +144,18 @@ def _find_run(session: Session, dag_id: str, run_id: str) -> Run | None:
         changed={
             name: (defaults.get(name), value)
             for name, value in sorted((found.conf or {}).items())
-            if name not in defaults or value != defaults[name]
+            if name not in defaults or _differs(value, defaults[name])
         },
         tasks=tuple(tasks),
     )
+
+
+def _differs(value: Any, default: Any) -> bool:
+    """Tell whether a value is not the default; a number may have been typed as text, ``1e-4``."""
+    try:
+        return float(value) != float(default)
+    except (TypeError, ValueError):
+        return bool(value != default)
 
 
 def _merge(task_id: str, mapped: list[TaskInstance]) -> Task:

@@ -85,6 +85,7 @@ TEMPLATE = """\
 {% block style %}
 h2{font-size:1.4rem}
 h3{font-size:1rem;margin:20px 0 4px}
+section .tiles div{padding:0}
 .champion{display:inline-block;padding:0 10px;border-radius:99px;background:#cfe5f5}
 .plain thead th{text-align:left}
 .chart{display:block;width:100%;max-width:860px;height:auto}
@@ -132,7 +133,10 @@ pre{margin:8px 0;padding:10px 14px;background:#f3f4f6;border-radius:6px;overflow
 <circle cx="{{ point.x }}" cy="{{ point.y }}" r="5" class="{{ point.entry.action }}{{ " now" if loop.last }}">\
 <title>{{ point.entry.action }}, version {{ point.entry.version }}, {{ point.entry.accuracy|percent(2) }}, \
 {{ day(point.entry.at) }}</title></circle>
-<text x="{{ point.x }}" y="{{ size.height - 8 }}" text-anchor="middle">{{ point.entry.version }}</text>
+<text x="{{ point.x }}" y="{{ size.height - 20 }}" text-anchor="middle">{{ point.entry.version }}</text>
+{% if loop.first or loop.last %}
+<text x="{{ point.x }}" y="{{ size.height - 4 }}" text-anchor="middle">{{ point.entry.at.date() }}</text>
+{% endif %}
 {% endfor %}
 </svg>
 <p class="note">One point each time that a version became the champion, oldest first, with the version below it; \
@@ -167,8 +171,8 @@ rollbacks are orange.</p>
 <tbody>
 {% for entry in model.history %}
 <tr><td>{{ day(entry.at) }}</td><td>{{ "pushed" if entry.action == "push" else "rolled back to" }} \
-version {{ entry.version }}</td><td>{{ entry.by or "not recorded" }}</td>
-<td>{{ entry.reason or ("it was blessed" if entry.action == "push" else "not recorded") }}</td>\
+version {{ entry.version }}</td><td>{{ entry.by or "–" }}</td>
+<td>{{ entry.reason or ("it was blessed" if entry.action == "push" else "–") }}</td>\
 <td>{{ run(entry.run_id) }}</td></tr>
 {% endfor %}
 </tbody>

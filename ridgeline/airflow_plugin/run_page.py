@@ -19,6 +19,7 @@ from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.artifacts.sweep_result import SweepResult
 from ridgeline.lineage import Origin, lineage
 from ridgeline.page import render_page
+from ridgeline.registry import HistoryEntry
 from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store, StoreError
 
@@ -99,6 +100,12 @@ class Step:
         return NO_RECORD.get(self.outcome, "")
 
     @property
+    def yielded(self) -> str:
+        """Short name of the artifact that it made or reused; empty if there is none."""
+        kind, _, digest = ((self.record and self.record.output) or "").partition("/")
+        return f"{kind}/{digest[:12]}" if digest else ""
+
+    @property
     def seconds(self) -> float | None:
         """How long it took, if it ended."""
         if self.record:
@@ -171,6 +178,15 @@ def _served(settings: Settings, pushed: PushedModel, run_id: str) -> str:
     return f"{text} The champion is version {champion.version} now."
 
 
+def _rollbacks(settings: Settings, run: Run) -> Iterator[tuple[str, HistoryEntry]]:
+    """Yield the rollbacks that a run made: the model's name and the entry of its history."""
+    registry, started_at = settings.open_registry(), run.started_at
+    for name in registry.model_names():
+        for entry in registry.history(name):
+            if (entry.action, entry.run_id) == ("rollback", run.run_id) and started_at and started_at <= entry.at:
+                yield name, entry
+
+
 def _raw_files(store: Store, ref: str) -> dict[str, dict[str, Any]]:
     """Return the downloaded files that an artifact records: their sizes and digests by name."""
     try:
@@ -218,8 +234,14 @@ def render(settings: Settings, run: Run) -> str:
         if isinstance(artifact, ModelEvaluation | SweepResult):
             link = f"{quote(run.run_id, safe='')}/reports/{quote(task)}"
             reports.append((task, link, Markup(artifact.report.read_text(encoding="utf-8"))))
+    rollbacks = []
+    try:
+        rollbacks = list(_rollbacks(settings, run))
+    except StoreError as error:
+        problems.append(str(error))
     return render_page(
         TEMPLATE,
+        rollbacks=rollbacks,
         run=run,
         steps=steps,
         records=records,
@@ -243,19 +265,23 @@ TEMPLATE = """\
 {% block style %}
 .verdict h2:not(:last-child){margin-bottom:6px}
 .verdict p:last-child{margin:0}
+.verdict ul+p{margin-top:8px}
 .verdict.waiting{border-color:#6b7280}
 .outcome{display:inline-block;padding:0 10px;border-radius:99px;background:#e5e7eb;white-space:nowrap}
 .outcome.ran{background:#cfe5f5}
 .outcome.failed{background:#f9d9c2}
 .steps td,.steps th,.lineage td,.lineage th{text-align:left;vertical-align:top}
 .steps td.number,.steps th.number{text-align:right}
+.steps .why{min-width:220px}
 .why{overflow-wrap:anywhere;white-space:pre-line}
-.lineage th{white-space:nowrap}
+.lineage th,.lineage td,.steps code{white-space:nowrap}
+.plain thead th{text-align:left}
 .better{color:#00588c}
 .worse{color:#a84a00}
 .alone{text-align:right;margin:0}
 {% endblock %}
 {% macro time(moment) %}{{ moment.strftime("%Y-%m-%d %H:%M:%S") }} UTC{% endmacro %}
+{% macro show(value) %}{{ value if value is string else value|tojson }}{% endmacro %}
 {% macro difference(value, other) %}
 <td class="{{ "better" if value > other else "worse" if value < other }}">\
 {{ "%+.2f"|format(100 * (value - other)) }}</td>
@@ -277,12 +303,16 @@ TEMPLATE = """\
 {% endif %}
 {% if failed %}
 <div class="verdict"><h2>&#10007; Failed: {{ failed.task.name }}</h2><p class="why">{{ failed.reason }}</p></div>
-{% elif not records and not run.in_progress %}
+{% elif not records and not rollbacks and not run.in_progress %}
 <div class="verdict waiting"><h2>Nothing to show</h2>
 <p>No step of Ridgeline has ended in this run, or its records were deleted by <code>ridgeline gc</code>.</p></div>
 {% endif %}
+{% for name, entry in rollbacks %}
+<div class="verdict blessed"><h2>Rolled back to version {{ entry.version }} of {{ name }}</h2>
+<p class="why">{{ entry.reason }}{% if entry.by %} ({{ entry.by }}){% endif %}</p></div>
+{% endfor %}
 {% if unchanged %}
-<div class="verdict blessed"><h2>Nothing changed</h2><p>Every step was reused: same inputs, parameters and code. \
+<div class="verdict blessed"><h2>Nothing changed</h2><p>No step had to work: same inputs, parameters and code. \
 What is shown below was made by earlier runs.</p></div>
 {% endif %}
 {% for problem in problems %}
@@ -329,15 +359,14 @@ What is shown below was made by earlier runs.</p></div>
 <div class="scroll" tabindex="0" role="region" aria-label="Steps">
 <table class="steps">
 <thead><tr><th scope="col">Step</th><th scope="col">Outcome</th><th scope="col">Why</th>\
-<th scope="col" class="number">Seconds</th><th scope="col">Yielded</th></tr></thead>
+<th scope="col" class="number">Seconds</th><th scope="col" class="wide">Yielded</th></tr></thead>
 <tbody>
 {% for step in steps %}
 <tr><th scope="row">{{ step.task.name }}</th>
 <td><span class="outcome {{ step.outcome }}">{{ step.outcome }}</span></td>
 <td class="why">{{ step.reason }}</td>
 <td class="number">{% if step.seconds is not none %}{{ "%.1f"|format(step.seconds) }}{% endif %}</td>
-<td>{% if step.record and step.record.output %}<code>{{ step.record.output[:step.record.output.index("/") + 13] }}\
-</code>{% endif %}</td></tr>
+<td class="wide"><code>{{ step.yielded }}</code></td></tr>
 {% endfor %}
 </tbody>
 </table>
@@ -348,7 +377,8 @@ What is shown below was made by earlier runs.</p></div>
 {% set champion = evaluation.comparison %}
 <section>
 <h2>Against the champion</h2>
-<p class="note">Both on the same {{ "{:,}".format(evaluation.num_examples) }} test images, in percent. \
+<p class="note">Model <code>{{ champion.model_digest[:12] }}</code>, on the same \
+{{ "{:,}".format(evaluation.num_examples) }} test images, in percent. \
 {{ "{:,}".format(champion.only_candidate_right) }} images are right with this model alone, \
 {{ "{:,}".format(champion.only_champion_right) }} with the champion alone; exact one-sided McNemar test: \
 p = {{ "%.4g"|format(champion.p_value) }} that the champion is so far ahead by chance.</p>
@@ -378,7 +408,7 @@ p = {{ "%.4g"|format(champion.p_value) }} that the champion is so far ahead by c
 <thead><tr><th scope="col">Parameter</th><th scope="col">Default</th><th scope="col">This run</th></tr></thead>
 <tbody>
 {% for name, (default, value) in run.changed.items() %}
-<tr><th scope="row"><code>{{ name }}</code></th><td>{{ default|tojson }}</td><td>{{ value|tojson }}</td></tr>
+<tr><th scope="row"><code>{{ name }}</code></th><td>{{ show(default) }}</td><td>{{ show(value) }}</td></tr>
 {% endfor %}
 </tbody>
 </table>
@@ -396,10 +426,13 @@ below it.</p>
 <table class="lineage"><tbody>
 {% for line in lineage %}
 <tr><th scope="row" style="padding-left:{{ 8 + 22 * line.depth }}px">{{ line.name }}</th>
-<td><code>{{ line.digest }}</code></td>
-<td>{% if line.bytes is defined %}{{ "{:,}".format(line.bytes) }} bytes, SHA-256{% elif line.again %}see above\
-{% elif line.made %}{{ line.made.component }}, {{ time(line.made.started_at) }}<br>\
-<code>{{ line.made.run_id }}</code>{% else %}no record of its making{% endif %}</td></tr>
+{% if line.bytes is defined %}
+<td>{{ "{:,}".format(line.bytes) }} bytes, SHA-256</td><td><code>{{ line.digest }}</code></td></tr>
+{% else %}
+<td>{% if line.again %}see above{% elif line.made %}{{ line.made.component }}, {{ time(line.made.started_at) }}<br>\
+<code>{{ line.made.run_id }}</code>{% else %}no record of its making{% endif %}</td>\
+<td><code>{{ line.digest[:12] }}</code></td></tr>
+{% endif %}
 {% endfor %}
 </tbody></table>
 </div>
