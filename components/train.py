@@ -21,7 +21,7 @@ from ridgeline.artifacts.examples import Examples
 from ridgeline.artifacts.model import LayerSparsity, Model, ModelFacts, eliminated_pixels, kernels
 from ridgeline.artifacts.sweep_result import SweepResult
 from ridgeline.component import Params as StepParams
-from ridgeline.component import component
+from ridgeline.component import component, shown_as
 
 if TYPE_CHECKING:
     import keras
@@ -53,20 +53,34 @@ class Penalty(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["none", "l1", "l2", "l1_l2"] = Field(
-        "l2", title="Penalty", description="Which strengths apply: none, l1, l2, or both (l1_l2)."
+        "l2",
+        title="Penalty",
+        description="Which strengths apply: none, l1, l2, or both (l1_l2).",
+        json_schema_extra=shown_as(none="none", l1="L1: zeros weights", l2="L2: spreads weights", l1_l2="L1 and L2"),
     )
     l1: float = Field(
         1e-4,
         ge=0.0,
         title="L1 strength",
-        description="Factor of the sum of absolute weights; for l1 and l1_l2.",
+        description="Factor of the sum of absolute weights, at least 0, such as 1e-4; for l1 and l1_l2.",
     )
     l2: float = Field(
         0.01,
         ge=0.0,
         title="L2 strength",
-        description="Factor of the sum of squared weights; for l2 and l1_l2.",
+        description="Factor of the sum of squared weights, at least 0, such as 0.01; for l2 and l1_l2.",
     )
+
+    @model_validator(mode="after")
+    def _strengths_apply(self) -> Self:
+        for name in ("l1", "l2"):
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if name not in self.kind.split("_") and value not in (default, 0.0):
+                raise ValueError(
+                    f"{name}: expected 0 or the default {default!r} with kind={self.kind!r}, under which it does not "
+                    f"apply; received {value!r}. Set kind={name} or l1_l2, or leave {name} out."
+                )
+        return self
 
     @property
     def strengths(self) -> tuple[float, float]:
@@ -86,6 +100,7 @@ class Regularization(StepParams):
         title="Solver",
         description="How L1 acts: by its subgradient in the loss, as in Keras (small weights, none zero), or proximal: "
         "soft-thresholding after each update (exact zeros; needs l1 or l1_l2 with sgd, without averaging).",
+        json_schema_extra=shown_as(subgradient="subgradient, as in Keras", proximal="proximal: L1 gives exact zeros"),
     )
 
 
@@ -97,6 +112,7 @@ class Training(StepParams):
         title="Profile",
         description="tuned: each training parameter that is left at its default gets the value that reached the best "
         "validation accuracy in our own search.",
+        json_schema_extra=shown_as(seed="seed: the small default model", tuned="tuned: the best of our search"),
     )
     hidden_units: Annotated[tuple[Annotated[int, Field(ge=1, le=10_000)], ...], BeforeValidator(_as_tuple)] = Field(
         (100, 100),
@@ -104,14 +120,26 @@ class Training(StepParams):
         title="Hidden units",
         description="Units of each hidden layer (relu, he_normal), from input to output; empty for softmax regression.",
     )
-    optimizer: Literal["sgd", "adam"] = Field("sgd", title="Optimizer", description="Keras optimizer.")
-    learning_rate: float = Field(0.02, gt=0.0, le=10.0, title="Learning rate", description="Step size of each update.")
-    momentum: float = Field(0.0, ge=0.0, lt=1.0, title="Momentum", description="Share of the last step; for sgd.")
-    schedule: Literal["constant", "cosine"] = Field(
-        "constant", title="Schedule", description="Learning rate over the epochs; cosine falls to zero."
+    optimizer: Literal["sgd", "adam"] = Field(
+        "sgd",
+        title="Optimizer",
+        description="Keras optimizer.",
+        json_schema_extra=shown_as(sgd="SGD: stochastic gradient descent", adam="Adam"),
     )
-    batch_size: int = Field(32, ge=1, le=65_536, title="Batch size", description="Images an update.")
-    epochs: int = Field(2, ge=1, le=10_000, title="Epochs", description="Passes over the training split.")
+    learning_rate: float = Field(
+        0.02, gt=0.0, le=10.0, title="Learning rate", description="Step size of each update, above 0, at most 10."
+    )
+    momentum: float = Field(
+        0.0, ge=0.0, lt=1.0, title="Momentum", description="Share of the last step, 0 to below 1; for sgd."
+    )
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant",
+        title="Schedule",
+        description="Learning rate over the epochs; cosine falls to zero.",
+        json_schema_extra=shown_as(constant="constant", cosine="cosine, to zero"),
+    )
+    batch_size: int = Field(32, ge=1, le=65_536, title="Batch size", description="Images an update, 1 to 65536.")
+    epochs: int = Field(2, ge=1, le=10_000, title="Epochs", description="Passes over the training split, 1 to 10000.")
     patience: int | None = Field(
         None,
         ge=1,
@@ -120,13 +148,17 @@ class Training(StepParams):
         "empty: train all epochs and keep the last.",
     )
     label_smoothing: float = Field(
-        0.0, ge=0.0, lt=1.0, title="Label smoothing", description="Share of each label spread over all classes."
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        title="Label smoothing",
+        description="Share of each label spread over all classes, 0 to below 1.",
     )
     shift: int = Field(
         0, ge=0, le=64, title="Shift", description="Training images are moved by up to so many pixels each way."
     )
     shift_share: float = Field(
-        1.0, ge=0.0, le=1.0, title="Shifted share", description="Share of the training images that is shifted."
+        1.0, ge=0.0, le=1.0, title="Shifted share", description="Share of the training images that is shifted, 0 to 1."
     )
     flip: bool = Field(False, title="Flip", description="Half of the training images are mirrored left to right.")
     average: float = Field(
@@ -134,10 +166,14 @@ class Training(StepParams):
         ge=0.0,
         lt=1.0,
         title="Weight averaging",
-        description="Decay of the moving average of the weights that is kept instead of the last ones; 0 for none.",
+        description="Decay of the moving average of the weights, kept instead of the last ones; 0 (none) to below 1.",
     )
     seed: int = Field(
-        42, ge=0, lt=2**31, title="Seed", description="Decides initial weights, order of images, augmentation."
+        42,
+        ge=0,
+        lt=2**31,
+        title="Seed",
+        description="Decides initial weights, order of images, augmentation; 0 to 2147483647.",
     )
 
     @model_validator(mode="before")
@@ -147,6 +183,15 @@ class Training(StepParams):
             return values
         defaults = {name: field.default for name, field in cls.model_fields.items()}
         return _tuned(values, {name: value for name, value in TUNED.items() if name in defaults}, defaults)
+
+    @model_validator(mode="after")
+    def _shares_apply(self) -> Self:
+        if not self.shift and self.shift_share != type(self).model_fields["shift_share"].default:
+            raise ValueError(
+                f"shift_share: expected its default with shift=0, under which no image is shifted; received "
+                f"{self.shift_share!r}. Set shift, or leave shift_share out."
+            )
+        return self
 
     @model_validator(mode="after")
     def _momentum_is_sgds(self) -> Self:
@@ -187,12 +232,16 @@ class Params(Training, Regularization):
 
 
 def _tuned(given: Mapping[str, Any], tuned: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the given values, of which those that equal the default are replaced by the tuned ones."""
+    """Return the given values, of which those that equal the default are replaced by the tuned ones.
+
+    The penalty is one value: where any part of it is given, none of it is replaced.
+    """
     result = {**defaults, **given}
     for name, value in tuned.items():
-        if isinstance(value, Mapping):
-            result[name] = _tuned(dict(result[name]), value, dict(defaults[name]))
-        elif result[name] == defaults[name]:
+        received, default = result[name], defaults[name]
+        if isinstance(received, Mapping):
+            received, default = {**dict(default), **received}, dict(default)
+        if received == default:
             result[name] = value
     return result
 

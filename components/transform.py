@@ -13,7 +13,7 @@ from pydantic import Field
 from ridgeline.artifacts.dataset import Dataset
 from ridgeline.artifacts.examples import Examples, ExamplesFacts, Normalization, Split, write_split
 from ridgeline.component import Params as StepParams
-from ridgeline.component import StepError, component
+from ridgeline.component import StepError, component, shown_as
 
 log = logging.getLogger(__name__)
 
@@ -27,12 +27,13 @@ class Params(StepParams):
         5_000,
         ge=1,
         title="Validation examples",
-        description="The last so many training images are held out for validation.",
+        description="The last so many training images are held out for validation, at least 1.",
     )
     normalization: Literal["unit", "standard"] = Field(
         "unit",
         title="Normalization",
         description="unit: pixels / 255. standard: less the training split's mean, over its standard deviation.",
+        json_schema_extra=shown_as(unit="unit: pixels / 255", standard="standard: mean 0, deviation 1"),
     )
 
 

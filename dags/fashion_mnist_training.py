@@ -2,13 +2,17 @@
 
 Each task runs its step, or reuses what the step yielded before if inputs, parameters and code are the same;
 its log says which, and why. Tasks pass on the name of an artifact in the store, never data.
+
+Trigger it with the values of your choice; a bad one is refused before any step works. It also runs by itself:
+weekly, unless `RIDGELINE_SCHEDULE` says otherwise, and when the asset `fashion_mnist_source` changes. A run in which
+nothing changed reuses everything, and serves no new version.
 """
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
-from airflow.sdk import Param, dag, get_current_context, task
+from airflow.sdk import Asset, Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 
 import components.evaluate
@@ -17,43 +21,74 @@ import components.ingest
 import components.sweep
 import components.train
 import components.transform
-from ridgeline.airflow_task import form, run_in_task
+from ridgeline.airflow_task import form, run_in_task, schedule
+from ridgeline.notifications import Notifier, deadline
+
+# Whoever replaces the raw files creates an event of this asset, in the UI or over REST.
+SOURCE = Asset("fashion_mnist_source")
+# Each event of these carries the artifact's name, whether it is new, and its facts.
+DATASET = Asset("fashion_mnist_dataset")
+EXAMPLES = Asset("fashion_mnist_examples")
+MODEL = Asset("fashion_mnist_model")
+PUSHED_MODEL = Asset("fashion_mnist_pushed_model")
 
 
 @dag(
+    dag_display_name="Fashion-MNIST: train, judge, serve",
     doc_md=__doc__,
-    schedule=None,
+    schedule=schedule(SOURCE),
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
     is_paused_upon_creation=False,
     catchup=False,
     max_active_runs=1,
     tags=["fashion-mnist", "training"],
-    params=form(
+    params={
+        "penalty_from": Param(
+            "form",
+            "Whether the penalty below is used, or a sweep over the strengths of the step sweep chooses it, on "
+            "validation.",
+            title="Penalty from",
+            enum=["form", "regularization_path"],
+            values_display={
+                "form": "this form",
+                "regularization_path": "the regularization path: a sweep chooses",
+            },
+        )
+    }
+    | form(
         components.ingest.ingest,
         components.transform.transform,
         components.train.train,
         components.sweep.sweep,
         components.evaluate.evaluate,
         components.export.export,
-    )
-    | {
-        "penalty_from": Param(
-            "form",
-            "form: the penalty is train.penalty. regularization_path: a sweep over the strengths below chooses it, on "
-            "validation; train.penalty and train.solver are not used.",
-            enum=["form", "regularization_path"],
-        )
+        first=(
+            "train.penalty.kind",
+            "train.penalty.l1",
+            "train.penalty.l2",
+            "train.solver",
+            "train.profile",
+            "train.epochs",
+            "train.learning_rate",
+            "train.seed",
+        ),
+    ),
+    deadline=deadline(),
+    default_args={
+        "retries": 1,
+        "retry_delay": timedelta(seconds=10),
+        "on_failure_callback": Notifier("failed"),
     },
-    default_args={"retries": 1, "retry_delay": timedelta(seconds=10)},
 )
 def fashion_mnist_training() -> None:
     """Wire the steps."""
 
-    @task(execution_timeout=timedelta(hours=1))
+    @task(execution_timeout=timedelta(hours=1), outlets=[DATASET])
     def ingest() -> str:
         """Prepare the dataset with tfds, from the network or a folder of downloaded files."""
         return run_in_task(components.ingest.ingest)
 
-    @task(execution_timeout=timedelta(minutes=30))
+    @task(execution_timeout=timedelta(minutes=30), outlets=[EXAMPLES])
     def transform(dataset: str) -> str:
         """Split the dataset into training, validation and test arrays; learn the normalization."""
         return run_in_task(components.transform.transform, dataset=dataset)
@@ -65,17 +100,17 @@ def fashion_mnist_training() -> None:
             raise AirflowSkipException("the penalty is that of the form")
         return run_in_task(components.sweep.sweep, examples=examples)
 
-    @task(execution_timeout=timedelta(hours=6), trigger_rule="none_failed")
+    @task(execution_timeout=timedelta(hours=6), trigger_rule="none_failed", outlets=[MODEL])
     def train(examples: str, sweep: str | None) -> str:
         """Train the classifier on the training split; watch it on the validation split."""
         return run_in_task(components.train.train, examples=examples, sweeps=sweep and [sweep])
 
     @task(execution_timeout=timedelta(minutes=30))
     def evaluate(examples: str, model: str) -> str:
-        """Measure the model on the test split, once; decide whether it may be served; write the report."""
+        """Measure the model on the test split, compare it with the champion, decide whether it may be served."""
         return run_in_task(components.evaluate.evaluate, examples=examples, model=model)
 
-    @task(execution_timeout=timedelta(minutes=30))
+    @task(execution_timeout=timedelta(minutes=30), outlets=[PUSHED_MODEL])
     def export(examples: str, model: str, evaluation: str) -> str:
         """Export a blessed model, check what it serves in a fresh process, and make it the champion."""
         return run_in_task(components.export.export, examples=examples, model=model, evaluation=evaluation)

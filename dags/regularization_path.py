@@ -15,21 +15,33 @@ import components.ingest
 import components.sweep
 import components.transform
 from ridgeline.airflow_task import form, params_in_task, run_in_task
+from ridgeline.notifications import Notifier
 
 
 @dag(
     doc_md=__doc__,
+    dag_display_name="Fashion-MNIST: regularization path",
     schedule=None,
+    is_paused_upon_creation=False,
     catchup=False,
     max_active_runs=1,
     tags=["fashion-mnist", "regularization"],
-    params=form(components.ingest.ingest, components.transform.transform, components.sweep.sweep)
-    | {
+    params={
         "spread_tasks": Param(
-            1, "Tasks that share the grid; more than 1 pays off with free cores.", type="integer", minimum=1, maximum=32
+            1,
+            "Tasks that share the grid, 1 to 32; more than 1 pays off with free cores.",
+            title="Spread over tasks",
+            type="integer",
+            allOf=[{"minimum": 1, "maximum": 32}],  # where the form does not silently move a value into them
         )
-    },
-    default_args={"retries": 1, "retry_delay": timedelta(seconds=10)},
+    }
+    | form(
+        components.ingest.ingest,
+        components.transform.transform,
+        components.sweep.sweep,
+        first=("sweep.l1", "sweep.l2", "sweep.dense", "sweep.tolerance", "sweep.train.epochs", "sweep.train.profile"),
+    ),
+    default_args={"retries": 1, "retry_delay": timedelta(seconds=10), "on_failure_callback": Notifier("failed")},
 )
 def regularization_path() -> None:
     """Wire the steps."""
@@ -51,8 +63,14 @@ def regularization_path() -> None:
         return params_in_task(components.sweep.sweep).split(count) if count > 1 else []
 
     # A mapped task's docstring is not shown, so it is given.
-    @task(execution_timeout=timedelta(hours=6), doc_md="Train at a part of the grid's points.")
+    @task(
+        execution_timeout=timedelta(hours=6),
+        doc_md="Train at a part of the grid's points.",
+        map_index_template="{{ points }}",
+    )
     def sweep_part(examples: str, grid: dict[str, Any]) -> str:
+        strengths = (f"{name} {', '.join(map(str, grid[name]))}" for name in ("l1", "l2", "l1_l2") if grid[name])
+        get_current_context()["points"] = "; ".join([*(["dense"] if grid["dense"] else []), *strengths])  # type: ignore[typeddict-unknown-key]
         values = {f"sweep.{name}": value for name, value in grid.items()}
         return run_in_task(components.sweep.sweep, values, examples=examples)
 

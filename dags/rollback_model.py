@@ -36,7 +36,7 @@ from ridgeline.airflow_task import rollback_in_task
             "Number of the version to serve. Empty: that of the last other model that the champion replaced.",
             type=["integer", "null"],
             title="Version",
-            minimum=1,
+            allOf=[{"minimum": 1}],  # where the form does not see it: it would turn a 0 into a 1 without a word
         ),
         "reason": Param(
             description="Why, in at least 5 characters; it is recorded in the history with your name.",

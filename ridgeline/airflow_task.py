@@ -1,18 +1,22 @@
-"""What a DAG file needs: the trigger form of its steps' parameters, and the body of a step's task."""
+"""What a DAG file needs: the form of its steps' parameters, its schedule, and the body of a step's task."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import math
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from airflow.sdk import Param, get_current_context
+from airflow.sdk import Asset, AssetOrTimeSchedule, CronTriggerTimetable, Param, get_current_context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from pydantic.json_schema import GenerateJsonSchema
 
-from ridgeline.artifacts.base import ArtifactError
+from ridgeline.artifacts.base import MANIFEST, ArtifactError
 from ridgeline.component import Component, ParameterError, Params, StepError, TransientStepError, flatten
-from ridgeline.pipeline import load_components, parse_params, run_step, shared_params
+from ridgeline.pipeline import StepResult, load_components, parse_params, run_records, run_step, shared_params
 from ridgeline.registry import RegistryError
 from ridgeline.settings import Settings
 from ridgeline.store import StoreError
@@ -20,28 +24,80 @@ from ridgeline.store import StoreError
 log = logging.getLogger(__name__)
 
 
-def form(*components: Component) -> dict[str, Param]:
+# What is typed into a form's field for a number: at least 0, or from 0 to 1.
+NUMBER = r"^([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"
+SHARE = r"^(0*\.[0-9]+([eE]-[0-9]+)?|[0-9]+(\.[0-9]*)?[eE]-[0-9]+|0+\.?0*|0*1(\.0*)?)$"
+
+
+def form(*components: Component, first: Iterable[str] = ()) -> dict[str, Param]:
     """Return a DAG's params: those of its steps, flat, by the names that the command line uses.
 
     Airflow checks a run's values against them before it starts the run. Locations (``exclude=True``) are
     left out: they are the machine's, see `Settings`. So are parameters that a step takes from another one.
+    Each step's parameters are a section of the form; Airflow opens one section at a time, so the parameters that
+    people change most stand before them, in none. Defaults are the steps' own, unless `Settings` names others.
 
     Args:
         components: The DAG's steps.
+        first: Dotted names of the parameters that stand first, in their order.
 
     Returns:
         Airflow params by dotted name, for example ``train.penalty.l2``.
+
+    Raises:
+        ParameterError: If a default that `Settings` names is unknown, of the wrong type or out of range.
     """
     params = {}
     shared = tuple(f"{step.name}.{other.name}." for step, other in shared_params(components))
+    defaults = _defaults(components)
     for component in components:
         schema = component.params.model_json_schema(schema_generator=_GivenTitles)
         for name, default in flatten(component.params().model_dump(mode="json")):
-            field = _field_schema(schema, name)
+            full_name, field = f"{component.name}.{name}", _field_schema(schema, name)
+            if full_name.startswith(shared):
+                continue
             field.pop("default", None)
-            if not f"{component.name}.{name}".startswith(shared):
-                params[f"{component.name}.{name}"] = Param(default, field.pop("description", None), **field)
-    return params
+            value, field = _as_a_person_types_it(defaults.get(full_name, default), field)
+            params[full_name] = Param(value, field.pop("description", None), **field, section=f"Step {component.name}")
+    for name in first:
+        del params[name].schema["section"]
+    return {name: params[name] for name in first} | params
+
+
+def _defaults(components: Iterable[Component]) -> dict[str, Any]:
+    settings = Settings()
+    names = {component.name for component in components}
+    defaults = {name: value for name, value in settings.defaults.items() if name.split(".")[0] in names}
+    parse_params(list(components), defaults, settings)
+    return defaults
+
+
+def _as_a_person_types_it(value: Any, field: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return a field's default and schema so that Airflow's form keeps what is typed into it, and refuses what is bad.
+
+    Its number fields drop ``1e-4`` and silently move a value into the bounds that they see. So a number is typed as
+    text, of a pattern, and whole numbers' bounds stand where only the check of the run's values sees them.
+    """
+    bounds = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"} & field.keys()
+    if field.get("type") == "number":
+        share = field.get("maximum", field.get("exclusiveMaximum", math.inf)) <= 1
+        pattern = SHARE if share else NUMBER
+        return str(value), {k: v for k, v in field.items() if k != "type"} | {"pattern": pattern}
+    if not bounds:
+        return value, field
+    return value, {k: v for k, v in field.items() if k not in bounds} | {"allOf": [{k: field[k] for k in bounds}]}
+
+
+def schedule(*assets: Asset) -> AssetOrTimeSchedule | list[Asset]:
+    """Return when a DAG runs by itself: by the clock, as `Settings` says, and whenever one of some assets changed.
+
+    Args:
+        assets: The assets.
+    """
+    cron = Settings().schedule
+    if cron == "never":
+        return list(assets)
+    return AssetOrTimeSchedule(timetable=CronTriggerTimetable(cron, timezone="UTC"), assets=list(assets))
 
 
 def run_in_task(
@@ -64,22 +120,59 @@ def run_in_task(
         AirflowFailException: If a parameter is bad, or the step can't work with what it was given; not retried.
         AirflowSkipException: If the step has a reason to yield nothing.
     """
-    params, run = params_in_task(component, values), get_current_context()["dag_run"]
+    context, settings = get_current_context(), Settings()
+    params, run_id = params_in_task(component, values), context["run_id"]
     shown = flatten(params.model_dump(mode="json"))
     log.info("%s got %s", component.name, ", ".join(f"{name}={value!r}" for name, value in shown))
     names: dict[str, str] = {}
     for name, given in inputs.items():
         names |= {name: given} if isinstance(given, str) else {f"{name}.{i}": n for i, n in enumerate(given or ())}
     try:
-        by = run.triggering_user_name or ""
-        execution = run_step(Settings(), component, names, params, run.run_id, by).execution
-    except TransientStepError:
+        by = context["dag_run"].triggering_user_name or ""
+        result = run_step(settings, component, names, params, run_id, by)
+    except Exception as error:
+        log.error("%s", _how_to_go_on(settings, component, run_id))
+        if isinstance(error, StepError | FloatingPointError) and not isinstance(error, TransientStepError):
+            raise AirflowFailException(str(error)) from error
         raise
-    except (StepError, FloatingPointError) as error:
-        raise AirflowFailException(str(error)) from error
-    if execution.output is None:
-        raise AirflowSkipException(execution.reason)
-    return execution.output
+    if result.execution.output is None:
+        raise AirflowSkipException(result.execution.reason)
+    for asset in context["task"].outlets:
+        context["outlet_events"][asset].extra = _facts(settings, result)
+    if result.pushed and all(record.state == "cached" for record in run_records(settings, run_id).values()):
+        log.info("nothing changed: every step was reused, and version %d is served as before", result.pushed.version)
+    return result.execution.output
+
+
+def _facts(settings: Settings, result: StepResult) -> dict[str, Any]:
+    """Return what an asset's event tells of an artifact: its name, whether it is new, and its plain facts."""
+    execution = result.execution
+    assert execution.output is not None
+    manifest = json.loads((settings.open_store().fetch(execution.output) / MANIFEST).read_text(encoding="utf-8"))
+    plain = {name: value for name, value in manifest["facts"].items() if isinstance(value, bool | int | float | str)}
+    metrics = manifest["facts"].get("metrics", {})
+    version = {"version": result.pushed.version} if result.pushed else {}
+    return (
+        {"artifact": execution.output, "state": execution.state, "reason": execution.reason} | plain | metrics | version
+    )
+
+
+def _how_to_go_on(settings: Settings, component: Component, run_id: str) -> str:
+    """Return what to do after a failure: the command repeats this step with this run's parameters, and resumes."""
+    params, records = _params_of_all_steps(settings), run_records(settings, run_id)
+    command = ["ridgeline", "run", component.name]
+    if "sweep" in records and component.name != "sweep":
+        command += ["--with", "sweep"]
+    for step in (step for name, step in load_components().items() if name in params):
+        defaults = dict(flatten(step.params().model_dump(mode="json")))
+        for name, value in flatten(params[step.name].model_dump(mode="json")):
+            if value != defaults.get(name):
+                command += ["--set", f"{step.name}.{name}={json.dumps(value)}"]
+    return (
+        "To go on once the cause is mended, clear this task in the UI, or run RIDGELINE_STORE="
+        f"{shlex.quote(settings.store)} {shlex.join(command)}. Finished steps are reused; training resumes after its "
+        "last finished epoch."
+    )
 
 
 def rollback_in_task() -> str:
@@ -120,9 +213,13 @@ def params_in_task(component: Component, values: Mapping[str, Any] | None = None
     Raises:
         AirflowFailException: If a parameter of any of the DAG's steps is unknown, of the wrong type or out of range.
     """
+    return _params_of_all_steps(Settings(), values)[component.name]
+
+
+def _params_of_all_steps(settings: Settings, values: Mapping[str, Any] | None = None) -> dict[str, Params]:
     context = get_current_context()
     try:
-        return _parse(context["dag"].params, {**context["params"], **(values or {})}, Settings())[component.name]
+        return _parse(context["dag"].params, {**context["params"], **(values or {})}, settings)
     except ParameterError as error:
         raise AirflowFailException(str(error)) from error
 
@@ -133,7 +230,8 @@ def _parse(declared: Mapping[str, Any], values: Mapping[str, Any], settings: Set
     installed = load_components()
     owners = dict.fromkeys(name.split(".")[0] for name in declared)
     steps = [installed[name] for name in owners if name in installed]
-    return parse_params(steps, {n: v for n, v in values.items() if n.split(".")[0] in installed}, settings)
+    known = {name: value for name, value in values.items() if name.split(".")[0] in installed}
+    return parse_params(steps, known | _typed_numbers(steps, known), settings)
 
 
 def _refuse_unknown(declared: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -143,6 +241,18 @@ def _refuse_unknown(declared: Mapping[str, Any], values: Mapping[str, Any]) -> N
             f"Expected parameters of the DAG's trigger form; received {', '.join(unknown)}. "
             f"Check the spelling; the form has {', '.join(sorted(declared))}."
         )
+
+
+def _typed_numbers(steps: Iterable[Component], values: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers that were typed as text into the form's fields, see `_as_a_person_types_it`."""
+    numbers = {}
+    schemas = {step.name: step.params.model_json_schema() for step in steps}
+    for name, value in values.items():
+        step, _, field = name.partition(".")
+        if isinstance(value, str) and _field_schema(schemas[step], field).get("type") == "number":
+            with contextlib.suppress(ValueError):  # the step's own check has the better words
+                numbers[name] = float(value)
+    return numbers
 
 
 class _GivenTitles(GenerateJsonSchema):

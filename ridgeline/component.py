@@ -29,6 +29,15 @@ class Params(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def shown_as(**labels: str) -> dict[str, Any]:
+    """Return a field's ``json_schema_extra`` that gives its values labels for people, as Airflow's form reads them.
+
+    Args:
+        **labels: Label of each value.
+    """
+    return {"values_display": labels}
+
+
 class StepError(ValueError):
     """A step can't work with what it was given; another try would fail, too."""
 

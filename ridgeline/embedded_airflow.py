@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -12,7 +11,6 @@ import subprocess
 import sys
 import threading
 import traceback
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,9 +23,9 @@ from filelock import FileLock, Timeout
 from ridgeline.component import ParameterError
 from ridgeline.pipeline import explain, load_components, parse_assignments, parse_params, run_records, summary
 from ridgeline.settings import Settings
+from ridgeline.standalone import Standalone
 
 DAG_ID = "fashion_mnist_training"
-PASSWORD_FILE = "simple_auth_manager_passwords.json.generated"
 DATA_FOLDERS = ("data/fashion-mnist", "../shared/data/fashion-mnist")
 OFFICIAL_FILES = (
     "train-images-idx3-ubyte.gz",
@@ -273,41 +271,22 @@ def ui(port: Annotated[int, typer.Option(help="The web server's port.")] = 8080)
         except OSError as error:
             message = f"error: Expected a free port; received {port}: {error.strerror}. Name another: --port 8081."
             raise SystemExit(message) from None
-    home = Path(env["AIRFLOW_HOME"])
-    home.mkdir(parents=True, exist_ok=True)
-    log_file = home / "standalone.log"
+    airflow = Standalone(env, Path(env["AIRFLOW_HOME"]) / "standalone.log")
     print(f"data:     {env.get('RIDGELINE_MANUAL_DIR', 'to be downloaded by tfds')}")
-    print(f"log:      {log_file}")
-    print(f"user:     admin, password in {home / PASSWORD_FILE}")
-    print(f"web:      {env['AIRFLOW__API__BASE_URL']} in about half a minute ...", flush=True)
-    # Airflow must get one SIGINT, and its children none: Ctrl-C, which signals all of a terminal's processes,
-    # leaves its scheduler hanging, and SIGTERM leaves its children running.
+    print(f"log:      {airflow.log_file}")
+    print(f"user:     admin, password in {airflow.password_file}")
+    print(f"web:      {airflow.url} in about half a minute ...", flush=True)
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stopping.set())
-    command = [sys.executable, "-m", "airflow", "standalone"]
-    with (
-        log_file.open("w") as log,
-        subprocess.Popen(command, env=env, start_new_session=True, stdout=log, stderr=log) as airflow,
-    ):
+    with airflow:
         ready = False
-        while airflow.poll() is None and not stopping.wait(1):
-            if not ready and (ready := _is_healthy(env["AIRFLOW__API__BASE_URL"])):
+        while airflow.process.poll() is None and not stopping.wait(1):
+            if not ready and (ready := airflow.is_healthy()):
                 print("ready:    Ctrl-C stops it", flush=True)
-        if stopping.is_set():
-            airflow.send_signal(signal.SIGINT)
-        else:
-            print(f"error: Airflow ended by itself; its log: {log_file}", file=sys.stderr)
-        raise typer.Exit(airflow.wait())
-
-
-def _is_healthy(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/api/v2/monitor/health", timeout=5) as answer:
-            states = json.load(answer)
-    except (OSError, ValueError):
-        return False
-    return all(states[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "dag_processor"))
+    if not stopping.is_set():
+        print(f"error: Airflow ended by itself; its log: {airflow.log_file}", file=sys.stderr)
+    raise typer.Exit(airflow.process.returncode)
 
 
 if __name__ == "__main__":

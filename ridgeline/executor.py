@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import logging
+import os
+import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +42,25 @@ class Decision:
 
     def __str__(self) -> str:
         return f"{'reused' if self.output else 'runs'}: {self.reason}"
+
+
+def import_tensorflow_quietly() -> None:
+    """Import TensorFlow without the lines about this machine that its native code prints, whatever it is asked."""
+    if "tensorflow" in sys.modules:
+        return
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            importlib.import_module("tensorflow")
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            said.seek(0)
+            for line in said:
+                if not line.startswith((b"I0000 ", b"WARNING: All log messages before absl::InitializeLog")):
+                    os.write(2, line)
 
 
 def open_inputs(store: Store, component: Component, inputs: Mapping[str, str]) -> dict[str, Artifact[Any]]:
@@ -140,6 +163,8 @@ def execute(store: Store, component: Component, inputs: Mapping[str, str], param
         with contextlib.ExitStack() as stack:
             scratch = stack.enter_context(store.scratch(decision.parts.key())) if component.resumes else None
             folder = stack.enter_context(store.stage())
+            if "tensorflow" in decision.parts.libraries:
+                import_tensorflow_quietly()
             artifact = component(params=params, output=folder, scratch=scratch, **artifacts)
             with store.lock():
                 return record("complete", decision.reason, store.publish(artifact))

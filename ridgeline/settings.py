@@ -1,10 +1,11 @@
-"""Where things are on this machine: read from the environment when asked, never at import."""
+"""What differs from machine to machine: read from the environment when asked, never at import."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ridgeline.component import Component
@@ -13,7 +14,7 @@ from ridgeline.store import Store, StoreError
 
 
 class Settings(BaseSettings):
-    """Locations and what belongs to them, each from an environment variable ``RIDGELINE_<NAME>``.
+    """Locations and ways of running, each from an environment variable ``RIDGELINE_<NAME>``.
 
     Attributes:
         store: The store's root: a folder or any `universal_pathlib` URL.
@@ -21,6 +22,13 @@ class Settings(BaseSettings):
         serving_base_path: The same folder as TF Serving sees it, for example inside its container; `serving` if None.
         keep_versions: How many of the newest versions of a model a push keeps.
         manual_dir: The folder with the dataset's downloaded files, for machines without a network.
+        schedule: When the training DAG runs by itself: a cron expression or preset, UTC; ``never`` for only when it
+            is triggered.
+        defaults: Parameters by dotted name, as JSON, that replace the defaults on the DAGs' forms, and so in
+            scheduled runs.
+        deadline_minutes: How long after it was queued a run of the training DAG is said to be late.
+        notify: Where failures and missed deadlines are told besides the log: Apprise URLs, separated by spaces, such
+            as ``mailto://user:password@example.org`` or, for a webhook, ``jsons://example.org/path``.
     """
 
     model_config = SettingsConfigDict(env_prefix="RIDGELINE_", env_ignore_empty=True, frozen=True)
@@ -30,6 +38,10 @@ class Settings(BaseSettings):
     serving_base_path: str | None = None
     keep_versions: int = Field(10, ge=1)
     manual_dir: Path | None = None
+    schedule: str = "@weekly"
+    defaults: dict[str, Any] = {}
+    deadline_minutes: float = Field(120.0, gt=0.0)
+    notify: SecretStr = SecretStr("")
 
     def open_store(self) -> Store:
         """Return the store."""

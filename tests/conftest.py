@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +69,11 @@ def double(number: Number, params: DoubleParams, output: Path) -> DoubledFacts:
     return DoubledFacts(digits=len(str(value * params.factor)))
 """,
 }
+
+
+def pytest_configure() -> None:
+    # A shell that starts the tests with `&` has SIGINT ignored, in all their children, too; some tests send it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -271,8 +271,8 @@ def test_a_model_that_meets_both_thresholds_is_blessed(evaluation, tmp_path, exa
 def test_a_model_that_misses_a_threshold_is_not_blessed(tmp_path, examples, model, accuracy, recall):
     verdict = run(tmp_path / "a", examples, model, min_accuracy=accuracy, min_class_recall=recall).facts.verdict
     assert not verdict.blessed
-    assert [" < 1 (" in reason for reason in verdict.reasons] == [accuracy == 1, recall == 1]
-    assert [" >= 0 (" in reason for reason in verdict.reasons] == [accuracy == 0, recall == 0]
+    assert [" < 1 (" in reason for reason in verdict.reasons[:2]] == [accuracy == 1, recall == 1]
+    assert [" >= 0 (" in reason for reason in verdict.reasons[:2]] == [accuracy == 0, recall == 0]
 
 
 def test_a_class_without_test_images_is_not_blessed(tmp_path, model):

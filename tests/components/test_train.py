@@ -49,7 +49,7 @@ def test_same_seed_same_bytes_and_another_seed_others(examples, tmp_path):
     ("kind", "l1", "l2"), [("none", 0, 0), ("l1", 0.003, 0), ("l2", 0, 0.02), ("l1_l2", 0.003, 0.02)]
 )
 def test_penalty_is_the_formula_over_kernels_with_biases_free(examples, kind, l1, l2):
-    params = train.parse({"hidden_units": [4], "penalty": {"kind": kind, "l1": 0.003, "l2": 0.02}})
+    params = train.parse({"hidden_units": [4], "penalty": {"kind": kind, "l1": l1, "l2": l2}})
     model = build_model(examples, params)
     for layer in model.layers:
         if layer.weights:
@@ -120,6 +120,12 @@ def test_saved_architecture_has_ordinary_keras_regularizers(examples, tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        (
+            {"penalty": {"kind": "l2", "l1": 0.001}},
+            "train.penalty.l1: expected 0 or the default 0.0001 with kind='l2', .*; received 0.001. Set kind=l1",
+        ),
+        ({"penalty": {"kind": "none", "l2": 0.5}}, "train.penalty.l2: expected 0 or the default 0.01 with kind='none'"),
+        ({"shift_share": 0.5}, "train.shift_share: expected its default with shift=0"),
         ({"solver": "proximal"}, "train.solver: expected subgradient .* no L1 part; .* penalty.kind='l2'"),
         (
             {"solver": "proximal", "penalty": {"kind": "l1"}, "optimizer": "adam"},

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from ridgeline import pipeline
 from ridgeline.artifacts.dataset import Dataset
-from ridgeline.component import Component, Params
+from ridgeline.component import Component, ParameterError, Params
 from ridgeline.settings import Settings
 
 
@@ -34,6 +34,7 @@ class Penalty(BaseModel):
 class FormParams(Params):
     name: str = Field("a", pattern="^[a-z]+$", title="The name")
     penalty: Penalty = Penalty(l2=0.25)
+    share: float = Field(0.5, ge=0, lt=1)
     limit: int | None = Field(None, gt=0, le=9)
     choice: Literal["x", "y"] | None = None
     units: tuple[int, ...] = (3, 2)
@@ -49,7 +50,8 @@ def test_the_form_has_one_param_a_leaf_by_its_dotted_name(airflow_task: ModuleTy
     assert {name: param.value for name, param in form.items()} == {
         "fit.name": "a",
         "fit.penalty.kind": "l2",
-        "fit.penalty.l2": 0.25,
+        "fit.penalty.l2": "0.25",
+        "fit.share": "0.5",
         "fit.limit": None,
         "fit.choice": None,
         "fit.units": [3, 2],
@@ -58,11 +60,13 @@ def test_the_form_has_one_param_a_leaf_by_its_dotted_name(airflow_task: ModuleTy
 
 def test_the_form_carries_the_schema(airflow_task: ModuleType) -> None:
     form = airflow_task.form(step(FormParams))
+    assert {param.schema.pop("section") for param in form.values()} == {"Step fit"}
     assert {name: param.schema for name, param in form.items()} == {
         "fit.name": {"type": "string", "pattern": "^[a-z]+$", "title": "The name"},
         "fit.penalty.kind": {"type": "string", "enum": ["l1", "l2"]},
-        "fit.penalty.l2": {"type": "number", "minimum": 0},
-        "fit.limit": {"type": ["integer", "null"], "exclusiveMinimum": 0, "maximum": 9},
+        "fit.penalty.l2": {"pattern": airflow_task.NUMBER, "minimum": 0},
+        "fit.share": {"pattern": airflow_task.SHARE, "minimum": 0, "exclusiveMaximum": 1},
+        "fit.limit": {"type": ["integer", "null"], "allOf": [{"exclusiveMinimum": 0, "maximum": 9}]},
         "fit.choice": {"type": ["string", "null"], "enum": ["x", "y", None]},
         "fit.units": {"type": "array", "items": {"type": "integer"}},
     }
@@ -72,6 +76,64 @@ def test_the_form_carries_the_schema(airflow_task: ModuleType) -> None:
 def test_every_default_of_the_form_is_valid(airflow_task: ModuleType) -> None:
     for param in airflow_task.form(step(FormParams), *pipeline.load_components().values()).values():
         param.resolve()
+
+
+def test_the_first_parameters_stand_before_the_sections(airflow_task: ModuleType) -> None:
+    form = airflow_task.form(step(FormParams), first=["fit.penalty.l2", "fit.name"])
+    assert list(form)[:3] == ["fit.penalty.l2", "fit.name", "fit.penalty.kind"]
+    assert [name for name, param in form.items() if "section" not in param.schema] == ["fit.penalty.l2", "fit.name"]
+
+
+@pytest.mark.parametrize("text", ["0", "1e-4", "1E-05", "0.02", ".5", "12", "3.", "2.5e+3"])
+def test_a_number_may_be_typed_in_any_usual_way(airflow_task: ModuleType, text: str) -> None:
+    airflow_task.form(step(FormParams))["fit.penalty.l2"].resolve(text)
+
+
+@pytest.mark.parametrize("text", ["-1", "many", "", "1e", ".", "1,5", "nan", "inf", " 1"])
+def test_what_is_no_number_is_refused(airflow_task: ModuleType, text: str) -> None:
+    from airflow.sdk.exceptions import ParamValidationError
+
+    with pytest.raises(ParamValidationError):
+        airflow_task.form(step(FormParams))["fit.penalty.l2"].resolve(text)
+
+
+@pytest.mark.parametrize("text", ["0.75", "1", "1.0", "0", "5e-1", ".5"])
+def test_a_share_is_at_most_1(airflow_task: ModuleType, text: str) -> None:
+    airflow_task.form(step(FormParams))["fit.share"].resolve(text)
+
+
+@pytest.mark.parametrize("text", ["75", "1.5", "1.01", "2", "10", "1e1", "-0.1"])
+def test_a_share_above_1_is_refused(airflow_task: ModuleType, text: str) -> None:
+    from airflow.sdk.exceptions import ParamValidationError
+
+    with pytest.raises(ParamValidationError):
+        airflow_task.form(step(FormParams))["fit.share"].resolve(text)
+
+
+def test_the_settings_may_name_other_defaults(airflow_task: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RIDGELINE_DEFAULTS", '{"fit.limit": 3, "fit.penalty.l2": 0.125, "other.step": 1}')
+    form = airflow_task.form(step(FormParams))
+    assert (form["fit.limit"].value, form["fit.penalty.l2"].value) == (3, "0.125")
+    monkeypatch.setenv("RIDGELINE_DEFAULTS", '{"fit.limit": 30}')
+    with pytest.raises(ParameterError, match="fit.limit: .* less than or equal to 9; received 30"):
+        airflow_task.form(step(FormParams))
+
+
+# --- the schedule
+
+
+def test_the_schedule_is_weekly_and_by_asset(airflow_task: ModuleType) -> None:
+    schedule = airflow_task.schedule(airflow_task.Asset("source"))
+    assert schedule.timetable.expression == "0 0 * * 0"
+    assert [asset.name for asset in schedule.asset_condition.objects] == ["source"]
+
+
+def test_the_schedule_is_configured(airflow_task: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = airflow_task.Asset("source")
+    monkeypatch.setenv("RIDGELINE_SCHEDULE", "30 4 * * *")
+    assert airflow_task.schedule(source).timetable.expression == "30 4 * * *"
+    monkeypatch.setenv("RIDGELINE_SCHEDULE", "never")
+    assert airflow_task.schedule(source) == [source]
 
 
 # --- the task
@@ -84,10 +146,15 @@ class Task:
         self.module = airflow_task
         self.patch = patch
         self.declared = airflow_task.form(*components)
+        self.outlets: list[Any] = []
+        self.events: dict[Any, Any] = {}
 
     def __call__(self, component: Component, values: dict[str, Any], **inputs: str) -> str:
         params = {name: param.value for name, param in self.declared.items()} | values
         context = {"dag": SimpleNamespace(params=self.declared), "params": params, "run_id": "run-1"}
+        self.events = {asset: SimpleNamespace(extra={}) for asset in self.outlets}
+        context |= {"task": SimpleNamespace(outlets=self.outlets), "outlet_events": self.events}
+        context |= {"dag_run": SimpleNamespace(triggering_user_name="ann")}
         self.patch.setattr(self.module, "get_current_context", lambda: context)
         return self.module.run_in_task(component, **inputs)
 
@@ -155,6 +222,33 @@ def test_a_bad_parameter_of_any_step_fails_the_first_task_without_a_retry(
 def test_a_step_s_own_error_passes_so_that_airflow_retries(task: Task, toys: dict[str, Component]) -> None:
     with pytest.raises(ArithmeticError, match="asked to fail"):
         task(toys["seed"], {"seed.fail": True})
+
+
+def test_numbers_that_were_typed_as_text_are_numbers_to_the_step(
+    airflow_task: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = step(FormParams)
+    monkeypatch.setattr(airflow_task, "load_components", lambda: {"fit": fit})
+    declared = airflow_task.form(fit)
+    params = airflow_task._parse(declared, {"fit.penalty.l2": "1e-4", "fit.share": 0.25}, Settings())["fit"]
+    assert (params.penalty.l2, params.share) == (1e-4, 0.25)
+    with pytest.raises(ParameterError, match="fit.share: expected less than 1; received 7.0"):
+        airflow_task._parse(declared, {"fit.share": "7"}, Settings())
+
+
+def test_an_asset_s_event_tells_of_the_artifact(task: Task, toys: dict[str, Component]) -> None:
+    task.outlets = ["numbers"]
+    name = task(toys["seed"], {"seed.value": 7})
+    reason = "first run of seed"
+    assert task.events["numbers"].extra == {"artifact": name, "state": "complete", "reason": reason, "digits": 1}
+    task(toys["seed"], {"seed.value": 7})
+    assert task.events["numbers"].extra["state"] == "cached"
+
+
+def test_a_failure_tells_how_to_go_on(task: Task, toys: dict[str, Component], caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ArithmeticError), caplog.at_level("ERROR", logger="ridgeline"):
+        task(toys["seed"], {"seed.fail": True, "double.factor": 5})
+    assert "ridgeline run seed --set seed.fail=true --set double.factor=5. Finished steps" in caplog.text
 
 
 def test_params_of_the_dag_that_belong_to_no_step_are_left_alone(

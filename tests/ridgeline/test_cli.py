@@ -6,7 +6,10 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.cli import app
+from ridgeline.registry import Registry
+from ridgeline.settings import Settings
 
 
 @pytest.fixture
@@ -67,6 +70,12 @@ def test_explain_with_a_sweep_and_a_profile(invoke):
         (["run", "train", "--profile", "best"], "error: Parameter train.profile: expected 'seed' or 'tuned'"),
         (["show", "Model/ffff0000"], "error: Expected one artifact"),
         (["lineage", "nothing"], "error: Expected one artifact"),
+        (["models", "show", "fashion"], "error: Expected the name of a served model: synthetic_garments; received"),
+        (
+            ["models", "verify", "synthetic_garments", "7"],
+            "error: Expected a version of synthetic_garments; received 7",
+        ),
+        (["models", "rollback", "synthetic_garments", "--reason", "x"], "error: Expected another model of"),
     ],
 )
 def test_errors_are_one_message_and_exit_code_1(invoke, arguments, message):
@@ -78,6 +87,48 @@ def test_errors_are_one_message_and_exit_code_1(invoke, arguments, message):
 def test_gc_dry_run_of_one_run_frees_nothing(invoke):
     result = invoke("gc", "--dry-run", "--keep-runs", "1")
     assert result.stdout == "would free 0.0 MB: 0 artifacts, 0 execution records, 0 abandoned scratch folders\n"
+
+
+def test_models_lists_and_shows_what_is_served(invoke, synthetic_store):
+    champion = Registry(synthetic_store.local / "serving").champion("synthetic_garments")
+    when = f"{champion.at:%Y-%m-%d %H:%M}"
+    header, line = invoke("models", "list").stdout.splitlines()
+    assert header.split() == ["model", "champion", "accuracy", "since", "versions"]
+    assert line.split() == ["synthetic_garments", "1", f"{champion.accuracy:.4f}", *when.split(), "1"]
+    lines = invoke("models", "show", "synthetic_garments").stdout.splitlines()
+    assert lines[1].split() == ["*", "1", "push", f"{champion.accuracy:.4f}", *when.split(), champion.model_digest[:12]]
+    assert lines[3] == f"served from {synthetic_store.local}/serving/synthetic_garments/1"
+
+
+def test_models_of_an_empty_registry(monkeypatch, tmp_path):
+    monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path))
+    assert CliRunner().invoke(app, ["models", "list"]).stdout == f"no model was served yet from {tmp_path}/serving\n"
+
+
+def test_models_verify_and_rollback(synthetic_store, refs, tmp_path, monkeypatch):
+    shutil.copytree(synthetic_store.local, tmp_path / "store")
+    monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("LOGNAME", "ann")
+    registry, store = Settings().open_registry(), Settings().open_store()
+    model = store.open(refs["export"], PushedModel)
+    shutil.copytree(model.path, tmp_path / "second")
+    facts = model.facts.model_copy(update={"model_digest": "0" * 64, "accuracy": 0.5})
+    second = PushedModel.seal(tmp_path / "second", facts)
+    with monkeypatch.context() as patch:
+        patch.setattr("ridgeline.registry.check", lambda saved_model, model: None)
+        registry.push(second, "run 2")
+    invoke = CliRunner().invoke
+    assert "goes back to version 1" in invoke(app, ["models", "show", "synthetic_garments"]).stdout
+    result = invoke(app, ["models", "verify", "synthetic_garments", "1"])
+    assert result.stdout.startswith(f"synthetic_garments version 1 holds {refs['export']}, byte for byte")
+    assert invoke(app, ["models", "rollback", "synthetic_garments"]).exit_code == 2  # no reason
+    result = invoke(app, ["models", "rollback", "synthetic_garments", "--reason", "worse in production"])
+    assert result.stdout.startswith("synthetic_garments is served by version 1, ")
+    entry = registry.champion("synthetic_garments")
+    assert (entry.version, entry.by, entry.reason) == (1, "ann", "worse in production")
+    shown = invoke(app, ["models", "show", "synthetic_garments"]).stdout.splitlines()
+    assert shown[3].startswith("*       1  rollback")
+    assert shown[3].endswith("worse in production")
 
 
 @pytest.mark.parametrize(

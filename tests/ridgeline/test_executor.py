@@ -1,4 +1,7 @@
 import importlib
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -227,3 +230,26 @@ def test_an_input_of_no_group_is_refused(store, steps, total):
     (one,) = numbers(store, steps, 1)
     with pytest.raises(ArtifactError, match="Expected the inputs"):
         execute(store, total, {"letters.0": one}, total.parse({}), "run")
+
+
+# --- quiet
+
+
+def test_tensorflow_is_imported_without_its_noise_and_without_losing_other_lines():
+    code = """
+import os, sys
+from ridgeline import executor
+class Told:  # stands for any other line that the import brings
+    def find_spec(self, name, path=None, target=None):
+        if name == "tensorflow.python":
+            os.write(2, b"E0000 something is wrong\\n")
+sys.meta_path.insert(0, Told())
+executor.import_tensorflow_quietly()
+import tensorflow
+os.write(2, b"after\\n")
+"""
+    env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stderr == "E0000 something is wrong\nafter\n"

@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
+from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.registry import Registry, RegistryError
 from ridgeline.store import StoreError
@@ -20,11 +21,42 @@ def unchecked(monkeypatch):
     monkeypatch.setattr("ridgeline.registry.check", lambda saved_model, model: None)
 
 
-def variant(model, folder):
+def variant(model, folder, **facts):
     """Return another servable model: the same SavedModel, other facts."""
     shutil.copytree(model.path, folder)
     (folder / "manifest.json").unlink()
-    return PushedModel.seal(folder, model.facts.model_copy(update={"accuracy": 0.5}))
+    return PushedModel.seal(folder, model.facts.model_copy(update=facts or {"accuracy": 0.5}))
+
+
+NAME = "synthetic_garments"
+
+
+@pytest.fixture
+def models(model, tmp_path, store):
+    """Four models, by number, in a store of their own; the last is the first again, evaluated anew."""
+    made = {}
+    for number, facts in enumerate(
+        [{"model_digest": f"{n:064x}", "accuracy": n / 10} for n in (1, 2, 3)]
+        + [{"model_digest": f"{1:064x}", "accuracy": 0.15}],
+        start=1,
+    ):
+        ref = store.publish(variant(model, tmp_path / f"model {number}", **facts))
+        made[number] = store.open(ref, PushedModel)
+    return made
+
+
+@pytest.fixture
+def registry(tmp_path, unchecked):
+    return Registry(tmp_path / "serving")
+
+
+def push_all(registry, *models):
+    for number, model in enumerate(models, start=1):
+        registry.push(model, f"run {number}", by="ann")
+
+
+def back(registry, store, version=None, reason="worse in production"):
+    return registry.rollback(store, NAME, version, reason=reason, by="bob", run_id="rollback 1")
 
 
 def test_push_serves_checks_and_crowns(model, tmp_path):
@@ -124,3 +156,254 @@ def test_other_class_names_are_refused(model, tmp_path):
     facts = model.facts.model_copy(update={"class_names": swapped})
     with pytest.raises(RegistryError, match="expected class_name to be the name of class_id"):
         Registry(tmp_path / "serving").push(PushedModel.seal(wrong, facts), "run 1")
+
+
+# --- the history
+
+
+def test_history_lines_of_earlier_releases_are_read(model, registry):
+    registry.push(model, "run 1")
+    path = registry.root / NAME / "history.jsonl"
+    line = json.loads(path.read_text())
+    assert (line.pop("reason"), line.pop("by")) == ("", "")
+    path.write_text(json.dumps(line) + "\n")
+    assert (registry.champion(NAME).reason, registry.champion(NAME).by) == ("", "")
+
+
+def test_history_is_appended_to_byte_for_byte_whatever_the_reason_holds(models, registry, store):
+    push_all(registry, models[1], models[2])
+    path = registry.root / NAME / "history.jsonl"
+    before = path.read_bytes()
+    back(registry, store, reason="one\nline\u2028or\x85two")
+    assert path.read_bytes().startswith(before)
+    assert registry.champion(NAME).reason == "one\nline\u2028or\x85two"
+
+
+def test_a_push_records_who_and_a_forced_blessing_why(model, registry, tmp_path):
+    registry.push(variant(model, tmp_path / "forced", forced="demo"), "run 1", by="ann")
+    assert (registry.champion(NAME).by, registry.champion(NAME).reason) == ("ann", "demo")
+
+
+def test_killed_between_history_and_pointer_the_history_counts_and_the_next_push_repairs(models, registry, monkeypatch):
+    push_all(registry, models[1])
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "_publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            registry.push(models[2], "run 2")
+    pointer = registry.root / NAME / "champion.json"
+    assert json.loads(pointer.read_text()) == {"version": 1}
+    assert registry.champion(NAME).version == 2
+    assert not registry.push(models[2], "run 3").new
+    assert json.loads(pointer.read_text()) == {"version": 2}
+    assert "versions: 2 " in (registry.root / "models.config").read_text()
+
+
+# --- the baseline
+
+
+def digest(entry):
+    return entry and int(entry.model_digest, 16)
+
+
+def baseline(registry, number):
+    return digest(registry.baseline(NAME, f"{number:064x}"))
+
+
+def test_a_model_is_compared_with_the_champion_and_the_champion_with_what_it_replaced(models, registry, store):
+    assert baseline(registry, 1) is None
+    push_all(registry, models[1])
+    assert [baseline(registry, n) for n in (1, 2)] == [None, 1]
+    push_all(registry, models[2])
+    assert [baseline(registry, n) for n in (1, 2, 3)] == [2, 1, 2]
+    push_all(registry, models[3])
+    assert [baseline(registry, n) for n in (1, 2, 3)] == [3, 3, 2]
+    back(registry, store, 2)
+    assert [baseline(registry, n) for n in (1, 2, 3)] == [2, 1, 2]
+    back(registry, store, 1)
+    assert [baseline(registry, n) for n in (1, 2, 3)] == [None, 1, 1]
+
+
+def test_what_a_model_is_compared_with_does_not_change_by_its_own_push(models, registry, store):
+    for number in (1, 4, 2, 1, 3, 4, 2):
+        model = models[number]
+        before = registry.baseline(NAME, model.facts.model_digest)
+        registry.push(model, "run")
+        assert registry.baseline(NAME, model.facts.model_digest) == before
+        if number == 3:
+            back(registry, store)
+
+
+# --- rollback
+
+
+def test_rollback_makes_the_model_before_the_champion_again(models, registry, store):
+    push_all(registry, models[1], models[2])
+    entry = back(registry, store)
+    assert registry.champion(NAME) == entry == registry.history(NAME)[-1]
+    assert (entry.version, entry.action, entry.artifact) == (1, "rollback", models[1].ref)
+    assert (entry.reason, entry.by, entry.run_id) == ("worse in production", "bob", "rollback 1")
+    assert json.loads((registry.root / NAME / "champion.json").read_text()) == {"version": 1}
+    assert registry.versions(NAME) == [1, 2]
+
+
+def test_rollback_by_default_goes_further_back_and_skips_the_same_model(models, registry, store):
+    push_all(registry, models[2], models[1], models[4], models[3])  # versions 2 and 3 serve one model
+    assert back(registry, store).version == 3
+    assert back(registry, store).version == 1
+    with pytest.raises(RegistryError, match="another model .* before version 1; received none. There are"):
+        back(registry, store)
+
+
+def test_rollback_goes_forward_again_by_number(models, registry, store):
+    push_all(registry, models[1], models[2])
+    back(registry, store)
+    assert back(registry, store, 2).version == 2
+    assert registry.previous(NAME).version == 1
+
+
+def test_rollback_passes_over_a_version_that_is_gone(models, registry, store):
+    push_all(registry, models[1], models[2], models[3])
+    shutil.rmtree(registry.root / NAME / "2")
+    assert registry.previous(NAME).version == 1
+    shutil.rmtree(registry.root / NAME / "3")  # the champion itself
+    assert back(registry, store).version == 1
+
+
+@pytest.mark.parametrize(
+    ("version", "reason", "message"),
+    [
+        (3, "worse", "received 3, which is the champion. There are versions 2, 3"),
+        (7, "worse", "received 7, which does not exist. There are versions 2, 3"),
+        (1, "worse", "received 1, which was deleted. There are versions 2, 3"),
+        (2, " ", "Expected a reason"),
+    ],
+)
+def test_rollback_refuses(models, registry, store, version, reason, message):
+    push_all(registry, models[1], models[2], models[3])
+    shutil.rmtree(registry.root / NAME / "1")
+    before = registry.history(NAME)
+    with pytest.raises(RegistryError, match=message):
+        back(registry, store, version, reason)
+    assert registry.history(NAME) == before
+
+
+@pytest.mark.parametrize("name", ["fashion", "..", ""])
+def test_an_unknown_model_is_refused_and_leaves_no_trace(models, registry, store, name):
+    push_all(registry, models[1])
+    with pytest.raises(RegistryError, match=f"served model: {NAME}; received '{name}'"):
+        registry.rollback(store, name, None, reason="worse", by="", run_id="")
+    with pytest.raises(RegistryError, match="served model"):
+        registry.verify(store, name)
+    assert [path.name for path in registry.root.iterdir() if path.is_dir()] == [NAME]
+
+
+def test_a_damaged_version_is_refused_and_the_champion_stays(models, registry, store):
+    push_all(registry, models[1], models[2])
+    for damage in (
+        lambda folder: (folder / "extra").write_text("x"),
+        lambda f: (f / "saved_model.pb").write_bytes(b""),
+    ):
+        damage(registry.root / NAME / "1")
+        with pytest.raises(RegistryError, match="byte for byte; they were changed"):
+            back(registry, store)
+    assert registry.champion(NAME).version == 2
+
+
+def test_a_version_whose_artifact_is_missing_is_refused(models, registry, store):
+    push_all(registry, models[1], models[2])
+    store.delete(models[1].ref)
+    with pytest.raises(ArtifactError, match="Expected an artifact"):
+        back(registry, store)
+
+
+def test_verify_checks_what_is_served_in_a_fresh_process(model, tmp_path, store):
+    registry = Registry(tmp_path / "serving")
+    good = store.open(store.publish(variant(model, tmp_path / "good", accuracy=0.5)), PushedModel)
+    registry.push(good, "run 1")
+    assert registry.verify(store, NAME).version == 1
+    assert registry.verify(store, NAME, 1).artifact == good.ref
+    wrong = variant(model, tmp_path / "wrong", class_names=tuple(reversed(model.facts.class_names)))
+    line = registry.champion(NAME).model_copy(update={"artifact": store.publish(wrong)}).model_dump_json()
+    (registry.root / NAME / "history.jsonl").write_text(line + "\n")
+    with pytest.raises(RegistryError, match="expected class_name to be the name of class_id"):
+        registry.verify(store, NAME)
+
+
+# --- what was rolled back from
+
+
+def test_a_model_that_was_rolled_back_from_is_not_pushed_again(models, registry, store):
+    push_all(registry, models[1], models[2])
+    back(registry, store)
+    outcome = registry.push(models[2], "weekly")
+    assert (outcome.new, outcome.version) == (False, 1)
+    today = registry.champion(NAME).at.date()
+    assert outcome.reason == (
+        f"not pushed: version 2 served this model and was rolled back from on {today}: worse in production; "
+        f"`ridgeline models rollback {NAME} 2 --reason ...` brings it back"
+    )
+    assert registry.champion(NAME).version == 1
+
+
+def test_nor_is_it_if_it_was_evaluated_anew(models, registry, store):
+    push_all(registry, models[2], models[1])
+    back(registry, store)
+    assert "rolled back from" in registry.push(models[4], "weekly").reason  # the same model as models[1]
+
+
+def test_once_brought_back_it_is_served_as_before(models, registry, store):
+    push_all(registry, models[1], models[2])
+    back(registry, store)
+    back(registry, store, 2)
+    assert "serves this model already" in registry.push(models[2], "weekly").reason
+    push_all(registry, models[3])
+    assert registry.push(models[2], "weekly").version == 4
+
+
+def test_a_forced_blessing_pushes_it_again_but_only_once(models, registry, store, tmp_path):
+    push_all(registry, models[1], models[2])
+    back(registry, store)
+    forced = variant(models[2], tmp_path / "forced", forced="we need it")
+    assert registry.push(forced, "run 3").version == 3
+    back(registry, store)
+    assert "version 3 served this model and was rolled back from" in registry.push(forced, "weekly").reason
+
+
+# --- pruning
+
+
+def test_a_push_deletes_old_versions_but_not_the_one_that_a_rollback_goes_to(models, registry, store):
+    registry.keep_versions = 1
+    push_all(registry, models[1], models[2], models[3])
+    assert registry.versions(NAME) == [2, 3]
+    assert len(registry.history(NAME)) == 3
+    back(registry, store)
+    registry.push(models[4], "run 4")
+    assert registry.versions(NAME) == [2, 4]  # 2 is what 4 replaced
+    assert list((registry.root / NAME).glob(".pruned-*")) == []
+    assert registry.push(models[3], "weekly").reason.endswith("a reason in evaluate.force_blessing pushes it anew")
+
+
+def test_a_version_half_deleted_by_a_killed_push_is_cleared(models, registry):
+    push_all(registry, models[1])
+    (registry.root / NAME / ".pruned-dead").mkdir()
+    push_all(registry, models[1])
+    assert list((registry.root / NAME).glob(".pruned-*")) == []
+
+
+# --- TF Serving
+
+
+def test_tf_serving_is_told_to_serve_the_champion_of_every_model(models, registry, store, model, tmp_path):
+    push_all(registry, models[1], models[2])
+    registry.base_path = "/models/"
+    registry.push(variant(model, tmp_path / "other", model_name='odd"name'), "run 1")
+    back(registry, store)
+    assert (registry.root / "models.config").read_text() == (
+        "model_config_list {\n"
+        '  config {\n    name: "odd\\"name"\n    base_path: "/models/odd\\"name"\n    model_platform: "tensorflow"\n'
+        "    model_version_policy { specific { versions: 1 } }\n  }\n"
+        '  config {\n    name: "synthetic_garments"\n    base_path: "/models/synthetic_garments"\n'
+        '    model_platform: "tensorflow"\n    model_version_policy { specific { versions: 1 } }\n  }\n'
+        "}\n"
+    )

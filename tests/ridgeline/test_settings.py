@@ -17,6 +17,20 @@ def test_settings_come_from_the_environment(monkeypatch, tmp_path):
     assert Settings().serving_dir() == tmp_path / "served"
 
 
+def test_the_registry_takes_its_settings(monkeypatch, tmp_path):
+    monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path / "store"))
+    registry = Settings().open_registry()
+    served = tmp_path / "store" / "serving"
+    assert (registry.root, registry.keep_versions, registry.base_path) == (served, 10, str(served))
+    monkeypatch.setenv("RIDGELINE_KEEP_VERSIONS", "3")
+    monkeypatch.setenv("RIDGELINE_SERVING_BASE_PATH", "/models")
+    registry = Settings().open_registry()
+    assert (registry.keep_versions, registry.base_path) == (3, "/models")
+    monkeypatch.setenv("RIDGELINE_KEEP_VERSIONS", "0")
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        Settings()
+
+
 def test_remote_store_needs_a_serving_folder():
     with pytest.raises(StoreError, match="RIDGELINE_SERVING"):
         Settings(store="memory://bucket").serving_dir()

@@ -1,0 +1,68 @@
+"""The DAG file as Airflow loads it, in a process and an AIRFLOW_HOME of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ridgeline.embedded_airflow import environment
+
+ROOT = Path(__file__).resolve().parents[2]
+LOAD = """
+import json, sys
+from airflow.dag_processing.dagbag import DagBag
+from airflow.sdk.exceptions import ParamValidationError
+
+bag = DagBag()
+dag = bag.dags["rollback_model"]
+facts = {
+    "import_errors": bag.import_errors,
+    "tensorflow": "tensorflow" in sys.modules,
+    "tasks": [task.task_id for task in dag.tasks],
+    "retries": [task.retries for task in dag.tasks],
+    "docs": [task.doc_md for task in dag.tasks] + [dag.doc_md],
+    "dag": [dag.schedule, dag.is_paused_upon_creation, dag.max_active_runs],
+    "schemas": {name: param.schema for name, param in dag.params.items()},
+    "refused": [],
+}
+for name, value in json.loads(sys.argv[1]):
+    try:
+        dag.params[name] = value
+    except ParamValidationError as error:
+        facts["refused"].append([name, value])
+print("\\n" + json.dumps(facts))
+"""
+BAD_VALUES = [["version", 0], ["version", "two"], ["reason", ""], ["reason", "bad"], ["reason", None], ["model", ""]]
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    env = environment(tmp_path_factory.mktemp("dags"), "airflow", os.environ)
+    env["AIRFLOW__CORE__DAGS_FOLDER"] = str(ROOT / "dags")
+    command = [sys.executable, "-c", LOAD, json.dumps(BAD_VALUES)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_dag_loads_without_tensorflow_and_is_documented(facts: dict[str, Any]) -> None:
+    assert facts["import_errors"] == {}
+    assert not facts["tensorflow"]
+    assert all(facts["docs"])
+
+
+def test_it_is_one_task_that_a_person_triggers_and_nothing_retries(facts: dict[str, Any]) -> None:
+    assert facts["tasks"] == ["rollback"]
+    assert facts["retries"] == [0]
+    assert facts["dag"] == [None, False, 1]
+
+
+def test_every_field_is_titled_and_bad_values_are_refused(facts: dict[str, Any]) -> None:
+    assert all(schema["title"] for schema in facts["schemas"].values())
+    assert facts["refused"] == BAD_VALUES

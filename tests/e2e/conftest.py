@@ -1,0 +1,82 @@
+"""A whole Airflow, for tests that need its scheduler or its web server."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ridgeline.embedded_airflow import environment
+from ridgeline.standalone import Standalone
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Airflow(Standalone):
+    """A running ``airflow standalone``, with what tests ask of it."""
+
+    @property
+    def store(self) -> str:
+        """The store's root."""
+        return self.env["RIDGELINE_STORE"]
+
+    def runs(self, dag_id: str) -> list[dict[str, Any]]:
+        """Return a DAG's runs, oldest first."""
+        return self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns?order_by=run_after")[1]["dag_runs"]
+
+    def states(self, dag_id: str, run_id: str) -> dict[str, str]:
+        """Return the states of a run's tasks."""
+        found = self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances")[1]["task_instances"]
+        return {task["task_id"]: task["state"] for task in found}
+
+    def log(self, dag_id: str, run_id: str, task_id: str) -> str:
+        """Return the log of a task's last try."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
+        number = self.call("GET", path)[1]["try_number"]
+        return json.dumps(self.call("GET", f"{path}/logs/{number}")[1], ensure_ascii=False)
+
+    def wait(self, what: str, happened: Callable[[], Any], seconds: float = 300) -> Any:
+        """Wait until something is true, and return it."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if result := happened():
+                return result
+            time.sleep(0.5)
+        raise TimeoutError(
+            f"Waited {seconds} s for {what}. Airflow's log ends with:\n{self.log_file.read_text()[-5000:]}"
+        )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def airflow(folder: Path, **settings: str) -> Iterator[Airflow]:
+    """Run an Airflow with the project's DAGs, and a store in the folder.
+
+    Args:
+        folder: Receives everything.
+        **settings: More environment variables.
+    """
+    outer = {name: value for name, value in os.environ.items() if not name.startswith("RIDGELINE_")}
+    env = environment(folder, "airflow", outer, free_port()) | {"AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags")}
+    with Airflow(env | settings, folder / "standalone.log") as running:
+        running.wait("Airflow to be healthy", running.is_healthy)
+        running.wait("the password", running.password_file.exists)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def start_airflow() -> Callable[..., Any]:
+    """The context manager `airflow`."""
+    return airflow

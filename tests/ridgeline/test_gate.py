@@ -1,0 +1,140 @@
+"""The gate and the registry together, in one story of runs on the synthetic images."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ridgeline import pipeline
+from ridgeline.artifacts.model_evaluation import ModelEvaluation, ModelEvaluationFacts
+from ridgeline.pipeline import StepResult
+from ridgeline.registry import Registry
+from ridgeline.settings import Settings
+from ridgeline.store import Store
+
+NAME = "synthetic_garments"
+SYNTHETIC = {"ingest.dataset": "synthetic_garments:1.0.0", "transform.validation_examples": 1_000}
+STEPS = pipeline.plan("export")
+OTHER = {"train.penalty.l2": 0.001}
+WORSE = {"train.penalty.l2": 1.0, "evaluate.min_accuracy": 0, "evaluate.min_class_recall": 0}
+FORCED = {**WORSE, "evaluate.force_blessing": "a demo"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of a run."""
+
+    results: list[StepResult]
+    explained: list[str]
+    facts: ModelEvaluationFacts
+    lines: str
+
+    @property
+    def states(self) -> list[str]:
+        return [result.execution.state for result in self.results]
+
+    @property
+    def served(self) -> tuple[bool, int] | None:
+        pushed = self.results[-1].pushed
+        return pushed and (pushed.new, pushed.version)
+
+
+class Story:
+    """Runs in a copy of the synthetic store, which holds the first run."""
+
+    def __init__(self, store: Store, folder: Path) -> None:
+        shutil.copytree(store.local, folder / "store")
+        self.settings = Settings(store=str(folder / "store"), manual_dir=None)
+        self.store: Store = self.settings.open_store()
+        self.registry: Registry = self.settings.open_registry()
+        self.number = 0
+
+    def run(self, values: dict[str, object]) -> Run:
+        self.number += 1
+        params = pipeline.parse_params(STEPS, SYNTHETIC | values, self.settings)
+        explained = [reason.split(":")[0] for _, reason in pipeline.explain(self.settings, STEPS, params)]
+        results = list(pipeline.run(self.settings, STEPS, params, f"run {self.number}", by="ann"))
+        records = {result.execution.component: result.execution for result in results}
+        facts = self.store.open(records["evaluate"].output, ModelEvaluation).facts
+        return Run(results, explained, facts, "\n".join(pipeline.summary(self.settings, records)))
+
+
+@pytest.fixture(scope="module")
+def story(synthetic_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Story:
+    return Story(synthetic_store, tmp_path_factory.mktemp("gate"))
+
+
+@pytest.fixture(scope="module")
+def runs(story: Story) -> dict[str, Run]:
+    """The runs of the story, in their order."""
+    runs = {"unchanged": story.run({})}
+    for name, values in {"other": OTHER, "worse": WORSE, "forced": FORCED}.items():
+        runs[name] = story.run(values)
+        runs[f"{name} again"] = story.run(values)
+    story.registry.rollback(story.store, NAME, None, reason="demo over", by="bob", run_id="rollback 1")
+    runs["after rollback"] = story.run(FORCED)
+    (story.store.path(f"Model/{runs['other'].facts.model_digest}") / "model.weights.h5").write_bytes(b"damaged")
+    runs["without champion"] = story.run({**WORSE, "evaluate.num_mistakes": 1})
+    return runs
+
+
+def test_the_first_model_is_judged_by_the_thresholds(synthetic, synthetic_store):
+    facts = synthetic_store.open(synthetic[1][3].execution.output, ModelEvaluation).facts
+    assert facts.verdict.blessed
+    assert facts.comparison is None
+    assert facts.verdict.reasons[-1] == "no other model to compare with: the thresholds decide"
+
+
+def test_an_unchanged_run_reuses_everything_and_pushes_nothing(runs):
+    for name, version in (("unchanged", 1), ("other again", 2), ("forced again", 3)):
+        assert runs[name].explained == ["reused"] * 5
+        assert runs[name].states == ["cached"] * 5
+        assert runs[name].served == (False, version)
+
+
+def test_a_model_that_is_not_worse_is_pushed(runs, story):
+    assert runs["other"].states == ["cached", "cached", "complete", "complete", "complete"]
+    assert runs["other"].facts.comparison.model_digest == runs["unchanged"].facts.model_digest
+    assert runs["other"].facts.comparison.accuracy == runs["unchanged"].facts.accuracy
+    assert runs["other"].served == (True, 2)
+    assert f"champion    {runs['unchanged'].facts.accuracy:.4f}, model " in runs["other"].lines
+    assert story.registry.history(NAME)[1].by == "ann"
+
+
+def test_a_significantly_worse_model_is_not_exported(runs):
+    verdict = runs["worse"].facts.verdict
+    assert not verdict.blessed
+    assert runs["worse"].facts.comparison.model_digest == runs["other"].facts.model_digest
+    assert "< 0.05 (worse_significance)" in verdict.reasons[2]
+    assert runs["worse"].states[3:] == ["complete", "skipped"]
+    assert runs["worse again"].states[3:] == ["cached", "skipped"]
+    assert "verdict     not blessed: " in runs["worse"].lines
+
+
+def test_a_forced_blessing_serves_it_and_is_recorded(runs, story):
+    assert runs["forced"].states == ["cached", "cached", "cached", "complete", "complete"]
+    assert runs["forced"].served == (True, 3)
+    assert runs["forced"].facts.verdict.forced == "a demo"
+    assert "verdict     blessed by force: " in runs["forced"].lines
+    assert story.registry.history(NAME)[2].reason == "a demo"
+
+
+def test_a_run_after_a_rollback_does_not_undo_it(runs, story):
+    run = runs["after rollback"]
+    assert run.states == ["cached"] * 5
+    assert run.served == (False, 2)
+    assert "version 3 served this model and was rolled back from" in run.results[-1].pushed.reason
+    assert "demo over" in run.lines
+    assert [entry.action for entry in story.registry.history(NAME)] == ["push", "push", "push", "rollback"]
+    assert json.loads((story.registry.root / NAME / "champion.json").read_text()) == {"version": 2}
+
+
+def test_without_the_champion_s_artifact_the_thresholds_decide(runs):
+    run = runs["without champion"]
+    assert run.facts.comparison is None
+    assert run.facts.verdict.reasons[-1] == "no other model to compare with: the thresholds decide"
+    assert run.served == (False, 2)  # blessed, but it was rolled back from
