@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run ui test lint format bench constraints clean
+.PHONY: help install run ui test screenshots lint format bench constraints clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -19,6 +19,11 @@ ui: $(INSTALLED) ## Start Airflow's web interface; ARGS="--port 8090"
 
 test: $(INSTALLED) ## Run all tests; ARGS="-k name"
 	$(BIN)/python -m pytest $(ARGS)
+
+screenshots: $(INSTALLED) ## Remake the README's screenshots by the browser tests; needs Debian's Chromium
+	$(BIN)/python -m pytest tests/e2e/test_browser.py
+	mkdir -p docs/screenshots
+	cp test-output/form.png test-output/report.png test-output/models.png docs/screenshots/
 
 lint: $(INSTALLED) ## Check style, types and the direction of imports
 	$(BIN)/ruff check

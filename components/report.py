@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from components.page import BLUE, GREY, VERMILION, Picture, data_uri, flat, new_figure, plot_style, render_page, svg
 from ridgeline.artifacts.examples import Examples, Split
 from ridgeline.artifacts.model import Model, eliminated_pixels, kernels
 from ridgeline.artifacts.model_evaluation import Mistake, ModelEvaluationFacts
+from ridgeline.page import BLUE, GREY, VERMILION, Picture, data_uri, flat, new_figure, plot_style, render_page, svg
 
 if TYPE_CHECKING:
     import keras

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from components.page import BLUE, GREY, VERMILION, Picture, flat, new_figure, plot_style, render_page, svg
 from ridgeline.artifacts.sweep_result import SweepResultFacts, Trial
+from ridgeline.page import BLUE, GREY, VERMILION, Picture, flat, new_figure, plot_style, render_page, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

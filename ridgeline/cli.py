@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -105,24 +104,21 @@ def show(artifact: Name) -> None:
 def lineage(artifact: Name) -> None:
     """Print where an artifact comes from, back to the raw files' digests."""
     store = Settings().open_store()
-    for line in _tree(lineage_of(store, store.find(artifact)), store, set()):
+    for line in _tree(lineage_of(store, store.find(artifact)), store):
         typer.echo(line)
 
 
-def _tree(origin: Origin, store: Store, shown: set[str], depth: int = 0) -> Iterator[str]:
-    pad = "  " * depth
-    if origin.ref in shown:
-        yield f"{pad}{origin.ref}  (above)"
-        return
-    shown.add(origin.ref)
-    made = _made(origin.execution) if origin.execution else "no record of its making"
-    yield f"{pad}{origin.ref}  {made}"
-    if not origin.inputs:
-        facts = json.loads((store.fetch(origin.ref) / MANIFEST).read_text(encoding="utf-8"))["facts"]
-        for name, entry in facts.get("raw_files", {}).items():
-            yield f"{pad}  {name}  sha256 {entry['sha256']}  {entry['bytes']} bytes"
-    for source in origin.inputs.values():
-        yield from _tree(source, store, shown, depth + 1)
+def _tree(origin: Origin, store: Store) -> Iterator[str]:
+    for depth, source, again in origin.walk():
+        pad = "  " * depth
+        if again:
+            yield f"{pad}{source.ref}  (above)"
+            continue
+        made = _made(source.execution) if source.execution else "no record of its making"
+        yield f"{pad}{source.ref}  {made}"
+        if not source.inputs:
+            for name, entry in store.manifest(source.ref).facts.get("raw_files", {}).items():
+                yield f"{pad}  {name}  sha256 {entry['sha256']}  {entry['bytes']} bytes"
 
 
 def _made(execution: Execution) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -27,6 +27,22 @@ class Origin:
     ref: str
     execution: Execution | None
     inputs: dict[str, Origin]
+
+    def walk(self) -> Iterator[tuple[int, Origin, bool]]:
+        """Yield this artifact and all that it comes from: its depth, its origin, and whether it was yielded before.
+
+        What an artifact comes from follows it once, where it is first yielded.
+        """
+        seen: set[str] = set()
+
+        def visit(origin: Origin, depth: int) -> Iterator[tuple[int, Origin, bool]]:
+            again = origin.ref in seen
+            seen.add(origin.ref)
+            yield depth, origin, again
+            for source in () if again else origin.inputs.values():
+                yield from visit(source, depth + 1)
+
+        return visit(self, 0)
 
 
 def lineage(store: Store, ref: str) -> Origin:

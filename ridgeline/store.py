@@ -172,8 +172,7 @@ class Store:
         """
         if not self.remote:
             return self.path(ref)
-        source = self.root / "artifacts" / ref
-        manifest = self._manifest(source)
+        source, manifest = self.root / "artifacts" / ref, self.manifest(ref)
         for name, entry in manifest.files.items():
             if not (source / name).exists() or (source / name).stat().st_size != entry.bytes:
                 raise ArtifactError(f"Expected {source / name} with {entry.bytes} bytes; it is missing or damaged.")
@@ -326,7 +325,19 @@ class Store:
 
     def size_bytes(self, ref: str) -> int:
         """Return the size of an artifact's files as its manifest states it."""
-        return sum(entry.bytes for entry in self._manifest(self.root / "artifacts" / ref).files.values())
+        return sum(entry.bytes for entry in self.manifest(ref).files.values())
+
+    def manifest(self, ref: str) -> Manifest:
+        """Return an artifact's manifest alone, nothing verified.
+
+        Raises:
+            ArtifactError: If it is missing or damaged.
+        """
+        folder = self.root / "artifacts" / ref
+        try:
+            return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"Expected an artifact at {folder}; received: {error}.") from error
 
     def lock(self) -> FileLock:
         """Return the store's lock: held for the moments in which an artifact and its record must agree."""
@@ -416,13 +427,6 @@ class Store:
                     shutil.rmtree(rubbish, ignore_errors=True)
             lock.release()
             lock_file.unlink(missing_ok=True)
-
-    @staticmethod
-    def _manifest(folder: UPath) -> Manifest:
-        try:
-            return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"Expected an artifact at {folder}; received: {error}.") from error
 
     def _uploaded(self, artifact: Artifact[Any]) -> bool:
         try:

@@ -1,0 +1,230 @@
+"""The pipeline as a person uses it: Airflow's UI in Debian's Chromium. Screenshots are kept in test-output/.
+
+With RIDGELINE_MANUAL_DIR it works on the official files, else on drawn images.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import FrameLocator, Page, expect, sync_playwright
+
+from ridgeline.artifacts.model_evaluation import ModelEvaluation
+from ridgeline.pipeline import run_records
+from ridgeline.settings import Settings
+
+DAG = "fashion_mnist_training"
+CHROMIUM = Path("/usr/bin/chromium")
+OPTIONS = (
+    "--no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking --disable-component-update "
+    "--disable-sync --no-first-run"
+)
+NO_NETWORK = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
+SYNTHETIC = {"ingest.dataset": "synthetic_garments:1.0.0", "transform.validation_examples": 1000}
+SCREENSHOTS = Path(__file__).resolve().parents[2] / "test-output"
+RUN_SECONDS = 600
+
+
+@pytest.fixture(scope="module")
+def airflow(start_airflow: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    if not CHROMIUM.exists():
+        missing = f"Expected Debian's Chromium at {CHROMIUM}; received none. Install it: apt-get install -y chromium"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
+    files = os.environ.get("RIDGELINE_MANUAL_DIR")
+    data = {"RIDGELINE_MANUAL_DIR": files} if files else {"RIDGELINE_DEFAULTS": json.dumps(SYNTHETIC)}
+    with start_airflow(tmp_path_factory.mktemp("browser"), RIDGELINE_SCHEDULE="never", **data) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def page(airflow: Any) -> Iterator[Page]:
+    """A tab in which the user ``admin`` has logged in."""
+    SCREENSHOTS.mkdir(exist_ok=True)
+    password = json.loads(airflow.password_file.read_text())["admin"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*OPTIONS.split(), NO_NETWORK])
+        page = browser.new_page(viewport={"width": 1440, "height": 900}, base_url=airflow.url)
+        page.set_default_timeout(60_000)
+        expect.set_options(timeout=60_000)
+        page.goto("/")
+        page.fill("input[name=username]", "admin")
+        page.fill("input[name=password]", password)
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("link", name="Dags").first).to_be_visible()
+        yield page
+        browser.close()
+
+
+def shoot(page: Page, name: str) -> None:
+    page.screenshot(path=SCREENSHOTS / f"{name}.png", animations="disabled")
+
+
+def open_form(page: Page, dag_id: str) -> None:
+    page.goto(f"/dags/{dag_id}")
+    page.get_by_role("button", name="Trigger").first.click()
+    expect(page.get_by_role("dialog").get_by_text("Run Parameters")).to_be_visible()
+
+
+def field(page: Page, name: str) -> Any:
+    return page.locator(f"[id='element_{name}']")
+
+
+def press_trigger(page: Page, dag_id: str) -> tuple[int, Any]:
+    """Press the form's button, and return the status and the answer that the form gets."""
+    with page.expect_response(lambda r: r.request.method == "POST" and r.url.endswith(f"/{dag_id}/dagRuns")) as answer:
+        page.get_by_role("dialog").get_by_role("button", name="Trigger", exact=True).click()
+    return answer.value.status, answer.value.json()
+
+
+def watch(page: Page, dag_id: str, run_id: str, state: str = "Success") -> None:
+    page.goto(f"/dags/{dag_id}/runs/{run_id}")
+    expect(page.get_by_test_id("state-badge").first).to_have_text(state, timeout=1000 * RUN_SECONDS)
+
+
+def report(page: Page) -> FrameLocator:
+    page.get_by_role("tab", name="Report").or_(page.get_by_role("link", name="Report")).first.click()
+    return page.frame_locator("iframe[title=Report]")
+
+
+def evaluation(airflow: Any, run_id: str) -> ModelEvaluation:
+    settings = Settings(store=airflow.store)
+    output = run_records(settings, run_id)["evaluate"].output
+    return settings.open_store().open(output, ModelEvaluation)
+
+
+# --- the form
+
+
+def test_the_form_refuses_a_bad_value(page: Page, airflow: Any) -> None:
+    open_form(page, DAG)
+    field(page, "train.penalty.l1").fill("strong")
+    status, answer = press_trigger(page, DAG)
+    assert status == 400
+    assert "train.penalty.l1" in json.dumps(answer)
+    expect(page.get_by_text("Failed to Trigger Dag")).to_be_visible()
+    shoot(page, "refused")
+    assert airflow.runs(DAG) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("train.penalty.l1", "strong"), ("train.epochs", 0), ("penalty_from", "x")]
+)
+def test_the_rest_interface_refuses_it_too(airflow: Any, name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=re.escape(name)):
+        airflow.trigger(DAG, {name: value})
+
+
+# --- a run
+
+
+@pytest.fixture(scope="module")
+def with_l1(page: Page) -> str:
+    """The id of a run with an L1 penalty, triggered by the form, watched to its end."""
+    open_form(page, DAG)
+    field(page, "train.penalty.kind").click()
+    page.get_by_role("option", name="L1: zeros weights").click()
+    field(page, "train.penalty.l1").fill("1e-4")
+    page.get_by_text("Run Parameters").scroll_into_view_if_needed()
+    shoot(page, "form")
+    status, run = press_trigger(page, DAG)
+    assert status == 200, run
+    watch(page, DAG, run["dag_run_id"])
+    shoot(page, "run")
+    return run["dag_run_id"]
+
+
+def test_the_report_shows_the_artifact_s_figures(page: Page, airflow: Any, with_l1: str) -> None:
+    facts = evaluation(airflow, with_l1).facts
+    watch(page, DAG, with_l1)
+    frame = report(page)
+    expect(frame.get_by_role("heading", name="Blessed").first).to_be_visible()
+    expect(frame.locator(".tiles div", has_text="Test accuracy").locator("dd")).to_contain_text(
+        f"{100 * facts.accuracy:.2f} %"
+    )
+    for reason in facts.verdict.reasons:
+        expect(frame.get_by_text(reason).first).to_be_visible()
+    expect(frame.get_by_role("row", name="train.penalty.kind l2 l1")).to_be_visible()
+    expect(frame.get_by_text("Pushed as version 1")).to_be_visible()
+    shoot(page, "report")
+
+
+def test_the_evaluation_s_own_report_is_on_the_same_page(page: Page, airflow: Any, with_l1: str) -> None:
+    facts = evaluation(airflow, with_l1).facts
+    watch(page, DAG, with_l1)
+    frame = report(page)
+    heading = frame.get_by_role("heading", name="Confusion matrix")
+    heading.scroll_into_view_if_needed()
+    expect(heading).to_be_visible()
+    cells = frame.locator(".matrix tbody tr").first.locator("td").all_inner_texts()
+    assert [int(cell) for cell in cells] == list(facts.confusion_matrix[0])
+    assert frame.locator(".matrix").evaluate("e => getComputedStyle(e).borderCollapse") == "collapse"
+    shoot(page, "confusion-matrix")
+
+
+def test_the_report_runs_no_script_and_loads_nothing(page: Page, with_l1: str) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    watch(page, DAG, with_l1)
+    expect(report(page).get_by_role("heading", name="Lineage").first).to_be_visible()
+    inside = [url for url in asked if "/ridgeline/" in url]
+    assert len(set(inside)) == 1
+    assert report(page).locator("script").count() == 0
+
+
+@pytest.mark.parametrize("task", ["evaluate", "export"])
+def test_tasks_link_to_the_report(page: Page, with_l1: str, task: str) -> None:
+    page.goto(f"/dags/{DAG}/runs/{with_l1}/tasks/{task}/details")
+    page.get_by_role("link", name="Report", exact=True).click()
+    expect(page.frame_locator("iframe[title=Report]").get_by_text("Pushed as version 1")).to_be_visible()
+
+
+# --- the gate
+
+
+def test_a_bad_model_is_skipped_by_the_gate(page: Page, airflow: Any, with_l1: str) -> None:
+    run_id = airflow.trigger(DAG, {"evaluate.min_accuracy": 1})
+    watch(page, DAG, run_id)
+    assert airflow.states(DAG, run_id)["export"] == "skipped"
+    frame = report(page)
+    expect(frame.get_by_role("heading", name="Not blessed").first).to_be_visible()
+    row = frame.get_by_role("row", name=re.compile("^export"))
+    expect(row.get_by_text("skipped", exact=True)).to_be_visible()
+    expect(row.get_by_text("not blessed: accuracy")).to_be_visible()
+    shoot(page, "not-blessed")
+
+
+# --- back
+
+
+def test_a_person_rolls_back(page: Page, airflow: Any, with_l1: str) -> None:
+    forced = airflow.trigger(DAG, {"train.seed": 1, "evaluate.force_blessing": "to have something to go back from"})
+    assert airflow.wait_for_run(DAG, forced, RUN_SECONDS) == "success"
+    registry = Settings(store=airflow.store).open_registry()
+    name = registry.model_names()[0]
+    assert registry.champion(name).version == 2  # type: ignore[union-attr]
+
+    open_form(page, "rollback_model")
+    field(page, "model").fill(name)
+    field(page, "reason").fill("worse on <photos> from phones")
+    status, run = press_trigger(page, "rollback_model")
+    assert status == 200, run
+    watch(page, "rollback_model", run["dag_run_id"])
+    expect(report(page).get_by_role("heading", name=f"Rolled back to version 1 of {name}")).to_be_visible()
+    assert registry.champion(name).version == 1  # type: ignore[union-attr]
+
+    page.goto("/")
+    page.get_by_role("link", name="Models").click()
+    frame = page.frame_locator("iframe[title=Models]")
+    expect(frame.locator(".tiles div", has_text="Champion").first).to_contain_text("Version 1")
+    row = frame.get_by_role("row", name=re.compile("rolled back to version 1"))
+    expect(row).to_contain_text("admin")
+    expect(row).to_contain_text("worse on <photos> from phones")
+    shoot(page, "models")
+    frame.get_by_role("link", name=forced).first.click()
+    expect(frame.get_by_role("heading", name="Blessed by force")).to_be_visible()
