@@ -14,7 +14,7 @@ from airflow.sdk import Asset, AssetOrTimeSchedule, CronTriggerTimetable, Param,
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from pydantic.json_schema import GenerateJsonSchema
 
-from ridgeline.artifacts.base import MANIFEST, ArtifactError
+from ridgeline.artifacts.base import ArtifactError
 from ridgeline.component import Component, ParameterError, Params, StepError, TransientStepError, flatten
 from ridgeline.pipeline import StepResult, load_components, parse_params, run_records, run_step, shared_params
 from ridgeline.registry import RegistryError
@@ -148,12 +148,12 @@ def _facts(settings: Settings, result: StepResult) -> dict[str, Any]:
     """Return what an asset's event tells of an artifact: its name, whether it is new, and its plain facts."""
     execution = result.execution
     assert execution.output is not None
-    manifest = json.loads((settings.open_store().fetch(execution.output) / MANIFEST).read_text(encoding="utf-8"))
-    facts = {name: value for name, value in manifest["facts"].items() if isinstance(value, bool | int | float | str)}
+    stated = settings.open_store().manifest(execution.output).facts
+    facts = {name: value for name, value in stated.items() if isinstance(value, bool | int | float | str)}
     facts |= {"artifact": execution.output, "state": execution.state, "reason": execution.reason}
     if result.pushed:
         facts |= {"pushed": result.pushed.new, "served_version": result.pushed.version}
-    return facts | manifest["facts"].get("metrics", {})
+    return facts | stated.get("metrics", {})
 
 
 def _how_to_go_on(settings: Settings, component: Component, run_id: str) -> str:
