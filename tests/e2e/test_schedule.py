@@ -94,6 +94,7 @@ def test_a_late_run_is_told(messages: Any, scheduled: Any, two_runs: Any) -> Non
     late = scheduled.wait("the message", lambda: [m for m in messages[1] if "late" in m["title"]], 60)
     assert late[0]["title"] == f"{DAG} is late"
     assert two_runs[0]["dag_run_id"] in late[0]["message"]
+    assert f"{DAG} is late. Run {two_runs[0]['dag_run_id']}" in scheduled.log_file.read_text()
 
 
 def test_a_failure_is_told_and_a_bad_combination_names_its_field(messages: Any, scheduled: Any, two_runs: Any) -> None:
@@ -105,6 +106,7 @@ def test_a_failure_is_told_and_a_bad_combination_names_its_field(messages: Any, 
     failures = scheduled.wait("the message", lambda: [m for m in messages[1] if "failed" in m["title"]], 30)
     assert failures[0]["title"] == f"{DAG} failed at ingest"
     assert "train.penalty.l1: expected 0 or the default 0.0001 with kind='l2'" in failures[0]["message"]
+    assert f"{DAG} failed at ingest. Run {run}, try 1" in scheduled.log(DAG, run, "ingest")
     assert records(scheduled, run) == {}
 
 
