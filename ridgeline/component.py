@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, ValidationErro
 
 from ridgeline.artifacts.base import Artifact, Facts
 
-
 # Set while a step runs, and read by TensorFlow when it first computes in a process. The order of a sum, and so its last
 # bits, depends on the number of threads that share it; with one, results do not depend on the machine's cores.
 ENVIRONMENT = {"TF_NUM_INTRAOP_THREADS": "1"}
