@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ def main() -> None:
     wanted = parser.parse_args().parts or list(PARTS)
     if unknown := [part for part in wanted if part not in PARTS]:
         parser.error(f"expected some of {', '.join(PARTS)}; received {', '.join(unknown)}")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     manual_dir = Settings().manual_dir
     steps.row("data", str(manual_dir or "synthetic: set RIDGELINE_MANUAL_DIR"), "goal")
     with tempfile.TemporaryDirectory() as folder:

@@ -34,7 +34,7 @@ TUNED: Mapping[str, Any] = {
     "optimizer": "adam",
     "learning_rate": 0.001,
     "batch_size": 128,
-    "epochs": 80,
+    "epochs": 160,
     "label_smoothing": 0.1,
     "shift": 1,
     "shift_share": 0.5,
