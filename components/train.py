@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # The profile `tuned`: found by sweeps and searches on the validation split of Fashion-MNIST, for the seed's network.
+# Last, over 3 seeds: 160 epochs 0.9171; with the cosine schedule 0.9155, at twice the rate 0.9146; 80 epochs 0.9151.
 TUNED: Mapping[str, Any] = {
     "penalty": {"kind": "l2", "l2": 1e-5},
     "optimizer": "adam",
