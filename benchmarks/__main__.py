@@ -1,28 +1,39 @@
-"""Runs every benchmark: ``python -m benchmarks``."""
+"""Runs the benchmarks: ``python -m benchmarks [PART ...]``, all of them by default."""
 
 from __future__ import annotations
 
+import argparse
+import os
 import tempfile
+import time
 from pathlib import Path
 
-from benchmarks import engine, steps, sweep
+from benchmarks import engine, steps, sweep, tuned
 from ridgeline import pipeline
 from ridgeline.settings import Settings
 
+PARTS = {"steps": steps.main, "engine": engine.main, "sweep": sweep.main, "sparse": sweep.sparse, "tuned": tuned.main}
+
 
 def main() -> None:
-    """Prepare the data once, then print each benchmark's table."""
+    """Prepare the data once, then print the table, each line as soon as it is measured."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Print what was measured, and the goal.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"Some of {', '.join(PARTS)}; all by default.")
+    wanted = parser.parse_args().parts or list(PARTS)
+    if unknown := [part for part in wanted if part not in PARTS]:
+        parser.error(f"expected some of {', '.join(PARTS)}; received {', '.join(unknown)}")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     manual_dir = Settings().manual_dir
-    values = {} if manual_dir else steps.SYNTHETIC
-    print(f"data: {manual_dir or 'synthetic images; set RIDGELINE_MANUAL_DIR for the official ones'}")
+    steps.row("data", str(manual_dir or "synthetic: set RIDGELINE_MANUAL_DIR"), "goal")
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(store=str(Path(folder) / "store"), manual_dir=manual_dir)
         plan = pipeline.plan("export")
-        params = pipeline.parse_params(plan, values, settings)
+        params = pipeline.parse_params(plan, {} if manual_dir else steps.SYNTHETIC, settings)
         refs = {r.execution.component: r.execution.output or "" for r in pipeline.run(settings, plan, params, "bench")}
-        steps.main(settings, refs)
-        engine.main(settings, refs)
-        sweep.main(settings, refs)
+        for part in wanted:
+            start = time.monotonic()
+            PARTS[part](settings, refs)
+            steps.row(f"  measured in, part {part}", f"{time.monotonic() - start:.0f} s")
 
 
 if __name__ == "__main__":

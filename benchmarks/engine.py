@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,36 +16,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
-from benchmarks.steps import python, row
+from benchmarks.steps import ROOT, TRAIN, environment, python, row
 from components.engine import Engine, row_order
 from components.train import Params, build_model, fit
 from ridgeline.artifacts.examples import Examples, Split, write_split
+from ridgeline.component import ENVIRONMENT
 from ridgeline.settings import Settings
 
 ROUNDS = 5
 SEEDS = (1, 2, 3)
 GROWTH = (1, 4, 10)
 
-TRAIN = """
-import json, re, sys, tempfile
+CONTESTANT = """
+import json, sys, time
 from pathlib import Path
-import keras, tensorflow
-from components.train import train
+from benchmarks.engine import CONTESTANTS
 from ridgeline.artifacts.examples import Examples
-peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-start = peak()
-examples = Examples.load(Path(sys.argv[1]))
-import logging, time
-times = []
-class Times(logging.Handler):
-    def emit(self, record):
-        if record.msg.startswith("epoch %d/%d: %s"): times.append(record.args[-1])
-logging.getLogger("components.engine").addHandler(Times())
-logging.getLogger("components.engine").setLevel(logging.INFO)
-with tempfile.TemporaryDirectory() as folder:
-    train(examples=examples, params=train.parse({"epochs": 3}), output=Path(folder))
-print(json.dumps({"import": start, "peak": peak(), "seconds": min(times)}))
+epoch = CONTESTANTS[sys.argv[1]](Examples.load(Path(sys.argv[2])))
+for line in sys.stdin:
+    start = time.perf_counter()
+    epoch(int(line))
+    print(time.perf_counter() - start, flush=True)
 """
 NOTEBOOK = """
 import json, re, sys
@@ -63,43 +60,27 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
         settings: Where a store is in which the pipeline ran.
         refs: Store-relative name of each artifact, by step.
     """
-    import tensorflow as tf
-
     path = settings.open_store().path(refs["transform"])
     examples, params = Examples.load(path), Params()
-    engine = Engine(functools.partial(build_model, examples, params), examples, params.recipe)
-    plain = Engine(functools.partial(build_model, examples, params), examples, params.recipe)
-    plain._advance = tf.function(plain._steps, autograph=False)
-    start = time.perf_counter()
-    fit(engine, params.model_copy(update={"epochs": 1}))
-    first = time.perf_counter() - start
-    seconds = interleaved(
-        {
-            "notebook": notebook(examples, 0),
-            "fit": tuned_fit(examples),
-            "plain": lambda epoch: plain._epoch(0, epoch, ROUNDS, "") and plain._validate(),
-            "engine": lambda epoch: engine._epoch(0, epoch, ROUNDS, "") and engine._validate(),
-            "numpy": numpy_loop(examples, params),
-        }
-    )
+    seconds = in_turns(path)
     ours, blas = seconds["engine"], blas_seconds(examples, params)
-    print(f"\nAn epoch of the seed model with validation: the best of {ROUNDS}, taken in turns")
+    print(f"\nAn epoch of the seed model with validation: the best of {ROUNDS}, taken in turns, a process each")
     row("notebook: model.fit, float64, batch 32", f"{seconds['notebook']:.2f} s")
     row("model.fit, uint8, steps_per_execution=400", f"{seconds['fit']:.2f} s")
-    row("engine without XLA", f"{seconds['plain']:.2f} s")
-    row("engine", f"{ours:.2f} s")
-    row("NumPy loop, its BLAS on one thread", f"{seconds['numpy']:.2f} s")
-    row("BLAS: one matrix product of the same FLOPs", f"{blas:.3f} s")
+    row("engine without XLA, one thread", f"{seconds['plain']:.2f} s")
+    row("engine, one thread", f"{ours:.2f} s")
+    row("NumPy loop, one thread", f"{seconds['numpy']:.2f} s")
+    row("BLAS limit: one product of the same FLOPs, 1 thread", f"{blas:.2f} s")
     row("notebook / engine", f"{seconds['notebook'] / ours:.1f}", ">= 5")
     row("engine / NumPy loop", f"{ours / seconds['numpy']:.2f}", "<= 1.2")
     row("engine / BLAS limit", f"{ours / blas:.1f}")
-    row("a process's first fit: compilation and one epoch", f"{first:.1f} s")
 
     print(f"\nValidation accuracy after the seed's 2 epochs, {len(SEEDS)} seeds: mean and range")
     notebooks = []
     for seed in SEEDS:
         train_epoch = notebook(examples, seed, ordered=True)
         notebooks.append([train_epoch(epoch) for epoch in (1, 2)][-1])
+    engine = Engine(functools.partial(build_model, examples, params), examples, params.recipe)
     fits = [fit(engine, params.model_copy(update={"seed": seed})) for seed in SEEDS]
     accuracies = [result.metrics["val_accuracy"] for result in fits]
     row("notebook, given the engine's order of images", _spread(notebooks))
@@ -118,15 +99,32 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
             row(f"engine, peak beyond the imports, data x{times}", cost)
 
 
-def interleaved(epochs: dict[str, Callable[[int], Any]]) -> dict[str, float]:
-    """Return the shortest time of each function over some rounds, in each of which every function runs once."""
-    best = dict.fromkeys(epochs, float("inf"))
-    for number in range(ROUNDS + 1):  # the first warms up
-        for name, epoch in epochs.items():
-            start = time.perf_counter()
-            epoch(number)
-            if number:
-                best[name] = min(best[name], time.perf_counter() - start)
+def in_turns(examples: Path) -> dict[str, float]:
+    """Return each contestant's shortest time over some rounds, in each of which every one runs an epoch."""
+    best = dict.fromkeys(CONTESTANTS, float("inf"))
+    with contextlib.ExitStack() as stack:
+        processes = {
+            name: stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", CONTESTANT, name, str(examples)],
+                    cwd=ROOT,
+                    env=environment(),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                )
+            )
+            for name in CONTESTANTS
+        }
+        for number in range(ROUNDS + 1):  # the first warms up
+            for name, process in processes.items():
+                assert process.stdin is not None
+                assert process.stdout is not None
+                print(number, file=process.stdin, flush=True)
+                seconds = float(process.stdout.readline())
+                if number:
+                    best[name] = min(best[name], seconds)
     return best
 
 
@@ -188,13 +186,23 @@ def tuned_fit(examples: Examples) -> Callable[[int], Any]:
     return lambda number: model.fit(*data, batch_size=32, validation_data=valid, verbose=0)
 
 
+def own(examples: Examples, xla: bool) -> Callable[[int], Any]:
+    """Return an epoch of our engine, in the environment of a step."""
+    os.environ.update(ENVIRONMENT)
+    import tensorflow as tf
+
+    params = Params()
+    engine = Engine(functools.partial(build_model, examples, params), examples, params.recipe)
+    if not xla:
+        engine._advance = tf.function(engine._steps, autograph=False)
+    return lambda number: engine._epoch(0, number, ROUNDS, "") and engine._validate()
+
+
 def numpy_loop(examples: Examples, params: Params) -> Callable[[int], float]:
     """Return an epoch of the seed model in NumPy, float32, on one BLAS thread: the practical limit.
 
     More threads make these small products slower. The epoch returns the validation accuracy.
     """
-    from threadpoolctl import threadpool_limits
-
     rng = np.random.default_rng(0)
     units = [int(np.prod(examples.facts.image_shape)), *params.hidden_units, len(examples.facts.class_names)]
     kernels = [
@@ -256,10 +264,11 @@ def blas_seconds(examples: Examples, params: Params) -> float:
     side = 2048
     matrix = np.random.default_rng(0).random((side, side), np.float32)
     times = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        matrix @ matrix
-        times.append(time.perf_counter() - start)
+    with threadpool_limits(1):
+        for _ in range(ROUNDS):
+            start = time.perf_counter()
+            matrix @ matrix
+            times.append(time.perf_counter() - start)
     return flops_per_image * examples.facts.num_examples["train"] / (2 * side**3 / min(times))
 
 
@@ -271,6 +280,15 @@ def repeat(examples: Examples, folder: Path, times: int) -> Examples:
         batches = split.shards * (sizes[name] // len(split))
         write_split(folder / name, batches, sizes[name], examples.facts.image_shape)
     return Examples.seal(folder, examples.facts.model_copy(update={"num_examples": sizes}))
+
+
+CONTESTANTS: dict[str, Callable[[Examples], Callable[[int], Any]]] = {
+    "notebook": lambda examples: notebook(examples, 0),
+    "fit": tuned_fit,
+    "plain": lambda examples: own(examples, xla=False),
+    "engine": lambda examples: own(examples, xla=True),
+    "numpy": lambda examples: numpy_loop(examples, Params()),
+}
 
 
 def _spread(values: list[float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ridgeline.artifacts.examples import Examples
+from ridgeline.component import ENVIRONMENT
 from ridgeline.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,16 +38,21 @@ state = run_step(settings, component, inputs, params, "bench").execution.state
 print(json.dumps({"seconds": time.perf_counter() - start, "state": state, "tensorflow": "tensorflow" in sys.modules}))
 """
 TRAIN = """
-import json, re, sys, tempfile
+import json, logging, re, sys, tempfile
 from pathlib import Path
 from components.train import train
 from ridgeline.artifacts.examples import Examples
 import keras, tensorflow
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-start = peak()
+start, seconds = peak(), []
+class Times(logging.Handler):
+    def emit(self, record):
+        if record.msg.startswith("epoch %d/%d: %s"): seconds.append(record.args[-1])
+logging.getLogger("components.engine").addHandler(Times())
+logging.getLogger("components.engine").setLevel(logging.INFO)
 with tempfile.TemporaryDirectory() as folder:
-    train(examples=Examples.load(Path(sys.argv[1])), params=train.parse({}), output=Path(folder))
-print(json.dumps({"import": start, "peak": peak()}))
+    train(examples=Examples.load(Path(sys.argv[1])), params=train.parse({"epochs": 3}), output=Path(folder))
+print(json.dumps({"import": start, "peak": peak(), "seconds": min(seconds)}))
 """
 
 
@@ -57,8 +64,9 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
         refs: Store-relative name of each artifact, by step.
     """
     store = settings.open_store()
+    print("\nA step beyond its work")
     imported = python(DAG_IMPORT)
-    row("import of the DAG file beyond airflow.sdk", f"{imported['dag']:.2f} s", "0.5 s")
+    row("import of the DAG file beyond airflow.sdk", f"{imported['dag']:.2f} s", "<= 0.5 s")
     row("  airflow.sdk itself", f"{imported['sdk']:.2f} s")
     row("  TensorFlow imported", str(imported["tensorflow"]), "False")
 
@@ -67,7 +75,7 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
     verified = time.perf_counter() - start
     start = time.perf_counter()
     total = int(np.sum(split.images, dtype=np.int64)) + int(np.sum(split.labels))
-    row("reading every byte of the training split", f"{time.perf_counter() - start:.3f} s", "0.2 s")
+    row("reading every byte of the training split", f"{time.perf_counter() - start:.3f} s", "<= 0.2 s")
     row("  verifying all splits' digests before", f"{verified:.3f} s")
     assert total > 0
 
@@ -85,23 +93,27 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
         reuse = python(REUSE, *arguments)
         assert reuse["state"] == "cached"
         cost = f"{reuse['seconds']:.2f} s, TensorFlow imported: {reuse['tensorflow']}"
-        row(f"reused {execution.component}, beyond airflow.sdk", cost, "1 s, False")
+        row(f"reused {execution.component}, beyond airflow.sdk", cost, "<= 1 s, False")
 
     memory = python(TRAIN, str(store.path(refs["transform"])))
-    row("peak memory of a training process", f"{memory['peak']:.0f} MiB", "1 GB = 954 MiB")
+    row("peak memory of a training process", f"{memory['peak']:.0f} MiB", "<= 1 GB = 954 MiB")
     row("  of which importing TensorFlow", f"{memory['import']:.0f} MiB")
 
 
-def row(name: str, value: str, limit: str = "") -> None:
-    """Print one line of a table: what, the measured value, the limit."""
-    print(f"{name:<46} {value:>32}   {limit}", flush=True)
+def row(name: str, value: str, goal: str = "") -> None:
+    """Print one line of the table: what, the measured value, the goal."""
+    print(f"{name:<52} {value:>44}   {goal}".rstrip(), flush=True)
 
 
 def python(program: str, *arguments: str) -> Any:
     """Run a program in a process of its own; return the JSON value in its last line."""
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def environment() -> dict[str, str]:
+    """Return this process's environment without what steps set in it: the notebook is to have TensorFlow's defaults."""
+    return {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}

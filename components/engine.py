@@ -1,17 +1,19 @@
 """Trains Keras models, many steps inside one compiled function. Not a step.
 
-An epoch of the seed model (55,000 images, batches of 32, validation), best of 5 taken in turns, seconds; two runs of
-``python -m benchmarks`` on two cores that others kept busy:
+An epoch of the seed model (55,000 images, batches of 32, validation), seconds, on two cores of an AMD EPYC: the best of
+a few while the machine was quiet, and the best of 5 taken in turns by ``make bench`` while others kept it busy:
 
-    notebook: model.fit, float64, batch 32          11.5   8.6
-    model.fit, uint8, steps_per_execution=400        3.2   3.9
-    a loop in tf.function                            2.7   2.3
-    the same loop compiled by XLA                    1.6   0.9    chosen
-    hand-written NumPy loop, one BLAS thread         1.4   0.75
-    one matrix product of the same FLOPs             0.6   0.4
+    notebook: model.fit, float64, batch 32           3.0   9.4
+    model.fit, uint8, steps_per_execution=400        1.1   1.5
+    a loop in tf.function                                  2.0
+    the same loop compiled by XLA                    0.41  1.2    chosen
+    hand-written NumPy loop, one BLAS thread         0.47  1.6
+    one matrix product of the same FLOPs                   0.8
 
-On one core the XLA loop took 0.54 to 0.60 s of CPU time without validation, with op determinism or without: so there
-is no switch that gives determinism up. Compilation takes some seconds, once for all strengths, rates and seeds.
+The loop runs on one thread, see `ridgeline.component.ENVIRONMENT`. With two the epoch took 0.41 s, too, and 0.70 s of
+CPU time instead of 0.40 s; batches of 128 took 0.27 s instead of 0.39 s. Op determinism costs nothing that could be
+measured: 0.48 s of CPU time an epoch with it, 0.53 s without; in the profile `tuned` 0.49 s and 0.47 s. So there is no
+switch that gives it up. Compilation takes a second or two, once for all strengths, rates and seeds.
 """
 
 from __future__ import annotations

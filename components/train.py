@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # The profile `tuned`: found by sweeps and searches on the validation split of Fashion-MNIST, for the seed's network.
+# Last, over 3 seeds: 160 epochs 0.9171; with the cosine schedule 0.9155, at twice the rate 0.9146; 80 epochs 0.9151.
 TUNED: Mapping[str, Any] = {
     "penalty": {"kind": "l2", "l2": 1e-5},
     "optimizer": "adam",
     "learning_rate": 0.001,
     "batch_size": 128,
-    "epochs": 80,
+    "epochs": 160,
     "label_smoothing": 0.1,
     "shift": 1,
     "shift_share": 0.5,

@@ -7,6 +7,7 @@ import difflib
 import inspect
 import json
 import logging
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,6 +18,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, ValidationError, create_model
 
 from ridgeline.artifacts.base import Artifact, Facts
+
+# Set while a step runs, and read by TensorFlow when it first computes in a process. The order of a sum, and so its last
+# bits, depends on the number of threads that share it; with one, results do not depend on the machine's cores.
+ENVIRONMENT = {"TF_NUM_INTRAOP_THREADS": "1"}
 
 
 class Params(BaseModel):
@@ -100,6 +105,7 @@ class Component:
         for group in self.groups:
             inputs[group] = tuple(inputs.pop(name) for name in members(inputs, group))  # type: ignore[assignment]
         extra = {"scratch": scratch} if self.resumes else {}
+        os.environ.update(ENVIRONMENT)
         return self.output.seal(output, self.run(**inputs, **extra, params=params, output=output))
 
     def parse(self, values: Mapping[str, Any]) -> Params:

@@ -182,6 +182,20 @@ def test_killed_training_resumes_to_the_same_bytes(examples, tmp_path):
     assert not (tmp_path / ".killed-scratch").exists()
 
 
+def test_bytes_do_not_depend_on_the_number_of_cores(synthetic_store, refs, tmp_path):
+    output = tmp_path / "one_core"
+    command = [sys.executable, "-m", "components.train", "--examples", synthetic_store.path(refs["transform"])]
+    one_core = {min(os.sched_getaffinity(0))}
+    subprocess.run(
+        [*command, "--output", output],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"},
+        preexec_fn=lambda: os.sched_setaffinity(0, one_core),
+        capture_output=True,
+        check=True,
+    )
+    assert Model.load(output).digest == synthetic_store.open(refs["train"], Model).digest
+
+
 @pytest.mark.real_data
 def test_seed_model_reaches_the_notebooks_accuracy(fashion_mnist):
     store, refs = fashion_mnist
