@@ -8,11 +8,18 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import engine, steps, sweep, tuned
+from benchmarks import airflow, engine, steps, sweep, tuned
 from ridgeline import pipeline
 from ridgeline.settings import Settings
 
-PARTS = {"steps": steps.main, "engine": engine.main, "sweep": sweep.main, "sparse": sweep.sparse, "tuned": tuned.main}
+PARTS = {
+    "steps": steps.main,
+    "airflow": airflow.main,
+    "engine": engine.main,
+    "sweep": sweep.main,
+    "sparse": sweep.sparse,
+    "tuned": tuned.main,
+}
 
 
 def main() -> None:
