@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import statistics
 import tempfile
 import time
@@ -14,7 +13,7 @@ from typing import Any
 from benchmarks.steps import ROOT, SYNTHETIC, row
 from ridgeline.embedded_airflow import environment
 from ridgeline.settings import Settings
-from ridgeline.standalone import Standalone
+from ridgeline.standalone import Standalone, free_port
 
 DAG_ID = "fashion_mnist_training"
 RUNS = 4  # of which the first is not counted: it fills caches
@@ -45,10 +44,7 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
 
 def _added_seconds(folder: Path, settings: Settings, changed: dict[str, str]) -> dict[str, float]:
     """Return the medians, over runs, of the seconds that a run takes beyond its steps' own, per task."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    env = environment(folder, "airflow", os.environ, port)
+    env = environment(folder, "airflow", os.environ, free_port())
     env |= {"AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"), "RIDGELINE_SCHEDULE": "never", **changed}
     env |= {"RIDGELINE_STORE": settings.store}
     if settings.manual_dir:

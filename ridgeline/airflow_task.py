@@ -6,27 +6,32 @@ import contextlib
 import json
 import logging
 import math
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from airflow.sdk import Asset, AssetOrTimeSchedule, CronTriggerTimetable, Param, get_current_context
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 from pydantic.json_schema import GenerateJsonSchema
 
 from ridgeline.artifacts.base import ArtifactError
+from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.component import Component, ParameterError, Params, StepError, TransientStepError, flatten
-from ridgeline.pipeline import StepResult, load_components, parse_params, run_records, run_step, shared_params
+from ridgeline.pipeline import (
+    StepResult,
+    load_components,
+    parse_params,
+    plan,
+    run_records,
+    run_step,
+    shared_params,
+)
 from ridgeline.registry import RegistryError
 from ridgeline.settings import Settings
 from ridgeline.store import StoreError
 
 log = logging.getLogger(__name__)
-
-
-# What is typed into a form's field for a number: at least 0, or from 0 to 1.
-NUMBER = r"^([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"
-SHARE = r"^(0*\.[0-9]+([eE]-[0-9]+)?|[0-9]+(\.[0-9]*)?[eE]-[0-9]+|0+\.?0*|0*1(\.0*)?)$"
 
 
 def form(*components: Component, first: Iterable[str] = ()) -> dict[str, Param]:
@@ -65,7 +70,17 @@ def form(*components: Component, first: Iterable[str] = ()) -> dict[str, Param]:
 
 
 def _defaults(components: Iterable[Component]) -> dict[str, Any]:
-    settings = Settings()
+    settings, installed = Settings(), load_components()
+    if unknown := [name for name in settings.defaults if name.split(".")[0] not in installed]:
+        raise ParameterError(
+            f"Expected parameters of the steps {', '.join(installed)} in RIDGELINE_DEFAULTS; received "
+            f"{', '.join(unknown)}. Name them as on the form, such as train.epochs."
+        )
+    if "evaluate.force_blessing" in settings.defaults:
+        raise ParameterError(
+            "Expected no evaluate.force_blessing in RIDGELINE_DEFAULTS, which would bless every model; received one. "
+            "Give the reason on the form of the run that it is for."
+        )
     names = {component.name for component in components}
     defaults = {name: value for name, value in settings.defaults.items() if name.split(".")[0] in names}
     parse_params(list(components), defaults, settings)
@@ -78,14 +93,28 @@ def _as_a_person_types_it(value: Any, field: dict[str, Any]) -> tuple[Any, dict[
     Its number fields drop ``1e-4`` and silently move a value into the bounds that they see. So a number is typed as
     text, of a pattern, and whole numbers' bounds stand where only the check of the run's values sees them.
     """
-    bounds = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"} & field.keys()
     if field.get("type") == "number":
-        share = field.get("maximum", field.get("exclusiveMaximum", math.inf)) <= 1
-        pattern = SHARE if share else NUMBER
-        return str(value), {k: v for k, v in field.items() if k != "type"} | {"pattern": pattern}
+        neither = {"type": ["null", "boolean", "array", "object"]}
+        return str(value), {k: v for k, v in field.items() if k != "type"} | {
+            "pattern": _pattern(field),
+            "not": neither,
+        }
+    bounds = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"} & field.keys()
     if not bounds:
         return value, field
     return value, {k: v for k, v in field.items() if k not in bounds} | {"allOf": [{k: field[k] for k in bounds}]}
+
+
+def _pattern(field: Mapping[str, Any]) -> str:
+    """Return the pattern of a number that is typed as text: at least 0, or above; at most 1, or below, if it has to be.
+
+    Other bounds are left to the step's own check.
+    """
+    not_zero = r"(?!0*\.?0*([eE]|$))" if "exclusiveMinimum" in field else ""
+    if field.get("maximum", field.get("exclusiveMaximum", math.inf)) > 1:
+        return rf"^{not_zero}([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"
+    one = r"|0*1(\.0*)?" if field.get("maximum") == 1 else ""
+    return rf"^{not_zero}(0*\.[0-9]+([eE]-[0-9]+)?|[0-9]+(\.[0-9]*)?[eE]-[0-9]+|0+\.?0*{one})$"
 
 
 def schedule(*assets: Asset) -> AssetOrTimeSchedule | list[Asset]:
@@ -130,17 +159,20 @@ def run_in_task(
     try:
         by = context["dag_run"].triggering_user_name or ""
         result = run_step(settings, component, names, params, run_id, by)
-    except Exception as error:
-        log.error("%s", _how_to_go_on(settings, component, run_id))
+    except (Exception, AirflowTaskTimeout) as error:
+        with contextlib.suppress(Exception):  # the step's own error is the one to show
+            log.error("%s", _how_to_go_on(settings, component, run_id))
         if isinstance(error, StepError | FloatingPointError) and not isinstance(error, TransientStepError):
             raise AirflowFailException(str(error)) from error
         raise
+    if component.output is PushedModel:
+        states = {record.state for record in run_records(settings, run_id).values()}
+        if states <= {"cached", "skipped"}:
+            log.info("nothing changed: every step was reused, and what is served stays as it is")
     if result.execution.output is None:
         raise AirflowSkipException(result.execution.reason)
     for asset in context["task"].outlets:
         context["outlet_events"][asset].extra = _facts(settings, result)
-    if result.pushed and all(record.state == "cached" for record in run_records(settings, run_id).values()):
-        log.info("nothing changed: every step was reused, and version %d is served as before", result.pushed.version)
     return result.execution.output
 
 
@@ -158,19 +190,21 @@ def _facts(settings: Settings, result: StepResult) -> dict[str, Any]:
 
 def _how_to_go_on(settings: Settings, component: Component, run_id: str) -> str:
     """Return what to do after a failure: the command repeats this step with this run's parameters, and resumes."""
-    params, records = _params_of_all_steps(settings), run_records(settings, run_id)
-    command = ["ridgeline", "run", component.name]
-    if "sweep" in records and component.name != "sweep":
-        command += ["--with", "sweep"]
-    for step in (step for name, step in load_components().items() if name in params):
+    extra = ["sweep"] if "sweep" in run_records(settings, run_id) and component.name != "sweep" else []
+    steps, params = plan(component.name, extra), _params_of_all_steps(settings)
+    command = ["ridgeline", "run", component.name, *(word for name in extra for word in ("--with", name))]
+    shared = tuple(f"{step.name}.{other.name}." for step, other in shared_params(steps))  # given by the other step
+    for step in steps:
         defaults = dict(flatten(step.params().model_dump(mode="json")))
         for name, value in flatten(params[step.name].model_dump(mode="json")):
-            if value != defaults.get(name):
+            if value != defaults.get(name) and not f"{step.name}.{name}".startswith(shared):
                 command += ["--set", f"{step.name}.{name}={json.dumps(value)}"]
+    places = {"STORE": settings.store, "SERVING": settings.serving, "MANUAL_DIR": settings.manual_dir}
+    variables = [f"RIDGELINE_{name}={shlex.quote(str(place))}" for name, place in places.items() if place]
+    without_password = re.sub(r"(?<=//)[^/@]*@", "...@", " ".join([*variables, shlex.join(command)]))
     return (
-        "To go on once the cause is mended, clear this task in the UI, or run RIDGELINE_STORE="
-        f"{shlex.quote(settings.store)} {shlex.join(command)}. Finished steps are reused; training resumes after its "
-        "last finished epoch."
+        f"To go on once the cause is mended, clear this task in the UI, or run {without_password}\n"
+        "Finished steps are reused; training resumes after its last finished epoch."
     )
 
 

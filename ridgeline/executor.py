@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import functools
+import importlib.util
 import itertools
 import logging
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 from ridgeline.artifacts.base import Artifact, ArtifactError
@@ -44,23 +47,44 @@ class Decision:
         return f"{'reused' if self.output else 'runs'}: {self.reason}"
 
 
-def import_tensorflow_quietly() -> None:
-    """Import TensorFlow without the lines about this machine that its native code prints, whatever it is asked."""
-    if "tensorflow" in sys.modules:
-        return
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
-        try:
-            importlib.import_module("tensorflow")
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
-            said.seek(0)
-            for line in said:
-                if not line.startswith((b"I0000 ", b"WARNING: All log messages before absl::InitializeLog")):
-                    os.write(2, line)
+class _QuietTensorFlow:
+    """Has TensorFlow imported, if a step does, without the lines about this machine that its native code prints then.
+
+    They come whatever TensorFlow is asked, and Airflow logs them as errors.
+    """
+
+    NOISE = (b"I0000 ", b"WARNING: All log messages before absl::InitializeLog")
+
+    @classmethod
+    def install(cls) -> None:
+        """Wait for the first import."""
+        if "tensorflow" not in sys.modules and not any(isinstance(finder, cls) for finder in sys.meta_path):
+            sys.meta_path.insert(0, cls())  # type: ignore[arg-type]
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Find TensorFlow as Python does, and have it loaded quietly."""
+        if name != "tensorflow":
+            return None
+        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        spec = importlib.util.find_spec(name)
+        if spec and spec.loader:
+            spec.loader.exec_module = functools.partial(self._quietly, spec.loader.exec_module)  # type: ignore[method-assign]
+        return spec
+
+    def _quietly(self, load: Callable[[ModuleType], None], module: ModuleType) -> None:
+        sys.stderr.flush()
+        terminal = os.dup(2)
+        with tempfile.TemporaryFile() as said:
+            os.dup2(said.fileno(), 2)
+            try:
+                load(module)
+            finally:
+                os.dup2(terminal, 2)
+                os.close(terminal)
+                said.seek(0)
+                for line in said:
+                    if not line.startswith(self.NOISE):
+                        os.write(2, line)
 
 
 def open_inputs(store: Store, component: Component, inputs: Mapping[str, str]) -> dict[str, Artifact[Any]]:
@@ -163,8 +187,7 @@ def execute(store: Store, component: Component, inputs: Mapping[str, str], param
         with contextlib.ExitStack() as stack:
             scratch = stack.enter_context(store.scratch(decision.parts.key())) if component.resumes else None
             folder = stack.enter_context(store.stage())
-            if "tensorflow" in decision.parts.libraries:
-                import_tensorflow_quietly()
+            _QuietTensorFlow.install()
             artifact = component(params=params, output=folder, scratch=scratch, **artifacts)
             with store.lock():
                 return record("complete", decision.reason, store.publish(artifact))

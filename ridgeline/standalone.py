@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,13 @@ from typing import Any, Self
 
 PASSWORD_FILE = "simple_auth_manager_passwords.json.generated"
 STOP_SECONDS = 60
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 class Standalone:
@@ -59,10 +67,12 @@ class Standalone:
     def is_healthy(self) -> bool:
         """Tell whether all of its parts run."""
         try:
-            states = self._request("GET", "/api/v2/monitor/health", None)[1]
+            status, states = self._request("GET", "/api/v2/monitor/health", None)
         except (OSError, ValueError):
             return False
-        return all(states[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "dag_processor"))
+        return status == 200 and all(
+            states[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "dag_processor")
+        )
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """Return the status and the answer of Airflow's REST API, as the user ``admin``.

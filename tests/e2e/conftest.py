@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 
 from ridgeline.embedded_airflow import environment
-from ridgeline.standalone import Standalone
+from ridgeline.standalone import Standalone, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,12 +51,6 @@ class Airflow(Standalone):
         raise TimeoutError(
             f"Waited {seconds} s for {what}. Airflow's log ends with:\n{self.log_file.read_text()[-5000:]}"
         )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager

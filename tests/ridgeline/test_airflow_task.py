@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from ridgeline import pipeline
+from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.dataset import Dataset
 from ridgeline.component import Component, ParameterError, Params
 from ridgeline.settings import Settings
@@ -60,12 +61,17 @@ def test_the_form_has_one_param_a_leaf_by_its_dotted_name(airflow_task: ModuleTy
 
 def test_the_form_carries_the_schema(airflow_task: ModuleType) -> None:
     form = airflow_task.form(step(FormParams))
+
+    def text(param: Any) -> dict[str, Any]:
+        assert not {"type", "section"} & param.schema.keys() - {"section"}
+        return {name: param.schema[name] for name in ("pattern", "not")}
+
     assert {param.schema.pop("section") for param in form.values()} == {"Step fit"}
     assert {name: param.schema for name, param in form.items()} == {
         "fit.name": {"type": "string", "pattern": "^[a-z]+$", "title": "The name"},
         "fit.penalty.kind": {"type": "string", "enum": ["l1", "l2"]},
-        "fit.penalty.l2": {"pattern": airflow_task.NUMBER, "minimum": 0},
-        "fit.share": {"pattern": airflow_task.SHARE, "minimum": 0, "exclusiveMaximum": 1},
+        "fit.penalty.l2": {"minimum": 0} | text(form["fit.penalty.l2"]),
+        "fit.share": {"minimum": 0, "exclusiveMaximum": 1} | text(form["fit.share"]),
         "fit.limit": {"type": ["integer", "null"], "allOf": [{"exclusiveMinimum": 0, "maximum": 9}]},
         "fit.choice": {"type": ["string", "null"], "enum": ["x", "y", None]},
         "fit.units": {"type": "array", "items": {"type": "integer"}},
@@ -97,13 +103,13 @@ def test_what_is_no_number_is_refused(airflow_task: ModuleType, text: str) -> No
         airflow_task.form(step(FormParams))["fit.penalty.l2"].resolve(text)
 
 
-@pytest.mark.parametrize("text", ["0.75", "1", "1.0", "0", "5e-1", ".5"])
-def test_a_share_is_at_most_1(airflow_task: ModuleType, text: str) -> None:
+@pytest.mark.parametrize("text", ["0.75", "0", "5e-1", ".5", 0.5])
+def test_a_share_may_be_typed_in_any_usual_way(airflow_task: ModuleType, text: str) -> None:
     airflow_task.form(step(FormParams))["fit.share"].resolve(text)
 
 
-@pytest.mark.parametrize("text", ["75", "1.5", "1.01", "2", "10", "1e1", "-0.1"])
-def test_a_share_above_1_is_refused(airflow_task: ModuleType, text: str) -> None:
+@pytest.mark.parametrize("text", ["75", "1.5", "1.01", "1", "1.0", "2", "10", "1e1", "-0.1", 1.0, None, True, [0.5]])
+def test_a_share_outside_its_bounds_is_refused(airflow_task: ModuleType, text: Any) -> None:
     from airflow.sdk.exceptions import ParamValidationError
 
     with pytest.raises(ParamValidationError):
@@ -111,9 +117,17 @@ def test_a_share_above_1_is_refused(airflow_task: ModuleType, text: str) -> None
 
 
 def test_the_settings_may_name_other_defaults(airflow_task: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(airflow_task, "load_components", lambda: {"fit": step(FormParams), "other": None})
     monkeypatch.setenv("RIDGELINE_DEFAULTS", '{"fit.limit": 3, "fit.penalty.l2": 0.125, "other.step": 1}')
     form = airflow_task.form(step(FormParams))
     assert (form["fit.limit"].value, form["fit.penalty.l2"].value) == (3, "0.125")
+    for bad, message in {
+        '{"tif.limit": 3}': "parameters of the steps fit, other in RIDGELINE_DEFAULTS; received tif.limit",
+        '{"evaluate.force_blessing": "all"}': "RIDGELINE_DEFAULTS",
+    }.items():
+        monkeypatch.setenv("RIDGELINE_DEFAULTS", bad)
+        with pytest.raises(ParameterError, match=message):
+            airflow_task.form(step(FormParams))
     monkeypatch.setenv("RIDGELINE_DEFAULTS", '{"fit.limit": 30}')
     with pytest.raises(ParameterError, match="fit.limit: .* less than or equal to 9; received 30"):
         airflow_task.form(step(FormParams))
@@ -245,10 +259,25 @@ def test_an_asset_s_event_tells_of_the_artifact(task: Task, toys: dict[str, Comp
     assert task.events["numbers"].extra["state"] == "cached"
 
 
-def test_a_failure_tells_how_to_go_on(task: Task, toys: dict[str, Component], caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(ArithmeticError), caplog.at_level("ERROR", logger="ridgeline"):
-        task(toys["seed"], {"seed.fail": True, "double.factor": 5})
-    assert "ridgeline run seed --set seed.fail=true --set double.factor=5. Finished steps" in caplog.text
+def test_a_failure_tells_how_to_go_on_with_a_command_that_works(
+    airflow_task: ModuleType, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    import shlex
+
+    monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path / "store"))
+    steps = pipeline.load_components()
+    values = {"train.epochs": 3, "evaluate.min_accuracy": 0.8, "ingest.dataset": "synthetic_garments:1.0.0"}
+    missing = {"examples": f"Examples/{'0' * 64}"}
+    task = Task(airflow_task, monkeypatch, list(steps.values()))
+    with pytest.raises(ArtifactError), caplog.at_level("ERROR", logger="ridgeline"):
+        task(steps["train"], values, **missing)
+    line = next(line for line in caplog.text.splitlines() if "ridgeline run" in line)
+    store, *command = shlex.split(line.partition("or run ")[2])
+    assert store == f"RIDGELINE_STORE={tmp_path / 'store'}"
+    assert command[:3] == ["ridgeline", "run", "train"]
+    given = pipeline.parse_assignments(command[4::2])
+    assert given == {"train.epochs": 3, "ingest.dataset": "synthetic_garments:1.0.0"}
+    pipeline.parse_params(pipeline.plan("train"), given, Settings())
 
 
 def test_params_of_the_dag_that_belong_to_no_step_are_left_alone(

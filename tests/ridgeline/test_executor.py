@@ -244,8 +244,9 @@ class Told:  # stands for any other line that the import brings
         if name == "tensorflow.python":
             os.write(2, b"E0000 something is wrong\\n")
 sys.meta_path.insert(0, Told())
-executor.import_tensorflow_quietly()
-import tensorflow
+executor._QuietTensorFlow.install()
+executor._QuietTensorFlow.install()
+import keras
 os.write(2, b"after\\n")
 """
     env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
