@@ -59,13 +59,13 @@ class _QuietTensorFlow:
     def install(cls) -> None:
         """Wait for the first import."""
         if "tensorflow" not in sys.modules and not any(isinstance(finder, cls) for finder in sys.meta_path):
-            sys.meta_path.insert(0, cls())  # type: ignore[arg-type]
+            sys.meta_path.insert(0, cls())
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         """Find TensorFlow as Python does, and have it loaded quietly."""
         if name != "tensorflow":
             return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         if spec and spec.loader:
             spec.loader.exec_module = functools.partial(self._quietly, spec.loader.exec_module)  # type: ignore[method-assign]

@@ -43,6 +43,8 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 REFRESH_SECONDS = 5
+# Of the states of a mapped task's instances, the first of these that is there tells of the task.
+TELLING = ("failed", "upstream_failed", "up_for_retry", "running", "queued", "scheduled", "none", "success", "skipped")
 UNREADABLE = """\
 {% extends "page" %}
 {% block title %}{{ title }}{% endblock %}
@@ -160,12 +162,12 @@ def _differs(value: Any, default: Any) -> bool:
 
 def _merge(task_id: str, mapped: list[TaskInstance]) -> Task:
     """Return a task's instances as one: from the first's start to the last's end."""
-    states = dict.fromkeys(str(instance.state or "none") for instance in mapped)
+    states = {str(instance.state or "none") for instance in mapped}
     starts = [instance.start_date for instance in mapped if instance.start_date]
     ends = [instance.end_date for instance in mapped if instance.end_date]
     return Task(
         name=task_id,
-        state=", ".join(states),
+        state=next((state for state in TELLING if state in states), min(states)),
         started_at=min(starts, default=None),
         ended_at=max(ends) if len(ends) == len(mapped) else None,
     )

@@ -139,6 +139,11 @@ def _record(store: Store, run_id: str, task: Task) -> Execution | None:
     return None
 
 
+def _worked(store: Store, run: Run) -> bool:
+    """Tell whether any step of a run had to work, also one of a mapped task."""
+    return any(execution.state == "complete" for execution in store.executions() if execution.run_id == run.run_id)
+
+
 def reported(store: Store, run: Run, task: str) -> ModelEvaluation | SweepResult | None:
     """Return the artifact with a report that a task of a run yielded or reused, verified; None if there is none.
 
@@ -246,7 +251,7 @@ def render(settings: Settings, run: Run) -> str:
         steps=steps,
         records=records,
         num_reused=sum(record.state == "cached" for record in records),
-        unchanged=run.state == "success" and records and all(r.state in ("cached", "skipped") for r in records),
+        unchanged=run.state == "success" and records and not _worked(store, run),
         failed=next((step for step in steps if step.outcome == "failed"), None),
         running=[step.task.name for step in steps if step.outcome == "running"],
         evaluation=found[ModelEvaluation].facts if ModelEvaluation in found else None,
@@ -276,16 +281,10 @@ TEMPLATE = """\
 .why{overflow-wrap:anywhere;white-space:pre-line}
 .lineage th,.lineage td,.steps code{white-space:nowrap}
 .plain thead th{text-align:left}
-.better{color:#00588c}
-.worse{color:#a84a00}
 .alone{text-align:right;margin:0}
 {% endblock %}
 {% macro time(moment) %}{{ moment.strftime("%Y-%m-%d %H:%M:%S") }} UTC{% endmacro %}
 {% macro show(value) %}{{ value if value is string else value|tojson }}{% endmacro %}
-{% macro difference(value, other) %}
-<td class="{{ "better" if value > other else "worse" if value < other }}">\
-{{ "%+.2f"|format(100 * (value - other)) }}</td>
-{% endmacro %}
 {% block body %}
 <header>
 <h1>{{ run.dag_id }}</h1>
@@ -372,33 +371,6 @@ What is shown below was made by earlier runs.</p></div>
 </table>
 </div>
 </section>
-
-{% if evaluation and evaluation.comparison %}
-{% set champion = evaluation.comparison %}
-<section>
-<h2>Against the champion</h2>
-<p class="note">Model <code>{{ champion.model_digest[:12] }}</code>, on the same \
-{{ "{:,}".format(evaluation.num_examples) }} test images, in percent. \
-{{ "{:,}".format(champion.only_candidate_right) }} images are right with this model alone, \
-{{ "{:,}".format(champion.only_champion_right) }} with the champion alone; exact one-sided McNemar test: \
-p = {{ "%.4g"|format(champion.p_value) }} that the champion is so far ahead by chance.</p>
-<div class="scroll" tabindex="0" role="region" aria-label="Against the champion">
-<table>
-<thead><tr><th scope="col"></th><th scope="col">This model</th><th scope="col">Champion</th>\
-<th scope="col">Difference</th></tr></thead>
-<tbody>
-<tr><th scope="row">Accuracy</th><td>{{ "%.2f"|format(100 * evaluation.accuracy) }}</td>\
-<td>{{ "%.2f"|format(100 * champion.accuracy) }}</td>{{ difference(evaluation.accuracy, champion.accuracy) }}</tr>
-{% for class in evaluation.classes %}
-<tr><th scope="row">Recall of {{ class.name }}</th><td>{{ "%.2f"|format(100 * class.recall) }}</td>\
-<td>{{ "%.2f"|format(100 * champion.class_recalls[loop.index0]) }}</td>\
-{{ difference(class.recall, champion.class_recalls[loop.index0]) }}</tr>
-{% endfor %}
-</tbody>
-</table>
-</div>
-</section>
-{% endif %}
 
 <section>
 <h2>Parameters</h2>

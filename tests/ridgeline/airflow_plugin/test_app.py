@@ -289,3 +289,23 @@ def test_other_tasks_have_no_link(server: Server, run: str, task: str) -> None:
     dag_id, run_id = server.runs[run]
     links = server.get(f"/api/v2/dags/{dag_id}/dagRuns/{run_id.replace('+', '%2B')}/taskInstances/{task}/links").json()
     assert links["extra_links"] == {"Report": None}
+
+
+def test_a_mapped_task_is_as_the_worst_of_its_instances(tmp_path: Path) -> None:
+    cases = {
+        ("success", "failed", "success"): "failed",
+        ("success", "running"): "running",
+        ("success", None): "none",
+        ("success", "skipped"): "success",
+        ("skipped",): "skipped",
+    }
+    code = """
+import json, sys
+from types import SimpleNamespace
+from ridgeline.airflow_plugin.app import _merge
+for states in json.loads(sys.argv[1]):
+    print(_merge("part", [SimpleNamespace(state=s, start_date=None, end_date=None) for s in states]).state)
+"""
+    command, env = [sys.executable, "-c", code, json.dumps(list(cases))], {**os.environ, "AIRFLOW_HOME": str(tmp_path)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines()[-len(cases) :] == list(cases.values())
