@@ -34,7 +34,7 @@ bench: $(INSTALLED) ## Measure against the notebook and the peers
 	$(BIN)/python -m benchmarks $(ARGS)
 
 constraints: $(INSTALLED) ## Choose the newest versions that fit and write them to constraints.txt
-	$(BIN)/uv pip compile --upgrade --python-version 3.11 --group dev --no-annotate --no-emit-index-url \
+	$(BIN)/uv pip compile --upgrade --python-version 3.11 --extra server --group dev --no-annotate --no-emit-index-url \
 	  --custom-compile-command "make constraints" --quiet --output-file constraints.txt pyproject.toml
 
 clean: ## Delete .venv, caches and test output; var/ and data/ stay
