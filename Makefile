@@ -4,10 +4,10 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run ui test lint format bench constraints clean
+.PHONY: help install run ui test lint format bench constraints clean up down logs backup restore test-containers
 
 help: ## List the targets
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 install: $(INSTALLED) ## Install Ridgeline and its tools into .venv (the other targets do it, too)
 
@@ -19,6 +19,24 @@ ui: $(INSTALLED) ## Start Airflow's web interface; ARGS="--port 8090"
 
 test: $(INSTALLED) ## Run all tests; ARGS="-k name"
 	$(BIN)/python -m pytest $(ARGS)
+
+test-containers: $(INSTALLED) ## Start the stack of docker/ for real, with podman, and break it
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/containers --exitfirst -s $(ARGS)
+
+up: ## Start the stack of docker/ on this server; PROFILES="celery serving" MIGRATE=1
+	@PROFILES="$(PROFILES)" MIGRATE="$(MIGRATE)" docker/stack up
+
+down: ## Stop it; ARGS=--volumes deletes all that it holds
+	@ARGS="$(ARGS)" docker/stack down
+
+logs: ## Follow its logs; SERVICE=scheduler
+	@SERVICE="$(SERVICE)" docker/stack logs
+
+backup: ## Write its database, store and secrets into a folder; BACKUP=folder
+	@BACKUP="$(BACKUP)" docker/stack backup
+
+restore: ## Read them from that folder into empty volumes; BACKUP=folder
+	@BACKUP="$(BACKUP)" docker/stack restore
 
 lint: $(INSTALLED) ## Check style, types and the direction of imports
 	$(BIN)/ruff check

@@ -43,7 +43,7 @@ from ridgeline.airflow_task import form, run_in_task
             enum=["form", "regularization_path"],
         )
     },
-    default_args={"retries": 1, "retry_delay": timedelta(seconds=10)},
+    default_args={"retries": 1, "retry_delay": timedelta(seconds=10), "queue": "tensorflow"},
 )
 def fashion_mnist_training() -> None:
     """Wire the steps."""

@@ -29,7 +29,7 @@ from ridgeline.airflow_task import form, params_in_task, run_in_task
             1, "Tasks that share the grid; more than 1 pays off with free cores.", type="integer", minimum=1, maximum=32
         )
     },
-    default_args={"retries": 1, "retry_delay": timedelta(seconds=10)},
+    default_args={"retries": 1, "retry_delay": timedelta(seconds=10), "queue": "tensorflow"},
 )
 def regularization_path() -> None:
     """Wire the steps."""
@@ -44,7 +44,7 @@ def regularization_path() -> None:
         """Split the dataset into training, validation and test arrays; learn the normalization."""
         return run_in_task(components.transform.transform, dataset=dataset)
 
-    @task(execution_timeout=timedelta(minutes=5))
+    @task(execution_timeout=timedelta(minutes=5), queue="default")
     def split() -> list[dict[str, Any]]:
         """Deal the grid out to the tasks that share it; to none, if one task is to do it all."""
         count = get_current_context()["params"]["spread_tasks"]

@@ -174,9 +174,10 @@ def prepare_database(migrate: bool) -> None:
 def _check_key() -> None:
     """Refuse a Fernet key that does not open what the database holds."""
     from airflow.models.connection import Connection
-    from airflow.models.crypto import InvalidFernetToken, get_fernet
+    from airflow.models.crypto import get_fernet
     from airflow.models.variable import Variable
     from airflow.utils.session import create_session
+    from cryptography.fernet import InvalidToken
     from sqlalchemy import select
 
     with create_session() as session:
@@ -187,7 +188,7 @@ def _check_key() -> None:
     try:
         for value in filter(None, encrypted):
             get_fernet().decrypt(value.encode())
-    except InvalidFernetToken as error:
+    except InvalidToken as error:
         raise Refusal(
             "Expected the key in the volume 'secrets' (fernet_key) to open the variables and connections in the "
             "database; received another key. Restore the volume 'secrets' from the backup that belongs to this "
