@@ -24,19 +24,19 @@ test-containers: $(INSTALLED) ## Start the stack of docker/ for real, with podma
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/containers --exitfirst -s $(ARGS)
 
 up: ## Start the stack of docker/ on this server; PROFILES="celery serving" MIGRATE=1
-	@PROFILES="$(PROFILES)" MIGRATE="$(MIGRATE)" docker/stack up
+	@docker/stack up
 
 down: ## Stop it; ARGS=--volumes deletes all that it holds
-	@ARGS="$(ARGS)" docker/stack down
+	@docker/stack down
 
 logs: ## Follow its logs; SERVICE=scheduler
-	@SERVICE="$(SERVICE)" docker/stack logs
+	@docker/stack logs
 
 backup: ## Write its database, store and secrets into a folder; BACKUP=folder
-	@BACKUP="$(BACKUP)" docker/stack backup
+	@docker/stack backup
 
 restore: ## Read them from that folder into empty volumes; BACKUP=folder
-	@BACKUP="$(BACKUP)" docker/stack restore
+	@docker/stack restore
 
 lint: $(INSTALLED) ## Check style, types and the direction of imports
 	$(BIN)/ruff check
