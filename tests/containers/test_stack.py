@@ -263,7 +263,7 @@ def test_a_worker_killed_in_the_middle_of_training_costs_nothing(stack: Stack) -
     tasks = stack.tasks(run_id)
     assert tasks["train"]["try_number"] == 2
     assert tasks["train"]["hostname"] != train["hostname"]
-    assert "resume" in stack.log(run_id, "train", 2)
+    assert "resuming from epoch" in stack.log(run_id, "train", 2)
     history = stack.in_volume("artifacts", "sh", "-c", "cat /v/serving/synthetic_garments/history.jsonl")
     assert run_id in history
     assert FOUND["first run"] in history
