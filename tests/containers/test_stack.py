@@ -170,10 +170,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         stack.stack("down", ARGS="--volumes")
 
 
-def files(stack: Stack) -> dict[str, str]:
-    """The serving folder's pointers, and the number of artifacts by type."""
+def files(stack: Stack) -> set[str]:
+    """Return what the volume holds: each artifact's manifest, and the champions' pointers."""
     text = stack.in_volume("artifacts", "find", "/v", "-name", "champion.json", "-o", "-name", "manifest.json")
-    return {line.removeprefix("/v/"): "" for line in text.split()}
+    return {line.removeprefix("/v/") for line in text.splitlines() if line.startswith("/v/")}
 
 
 def health(stack: Stack, services: list[str]) -> None:

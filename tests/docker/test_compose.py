@@ -13,8 +13,8 @@ from airflow.providers.celery.get_provider_info import get_provider_info
 ROOT = Path(__file__).resolve().parents[2]
 ONE_TIME = {"secrets", "database-files", "database-tables"}
 KEYS = {
-    "build", "cap_add", "cap_drop", "command", "cpus", "depends_on", "entrypoint", "environment",
-    "healthcheck", "image", "init", "logging", "mem_limit", "ports", "profiles", "read_only", "restart", "scale", "security_opt",
+    "build", "cap_add", "cap_drop", "command", "cpus", "depends_on", "entrypoint", "environment", "healthcheck",
+    "image", "init", "logging", "mem_limit", "ports", "profiles", "read_only", "restart", "scale", "security_opt",
     "stop_grace_period", "tmpfs", "user", "volumes",
 }  # fmt: skip
 
