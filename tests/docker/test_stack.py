@@ -17,7 +17,7 @@ def stack(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def with_commands(folder: Path, **commands: str) -> Path:
-    for name in ("dirname", "grep", "tail"):
+    for name in ("dirname", "grep", "head", "sed", "sort", "tail"):
         (folder / name).symlink_to(f"/usr/bin/{name}")
     for name, body in commands.items():
         path = folder / name.replace("_", "-")
@@ -31,6 +31,12 @@ def test_it_says_what_is_missing(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Expected docker with its compose plugin, or podman with podman-compose" in done.stderr
     assert "received neither" in done.stderr
+
+
+def test_a_podman_compose_that_is_too_old_counts_as_none(tmp_path: Path) -> None:
+    done = stack(with_commands(tmp_path, podman_compose="echo podman-composer version  1.0.3"), "up")
+    assert done.returncode == 1
+    assert "podman-compose 1.6 or newer; received neither" in done.stderr
 
 
 def test_it_says_why_the_engine_does_not_work(tmp_path: Path) -> None:
