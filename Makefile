@@ -4,10 +4,10 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run ui test screenshots lint format bench constraints clean
+.PHONY: help install run ui test screenshots test-containers up down logs backup restore lint format bench constraints clean
 
 help: ## List the targets
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 install: $(INSTALLED) ## Install Ridgeline and its tools into .venv (the other targets do it, too)
 
@@ -25,6 +25,24 @@ screenshots: $(INSTALLED) ## Remake the README's screenshots by the browser test
 	mkdir -p docs/screenshots
 	cp test-output/form.png test-output/report.png test-output/models.png docs/screenshots/
 
+test-containers: $(INSTALLED) ## Start the stack of docker/ for real, with podman, and break it
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/containers --exitfirst -s $(ARGS)
+
+up: ## Start the stack of docker/ on this server; PROFILES="celery serving" MIGRATE=1
+	@docker/stack up
+
+down: ## Stop it; ARGS=--volumes deletes all that it holds
+	@docker/stack down
+
+logs: ## Follow its logs; SERVICE=scheduler
+	@docker/stack logs
+
+backup: ## Write its database, store and secrets into a folder; BACKUP=folder
+	@docker/stack backup
+
+restore: ## Read them from that folder into empty volumes; BACKUP=folder
+	@docker/stack restore
+
 lint: $(INSTALLED) ## Check style, types and the direction of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -39,7 +57,7 @@ bench: $(INSTALLED) ## Measure against the notebook and the peers
 	$(BIN)/python -m benchmarks $(ARGS)
 
 constraints: $(INSTALLED) ## Choose the newest versions that fit and write them to constraints.txt
-	$(BIN)/uv pip compile --upgrade --python-version 3.11 --group dev --no-annotate --no-emit-index-url \
+	$(BIN)/uv pip compile --upgrade --python-version 3.11 --extra server --group dev --no-annotate --no-emit-index-url \
 	  --custom-compile-command "make constraints" --quiet --output-file constraints.txt pyproject.toml
 
 clean: ## Delete .venv, caches and test output; var/ and data/ stay

@@ -75,6 +75,7 @@ PUSHED_MODEL = Asset("fashion_mnist_pushed_model")
     ),
     deadline=deadline(),
     default_args={
+        "queue": "tensorflow",
         "retries": 1,
         "retry_delay": timedelta(seconds=10),
         "on_failure_callback": Notifier("failed"),

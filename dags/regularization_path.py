@@ -41,7 +41,12 @@ from ridgeline.notifications import Notifier
         components.sweep.sweep,
         first=("sweep.l1", "sweep.l2", "sweep.dense", "sweep.tolerance", "sweep.train.epochs", "sweep.train.profile"),
     ),
-    default_args={"retries": 1, "retry_delay": timedelta(seconds=10), "on_failure_callback": Notifier("failed")},
+    default_args={
+        "queue": "tensorflow",
+        "retries": 1,
+        "retry_delay": timedelta(seconds=10),
+        "on_failure_callback": Notifier("failed"),
+    },
 )
 def regularization_path() -> None:
     """Wire the steps."""
@@ -56,7 +61,7 @@ def regularization_path() -> None:
         """Split the dataset into training, validation and test arrays; learn the normalization."""
         return run_in_task(components.transform.transform, dataset=dataset)
 
-    @task(execution_timeout=timedelta(minutes=5))
+    @task(execution_timeout=timedelta(minutes=5), queue="default")
     def split() -> list[dict[str, Any]]:
         """Deal the grid out to the tasks that share it; to none, if one task is to do it all."""
         count = get_current_context()["params"]["spread_tasks"]

@@ -1,0 +1,325 @@
+"""The stack, started for real with podman on images made from Debian's packages: takes root, time and disk.
+
+The tests build on one another, in this order, from the first start to a lost worker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.timeout(3600)
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+PROJECT = "ridgeline-test"
+PORT = 8193
+SYNTHETIC = {"ingest.dataset": "synthetic_garments:1.0.0", "transform.validation_examples": 1000}
+SERVERS = ["database", "api-server", "scheduler", "dag-processor", "triggerer"]
+
+
+class Stack:
+    """The stack under test: `docker/stack`, podman, and Airflow's REST API."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.url = f"http://127.0.0.1:{PORT}"
+        outer = {name: value for name, value in os.environ.items() if not name.startswith(("RIDGELINE_", "AIRFLOW_"))}
+        self.env = outer | {
+            "COMPOSE_PROJECT_NAME": PROJECT,
+            "PYTHON_IMAGE": "localhost/python:3.11-bookworm",
+            "POSTGRES_IMAGE": "localhost/postgres:15-bookworm",
+            "REDIS_IMAGE": "localhost/redis:7-bookworm",
+            "RIDGELINE_PORT": str(PORT),
+            "RIDGELINE_URL": self.url,
+            "RIDGELINE_HEARTBEAT_TIMEOUT_SECONDS": "60",
+        }
+        self.env.setdefault("CONTAINERS_CONF", str(HERE / "containers.conf"))
+        self._token = ""
+
+    def command(self, *arguments: str, expected: int | None = 0) -> str:
+        """Run a command; return what it printed, errors included."""
+        print("$", *arguments, flush=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": 1500}
+        done = subprocess.run(arguments, cwd=ROOT, env=self.env, check=False, **pipes)
+        assert expected is None or done.returncode == expected, (
+            f"{arguments} ended with {done.returncode}:\n{done.stdout[-5000:]}"
+        )
+        return done.stdout
+
+    def stack(self, action: str, expected: int = 0, **variables: str) -> str:
+        """Run `docker/stack ACTION`, as make does."""
+        settings = [f"{name}={value}" for name, value in variables.items()]
+        started = time.monotonic()
+        output = self.command("env", *settings, "docker/stack", action, expected=expected)
+        print(f"{action}: {time.monotonic() - started:.0f} s", flush=True)
+        self._token = ""
+        return output
+
+    def compose(self, *arguments: str) -> str:
+        """Run podman-compose on the stack's file."""
+        return self.command("podman-compose", "--file", "docker/compose.yaml", *arguments)
+
+    def containers(self, service: str) -> list[str]:
+        """Return the ids of a service's running containers."""
+        labels = [f"label=io.podman.compose.project={PROJECT}", f"label=com.docker.compose.service={service}"]
+        return self.command("podman", "ps", "-q", *(f"--filter={label}" for label in labels)).split()
+
+    def execute(self, service: str, *arguments: str, expected: int | None = 0) -> str:
+        """Run a command in a service's first container."""
+        return self.command("podman", "exec", self.containers(service)[0], *arguments, expected=expected)
+
+    def in_volume(self, volume: str, *arguments: str) -> str:
+        """Run a command as root with a volume as /v."""
+        image = self.env["POSTGRES_IMAGE"]
+        return self.command(
+            "podman", "run", "--rm", "-v", f"{PROJECT}_{volume}:/v", "--entrypoint", arguments[0], image, *arguments[1:]
+        )
+
+    def api(self, path: str, body: Any = None) -> Any:
+        """Call Airflow's REST API as the user admin."""
+        if not self._token:
+            passwords = json.loads(self.execute("api-server", "cat", "/secrets/passwords.json"))
+            self._token = self._call("/auth/token", {"username": "admin", "password": passwords["admin"]})[
+                "access_token"
+            ]
+        return self._call(f"/api/v2{path}", body)
+
+    def _call(self, path: str, body: Any) -> Any:
+        headers = {"Content-Type": "application/json"} | (
+            {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        )
+        data = None if body is None else json.dumps(body).encode()
+        with urllib.request.urlopen(urllib.request.Request(self.url + path, data, headers), timeout=60) as answer:
+            return json.load(answer)
+
+    def trigger(self, **conf: Any) -> str:
+        """Start a run of the training DAG on the synthetic images; return its id."""
+        wait_for("the DAG", lambda: self.api("/dags/fashion_mnist_training"), 180)
+        body = {"logical_date": None, "conf": {**SYNTHETIC, **conf}}
+        return self.api("/dags/fashion_mnist_training/dagRuns", body)["dag_run_id"]
+
+    def state(self, run_id: str) -> str:
+        return self.api(f"/dags/fashion_mnist_training/dagRuns/{run_id}")["state"]
+
+    def runs(self) -> dict[str, str]:
+        """Return the state of each run."""
+        found = self.api("/dags/fashion_mnist_training/dagRuns")["dag_runs"]
+        return {run["dag_run_id"]: run["state"] for run in found}
+
+    def tasks(self, run_id: str) -> dict[str, dict[str, Any]]:
+        """Return a run's task instances by task."""
+        found = self.api(f"/dags/fashion_mnist_training/dagRuns/{run_id}/taskInstances")["task_instances"]
+        return {task["task_id"]: task for task in found}
+
+    def log(self, run_id: str, task: str, attempt: int) -> str:
+        path = f"/dags/fashion_mnist_training/dagRuns/{run_id}/taskInstances/{task}/logs/{attempt}"
+        return json.dumps(self.api(path))
+
+    def wait_for_success(self, run_id: str, seconds: float = 900) -> None:
+        """Wait until a run has ended, and fail unless it ended well."""
+        wait_for("the run's end", lambda: self.state(run_id) in ("success", "failed"), seconds)
+        states = {name: (task["state"], task["try_number"]) for name, task in self.tasks(run_id).items()}
+        assert self.state(run_id) == "success", states
+        print(states, flush=True)
+
+    def wait_for_training(self, run_id: str) -> dict[str, Any]:
+        """Wait until a run's training has left a checkpoint; return the task instance."""
+        find = ("find", "/var/lib/ridgeline/store/scratch", "-type", "f", "-name", "*checkpoint*")
+        wait_for("a checkpoint", lambda: self.execute("scheduler", *find, expected=None).strip().startswith("/"), 400)
+        return self.tasks(run_id)["train"]
+
+    def record(self) -> list[tuple[str, str]]:
+        """Print what each container takes of the memory."""
+        stats = self.command("podman", "stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}} {{.CPUPerc}}")
+        print(stats, flush=True)
+        return [tuple(line.split(" ", 1)) for line in stats.splitlines()]  # type: ignore[misc]
+
+
+def wait_for(what: str, condition: Callable[[], Any], seconds: float) -> Any:
+    """Ask every few seconds until a condition holds; a server that does not answer does not hold it."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if found := condition():
+                return found
+            problem = "not yet"
+        except (OSError, AssertionError, IndexError) as error:
+            problem = str(error)
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}: {problem}"
+        time.sleep(3)
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The images, made if they are not there, and no containers or volumes of an earlier run."""
+    stack = Stack(tmp_path_factory.mktemp("stack"))
+    stack.command("tests/containers/base_images.sh")
+    if not os.environ.get("KEEP"):
+        stack.stack("down", ARGS="--volumes")
+    yield stack
+    if not os.environ.get("KEEP"):
+        stack.stack("down", ARGS="--volumes")
+
+
+def files(stack: Stack) -> set[str]:
+    """Return what the volume holds: each artifact's manifest, and the champions' pointers."""
+    text = stack.in_volume("artifacts", "find", "/v", "-name", "champion.json", "-o", "-name", "manifest.json")
+    return {line.removeprefix("/v/") for line in text.splitlines() if line.startswith("/v/")}
+
+
+def health(stack: Stack, services: list[str]) -> None:
+    for service in services:
+        for container in stack.containers(service):
+            check = ("podman", "healthcheck", "run", container)
+            wait_for(f"{service}'s health check", lambda check=check: stack.command(*check) is not None, 120)
+
+
+def test_a_port_in_use_is_refused_before_anything_starts(stack: Stack) -> None:
+    with socket.create_server(("127.0.0.1", PORT)):
+        output = stack.stack("up", expected=1)
+    assert f"Expected port {PORT} of 127.0.0.1 to be free; received: it is in use." in output
+    assert stack.containers("database") == []
+
+
+def test_the_first_start_makes_a_healthy_stack(stack: Stack) -> None:
+    output = stack.stack("up")
+    assert f"Ridgeline: http://127.0.0.1:{PORT}" in output
+    health(stack, SERVERS)
+    stack.record()
+
+
+def test_no_secret_is_in_an_image_a_command_or_an_environment(stack: Stack) -> None:
+    secrets = json.loads(stack.execute("api-server", "cat", "/secrets/passwords.json"))["admin"]
+    password = stack.execute("database", "cat", "/service-secrets/database_password").strip()
+    shown = stack.command("podman", "inspect", *(c for service in SERVERS for c in stack.containers(service)))
+    shown += "".join(stack.command("podman", "logs", c) for service in SERVERS for c in stack.containers(service))
+    assert len(password) > 30
+    assert password not in shown
+    assert secrets not in shown
+
+
+def test_containers_run_unprivileged_on_a_read_only_root(stack: Stack) -> None:
+    assert stack.execute("scheduler", "id", "-u").strip() == "50000"
+    assert "Read-only file system" in stack.execute("scheduler", "touch", "/app/x", expected=1)
+    assert stack.execute("scheduler", "sh", "-c", "ls /usr/bin/gcc /uv /root/.cache 2>/dev/null || true") == ""
+
+
+def test_a_run_trains_and_serves_under_the_local_executor(stack: Stack) -> None:
+    run_id = stack.trigger()
+    stack.wait_for_success(run_id)
+    stack.record()
+    found = files(stack)
+    for kind in ("Dataset", "Examples", "Model", "ModelEvaluation", "PushedModel"):
+        assert any(f"artifacts/{kind}/" in name for name in found), kind
+    assert any(name.endswith("serving/synthetic_garments/champion.json") for name in found)
+    assert stack.in_volume("artifacts", "sh", "-c", "ls /v/store/artifacts/ModelEvaluation/*/report.html").strip()
+    assert stack.in_volume("artifacts", "sh", "-c", "ls /v/serving/synthetic_garments/1/saved_model.pb").strip()
+    assert "train got" in stack.log(run_id, "train", 1)
+
+
+def test_a_run_survives_a_restart_of_the_database(stack: Stack) -> None:
+    run_id = stack.trigger(**{"train.epochs": 400, "train.seed": 1})
+    stack.wait_for_training(run_id)
+    stack.command("podman", "restart", stack.containers("database")[0])
+    assert stack.tasks(run_id)["train"]["state"] == "running"
+    stack.wait_for_success(run_id)
+    assert list(stack.runs().values()) == ["success", "success"]
+
+
+def test_what_was_backed_up_is_restored_on_an_empty_machine(stack: Stack) -> None:
+    before, runs = files(stack), stack.runs()
+    folder = str(stack.folder / "backup")
+    assert "It holds passwords" in stack.stack("backup", BACKUP=folder)
+    assert "Expected empty volumes" in stack.stack("restore", expected=1, BACKUP=folder)
+    stack.stack("down", ARGS="--volumes")
+    assert PROJECT not in stack.command("podman", "volume", "ls", "-q")
+    stack.stack("restore", BACKUP=folder)
+    assert files(stack) == before
+    stack.stack("up", PROFILES="celery")
+    assert stack.runs() == runs
+
+
+def test_a_worker_killed_in_the_middle_of_training_costs_nothing(stack: Stack) -> None:
+    stack.stack("up", PROFILES="celery")
+    workers = stack.containers("worker")
+    assert len(workers) == 2
+    health(stack, [*SERVERS, "broker", "worker"])
+    first = stack.trigger()
+    stack.wait_for_success(first)
+    assert {task["queue"] for task in stack.tasks(first).values()} == {"tensorflow"}
+
+    run_id = stack.trigger(**{"train.epochs": 800, "train.seed": 2})
+    train = stack.wait_for_training(run_id)
+    stack.record()
+    assert train["hostname"] in [worker[:12] for worker in workers]
+    stack.command("podman", "kill", train["hostname"])
+    killed = time.monotonic()
+    stack.wait_for_success(run_id)
+    print(f"success {time.monotonic() - killed:.0f} s after the kill", flush=True)
+    tasks = stack.tasks(run_id)
+    assert tasks["train"]["try_number"] == 2
+    assert tasks["train"]["hostname"] != train["hostname"]
+    assert "resuming from epoch" in stack.log(run_id, "train", 2)
+    history = stack.in_volume("artifacts", "sh", "-c", "cat /v/serving/synthetic_garments/history.jsonl")
+    assert run_id in history.splitlines()[-1]
+    assert set(stack.runs().values()) == {"success"}
+
+
+# --- bad input: a message, and nothing that starts again for ever
+
+
+def test_a_newer_database_is_refused(stack: Stack) -> None:
+    query = ("psql", "-U", "airflow", "-At", "-c")
+    head = stack.execute("database", *query, "select version_num from alembic_version").strip()
+    stack.execute("database", *query, "update alembic_version set version_num = 'ffffffffffff'")
+    stack.stack("down")
+    assert "a newer Airflow made it" in stack.stack("up", expected=1)
+    assert stack.containers("api-server") == stack.containers("scheduler") == []
+    stack.execute("database", *query, f"update alembic_version set version_num = '{head}'")
+
+
+def test_an_older_database_is_refused_until_its_migration_is_asked_for(stack: Stack) -> None:
+    downgrade = ("airflow", "db", "downgrade", "--to-version", "3.2.0", "--yes")
+    stack.compose("run", "--rm", "--no-deps", "database-tables", *downgrade)
+    output = stack.stack("up", expected=1)
+    assert "received one of 3.2.0" in output
+    assert "make up MIGRATE=1" in output
+    stack.stack("up", MIGRATE="1")
+    assert set(stack.runs().values()) == {"success"}
+
+
+@pytest.mark.parametrize(
+    ("volume", "damage", "repair", "expected"),
+    [
+        ("logs", "chown 0 /v && chmod 0755 /v", "chown 50000 /v", "Expected to write to the volume 'logs'"),
+        (
+            "secrets",
+            "cp -a /v/database_url /v/kept && sed s/airflow:/airflow:x/ /v/kept >/v/database_url",
+            "mv -f /v/kept /v/database_url",
+            "password authentication failed. The volumes 'database', 'secrets' and 'service-secrets' belong together",
+        ),
+        (
+            "database",
+            "echo 13 >/v/PG_VERSION",
+            "echo 15 >/v/PG_VERSION",
+            "Expected database files of PostgreSQL 15, this image's; received those of 13",
+        ),
+    ],
+)
+def test_a_damaged_volume_is_refused_with_advice(
+    stack: Stack, volume: str, damage: str, repair: str, expected: str
+) -> None:
+    stack.stack("down")
+    stack.in_volume(volume, "sh", "-c", damage)
+    assert expected in stack.stack("up", expected=1)
+    assert stack.containers("api-server") == []
+    stack.in_volume(volume, "sh", "-c", repair)

@@ -1,0 +1,41 @@
+"""What the tests of docker/ read: its files, and its scripts as modules."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+VARIABLE = re.compile(r"(?<!\$)\$\{(\w+):-([^}]*)\}")
+
+
+@pytest.fixture(scope="session")
+def compose_text() -> str:
+    return (ROOT / "docker" / "compose.yaml").read_text()
+
+
+@pytest.fixture(scope="session")
+def compose(compose_text: str) -> dict[str, Any]:
+    """The compose file as it is with no variable set."""
+    return yaml.safe_load(VARIABLE.sub(lambda match: match[2], compose_text))
+
+
+@pytest.fixture(scope="session")
+def dockerfile() -> str:
+    return (ROOT / "docker" / "Dockerfile").read_text()
+
+
+@pytest.fixture(scope="session")
+def first_start() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("first_start", ROOT / "docker" / "first_start.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

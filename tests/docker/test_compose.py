@@ -1,0 +1,115 @@
+"""The compose file, as far as it can be checked without a container engine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import airflow
+import yaml
+from airflow.providers.celery.get_provider_info import get_provider_info
+
+ROOT = Path(__file__).resolve().parents[2]
+ONE_TIME = {"secrets", "database-files", "database-tables"}
+KEYS = {
+    "build", "cap_add", "cap_drop", "command", "cpus", "depends_on", "entrypoint", "environment", "healthcheck",
+    "image", "init", "logging", "mem_limit", "ports", "profiles", "read_only", "restart", "scale", "security_opt",
+    "stop_grace_period", "tmpfs", "user", "volumes",
+}  # fmt: skip
+
+
+def known_options() -> dict[str, dict[str, Any]]:
+    """Airflow's and the Celery provider's options, by section."""
+    folder = Path(airflow.__file__).parent / "config_templates"
+    sections = yaml.safe_load((folder / "config.yml").read_text()) | get_provider_info()["config"]
+    return {section: {name: o or {} for name, o in content["options"].items()} for section, content in sections.items()}
+
+
+def test_every_service_has_known_keys_limits_logs_and_a_read_only_root(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        assert set(service) <= KEYS, name
+        assert service["mem_limit"], name
+        assert service["read_only"] is True, name
+        assert service["logging"]["options"]["max-size"], name
+        assert service["restart"] == ("no" if name in ONE_TIME else "unless-stopped"), name
+        assert (name in ONE_TIME) != ("healthcheck" in service), name
+        assert (name in ONE_TIME) != ("cpus" in service), name
+
+
+def test_services_wait_for_services_that_exist_and_are_healthy(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    for name, service in services.items():
+        for other, how in service.get("depends_on", {}).items():
+            assert other in services, name
+            expected = "service_completed_successfully" if other in ONE_TIME else "service_healthy"
+            assert how == {"condition": expected}, (name, other)
+            assert set(services[other].get("profiles", [])) <= set(service.get("profiles", [])), (name, other)
+
+
+def test_every_volume_is_declared_and_every_declared_one_used(compose: dict[str, Any]) -> None:
+    used = {volume.split(":")[0] for service in compose["services"].values() for volume in service["volumes"]}
+    assert used == set(compose["volumes"])
+
+
+def test_every_path_in_the_image_is_one_that_the_dockerfile_makes(compose: dict[str, Any], dockerfile: str) -> None:
+    ours = [s for s in compose["services"].values() if s["image"].startswith("localhost/ridgeline")]
+    assert len(ours) == 7
+    for service in ours:
+        for path in [word for word in service["command"] if word.startswith("/app/")]:
+            assert f"docker/{Path(path).name} " in dockerfile
+        for volume in service["volumes"]:
+            if (path := volume.split(":")[1]) != "/data":
+                assert re.search(rf"install -d .*{path}\b", dockerfile), path
+
+
+def test_the_scripts_name_the_same_volumes_and_secrets(compose: dict[str, Any], first_start: Any) -> None:
+    mounted = dict(volume.split(":")[:2] for volume in compose["services"]["secrets"]["volumes"])
+    assert mounted == {name: str(path) for name, path in first_start.VOLUMES.items()}
+    text, made = yaml.safe_dump(compose), (ROOT / "docker" / "first_start.py").read_text()
+    for name in set(re.findall(r"/(?:service-)?secrets/([\w.]+)", text)):
+        assert f'"{name}"' in made, name
+
+
+def test_every_airflow_option_exists_and_commands_give_secrets_only(compose: dict[str, Any], dockerfile: str) -> None:
+    options = known_options()
+    names = {name for s in compose["services"].values() for name in s.get("environment", {})}
+    names |= set(re.findall(r"AIRFLOW__\w+", dockerfile))
+    for name in [name for name in names if name.startswith("AIRFLOW__")]:
+        _, section, option = name.lower().split("__")
+        if option.endswith("_cmd"):
+            assert options[section][option.removesuffix("_cmd")].get("sensitive"), name
+        else:
+            assert option in options[section], name
+            assert not options[section][option].get("sensitive"), name
+
+
+def test_no_password_stands_in_a_file(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        for variable, value in service.get("environment", {}).items():
+            if re.search(r"PASSWORD|SECRET|KEY|TOKEN", variable):
+                assert str(value).startswith(("cat /secrets/", "/secrets/", "/service-secrets/")), (name, variable)
+
+
+def test_workers_take_the_queues_that_the_dags_use(compose: dict[str, Any]) -> None:
+    command = compose["services"]["worker"]["command"]
+    queues = set(command[command.index("--queues") + 1].split(","))
+    used = {
+        queue
+        for path in (ROOT / "dags").glob("*.py")
+        for queue in re.findall(r'\bqueue"?[:=] ?"(\w+)"', path.read_text())
+    }
+    assert used | {"default"} == queues
+
+
+def test_every_variable_has_a_default_and_is_in_the_readme(compose_text: str) -> None:
+    named = set(re.findall(r"(?<!\$)\$\{(\w+)", compose_text))
+    assert named == set(re.findall(r"(?<!\$)\$\{(\w+):-", compose_text))
+    readme = (ROOT / "README.md").read_text()
+    assert sorted(name for name in named if f"`{name}`" not in readme) == []
+
+
+def test_ports_are_published_on_this_machine_alone_by_default(compose: dict[str, Any]) -> None:
+    ports = [port for service in compose["services"].values() for port in service.get("ports", [])]
+    assert len(ports) == 2
+    assert all(port.startswith("127.0.0.1:") for port in ports)

@@ -1,0 +1,114 @@
+"""What is done at the first start, as far as it needs no container."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.fernet import Fernet
+
+from ridgeline.embedded_airflow import environment
+
+ROOT = Path(__file__).resolve().parents[2]
+DATABASE = """
+import json, os, sys
+sys.path.insert(0, "docker")
+from first_start import Refusal, prepare_database
+from airflow.models.variable import Variable
+from airflow.utils.session import create_session
+from sqlalchemy import text
+
+def revision(value):
+    with create_session() as session:
+        session.execute(text("update alembic_version set version_num = :value"), {"value": value})
+
+def attempt(migrate=False):
+    try:
+        prepare_database(migrate)
+    except Refusal as error:
+        return str(error)
+    return "ready"
+
+found = {"empty": attempt(), "current": attempt()}
+with create_session() as session:
+    head = session.scalar(text("select version_num from alembic_version"))
+revision("1d6611b6ab7c")
+found["older"] = attempt()
+revision("ffffffffffff")
+found["newer"] = attempt()
+revision(head)
+Variable.set("secret", "value")
+found["same key"] = attempt()
+os.environ["AIRFLOW__CORE__FERNET_KEY"] = sys.argv[1]
+from airflow.models import crypto
+crypto.get_fernet.cache_clear()
+found["other key"] = attempt()
+print("\\n" + json.dumps(found))
+"""
+
+
+def test_secrets_are_made_once_and_only_for_their_readers(tmp_path: Path, first_start: Any) -> None:
+    private, services = tmp_path / "secrets", tmp_path / "service-secrets"
+    private.mkdir()
+    services.mkdir()
+    first_start.make_secrets(private, services, "admin:admin")
+    files = {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    modes = {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in files}
+    assert modes == {
+        "database_password": "0o444",
+        "redis.conf": "0o444",
+        "database_url": "0o400",
+        "broker_url": "0o400",
+        "fernet_key": "0o400",
+        "jwt_secret": "0o400",
+        "api_secret_key": "0o400",
+        "passwords.json": "0o600",
+    }
+    Fernet(files[private / "fernet_key"])
+    assert files[services / "database_password"] in files[private / "database_url"]
+    first_start.make_secrets(private, services, "admin:admin")
+    assert {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == files
+
+
+def test_a_user_that_is_added_gets_a_password_and_the_others_keep_theirs(tmp_path: Path, first_start: Any) -> None:
+    first_start.make_secrets(tmp_path, tmp_path, "admin:admin")
+    before = json.loads((tmp_path / "passwords.json").read_text())
+    first_start.make_secrets(tmp_path, tmp_path, "admin:admin, eve:viewer")
+    after = json.loads((tmp_path / "passwords.json").read_text())
+    assert after.keys() == {"admin", "eve"}
+    assert after["admin"] == before["admin"]
+
+
+def test_a_volume_that_cannot_be_written_is_refused_with_advice(tmp_path: Path, first_start: Any) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(first_start.Refusal, match=r"Expected to write to the volume 'logs', .*chown -R .*make up"):
+        first_start.check_volumes({"artifacts": tmp_path, "logs": tmp_path / "file"})
+    assert not list(tmp_path.glob(".probe-*"))
+
+
+def test_tf_serving_finds_a_configuration_before_the_first_push(tmp_path: Path, first_start: Any) -> None:
+    first_start.prepare_serving(tmp_path / "serving")
+    config = tmp_path / "serving" / "models.config"
+    assert config.read_text().startswith("model_config_list {")
+    config.write_text("pushed")
+    first_start.prepare_serving(tmp_path / "serving")
+    assert config.read_text() == "pushed"
+
+
+def test_only_a_database_that_fits_is_used(tmp_path: Path) -> None:
+    env = environment(tmp_path, "airflow", os.environ) | {"AIRFLOW__CORE__FERNET_KEY": Fernet.generate_key().decode()}
+    command = [sys.executable, "-c", DATABASE, Fernet.generate_key().decode()]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert [name for name, outcome in found.items() if outcome == "ready"] == ["empty", "current", "same key"]
+    assert "received one of 3.2.0" in found["older"]
+    assert "make up MIGRATE=1" in found["older"]
+    assert "a newer Airflow made it" in found["newer"]
+    assert "Restore the volume 'secrets'" in found["other key"]

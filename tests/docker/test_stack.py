@@ -1,0 +1,52 @@
+"""`make up` and its like, without a container engine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def stack(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run docker/stack with the commands that are in one folder."""
+    command = ["/bin/bash", str(ROOT / "docker" / "stack"), *arguments]
+    env = {**os.environ, "PATH": str(path)}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+def with_commands(folder: Path, **commands: str) -> Path:
+    for name in ("dirname", "grep", "head", "sed", "sort", "tail"):
+        (folder / name).symlink_to(f"/usr/bin/{name}")
+    for name, body in commands.items():
+        path = folder / name.replace("_", "-")
+        path.write_text(f"#!/bin/bash\n{body}\n")
+        path.chmod(0o755)
+    return folder
+
+
+def test_it_says_what_is_missing(tmp_path: Path) -> None:
+    done = stack(with_commands(tmp_path), "up")
+    assert done.returncode == 1
+    assert "Expected docker with its compose plugin, or podman with podman-compose" in done.stderr
+    assert "received neither" in done.stderr
+
+
+def test_a_podman_compose_that_is_too_old_counts_as_none(tmp_path: Path) -> None:
+    done = stack(with_commands(tmp_path, podman_compose="echo podman-composer version  1.0.3"), "up")
+    assert done.returncode == 1
+    assert "podman-compose 1.6 or newer; received neither" in done.stderr
+
+
+def test_it_says_why_the_engine_does_not_work(tmp_path: Path) -> None:
+    docker = 'case $1 in compose) exit 0 ;; info) echo "no daemon" >&2; exit 1 ;; esac'
+    done = stack(with_commands(tmp_path, docker=docker), "up")
+    assert done.returncode == 1
+    assert "Expected docker to work; received: no daemon." in done.stderr
+
+
+def test_an_unknown_command_is_refused(tmp_path: Path) -> None:
+    done = stack(with_commands(tmp_path, docker="exit 0"), "start")
+    assert done.returncode == 1
+    assert "Expected up, down, logs, backup or restore; received 'start'." in done.stderr
