@@ -21,8 +21,8 @@ test: $(INSTALLED) ## Run all tests; ARGS="-k name"
 	$(BIN)/python -m pytest $(ARGS)
 
 screenshots: $(INSTALLED) ## Remake the README's screenshots; needs Chromium and RIDGELINE_MANUAL_DIR
-	@: $${RIDGELINE_MANUAL_DIR:?expected the folder of the official files: screenshots show no synthetic data}
-	$(BIN)/python -m pytest tests/e2e/test_browser.py
+	SCREENSHOT_DATA="$${RIDGELINE_MANUAL_DIR:?expected the folder of the official files}" \
+	  $(BIN)/python -m pytest tests/e2e/test_browser.py
 	mkdir -p docs/screenshots
 	cp test-output/form.png test-output/report.png test-output/models.png docs/screenshots/
 

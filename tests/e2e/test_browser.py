@@ -1,6 +1,6 @@
 """The pipeline as a person uses it: Airflow's UI in Debian's Chromium. Screenshots are kept in test-output/.
 
-With RIDGELINE_MANUAL_DIR it works on the official files, else on drawn images.
+It works on drawn images, which is fast; `make screenshots` names the official files' folder in SCREENSHOT_DATA.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def airflow(start_airflow: Any, tmp_path_factory: pytest.TempPathFactory) -> Ite
     if not CHROMIUM.exists():
         missing = f"Expected Debian's Chromium at {CHROMIUM}; received none. Install it: apt-get install -y chromium"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
-    files = os.environ.get("RIDGELINE_MANUAL_DIR")
+    files = os.environ.get("SCREENSHOT_DATA")
     data = {"RIDGELINE_MANUAL_DIR": files} if files else {"RIDGELINE_DEFAULTS": json.dumps(SYNTHETIC)}
     with start_airflow(tmp_path_factory.mktemp("browser"), RIDGELINE_SCHEDULE="never", **data) as running:
         yield running
