@@ -227,6 +227,7 @@ def test_a_person_rolls_back(page: Page, airflow: Any, with_l1: str) -> None:
     row = frame.get_by_role("row", name=re.compile("rolled back to version 1"))
     expect(row).to_contain_text("admin")
     expect(row).to_contain_text("worse on <photos> from phones")
+    expect(frame.get_by_role("row", name="pushed version 2 by force")).to_contain_text("asked for by the shop")
     shoot(page, "models")
     frame.get_by_role("link", name=forced).first.click()
     expect(frame.get_by_role("heading", name="Blessed by force").first).to_be_visible()
