@@ -20,8 +20,9 @@ ui: $(INSTALLED) ## Start Airflow's web interface; ARGS="--port 8090"
 test: $(INSTALLED) ## Run all tests; ARGS="-k name"
 	$(BIN)/python -m pytest $(ARGS)
 
-screenshots: $(INSTALLED) ## Remake the README's screenshots by the browser tests; needs Debian's Chromium
-	$(BIN)/python -m pytest tests/e2e/test_browser.py
+screenshots: $(INSTALLED) ## Remake the README's screenshots; needs Chromium and RIDGELINE_MANUAL_DIR
+	SCREENSHOT_DATA="$${RIDGELINE_MANUAL_DIR:?expected the folder of the official files}" \
+	  $(BIN)/python -m pytest tests/e2e/test_browser.py
 	mkdir -p docs/screenshots
 	cp test-output/form.png test-output/report.png test-output/models.png docs/screenshots/
 

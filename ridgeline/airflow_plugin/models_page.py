@@ -171,7 +171,8 @@ rollbacks are orange.</p>
 <tbody>
 {% for entry in model.history %}
 <tr><td>{{ day(entry.at) }}</td><td>{{ "pushed" if entry.action == "push" else "rolled back to" }} \
-version {{ entry.version }}</td><td>{{ entry.by or "–" }}</td>
+version {{ entry.version }}{{ " by force" if entry.action == "push" and entry.reason }}</td>\
+<td>{{ entry.by or "–" }}</td>
 <td>{{ entry.reason or ("it was blessed" if entry.action == "push" else "–") }}</td>\
 <td>{{ run(entry.run_id) }}</td></tr>
 {% endfor %}

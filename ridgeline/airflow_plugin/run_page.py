@@ -269,7 +269,7 @@ TEMPLATE = """\
 {% block title %}{{ run.run_id }}{% endblock %}
 {% block style %}
 .verdict h2:not(:last-child){margin-bottom:6px}
-.verdict p:last-child{margin:0}
+.verdict p:last-child{margin-bottom:0}
 .verdict ul+p{margin-top:8px}
 .verdict.waiting{border-color:#6b7280}
 .outcome{display:inline-block;padding:0 10px;border-radius:99px;background:#e5e7eb;white-space:nowrap}

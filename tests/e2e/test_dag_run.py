@@ -38,6 +38,7 @@ initdb()
 results = {}
 for name, conf in json.loads(sys.argv[1]).items():
     dag = DagBag().dags["fashion_mnist_training"]  # loaded anew: a run leaves its values in the DAG's params
+    dag.deadline = None  # dag.test fails where a DAG with one succeeds
     try:
         run = dag.test(run_conf=conf)
     except ValueError as error:

@@ -51,7 +51,9 @@ from airflow.models.taskinstance import TaskInstance
 initdb()
 runs = {}
 for name, dag_id, conf in json.loads(sys.argv[1]):
-    runs[name] = [dag_id, DagBag().dags[dag_id].test(run_conf=conf).run_id]
+    dag = DagBag().dags[dag_id]
+    dag.deadline = None  # dag.test fails where a DAG with one succeeds
+    runs[name] = [dag_id, dag.test(run_conf=conf).run_id]
 with create_session() as session:
     for run in session.query(DagRun).filter_by(run_id=runs["in progress"][1]):
         run.state, run.end_date = "running", None
