@@ -191,7 +191,7 @@ def _run_dag(conf: Mapping[str, Any], log_file: Path) -> int:
                 _show(logging.getLogger(name), terminal)
             get_listener_manager().add_listener(_failure_listener(terminal))
             dag = bag.dags[DAG_ID]
-            dag.deadline = None  # Airflow's dag.test fails where a DAG with one succeeds; nobody waits for a message here
+            dag.deadline = None  # Airflow's dag.test fails where a DAG with one succeeds
             dag_run = dag.test(run_conf=dict(conf))
             states = {task.task_id: str(task.state) for task in dag_run.get_task_instances()}
             records = run_records(Settings(), dag_run.run_id)
