@@ -10,7 +10,7 @@ nothing changed reuses everything, and serves no new version.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from airflow.sdk import Asset, Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
@@ -37,7 +37,6 @@ PUSHED_MODEL = Asset("fashion_mnist_pushed_model")
     dag_display_name="Fashion-MNIST: train, judge, serve",
     doc_md=__doc__,
     schedule=schedule(SOURCE),
-    start_date=datetime(2026, 1, 1, tzinfo=UTC),
     is_paused_upon_creation=False,
     catchup=False,
     max_active_runs=1,

@@ -9,6 +9,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import Asset, AssetOrTimeSchedule, CronTriggerTimetable, Param, get_current_context
@@ -126,7 +127,9 @@ def schedule(*assets: Asset) -> AssetOrTimeSchedule | list[Asset]:
     cron = Settings().schedule
     if cron == "never":
         return list(assets)
-    return AssetOrTimeSchedule(timetable=CronTriggerTimetable(cron, timezone="UTC"), assets=list(assets))
+    # Without a DAG's start_date, and with this, a new Airflow waits for the next tick instead of running the last one.
+    timetable = CronTriggerTimetable(cron, timezone="UTC", run_immediately=timedelta(minutes=5))
+    return AssetOrTimeSchedule(timetable=timetable, assets=list(assets))
 
 
 def run_in_task(
