@@ -62,3 +62,4 @@ def test_a_killed_training_is_retried_from_its_checkpoint_to_the_same_bytes(airf
     (tmp_path / "whole").mkdir()
     whole = train(examples=examples, params=train.parse(values), output=tmp_path / "whole")
     assert store.open(execution.output or "", Model).digest == whole.digest
+    assert {run["run_type"] for run in airflow.runs(DAG)} == {"manual"}, "a new Airflow waits for the week's tick"
