@@ -14,9 +14,11 @@ from datetime import timedelta
 from airflow.sdk import Param, dag, task
 
 from ridgeline.airflow_task import rollback_in_task
+from ridgeline.notifications import Notifier
 
 
 @dag(
+    dag_display_name="Models: roll back",
     doc_md=__doc__,
     schedule=None,
     is_paused_upon_creation=False,
@@ -46,6 +48,7 @@ from ridgeline.airflow_task import rollback_in_task
             maxLength=500,
         ),
     },
+    default_args={"retries": 0, "on_failure_callback": Notifier("failed")},
 )
 def rollback_model() -> None:
     """Declare the one task."""

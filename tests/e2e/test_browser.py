@@ -201,9 +201,11 @@ def test_a_bad_model_is_skipped_by_the_gate(page: Page, airflow: Any, with_l1: s
 
 # --- back
 
+FORCED = {"train.seed": 1, "evaluate.min_accuracy": "1", "evaluate.force_blessing": "to have something to go back from"}
+
 
 def test_a_person_rolls_back(page: Page, airflow: Any, with_l1: str) -> None:
-    forced = airflow.trigger(DAG, {"train.seed": 1, "evaluate.force_blessing": "to have something to go back from"})
+    forced = airflow.trigger(DAG, FORCED)
     assert airflow.wait_for_run(DAG, forced, RUN_SECONDS) == "success"
     registry = Settings(store=airflow.store).open_registry()
     name = registry.model_names()[0]

@@ -39,6 +39,7 @@ class FormParams(Params):
     choice: Literal["x", "y"] | None = None
     units: tuple[int, ...] = (3, 2)
     folder: Path | None = Field(None, exclude=True)
+    found: str = Field("", json_schema_extra={"readOnly": True})
 
 
 def step(params: type[Params]) -> Component:
