@@ -2,7 +2,8 @@
 
 The version is verified first: every byte of it, and what it serves in a fresh process. Then it becomes the champion,
 and the history records who did it and why. Nothing is copied or deleted, so this is undone the same way: roll back
-to the version that was left. A scheduled run does not push the model again that was rolled back from.
+to the version that was left. A scheduled run does not push the model again that was rolled back from. Clearing the
+task of a rollback that is done does not roll back a second time.
 
 What there is to go back to: `ridgeline models show fashion_mnist`.
 """

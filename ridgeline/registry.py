@@ -206,16 +206,16 @@ class Registry:
     def why_not_pushed(self, model: PushedModel, by: str = "") -> str:
         """Return why a push of a model would change nothing, as a sentence; empty if it would.
 
-        The first of these that holds decides. A model is told by its digest, however often it was evaluated.
+        The first rule that holds decides. A model is told by its digest, however often it was evaluated.
 
-        ============================================================  ==========================================
-        a person gave a reason by which it was not pushed before       pushed
-        it is the champion's                                           not pushed; pushed if the files are damaged
-        it was judged against another model than the champion          not pushed: the champion may be better
-        it was champion last until somebody rolled back from it        not pushed: that would undo the rollback
-        it was champion, was replaced, and nobody asked for this push  not pushed: that would undo what a person did
-        else                                                           pushed
-        ============================================================  ==========================================
+        =====================================================  ===================================================
+        a person gave a reason by which it was never pushed    pushed: force counts once for a reason
+        it is the champion's model                             not pushed, unless other files are served
+        it was judged against another model than the champion  not pushed: the champion may be better
+        it was champion until somebody rolled back from it     not pushed: that would undo the rollback
+        it was champion, was replaced, and nobody asks         not pushed: that would undo what a person pushed
+        else                                                   pushed
+        =====================================================  ===================================================
 
         Args:
             model: The servable model.
