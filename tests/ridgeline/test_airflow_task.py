@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from ridgeline import pipeline
 from ridgeline.artifacts.dataset import Dataset
 from ridgeline.component import Component, ParameterError, Params
+from ridgeline.registry import HistoryEntry, Registry
 from ridgeline.settings import Settings
 
 
@@ -265,3 +266,26 @@ def test_importing_it_does_not_import_tensorflow(tmp_path: Path) -> None:
     code = "import sys, ridgeline.airflow_task; sys.exit('tensorflow' in sys.modules)"
     env = {**os.environ, "AIRFLOW_HOME": str(tmp_path)}
     assert subprocess.run([sys.executable, "-c", code], env=env, timeout=120, check=False).returncode == 0
+
+
+# --- the rollback
+
+
+def test_a_rollback_names_nobody_if_the_user_is_not_known(
+    airflow_task: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path))
+    monkeypatch.setattr(Registry, "verify", lambda *_: None)  # there is nothing to load
+    lines = []
+    for version in (1, 2):
+        (tmp_path / "serving" / "shoes" / str(version)).mkdir(parents=True)
+        values = {"version": version, "action": "push", "model_digest": str(version), "artifact": "", "accuracy": 0.8}
+        lines.append(HistoryEntry.model_validate(values | {"run_id": "run"}).model_dump_json())
+    (tmp_path / "serving" / "shoes" / "history.jsonl").write_text("\n".join(lines) + "\n")
+    params = {"model": "shoes", "version": None, "reason": "worse"}
+    run = SimpleNamespace(triggering_user_name=None, run_id="manual__1")
+    context = {"dag": SimpleNamespace(params=params), "params": params, "dag_run": run}
+    monkeypatch.setattr(airflow_task, "get_current_context", lambda: context)
+    airflow_task.rollback_in_task()
+    entry = Settings().open_registry().history("shoes")[-1]
+    assert (entry.version, entry.by, entry.run_id) == (1, "", "manual__1")
