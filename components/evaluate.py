@@ -60,7 +60,8 @@ class Params(BaseParams):
         None,
         max_length=500,
         title="Bless in spite of the checks",
-        description="Reason for blessing in spite of the checks; it is recorded. Empty: the checks decide.",
+        description="Reason for blessing in spite of the checks, and for serving a model again that was rolled back "
+        "from; it is recorded, and counts once. Empty: the checks decide.",
     )
     num_mistakes: int = Field(
         20,
@@ -68,6 +69,12 @@ class Params(BaseParams):
         le=100,
         title="Number of mistakes",
         description="How many of the most confident mistakes are kept and shown, 0 to 100 images.",
+    )
+    unreadable_champion: str | None = Field(
+        None,
+        title="Champion that can't be read",
+        description="Digest of the champion's model if it can't be read; the pipeline fills it in.",
+        json_schema_extra={"readOnly": True},
     )
 
 
@@ -293,7 +300,10 @@ def _judge(
     baselines: tuple[Model, ...],
     params: Params,
 ) -> Verdict:
-    """Check thresholds and comparison; a class without test images has recall 0, since nothing speaks for it."""
+    """Check thresholds and comparison; a class without test images has recall 0, since nothing speaks for it.
+
+    Against a champion that can't be read, nothing is blessed: it may be the better one.
+    """
     weakest = min(classes, key=lambda c: c.recall)
     checks = [
         ("accuracy", accuracy, "min_accuracy", params.min_accuracy),
@@ -310,21 +320,32 @@ def _judge(
         f"{what} {value:.6g} {'>=' if value >= threshold else '<'} {threshold:.6g} ({parameter})"
         for what, value, parameter, threshold in checks
     ]
-    if not baselines:
+    passed = all(value >= threshold for _, value, _, threshold in checks)
+    champion = next((baseline.digest for baseline in baselines), params.unreadable_champion)
+    if champion is None:
         reasons.append("no other model to compare with: the thresholds decide")
+    elif not baselines:
+        passed = False
+        reasons.append(
+            f"the champion, model {champion[:12]}, can't be read, as the log says: restore it, roll back, or give a "
+            "reason in force_blessing"
+        )
     elif not comparison:
         other = baselines[0]
         reasons.append(
             f"not comparable with model {other.digest[:12]}, trained on {other.facts.dataset} with other images or "
             "classes: the thresholds decide"
         )
-    forced = (params.force_blessing or "").strip() or None
+    force_reason = (params.force_blessing or "").strip() or None
+    forced = None if passed else force_reason
     if forced:
         reasons.append(f"forced: {forced}")
     return Verdict(
-        blessed=bool(forced) or all(value >= threshold for _, value, _, threshold in checks),
+        blessed=passed or bool(forced),
         reasons=tuple(reasons),
         forced=forced,
+        force_reason=force_reason,
+        champion=champion,
     )
 
 

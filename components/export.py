@@ -69,7 +69,8 @@ def export(
         image_shape=model.facts.image_shape,
         class_names=model.facts.class_names,
         synthetic=model.facts.synthetic,
-        forced=evaluation.facts.verdict.forced,
+        champion=evaluation.facts.verdict.champion,
+        forced=evaluation.facts.verdict.force_reason,
     )
 
 

@@ -2,7 +2,8 @@
 
 The version is verified first: every byte of it, and what it serves in a fresh process. Then it becomes the champion,
 and the history records who did it and why. Nothing is copied or deleted, so this is undone the same way: roll back
-to the version that was left. A scheduled run does not push the model again that was rolled back from.
+to the version that was left. A scheduled run does not push the model again that was rolled back from. Clearing the
+task of a rollback that is done does not roll back a second time.
 
 What there is to go back to: `ridgeline models show fashion_mnist`.
 """
@@ -14,9 +15,11 @@ from datetime import timedelta
 from airflow.sdk import Param, dag, task
 
 from ridgeline.airflow_task import rollback_in_task
+from ridgeline.notifications import Notifier
 
 
 @dag(
+    dag_display_name="Models: roll back",
     doc_md=__doc__,
     schedule=None,
     is_paused_upon_creation=False,
@@ -46,6 +49,7 @@ from ridgeline.airflow_task import rollback_in_task
             maxLength=500,
         ),
     },
+    default_args={"retries": 0, "on_failure_callback": Notifier("failed")},
 )
 def rollback_model() -> None:
     """Declare the one task."""

@@ -39,7 +39,8 @@ def form(*components: Component, first: Iterable[str] = ()) -> dict[str, Param]:
     """Return a DAG's params: those of its steps, flat, by the names that the command line uses.
 
     Airflow checks a run's values against them before it starts the run. Locations (``exclude=True``) are
-    left out: they are the machine's, see `Settings`. So are parameters that a step takes from another one.
+    left out: they are the machine's, see `Settings`. So are parameters that a step takes from another one, and those
+    that the pipeline fills in (``readOnly``).
     Each step's parameters are a section of the form; Airflow opens one section at a time, so the parameters that
     people change most stand before them, in none. Defaults are the steps' own, unless `Settings` names others.
 
@@ -60,7 +61,7 @@ def form(*components: Component, first: Iterable[str] = ()) -> dict[str, Param]:
         schema = component.params.model_json_schema(schema_generator=_GivenTitles)
         for name, default in flatten(component.params().model_dump(mode="json")):
             full_name, field = f"{component.name}.{name}", _field_schema(schema, name)
-            if full_name.startswith(shared):
+            if full_name.startswith(shared) or field.get("readOnly"):
                 continue
             field.pop("default", None)
             value, field = _as_a_person_types_it(defaults.get(full_name, default), field)
@@ -229,7 +230,7 @@ def rollback_in_task() -> str:
             params["model"],
             params["version"],
             reason=params["reason"],
-            by=run.triggering_user_name or run.run_id,
+            by=run.triggering_user_name or "",
             run_id=run.run_id,
         )
     except (ParameterError, RegistryError, ArtifactError, StoreError) as error:

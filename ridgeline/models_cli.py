@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import getpass
+import os
 from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
 from ridgeline.settings import Settings
+from ridgeline.store import StoreError
 
 app = typer.Typer(no_args_is_help=True, help="The served models: list, show, verify, roll back.")
 
@@ -19,11 +21,11 @@ Version = Annotated[
 
 
 def user() -> str:
-    """Return the name of the user of this process; empty if it has none, as in some containers."""
+    """Return the name of the user of this process; its number if it has none, as in some containers."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
-        return ""
+        return f"uid {os.getuid()}"
 
 
 def new_run_id() -> str:
@@ -42,11 +44,15 @@ def list_models() -> None:
     width = max(map(len, [*names, "model"]))
     typer.echo(f"{'model':<{width}}  champion  accuracy  since             versions")
     for name in names:
-        if champion := registry.champion(name):
-            typer.echo(
-                f"{name:<{width}}  {champion.version:>8}  {champion.accuracy:>8.4f}  {champion.at:%Y-%m-%d %H:%M}  "
-                f"{len(registry.versions(name)):>8}"
-            )
+        try:
+            champion = registry.known_history(name)[-1]
+        except StoreError as error:
+            typer.echo(f"{name:<{width}}  {error}")
+            continue
+        typer.echo(
+            f"{name:<{width}}  {champion.version:>8}  {champion.accuracy:>8.4f}  {champion.at:%Y-%m-%d %H:%M}  "
+            f"{len(registry.versions(name)):>8}"
+        )
 
 
 @app.command()
@@ -58,9 +64,8 @@ def show(name: Name) -> None:
     typer.echo(f"  version  action    accuracy  when              {'who':<{width}}  model         reason")
     for entry in history:
         mark = "*" if entry is history[-1] else " "
-        forced = "forced: " if entry.action == "push" and entry.reason else ""
         gone = "" if entry.version in present else " (version deleted)"
-        reason = f"{forced}{' '.join(entry.reason.split())}{gone}"
+        reason = f"{' '.join(entry.reason.split())}{gone}"
         typer.echo(
             f"{mark} {entry.version:>7}  {entry.action:<8}  {entry.accuracy:>8.4f}  {entry.at:%Y-%m-%d %H:%M}  "
             f"{entry.by:<{width}}  {entry.model_digest[:12]}  {reason}".rstrip()

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 BASELINES = "baselines"  # the input that takes the model to beat: from the registry, never from a step
+UNREADABLE = "unreadable_champion"  # the parameter, beside such an input, that takes its digest if it can't be read
 
 
 def load_components() -> dict[str, Component]:
@@ -81,22 +82,29 @@ def _inputs(component: Component, outputs: Mapping[type[Artifact[Any]], T]) -> d
     }
 
 
-def _baselines(settings: Settings, component: Component, inputs: Mapping[str, str]) -> dict[str, str]:
-    """Return the model that a step is to compare its own with, as an input by name; none if there is none."""
+def _baselines(
+    settings: Settings, component: Component, inputs: Mapping[str, str], params: Params
+) -> tuple[dict[str, str], Params]:
+    """Return the model that a step is to compare its own with, as an input by name, and the step's parameters.
+
+    There is no such input if there is no such model, or if it can't be read; the parameters say so if it is the
+    champion.
+    """
     candidate = next((inputs[name] for name, kind in component.inputs.items() if kind is Model), None)
     if BASELINES not in component.groups or candidate is None:
-        return {}
+        return {}, params
     store = settings.open_store()
     model = store.open(candidate, Model)
-    champion = settings.open_registry().baseline(model.facts.model_name, model.digest)
-    if champion is None:
-        return {}
-    ref = f"{Model.__name__}/{champion.model_digest}"
-    try:
-        return {f"{BASELINES}.0": store.open(ref, Model).ref}
-    except ArtifactError as error:
-        log.warning("%s does not compare with version %d: %s", component.name, champion.version, error)
-        return {}
+    registry, name = settings.open_registry(), model.facts.model_name
+    baselines, unreadable = {}, None
+    if other := registry.baseline(name, model.digest):
+        try:
+            baselines[f"{BASELINES}.0"] = store.open(f"{Model.__name__}/{other.model_digest}", Model).ref
+        except (ArtifactError, OSError) as error:
+            log.warning("%s can't read the model of %s version %d: %s", component.name, name, other.version, error)
+            if other == registry.champion(name):
+                unreadable = other.model_digest
+    return baselines, params.model_copy(update={UNREADABLE: unreadable})
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
@@ -190,7 +198,7 @@ def run_step(
 ) -> StepResult:
     """Run or reuse one step, and serve its output if it is a servable model.
 
-    A step that compares models is given the champion.
+    A step that compares models is given the champion. What `Registry.why_not_pushed` objects to is not pushed.
 
     Args:
         settings: Where the store and the served models are.
@@ -201,7 +209,8 @@ def run_step(
         by: The user who asked for it, if one did.
     """
     store = settings.open_store()
-    execution = execute(store, component, {**inputs, **_baselines(settings, component, inputs)}, params, run_id)
+    baselines, params = _baselines(settings, component, inputs, params)
+    execution = execute(store, component, {**inputs, **baselines}, params, run_id)
     pushed = None
     if execution.output and component.output is PushedModel:
         pushed = settings.open_registry().push(store.open(execution.output, PushedModel), run_id, by)
@@ -248,9 +257,10 @@ def explain(settings: Settings, steps: list[Component], params: Mapping[str, Par
         inputs = _inputs(step, outputs)
         known = {name: artifact for name, artifact in inputs.items() if artifact is not None}
         if len(known) == len(inputs):
-            baselines = _baselines(settings, step, {name: artifact.ref for name, artifact in known.items()})
+            refs = {name: artifact.ref for name, artifact in known.items()}
+            baselines, filled = _baselines(settings, step, refs, params[step.name])
             known |= {name: store.open(ref, Model) for name, ref in baselines.items()}
-            decision = decide(store, step, known, params[step.name])
+            decision = decide(store, step, known, filled)
             outputs[step.output] = decision.output
             yield step.name, str(decision)
         else:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from ridgeline.artifacts.base import file_entry
 from ridgeline.artifacts.pushed_model import PushedModel
@@ -52,7 +52,7 @@ class HistoryEntry(BaseModel):
         accuracy: Its accuracy on the test split, in [0, 1].
         run_id: The pipeline run that pushed it, or the run that rolled back.
         at: When, UTC.
-        reason: Why it was rolled back, or pushed by force; empty if the checks decided.
+        reason: Why it was rolled back, or why a person wanted it served whatever is said against it; else empty.
         by: The user who asked for it; empty if none did, as in a scheduled run, or if it is not known.
     """
 
@@ -120,14 +120,21 @@ class Registry:
         return sorted(path.parent.name for path in self.root.glob("*/history.jsonl"))
 
     def history(self, name: str) -> list[HistoryEntry]:
-        """Return a model's history, oldest first."""
+        """Return a model's history, oldest first; empty if it was never pushed.
+
+        Raises:
+            StoreError: If it is damaged.
+        """
+        path = self.root / name / "history.jsonl"
         try:
-            return [HistoryEntry.model_validate_json(line) for line in self._lines(name)]
-        except ValidationError as error:
+            entries = [HistoryEntry.model_validate_json(line) for line in self._lines(name)]
+            if path.exists() and not entries:
+                raise ValueError("an empty file")
+        except ValueError as error:  # pydantic's, or no UTF-8
             raise StoreError(
-                f"Expected a history entry in each line of {self.root / name / 'history.jsonl'}; received: {error}. "
-                "Restore the file from a backup."
+                f"Expected a history entry in each line of {path}; received: {error}. Restore the file from a backup."
             ) from error
+        return entries
 
     def known_history(self, name: str) -> list[HistoryEntry]:
         """Return the history of a model that was pushed.
@@ -196,32 +203,54 @@ class Registry:
         check(folder, model)
         return entry
 
-    def why_not_pushed(self, model: PushedModel) -> str:
+    def why_not_pushed(self, model: PushedModel, by: str = "") -> str:
         """Return why a push of a model would change nothing, as a sentence; empty if it would.
 
-        A model that somebody rolled back from is not pushed again, unless by force: else the next scheduled run would
-        undo the rollback.
+        The first rule that holds decides. A model is told by its digest, however often it was evaluated.
+
+        =====================================================  ===================================================
+        a person gave a reason by which it was never pushed    pushed: force counts once for a reason
+        it is the champion's model                             not pushed, unless other files are served
+        it was judged against another model than the champion  not pushed: the champion may be better
+        it was champion until somebody rolled back from it     not pushed: that would undo the rollback
+        it was champion, was replaced, and nobody asks         not pushed: that would undo what a person pushed
+        else                                                   pushed
+        =====================================================  ===================================================
 
         Args:
             model: The servable model.
+            by: The user who asks for the push; empty if none does, as in a scheduled run.
         """
-        name = model.facts.model_name
+        name, facts = model.facts.model_name, model.facts
         history = self.history(name)
-        if history and history[-1].artifact == model.ref:
-            version = history[-1].version
-            serves = _serves(self.root / name / str(version), model)
-            return f"not pushed: version {version} serves this model already" if serves else ""
-        if (end := _rolled_back(history, model)) is None:
+        own = [i for i, entry in enumerate(history) if entry.model_digest == facts.model_digest]
+        used = {history[i].reason for i in own if history[i].action == "push"}
+        if not history or (facts.forced and facts.forced not in used):
             return ""
-        left, rollback = end
+        champion = history[-1]
+        if champion.model_digest == facts.model_digest:
+            serves = _serves(self.root / name / str(champion.version), model)
+            return f"not pushed: version {champion.version} serves this model already" if serves else ""
+        if champion.model_digest != facts.champion:
+            judged = f"against model {facts.champion[:12]}" if facts.champion else "without a champion"
+            return (
+                f"not pushed: this model was judged {judged}, but the champion is model {champion.model_digest[:12]}, "
+                f"version {champion.version}; run evaluate again"
+            )
+        if not own:
+            return ""
+        left, successor = history[own[-1]], history[own[-1] + 1]
+        if successor.action == "rollback":
+            end = f"was rolled back from on {successor.at:%Y-%m-%d}: {successor.reason}"
+        elif not by:
+            end = f"was replaced by version {successor.version} on {successor.at:%Y-%m-%d}, and nobody asked for it now"
+        else:
+            return ""
         if left.version in self.versions(name):
             advice = f"`ridgeline models rollback {name} {left.version} --reason ...` brings it back"
         else:
-            advice = "a reason in evaluate.force_blessing pushes it anew"
-        return (
-            f"not pushed: version {left.version} served this model and was rolled back from on {rollback.at:%Y-%m-%d}: "
-            f"{rollback.reason}; {advice}"
-        )
+            advice = "a new reason in evaluate.force_blessing pushes it anew"
+        return f"not pushed: version {left.version} served this model and {end}; {advice}"
 
     # --- change
 
@@ -245,7 +274,7 @@ class Registry:
         name = model.facts.model_name
         with self._locked(name) as folder:
             history = self.history(name)
-            if reason := self.why_not_pushed(model):
+            if reason := self.why_not_pushed(model, by):
                 self._publish(name)
                 version = history[-1].version
                 return Pushed(folder / str(version), version, reason, new=False)
@@ -278,6 +307,8 @@ class Registry:
     ) -> HistoryEntry:
         """Make an earlier version the champion again, once it is verified. Nothing is copied or deleted.
 
+        A run rolls back once: if it is done again, the entry that it made is returned.
+
         Args:
             store: Holds the artifact that the version is verified against.
             name: The model's name.
@@ -287,7 +318,7 @@ class Registry:
             run_id: The run that does it.
 
         Returns:
-            The new entry of the history.
+            The run's entry of the history, its last.
 
         Raises:
             RegistryError: If no reason is given, or there is no such version, it is the champion already, or it holds
@@ -300,6 +331,8 @@ class Registry:
         self.known_history(name)
         with self._locked(name):
             champion = self.known_history(name)[-1]
+            if (champion.action, champion.run_id) == ("rollback", run_id):
+                return champion
             target = self.previous(name) if version is None else self._entry(name, version)
             if target is None:
                 raise RegistryError(
@@ -360,15 +393,22 @@ class Registry:
         """Let the files for other readers say what the history says."""
         _replace(self.root / name / "champion.json", json.dumps({"version": self.history(name)[-1].version}) + "\n")
         with FileLock(self.root / ".lock"):
-            pointers = sorted(self.root.glob("*/champion.json"))
-            configs = [
-                MODEL_CONFIG.format(
-                    name=json.dumps(pointer.parent.name),
-                    base_path=json.dumps(f"{self.base_path.rstrip('/')}/{pointer.parent.name}"),
-                    version=json.loads(pointer.read_text(encoding="utf-8"))["version"],
+            configs = []
+            for model in self.model_names():
+                try:
+                    version = self.history(model)[-1].version
+                except StoreError as error:  # what it served last goes on being served
+                    log.error("%s", error)
+                    pointer = self.root / model / "champion.json"
+                    try:
+                        version = int(json.loads(pointer.read_text(encoding="utf-8"))["version"])
+                    except (OSError, ValueError, KeyError, TypeError):
+                        log.error("models.config leaves out %s until it is mended: nothing tells its champion", model)
+                        continue
+                base_path = f"{self.base_path.rstrip('/')}/{model}"
+                configs.append(
+                    MODEL_CONFIG.format(name=json.dumps(model), base_path=json.dumps(base_path), version=version)
                 )
-                for pointer in pointers
-            ]
             _replace(self.root / "models.config", f"model_config_list {{\n{''.join(configs)}}}\n")
 
     def _prune(self, name: str) -> None:
@@ -388,23 +428,6 @@ def _succession(history: list[HistoryEntry]) -> Iterator[HistoryEntry]:
         yield history[-1]
         pushed = next(i for i, entry in enumerate(history) if entry.version == history[-1].version)
         history = history[:pushed]
-
-
-def _rolled_back(history: list[HistoryEntry], model: PushedModel) -> tuple[HistoryEntry, HistoryEntry] | None:
-    """Return the last entry of a model and the rollback from it, if a rollback is what ended its reign.
-
-    A forced blessing serves a model again that was rolled back from; but only once.
-    """
-    facts = model.facts
-    same_artifact = [entry.artifact == model.ref for entry in history]
-    same_model = [entry.model_digest == facts.model_digest and not facts.forced for entry in history]
-    for same in (same_artifact, same_model):
-        for i in reversed(range(len(history))):
-            if same[i]:
-                if history[i + 1 : i + 2] and history[i + 1].action == "rollback":
-                    return history[i], history[i + 1]
-                break
-    return None
 
 
 def _replace(path: Path, text: str) -> None:

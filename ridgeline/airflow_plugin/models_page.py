@@ -184,7 +184,8 @@ version {{ entry.version }}{{ " by force" if entry.action == "push" and entry.re
 {% endif %}
 
 <h3>Roll back</h3>
-<p>Trigger the DAG <code>rollback_model</code> with the model, a version and a reason, or run on this host:</p>
+<p>Trigger the DAG <em>Models: roll back</em> (<code>rollback_model</code>) with the model, a version and a reason, \
+or run on this host:</p>
 <pre>ridgeline models rollback {{ model.name }} {{ model.previous.version if model.previous else "VERSION" }} \
 --reason "..."</pre>
 <p class="note">The version is checked first; nothing is copied or deleted, and the rollback is in the history.</p>

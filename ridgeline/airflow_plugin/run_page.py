@@ -170,10 +170,11 @@ def _open(store: Store, ref: str) -> Artifact[Any] | None:
 def _served(settings: Settings, pushed: PushedModel, run_id: str) -> str:
     """Tell, in a sentence or two, what is served of a run's result."""
     registry, name = settings.open_registry(), pushed.facts.model_name
-    pushes = [entry for entry in registry.history(name) if entry.artifact == pushed.ref and entry.action == "push"]
+    own = [entry for entry in registry.history(name) if entry.model_digest == pushed.facts.model_digest]
+    pushes = [entry for entry in own if entry.action == "push"]
     champion = registry.champion(name)
     if not pushes or champion is None:
-        return f"Exported, but not served as {name}."
+        return f"Exported, but {registry.why_not_pushed(pushed) or f'not served as {name}'}."
     last = pushes[-1]
     text = f"Pushed as version {last.version} of {name}."
     if last.run_id != run_id:

@@ -63,12 +63,16 @@ class Verdict(Facts):
     Attributes:
         blessed: True if every check is met, or if it is forced.
         reasons: One sentence a check, met or not, and one for a forced blessing.
-        forced: Why a person blessed the model whatever the checks say; None if the checks decided.
+        forced: Why a person blessed the model although a check failed; None if the checks decided.
+        force_reason: What a person gave as the reason to serve the model whatever is said against it, needed or not.
+        champion: Digest of the champion that the model was judged against, compared or not; None if there was none.
     """
 
     blessed: bool
     reasons: tuple[str, ...]
     forced: str | None = None
+    force_reason: str | None = None
+    champion: str | None = None
 
 
 class ModelEvaluationFacts(Facts):

@@ -18,7 +18,8 @@ class PushedModelFacts(Facts):
         image_shape: ``(h, w)`` or ``(h, w, c)`` of one input image.
         class_names: The names that it serves.
         synthetic: Whether it was trained on images that the project drew itself.
-        forced: Why a person blessed it whatever the checks said; None if the checks did.
+        champion: Digest of the champion that it was judged against; None if there was none.
+        forced: Why a person wants it served whatever is said against it; None if nobody said so.
     """
 
     model_name: str
@@ -28,6 +29,7 @@ class PushedModelFacts(Facts):
     image_shape: tuple[int, ...]
     class_names: tuple[str, ...]
     synthetic: bool
+    champion: str | None = None
     forced: str | None = None
 
 

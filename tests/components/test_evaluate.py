@@ -373,6 +373,28 @@ def test_a_forced_blessing_keeps_the_failed_checks_and_the_reason(tmp_path, solv
     assert facts.verdict.reasons[-1] == "forced: a demo for <Ann>"
 
 
+def test_a_reason_that_no_check_needs_does_not_make_it_forced(tmp_path, solved, model):
+    verdict = run(tmp_path / "a", solved, model, force_blessing="a demo").facts.verdict
+    assert (verdict.blessed, verdict.forced, verdict.force_reason) == (True, None, "a demo")
+    assert not any("forced" in reason for reason in verdict.reasons)
+
+
+def test_the_verdict_names_the_champion(tmp_path, solved, model, indifferent_model):
+    assert run(tmp_path / "none", solved, model).facts.verdict.champion is None
+    assert run(tmp_path / "one", solved, model, indifferent_model).facts.verdict.champion == indifferent_model.digest
+
+
+def test_against_a_champion_that_cannot_be_read_nothing_is_blessed_but_by_force(tmp_path, solved, model):
+    verdict = run(tmp_path / "a", solved, model, unreadable_champion="5" * 64).facts.verdict
+    assert (verdict.blessed, verdict.champion) == (False, "5" * 64)
+    assert verdict.reasons[2] == (
+        "the champion, model 555555555555, can't be read, as the log says: restore it, roll back, or give a reason in "
+        "force_blessing"
+    )
+    forced = run(tmp_path / "b", solved, model, unreadable_champion="5" * 64, force_blessing="lost").facts.verdict
+    assert (forced.blessed, forced.forced) == (True, "lost")
+
+
 @pytest.mark.parametrize("blank", ["", " \n", None])
 def test_a_blank_reason_forces_nothing(tmp_path, solved, indifferent_model, blank):
     verdict = run(tmp_path / "a", solved, indifferent_model, force_blessing=blank).facts.verdict

@@ -26,6 +26,8 @@ facts = {
     "tensorflow": "tensorflow" in sys.modules,
     "tasks": [task.task_id for task in dag.tasks],
     "retries": [task.retries for task in dag.tasks],
+    "callbacks": [type(callback).__name__ for task in dag.tasks for callback in task.on_failure_callback],
+    "display_name": dag.dag_display_name,
     "docs": [task.doc_md for task in dag.tasks] + [dag.doc_md],
     "dag": [dag.schedule, dag.is_paused_upon_creation, dag.max_active_runs],
     "schemas": {name: param.schema for name, param in dag.params.items()},
@@ -44,7 +46,7 @@ BAD_VALUES = [["version", 0], ["version", "two"], ["reason", ""], ["reason", "ba
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     env = environment(tmp_path_factory.mktemp("dags"), "airflow", os.environ)
-    env["AIRFLOW__CORE__DAGS_FOLDER"] = str(ROOT / "dags")
+    env |= {"AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"), "AIRFLOW__CORE__DEFAULT_TASK_RETRIES": "2"}
     command = [sys.executable, "-c", LOAD, json.dumps(BAD_VALUES)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -61,6 +63,11 @@ def test_it_is_one_task_that_a_person_triggers_and_nothing_retries(facts: dict[s
     assert facts["tasks"] == ["rollback"]
     assert facts["retries"] == [0]
     assert facts["dag"] == [None, False, 1]
+
+
+def test_a_failure_is_told_and_the_dag_has_a_name_for_people(facts: dict[str, Any]) -> None:
+    assert facts["callbacks"] == ["Notifier"]
+    assert facts["display_name"] == "Models: roll back"
 
 
 def test_every_field_is_titled_and_bad_values_are_refused(facts: dict[str, Any]) -> None:

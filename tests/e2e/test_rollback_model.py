@@ -55,7 +55,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory, synthetic_store: Store, r
     store, registry = Store(folder / "store"), Registry(folder / "store" / "serving")
     model = store.open(refs["export"], PushedModel)
     shutil.copytree(model.path, folder / "second")
-    facts = model.facts.model_copy(update={"model_digest": "0" * 64})
+    facts = model.facts.model_copy(update={"model_digest": "0" * 64, "champion": model.facts.model_digest})
     registry.push(store.open(store.publish(PushedModel.seal(folder / "second", facts)), PushedModel), "run 2")
     return registry
 

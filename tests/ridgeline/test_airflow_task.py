@@ -13,6 +13,7 @@ from ridgeline import pipeline
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.dataset import Dataset
 from ridgeline.component import Component, ParameterError, Params
+from ridgeline.registry import HistoryEntry, Registry
 from ridgeline.settings import Settings
 
 
@@ -40,6 +41,7 @@ class FormParams(Params):
     choice: Literal["x", "y"] | None = None
     units: tuple[int, ...] = (3, 2)
     folder: Path | None = Field(None, exclude=True)
+    found: str = Field("", json_schema_extra={"readOnly": True})
 
 
 def step(params: type[Params]) -> Component:
@@ -293,3 +295,26 @@ def test_importing_it_does_not_import_tensorflow(tmp_path: Path) -> None:
     code = "import sys, ridgeline.airflow_task; sys.exit('tensorflow' in sys.modules)"
     env = {**os.environ, "AIRFLOW_HOME": str(tmp_path)}
     assert subprocess.run([sys.executable, "-c", code], env=env, timeout=120, check=False).returncode == 0
+
+
+# --- the rollback
+
+
+def test_a_rollback_names_nobody_if_the_user_is_not_known(
+    airflow_task: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path))
+    monkeypatch.setattr(Registry, "verify", lambda *_: None)  # there is nothing to load
+    lines = []
+    for version in (1, 2):
+        (tmp_path / "serving" / "shoes" / str(version)).mkdir(parents=True)
+        values = {"version": version, "action": "push", "model_digest": str(version), "artifact": "", "accuracy": 0.8}
+        lines.append(HistoryEntry.model_validate(values | {"run_id": "run"}).model_dump_json())
+    (tmp_path / "serving" / "shoes" / "history.jsonl").write_text("\n".join(lines) + "\n")
+    params = {"model": "shoes", "version": None, "reason": "worse"}
+    run = SimpleNamespace(triggering_user_name=None, run_id="manual__1")
+    context = {"dag": SimpleNamespace(params=params), "params": params, "dag_run": run}
+    monkeypatch.setattr(airflow_task, "get_current_context", lambda: context)
+    airflow_task.rollback_in_task()
+    entry = Settings().open_registry().history("shoes")[-1]
+    assert (entry.version, entry.by, entry.run_id) == (1, "", "manual__1")

@@ -105,6 +105,18 @@ def test_models_of_an_empty_registry(monkeypatch, tmp_path):
     assert CliRunner().invoke(app, ["models", "list"]).stdout == f"no model was served yet from {tmp_path}/serving\n"
 
 
+def test_a_model_whose_history_is_damaged_is_told_and_the_others_are_listed(synthetic_store, tmp_path, monkeypatch):
+    shutil.copytree(synthetic_store.local / "serving", tmp_path / "serving")
+    (tmp_path / "serving" / "damaged").mkdir()
+    (tmp_path / "serving" / "damaged" / "history.jsonl").touch()
+    monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path))
+    lines = CliRunner().invoke(app, ["models", "list"]).stdout.splitlines()
+    assert lines[1].startswith("damaged             Expected a history entry in each line of")
+    assert lines[2].startswith("synthetic_garments         1")
+    shown = CliRunner().invoke(app, ["models", "show", "damaged"])
+    assert (shown.exit_code, "received: an empty file" in shown.stderr) == (1, True)
+
+
 def test_models_verify_and_rollback(synthetic_store, refs, tmp_path, monkeypatch):
     shutil.copytree(synthetic_store.local, tmp_path / "store")
     monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path / "store"))
@@ -112,7 +124,8 @@ def test_models_verify_and_rollback(synthetic_store, refs, tmp_path, monkeypatch
     registry, store = Settings().open_registry(), Settings().open_store()
     model = store.open(refs["export"], PushedModel)
     shutil.copytree(model.path, tmp_path / "second")
-    facts = model.facts.model_copy(update={"model_digest": "0" * 64, "accuracy": 0.5})
+    champion = registry.champion("synthetic_garments").model_digest
+    facts = model.facts.model_copy(update={"model_digest": "0" * 64, "accuracy": 0.5, "champion": champion})
     second = PushedModel.seal(tmp_path / "second", facts)
     with monkeypatch.context() as patch:
         patch.setattr("ridgeline.registry.check", lambda saved_model, model: None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +78,9 @@ def runs(story: Story) -> dict[str, Run]:
     runs["after rollback"] = story.run(FORCED)
     (story.store.path(f"Model/{runs['other'].facts.model_digest}") / "model.weights.h5").write_bytes(b"damaged")
     runs["without champion"] = story.run({**WORSE, "evaluate.num_mistakes": 1})
+    runs["without champion again"] = story.run({**WORSE, "evaluate.num_mistakes": 1})
+    runs["without champion, forced"] = story.run({**WORSE, "evaluate.force_blessing": "the files are lost"})
+    runs["without what it replaced"] = story.run({**WORSE, "evaluate.num_mistakes": 2})
     return runs
 
 
@@ -129,12 +131,45 @@ def test_a_run_after_a_rollback_does_not_undo_it(runs, story):
     assert run.served == (False, 2)
     assert "version 3 served this model and was rolled back from" in run.results[-1].pushed.reason
     assert "demo over" in run.lines
-    assert [entry.action for entry in story.registry.history(NAME)] == ["push", "push", "push", "rollback"]
-    assert json.loads((story.registry.root / NAME / "champion.json").read_text()) == {"version": 2}
+    assert [entry.run_id for entry in story.registry.history(NAME)[3:4]] == ["rollback 1"]
+    assert f"served      {NAME} version 2 in " in run.lines
 
 
-def test_without_the_champion_s_artifact_the_thresholds_decide(runs):
-    run = runs["without champion"]
-    assert run.facts.comparison is None
+def test_nothing_is_blessed_against_a_champion_that_cannot_be_read(runs):
+    digest = runs["other"].facts.model_digest
+    for name, state in (("without champion", "complete"), ("without champion again", "cached")):
+        run = runs[name]
+        assert run.states[3:] == [state, "skipped"]
+        assert run.facts.comparison is None
+        assert not run.facts.verdict.blessed
+        assert run.facts.verdict.reasons[2:] == (
+            f"the champion, model {digest[:12]}, can't be read, as the log says: restore it, roll back, or give a "
+            "reason in force_blessing",
+        )
+    assert runs["without champion again"].explained[3] == "reused"
+
+
+def test_but_by_force(runs, story):
+    run = runs["without champion, forced"]
+    assert run.served == (True, 4)
+    assert run.facts.verdict.forced == "the files are lost"
+    assert story.registry.history(NAME)[4].reason == "the files are lost"
+
+
+def test_the_champion_itself_stays_blessed_without_the_model_that_it_replaced(runs):
+    run = runs["without what it replaced"]
     assert run.facts.verdict.reasons[-1] == "no other model to compare with: the thresholds decide"
-    assert run.served == (False, 2)  # blessed, but it was rolled back from
+    assert run.states[3:] == ["complete", "complete"]
+    assert run.served == (False, 4)
+    assert "version 4 serves this model already" in run.results[-1].pushed.reason
+
+
+def test_an_export_that_is_done_again_does_not_replace_a_newer_champion(synthetic, synthetic_store, tmp_path):
+    """The first run's export is repeated after the second run pushed."""
+    story = Story(synthetic_store, tmp_path)
+    assert story.run(OTHER).served == (True, 2)
+    first = synthetic[1][-1].execution
+    result = pipeline.run_step(story.settings, STEPS[-1], first.inputs, STEPS[-1].parse({}), "synthetic", by="ann")
+    assert (result.pushed.new, result.pushed.version) == (False, 2)
+    assert "was judged without a champion, but the champion is model" in result.pushed.reason
+    assert story.registry.champion(NAME).version == 2

@@ -1,3 +1,4 @@
+import itertools
 import json
 import shutil
 
@@ -50,13 +51,23 @@ def registry(tmp_path, unchecked):
     return Registry(tmp_path / "serving")
 
 
+NUMBERS = itertools.count(1)
+
+
+def push(registry, model, by="ann"):
+    """Push a model that was judged against the present champion, as the pipeline does."""
+    other = registry.baseline(model.facts.model_name, model.facts.model_digest)
+    model.facts = model.facts.model_copy(update={"champion": other and other.model_digest})
+    return registry.push(model, f"run {next(NUMBERS)}", by)
+
+
 def push_all(registry, *models):
-    for number, model in enumerate(models, start=1):
-        registry.push(model, f"run {number}", by="ann")
+    for model in models:
+        push(registry, model)
 
 
 def back(registry, store, version=None, reason="worse in production"):
-    return registry.rollback(store, NAME, version, reason=reason, by="bob", run_id="rollback 1")
+    return registry.rollback(store, NAME, version, reason=reason, by="bob", run_id=f"rollback {next(NUMBERS)}")
 
 
 def test_push_serves_checks_and_crowns(model, tmp_path):
@@ -85,10 +96,10 @@ def test_unchanged_model_is_not_pushed_again(model, tmp_path, unchecked):
 def test_versions_only_grow_and_are_never_rewritten(model, tmp_path, unchecked):
     registry = Registry(tmp_path / "serving")
     registry.push(model, "run 1")
-    registry.push(variant(model, tmp_path / "variant"), "run 2")
+    push(registry, variant(model, tmp_path / "variant", model_digest="1" * 64))
     assert registry.champion("synthetic_garments").version == 2
     shutil.rmtree(tmp_path / "serving" / "synthetic_garments" / "2")
-    assert registry.push(model, "run 3").version == 3
+    assert push(registry, model).version == 3
     assert [entry.version for entry in registry.history("synthetic_garments")] == [1, 2, 3]
 
 
@@ -128,24 +139,30 @@ def test_pointer_is_json_with_the_version(model, tmp_path, unchecked):
 def test_push_killed_before_the_crown_keeps_the_champion_and_its_number(model, tmp_path, unchecked, monkeypatch):
     registry = Registry(tmp_path / "serving")
     registry.push(model, "run 1")
+    other = variant(model, tmp_path / "variant", model_digest="1" * 64)
     with monkeypatch.context() as patch:
         patch.setattr(Registry, "_crown", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            registry.push(variant(model, tmp_path / "variant"), "run 2")
+            push(registry, other)
     assert registry.champion("synthetic_garments").version == 1
-    shutil.rmtree(tmp_path / "variant")
-    assert registry.push(variant(model, tmp_path / "variant"), "run 3").version == 3
+    assert push(registry, other).version == 3
 
 
-def test_damaged_history_is_refused_and_left_alone(model, tmp_path, unchecked):
+@pytest.mark.parametrize("damage", [lambda text: text[:-20], lambda text: b"", lambda text: b"\xff" + text])
+def test_damaged_history_is_refused_and_left_alone(model, tmp_path, unchecked, store, damage):
     registry = Registry(tmp_path)
     registry.push(model, "run 1")
     path = tmp_path / "synthetic_garments" / "history.jsonl"
-    torn = path.read_text()[:-20]
-    path.write_text(torn)
-    with pytest.raises(StoreError, match="history entry in each line"):
-        registry.push(model, "run 2")
-    assert path.read_text() == torn
+    damaged = damage(path.read_bytes())
+    path.write_bytes(damaged)
+    for action in (
+        lambda: registry.push(model, "run 2"),
+        lambda: registry.verify(store, NAME),
+        lambda: back(registry, store),
+    ):
+        with pytest.raises(StoreError, match=r"(?s)history entry in each line of .*Restore the file"):
+            action()
+    assert path.read_bytes() == damaged
 
 
 def test_other_class_names_are_refused(model, tmp_path):
@@ -189,11 +206,11 @@ def test_killed_between_history_and_pointer_the_history_counts_and_the_next_push
     with monkeypatch.context() as patch:
         patch.setattr(Registry, "_publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            registry.push(models[2], "run 2")
+            push(registry, models[2])
     pointer = registry.root / NAME / "champion.json"
     assert json.loads(pointer.read_text()) == {"version": 1}
     assert registry.champion(NAME).version == 2
-    assert not registry.push(models[2], "run 3").new
+    assert not push(registry, models[2]).new
     assert json.loads(pointer.read_text()) == {"version": 2}
     assert "versions: 2 " in (registry.root / "models.config").read_text()
 
@@ -227,7 +244,7 @@ def test_what_a_model_is_compared_with_does_not_change_by_its_own_push(models, r
     for number in (1, 4, 2, 1, 3, 4, 2):
         model = models[number]
         before = registry.baseline(NAME, model.facts.model_digest)
-        registry.push(model, "run")
+        push(registry, model)
         assert registry.baseline(NAME, model.facts.model_digest) == before
         if number == 3:
             back(registry, store)
@@ -241,13 +258,14 @@ def test_rollback_makes_the_model_before_the_champion_again(models, registry, st
     entry = back(registry, store)
     assert registry.champion(NAME) == entry == registry.history(NAME)[-1]
     assert (entry.version, entry.action, entry.artifact) == (1, "rollback", models[1].ref)
-    assert (entry.reason, entry.by, entry.run_id) == ("worse in production", "bob", "rollback 1")
+    assert (entry.reason, entry.by) == ("worse in production", "bob")
     assert json.loads((registry.root / NAME / "champion.json").read_text()) == {"version": 1}
     assert registry.versions(NAME) == [1, 2]
 
 
-def test_rollback_by_default_goes_further_back_and_skips_the_same_model(models, registry, store):
-    push_all(registry, models[2], models[1], models[4], models[3])  # versions 2 and 3 serve one model
+def test_rollback_by_default_goes_further_back_and_skips_the_same_model(models, registry, store, tmp_path):
+    forced = store.open(store.publish(variant(models[1], tmp_path / "forced", forced="once more")), PushedModel)
+    push_all(registry, models[2], models[1], forced, models[3])  # versions 2 and 3 serve one model
     assert back(registry, store).version == 3
     assert back(registry, store).version == 1
     with pytest.raises(RegistryError, match="another model .* before version 1; received none. There are"):
@@ -329,13 +347,21 @@ def test_verify_checks_what_is_served_in_a_fresh_process(model, tmp_path, store)
         registry.verify(store, NAME)
 
 
+def test_a_run_that_is_done_again_does_not_roll_back_twice(models, registry, store):
+    push_all(registry, models[1], models[2], models[3])
+    entries = [registry.rollback(store, NAME, None, reason="worse", by="bob", run_id="one run") for _ in range(2)]
+    assert entries[0] == entries[1] == registry.champion(NAME)
+    assert [entry.version for entry in registry.history(NAME)] == [1, 2, 3, 2]
+    assert back(registry, store).version == 1
+
+
 # --- what was rolled back from
 
 
 def test_a_model_that_was_rolled_back_from_is_not_pushed_again(models, registry, store):
     push_all(registry, models[1], models[2])
     back(registry, store)
-    outcome = registry.push(models[2], "weekly")
+    outcome = push(registry, models[2])
     assert (outcome.new, outcome.version) == (False, 1)
     today = registry.champion(NAME).at.date()
     assert outcome.reason == (
@@ -348,25 +374,77 @@ def test_a_model_that_was_rolled_back_from_is_not_pushed_again(models, registry,
 def test_nor_is_it_if_it_was_evaluated_anew(models, registry, store):
     push_all(registry, models[2], models[1])
     back(registry, store)
-    assert "rolled back from" in registry.push(models[4], "weekly").reason  # the same model as models[1]
+    assert "rolled back from" in push(registry, models[4]).reason  # the same model as models[1]
 
 
 def test_once_brought_back_it_is_served_as_before(models, registry, store):
     push_all(registry, models[1], models[2])
     back(registry, store)
     back(registry, store, 2)
-    assert "serves this model already" in registry.push(models[2], "weekly").reason
+    assert "serves this model already" in push(registry, models[2]).reason
     push_all(registry, models[3])
-    assert registry.push(models[2], "weekly").version == 4
+    assert push(registry, models[2]).version == 4
 
 
-def test_a_forced_blessing_pushes_it_again_but_only_once(models, registry, store, tmp_path):
+def test_a_reason_to_force_it_pushes_it_again_but_only_once(models, registry, store, tmp_path):
     push_all(registry, models[1], models[2])
     back(registry, store)
     forced = variant(models[2], tmp_path / "forced", forced="we need it")
-    assert registry.push(forced, "run 3").version == 3
+    assert push(registry, forced).version == 3
+    assert "version 3 serves this model already" in push(registry, models[2]).reason  # without force
     back(registry, store)
-    assert "version 3 served this model and was rolled back from" in registry.push(forced, "weekly").reason
+    assert "version 3 served this model and was rolled back from" in push(registry, forced).reason
+    other = variant(models[2], tmp_path / "other", forced="we need it again")
+    assert push(registry, other).version == 4
+
+
+def test_the_same_force_does_not_undo_a_rollback_to_any_version(models, registry, store, tmp_path):
+    push_all(registry, models[1], models[3], variant(models[2], tmp_path / "a", forced="we need it"))
+    back(registry, store, 1)
+    anew = variant(models[2], tmp_path / "b", forced="we need it", accuracy=0.21)  # judged against model 1 this time
+    assert "version 3 served this model and was rolled back from" in push(registry, anew).reason
+
+
+# --- what else is not pushed
+
+
+def test_the_champion_s_model_judged_anew_is_not_pushed_again(models, registry, tmp_path):
+    push_all(registry, models[1])
+    outcome = push(registry, models[4])
+    assert (outcome.new, outcome.reason) == (False, "not pushed: version 1 serves this model already")
+    (registry.root / NAME / "1" / "extra").write_text("damage")
+    assert push(registry, models[4], by="").version == 2
+
+
+def test_a_verdict_against_another_champion_is_not_pushed(models, registry, tmp_path):
+    push_all(registry, models[1], models[2])
+    registry.push(models[2], "run 1")
+    models[3].facts = models[3].facts.model_copy(update={"champion": f"{1:064x}"})
+    outcome = registry.push(models[3], "run 3", by="ann")
+    assert (outcome.new, outcome.version) == (False, 2)
+    assert outcome.reason == (
+        "not pushed: this model was judged against model 000000000000, but the champion is model 000000000000, "
+        "version 2; run evaluate again"
+    )
+    models[3].facts = models[3].facts.model_copy(update={"forced": "we need it"})
+    assert registry.push(models[3], "run 3", by="ann").version == 3
+
+
+def test_a_model_that_was_replaced_is_pushed_again_only_if_somebody_asks(models, registry):
+    push_all(registry, models[1], models[2])
+    outcome = push(registry, models[1], by="")
+    assert (outcome.new, outcome.version) == (False, 2)
+    assert outcome.reason == (
+        f"not pushed: version 1 served this model and was replaced by version 2 on "
+        f"{registry.champion(NAME).at.date()}, and nobody asked for it now; `ridgeline models rollback {NAME} 1 "
+        "--reason ...` brings it back"
+    )
+    assert push(registry, models[1], by="ann").version == 3
+
+
+def test_a_new_model_needs_nobody_to_ask_for_it(models, registry):
+    push_all(registry, models[1])
+    assert push(registry, models[2], by="").version == 2
 
 
 # --- pruning
@@ -378,10 +456,10 @@ def test_a_push_deletes_old_versions_but_not_the_one_that_a_rollback_goes_to(mod
     assert registry.versions(NAME) == [2, 3]
     assert len(registry.history(NAME)) == 3
     back(registry, store)
-    registry.push(models[4], "run 4")
+    push(registry, models[4])
     assert registry.versions(NAME) == [2, 4]  # 2 is what 4 replaced
     assert list((registry.root / NAME).glob(".pruned-*")) == []
-    assert registry.push(models[3], "weekly").reason.endswith("a reason in evaluate.force_blessing pushes it anew")
+    assert push(registry, models[3]).reason.endswith("a new reason in evaluate.force_blessing pushes it anew")
 
 
 def test_a_version_half_deleted_by_a_killed_push_is_cleared(models, registry):
@@ -392,6 +470,19 @@ def test_a_version_half_deleted_by_a_killed_push_is_cleared(models, registry):
 
 
 # --- TF Serving
+
+
+def test_a_model_that_cannot_be_read_is_left_out_and_the_others_are_pushed(models, registry, model, tmp_path, caplog):
+    push_all(registry, models[1], variant(model, tmp_path / "other", model_name="shoes"))
+    (registry.root / "shoes" / "champion.json").write_bytes(b"")
+    assert push(registry, models[2]).new  # the history counts
+    assert 'name: "shoes"' in (registry.root / "models.config").read_text()
+    (registry.root / "shoes" / "history.jsonl").write_bytes(b"")
+    assert push(registry, models[3]).new
+    config = (registry.root / "models.config").read_text()
+    assert "versions: 3 " in config
+    assert "shoes" not in config
+    assert "leaves out shoes" in caplog.text
 
 
 def test_tf_serving_is_told_to_serve_the_champion_of_every_model(models, registry, store, model, tmp_path):

@@ -68,9 +68,16 @@ def test_it_links_only_runs_that_the_reader_may_see(registry: Registry) -> None:
     assert page.count("<a href") == 2
 
 
-def test_a_damaged_history_is_said_to_be_damaged(registry: Registry) -> None:
-    (registry.root / "garments" / "history.jsonl").write_text("{}\n")
-    assert "Expected a history entry in each line of" in render(registry, lambda run_ids: {})
+@pytest.mark.parametrize("content", [b"{}\n", b"", b"\xff\xfe\n"])
+def test_a_damaged_history_is_said_to_be_damaged_and_the_other_models_are_shown(
+    registry: Registry, content: bytes
+) -> None:
+    damaged = registry.root / "shoes" / "history.jsonl"
+    damaged.parent.mkdir()
+    damaged.write_bytes(content)
+    page = render(registry, lambda run_ids: {})
+    assert f"Expected a history entry in each line of {damaged}" in page
+    assert re.search(r"<dt>Champion</dt><dd>Version 2<", page)
 
 
 def test_without_models_it_says_how_to_get_one(tmp_path: Path) -> None:

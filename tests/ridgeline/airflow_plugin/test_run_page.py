@@ -139,6 +139,14 @@ def test_a_reused_run_says_that_nothing_changed(copy: Settings, synthetic: Synth
     assert "Nothing changed" not in render(copy, run_of(synthetic))
 
 
+def test_it_says_why_an_exported_model_is_not_served(copy: Settings, synthetic: Synthetic) -> None:
+    history = copy.serving_dir() / "synthetic_garments" / "history.jsonl"
+    push = copy.open_registry().history("synthetic_garments")[0]
+    history.write_text(push.model_copy(update={"model_digest": "1" * 64}).model_dump_json() + "\n")
+    page = render(copy, run_of(synthetic))
+    assert "Exported, but not pushed: this model was judged without a champion, but the champion is model 1111" in page
+
+
 def test_a_rollback_says_what_it_did(copy: Settings) -> None:
     history = copy.serving_dir() / "synthetic_garments" / "history.jsonl"
     push = copy.open_registry().history("synthetic_garments")[0]
