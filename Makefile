@@ -65,6 +65,6 @@ $(INSTALLED): pyproject.toml constraints.txt Makefile
 	@echo 'installing into .venv: a minute or two ...'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable . --group dev
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[server]' --group dev
 	@$(BIN)/python -m compileall -q -j0 .venv/lib >/dev/null || true
 	@touch $@
