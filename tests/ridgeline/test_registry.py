@@ -483,6 +483,9 @@ def test_a_model_that_cannot_be_read_is_left_out_and_the_others_are_pushed(model
     assert "versions: 3 " in config
     assert "shoes" not in config
     assert "leaves out shoes" in caplog.text
+    (registry.root / "shoes" / "champion.json").write_text('{"version": 1}')
+    assert push(registry, models[1], by="ann").new
+    assert 'name: "shoes"' in (registry.root / "models.config").read_text()  # what it served last
 
 
 def test_tf_serving_is_told_to_serve_the_champion_of_every_model(models, registry, store, model, tmp_path):
