@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ridgeline import keys, pipeline
-from ridgeline.embedded_airflow import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 BAD_VALUES = {
@@ -57,13 +52,8 @@ print("\\n" + json.dumps(facts))
 
 
 @pytest.fixture(scope="module")
-def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    env = environment(tmp_path_factory.mktemp("dags"), "airflow", os.environ)
-    env["AIRFLOW__CORE__DAGS_FOLDER"] = str(ROOT / "dags")
-    command = [sys.executable, "-c", LOAD, json.dumps(BAD_VALUES)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+def facts(load_dags: Any) -> dict[str, Any]:
+    return load_dags(LOAD, BAD_VALUES)
 
 
 def test_the_dags_folder_loads_without_errors_and_without_tensorflow(facts: dict[str, Any]) -> None:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from ridgeline.embedded_airflow import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 LOAD = """
@@ -44,13 +38,8 @@ BAD_VALUES = [["version", 0], ["version", "two"], ["reason", ""], ["reason", "ba
 
 
 @pytest.fixture(scope="module")
-def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    env = environment(tmp_path_factory.mktemp("dags"), "airflow", os.environ)
-    env |= {"AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"), "AIRFLOW__CORE__DEFAULT_TASK_RETRIES": "2"}
-    command = [sys.executable, "-c", LOAD, json.dumps(BAD_VALUES)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+def facts(load_dags: Any) -> dict[str, Any]:
+    return load_dags(LOAD, BAD_VALUES, AIRFLOW__CORE__DEFAULT_TASK_RETRIES="2")
 
 
 def test_the_dag_loads_without_tensorflow_and_is_documented(facts: dict[str, Any]) -> None:

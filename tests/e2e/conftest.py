@@ -1,9 +1,11 @@
-"""A whole Airflow, for tests that need its scheduler or its web server."""
+"""Airflow for the tests: its DAGs run in a process, or the whole of it, scheduler and web server."""
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,6 +71,24 @@ def airflow(folder: Path, **settings: str) -> Iterator[Airflow]:
         num_dags = len(list((ROOT / "dags").glob("[!_]*.py")))
         running.wait("the DAGs", lambda: running.call("GET", "/api/v2/dags")[1]["total_entries"] == num_dags)
         yield running
+
+
+@pytest.fixture(scope="session")
+def run_dags() -> Callable[[Path, str, Any], Any]:
+    """Run a program that is given a value as JSON and writes another into a file, on the project's DAGs."""
+
+    def run(folder: Path, program: str, value: Any) -> Any:
+        env = environment(folder, "airflow", os.environ)
+        env |= {"AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"), "RIDGELINE_STORE": str(folder / "store")}
+        for name in ("RIDGELINE_MANUAL_DIR", "RIDGELINE_SERVING"):
+            env.pop(name, None)
+        report = folder / "results.json"
+        command = [sys.executable, "-c", program, json.dumps(value), str(report)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=800, check=False)
+        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+        return json.loads(report.read_text())
+
+    return run
 
 
 @pytest.fixture(scope="session")

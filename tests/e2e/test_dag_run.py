@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -13,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from ridgeline.embedded_airflow import environment
 from ridgeline.registry import Registry
 from ridgeline.store import Execution, Store
 
@@ -68,17 +66,9 @@ class Results:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+def results(tmp_path_factory: pytest.TempPathFactory, run_dags: Any) -> Results:
     folder = tmp_path_factory.mktemp("e2e")
-    env = environment(folder, "airflow", os.environ)
-    env |= {"AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"), "RIDGELINE_STORE": str(folder / "store")}
-    for name in ("RIDGELINE_MANUAL_DIR", "RIDGELINE_SERVING"):
-        env.pop(name, None)
-    report = folder / "results.json"
-    command = [sys.executable, "-c", RUN_DAGS, json.dumps(RUNS), str(report)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=800, check=False)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
-    return Results(folder, json.loads(report.read_text()))
+    return Results(folder, run_dags(folder, RUN_DAGS, RUNS))
 
 
 def test_the_first_run_runs_every_step_and_serves_the_model(results: Results) -> None:

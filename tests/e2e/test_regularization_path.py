@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +9,6 @@ import pytest
 
 from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.sweep_result import SweepResult
-from ridgeline.embedded_airflow import environment
 from ridgeline.store import Execution, Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +28,9 @@ from airflow.utils.db import initdb
 initdb()
 results = {}
 for name, (dag_id, conf) in json.loads(sys.argv[1]).items():
-    run = DagBag().dags[dag_id].test(run_conf=conf)
+    dag = DagBag().dags[dag_id]
+    dag.deadline = None  # dag.test fails where a DAG with one succeeds
+    run = dag.test(run_conf=conf)
     tasks = {f"{task.task_id}[{task.map_index}]": str(task.state) for task in run.get_task_instances()}
     results[name] = {"state": str(run.state), "run_id": run.run_id, "tasks": tasks}
 Path(sys.argv[2]).write_text(json.dumps(results))
@@ -46,16 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(folder: Path) -> dict[str, Any]:
-    env = environment(folder, "airflow", os.environ)
-    env |= {"AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"), "RIDGELINE_STORE": str(folder / "store")}
-    for name in ("RIDGELINE_MANUAL_DIR", "RIDGELINE_SERVING"):
-        env.pop(name, None)
-    report = folder / "results.json"
-    command = [sys.executable, "-c", RUN_DAGS, json.dumps(RUNS), str(report)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=800, check=False)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
-    return json.loads(report.read_text())
+def runs(folder: Path, run_dags: Any) -> dict[str, Any]:
+    return run_dags(folder, RUN_DAGS, RUNS)
 
 
 def executions(folder: Path, run: dict[str, Any]) -> list[Execution]:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ridgeline.artifacts.pushed_model import PushedModel
-from ridgeline.embedded_airflow import environment
 from ridgeline.registry import Registry
 from ridgeline.store import Store
 
@@ -61,17 +56,8 @@ def registry(tmp_path_factory: pytest.TempPathFactory, synthetic_store: Store, r
 
 
 @pytest.fixture(scope="module")
-def results(registry: Registry) -> dict[str, Any]:
-    folder = registry.root.parent.parent
-    env = environment(folder, "airflow", os.environ)
-    env |= {"AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"), "RIDGELINE_STORE": str(folder / "store")}
-    for name in ("RIDGELINE_MANUAL_DIR", "RIDGELINE_SERVING"):
-        env.pop(name, None)
-    report = folder / "results.json"
-    command = [sys.executable, "-c", RUN_DAGS, json.dumps(RUNS), str(report)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=800, check=False)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
-    return json.loads(report.read_text())
+def results(registry: Registry, run_dags: Any) -> dict[str, Any]:
+    return run_dags(registry.root.parent.parent, RUN_DAGS, RUNS)
 
 
 def test_it_moves_the_champion_back_and_forth_and_records_who_and_why(
