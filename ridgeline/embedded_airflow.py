@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from ridgeline.settings import Settings
 from ridgeline.standalone import Standalone
 
 DAG_ID = "fashion_mnist_training"
+DAGS_READ_SECONDS = 60  # after it is healthy, Airflow has read all DAG files
 DATA_FOLDERS = ("data/fashion-mnist", "../shared/data/fashion-mnist")
 OFFICIAL_FILES = (
     "train-images-idx3-ubyte.gz",
@@ -272,7 +274,17 @@ def ui(port: Annotated[int, typer.Option(help="The web server's port.")] = 8080)
         except OSError as error:
             message = f"error: Expected a free port; received {port}: {error.strerror}. Name another: --port 8081."
             raise SystemExit(message) from None
-    airflow = Standalone(env, Path(env["AIRFLOW_HOME"]) / "standalone.log")
+    home = Path(env["AIRFLOW_HOME"])
+    home.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(home / ".lock", blocking=False):
+            _serve(Standalone(env, home / "standalone.log"))
+    except Timeout:
+        raise SystemExit(f"error: Expected one Airflow at a time in {home}; another one is running there.") from None
+
+
+def _serve(airflow: Standalone) -> None:
+    env = airflow.env
     print(f"data:     {env.get('RIDGELINE_MANUAL_DIR', 'to be downloaded by tfds')}")
     print(f"log:      {airflow.log_file}")
     print(f"user:     admin, password in {airflow.password_file}")
@@ -281,13 +293,29 @@ def ui(port: Annotated[int, typer.Option(help="The web server's port.")] = 8080)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stopping.set())
     with airflow:
-        ready = False
+        ready_at, told = None, set[str]()
         while airflow.process.poll() is None and not stopping.wait(1):
-            if not ready and (ready := airflow.is_healthy()):
+            if ready_at is None and airflow.is_healthy():
+                ready_at = time.monotonic()
                 print("ready:    Ctrl-C stops it", flush=True)
+            if ready_at and time.monotonic() - ready_at < DAGS_READ_SECONDS:
+                for file, problem in _import_errors(airflow):
+                    if file not in told:
+                        told.add(file)
+                        print(f"error: {file} can't be read: {problem}", file=sys.stderr, flush=True)
     if not stopping.is_set():
         print(f"error: Airflow ended by itself; its log: {airflow.log_file}", file=sys.stderr)
     raise typer.Exit(airflow.process.returncode)
+
+
+def _import_errors(airflow: Standalone) -> Iterator[tuple[str, str]]:
+    """Yield each DAG file that Airflow can't read, as with a bad RIDGELINE_DEFAULTS, and the error's last line."""
+    try:
+        found = airflow.call("GET", "/api/v2/importErrors")[1]["import_errors"]
+    except (OSError, ValueError, KeyError):  # it is ending
+        return
+    for error in found:
+        yield error["filename"], error["stack_trace"].strip().splitlines()[-1]
 
 
 if __name__ == "__main__":
