@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,20 +87,27 @@ class Stack:
 
     def api(self, path: str, body: Any = None) -> Any:
         """Call Airflow's REST API as the user admin."""
+        self._log_in()
+        return json.loads(self._call(f"/api/v2{path}", body))
+
+    def page(self, path: str) -> str:
+        """Return a page of the plugin, as the user admin sees it."""
+        self._log_in()
+        return self._call(f"/ridgeline{path}", None)
+
+    def _log_in(self) -> None:
         if not self._token:
             passwords = json.loads(self.execute("api-server", "cat", "/secrets/passwords.json"))
-            self._token = self._call("/auth/token", {"username": "admin", "password": passwords["admin"]})[
-                "access_token"
-            ]
-        return self._call(f"/api/v2{path}", body)
+            answer = self._call("/auth/token", {"username": "admin", "password": passwords["admin"]})
+            self._token = json.loads(answer)["access_token"]
 
-    def _call(self, path: str, body: Any) -> Any:
+    def _call(self, path: str, body: Any) -> str:
         headers = {"Content-Type": "application/json"} | (
             {"Authorization": f"Bearer {self._token}"} if self._token else {}
         )
         data = None if body is None else json.dumps(body).encode()
         with urllib.request.urlopen(urllib.request.Request(self.url + path, data, headers), timeout=60) as answer:
-            return json.load(answer)
+            return answer.read().decode()
 
     def trigger(self, **conf: Any) -> str:
         """Start a run of the training DAG on the synthetic images; return its id."""
@@ -223,7 +231,19 @@ def test_a_run_trains_and_serves_under_the_local_executor(stack: Stack) -> None:
     assert any(name.endswith("serving/synthetic_garments/champion.json") for name in found)
     assert stack.in_volume("artifacts", "sh", "-c", "ls /v/store/artifacts/ModelEvaluation/*/report.html").strip()
     assert stack.in_volume("artifacts", "sh", "-c", "ls /v/serving/synthetic_garments/1/saved_model.pb").strip()
+    config = stack.in_volume("artifacts", "cat", "/v/serving/models.config")
+    assert 'name: "synthetic_garments"' in config
+    assert "versions: 1 " in config
     assert "train got" in stack.log(run_id, "train", 1)
+    assert list(stack.runs()) == [run_id]  # the weekly schedule waits for its next tick
+
+
+def test_the_plugin_shows_the_run_and_its_model(stack: Stack) -> None:
+    run_id = next(iter(stack.runs()))
+    report = f"/dags/fashion_mnist_training/runs/{urllib.parse.quote(run_id)}"
+    assert run_id in stack.page(report)
+    assert stack.page(f"{report}/reports/evaluate").startswith("<!doctype html>")
+    assert run_id in stack.page("/models")
 
 
 def test_a_run_survives_a_restart_of_the_database(stack: Stack) -> None:
