@@ -267,6 +267,8 @@ def test_a_failure_tells_how_to_go_on_with_a_command_that_works(
     import shlex
 
     monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("RIDGELINE_MANUAL_DIR", "/data of mine")
+    monkeypatch.delenv("RIDGELINE_SERVING", raising=False)
     steps = pipeline.load_components()
     values = {"train.epochs": 3, "evaluate.min_accuracy": 0.8, "ingest.dataset": "synthetic_garments:1.0.0"}
     missing = {"examples": f"Examples/{'0' * 64}"}
@@ -274,8 +276,8 @@ def test_a_failure_tells_how_to_go_on_with_a_command_that_works(
     with pytest.raises(ArtifactError), caplog.at_level("ERROR", logger="ridgeline"):
         task(steps["train"], values, **missing)
     line = next(line for line in caplog.text.splitlines() if "ridgeline run" in line)
-    store, *command = shlex.split(line.partition("or run ")[2])
-    assert store == f"RIDGELINE_STORE={tmp_path / 'store'}"
+    store, data, *command = shlex.split(line.partition("or run ")[2])
+    assert (store, data) == (f"RIDGELINE_STORE={tmp_path / 'store'}", "RIDGELINE_MANUAL_DIR=/data of mine")
     assert command[:3] == ["ridgeline", "run", "train"]
     given = pipeline.parse_assignments(command[4::2])
     assert given == {"train.epochs": 3, "ingest.dataset": "synthetic_garments:1.0.0"}
