@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+DAG := fashion_mnist_training
 
 .DEFAULT_GOAL := help
 .PHONY: help install run ui test screenshots test-containers up down logs backup restore lint format bench constraints clean
@@ -12,10 +13,10 @@ help: ## List the targets
 install: $(INSTALLED) ## Install Ridgeline and its tools into .venv (the other targets do it, too)
 
 run: $(INSTALLED) ## Run the pipeline to the end; ARGS="--set train.epochs=3"
-	@$(BIN)/python -m ridgeline.embedded_airflow run $(ARGS)
+	@$(BIN)/python -m ridgeline.airflow.local run $(DAG) $(ARGS)
 
 ui: $(INSTALLED) ## Start Airflow's web interface; ARGS="--port 8090"
-	@exec $(BIN)/python -m ridgeline.embedded_airflow ui $(ARGS)
+	@exec $(BIN)/python -m ridgeline.airflow.local ui $(ARGS)
 
 test: $(INSTALLED) ## Run all tests; ARGS="-k name"
 	$(BIN)/python -m pytest $(ARGS)

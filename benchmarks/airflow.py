@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.steps import ROOT, SYNTHETIC, row
-from ridgeline.embedded_airflow import environment
+from ridgeline.airflow.server import Standalone, environment, free_port
 from ridgeline.settings import Settings
-from ridgeline.standalone import Standalone, free_port
 
 DAG_ID = "fashion_mnist_training"
 RUNS = 4  # of which the first is not counted: it fills caches
-# Ours are in `ridgeline.embedded_airflow.environment`; these are Airflow's own values of the same settings.
+# Ours are in `ridgeline.airflow.server.environment`; these are Airflow's own values of the same settings.
 AIRFLOWS_OWN = {
     "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "1",
     "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "300",

@@ -19,10 +19,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks.steps import ROOT, TRAIN, environment, python, row
-from components.engine import Engine, row_order
-from components.train import Params, build_model, fit
+from components.training.engine import row_order
+from components.training.fit import fit, make_engine
+from components.training.network import build_model
+from components.training.params import Params
 from ridgeline.artifacts.examples import Examples, Split, write_split
-from ridgeline.component import ENVIRONMENT
+from ridgeline.component import STEP_ENVIRONMENT
 from ridgeline.settings import Settings
 
 ROUNDS = 5
@@ -80,7 +82,7 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
     for seed in SEEDS:
         train_epoch = notebook(examples, seed, ordered=True)
         notebooks.append([train_epoch(epoch) for epoch in (1, 2)][-1])
-    engine = Engine(functools.partial(build_model, examples, params), examples, params.recipe)
+    engine = make_engine(examples, params)
     fits = [fit(engine, params.model_copy(update={"seed": seed})) for seed in SEEDS]
     accuracies = [result.metrics["val_accuracy"] for result in fits]
     row("notebook, given the engine's order of images", _spread(notebooks))
@@ -188,11 +190,11 @@ def tuned_fit(examples: Examples) -> Callable[[int], Any]:
 
 def own(examples: Examples, xla: bool) -> Callable[[int], Any]:
     """Return an epoch of our engine, in the environment of a step."""
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(STEP_ENVIRONMENT)
     import tensorflow as tf
 
     params = Params()
-    engine = Engine(functools.partial(build_model, examples, params), examples, params.recipe)
+    engine = make_engine(examples, params)
     if not xla:
         engine._advance = tf.function(engine._steps, autograph=False)
     return lambda number: engine._epoch(0, number, ROUNDS, "") and engine._validate()
@@ -210,7 +212,7 @@ def numpy_loop(examples: Examples, params: Params) -> Callable[[int], float]:
         for inputs, outputs in itertools.pairwise(units)
     ]
     biases = [np.zeros(outputs, np.float32) for outputs in units[1:]]
-    rate, l2 = np.float32(params.learning_rate), np.float32(params.penalty.strengths[1])
+    rate, l2 = np.float32(params.learning_rate), np.float32(params.penalty.strengths["l2"])
 
     def read(split: Split) -> tuple[np.ndarray, np.ndarray]:
         return np.array(split.images).reshape(len(split), -1), np.array(split.labels)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ridgeline.artifacts.examples import Examples
-from ridgeline.component import ENVIRONMENT
+from ridgeline.component import STEP_ENVIRONMENT
 from ridgeline.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,8 +48,8 @@ start, seconds = peak(), []
 class Times(logging.Handler):
     def emit(self, record):
         if record.msg.startswith("epoch %d/%d: %s"): seconds.append(record.args[-1])
-logging.getLogger("components.engine").addHandler(Times())
-logging.getLogger("components.engine").setLevel(logging.INFO)
+logging.getLogger("components.training.engine").addHandler(Times())
+logging.getLogger("components.training.engine").setLevel(logging.INFO)
 with tempfile.TemporaryDirectory() as folder:
     train(examples=Examples.load(Path(sys.argv[1])), params=train.parse({"epochs": 3}), output=Path(folder))
 print(json.dumps({"import": start, "peak": peak(), "seconds": min(seconds)}))
@@ -116,4 +116,4 @@ def python(program: str, *arguments: str) -> Any:
 
 def environment() -> dict[str, str]:
     """Return this process's environment without what steps set in it: the notebook is to have TensorFlow's defaults."""
-    return {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
+    return {name: value for name, value in os.environ.items() if name not in STEP_ENVIRONMENT}

@@ -14,8 +14,8 @@ SPARSE = {  # the same as in the README
     "l1": [1.5e-4, 2e-4, 2.5e-4],
     "l2": [],
     "train": {"batch_size": 2000, "epochs": 120, "learning_rate": 0.2, "momentum": 0.9, "schedule": "cosine"},
-    "tolerance": 0.01,
 }
+CHOICE = {"tolerance": 0.01}
 
 NOTEBOOK = """
 import json, sys, time
@@ -36,12 +36,14 @@ SWEEP = """
 import json, sys, tempfile, time
 from pathlib import Path
 import keras, tensorflow
+from components.select import select
 from components.sweep import sweep
 from ridgeline.artifacts.examples import Examples
-examples, params = Examples.load(Path(sys.argv[1])), sweep.parse(json.loads(sys.argv[2]))
+examples, grid, choice = Examples.load(Path(sys.argv[1])), *(json.loads(text) for text in sys.argv[2:])
 start = time.perf_counter()
-with tempfile.TemporaryDirectory() as folder:
-    facts = sweep(examples=examples, params=params, output=Path(folder)).facts
+with tempfile.TemporaryDirectory() as trained, tempfile.TemporaryDirectory() as chosen:
+    trials = sweep(examples=examples, params=sweep.parse(grid), output=Path(trained))
+    facts = select(params=select.parse(choice), output=Path(chosen), **{"trials.0": trials}).facts
 trials = [{"name": str(t), "accuracy": t.metrics["val_accuracy"], "zeros": t.zero_share} for t in facts.trials]
 print(json.dumps({"seconds": time.perf_counter() - start, "trials": trials, "winner": str(facts.trials[facts.winner])}))
 """
@@ -56,7 +58,7 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
     """
     examples = str(settings.open_store().path(refs["transform"]))
     fits = python(NOTEBOOK, examples, str(NOTEBOOK_FITS))
-    sweep = python(SWEEP, examples, json.dumps({"dense": False}))
+    sweep = python(SWEEP, examples, json.dumps({"dense": False}), "{}")
     assert len(sweep["trials"]) == NUM_STRENGTHS
     notebook = NUM_STRENGTHS * sum(fits) / len(fits)
     measured = ", ".join(f"{seconds:.1f}" for seconds in fits)
@@ -74,7 +76,7 @@ def sparse(settings: Settings, refs: dict[str, str]) -> None:
         settings: Where a store is in which the pipeline ran.
         refs: Store-relative name of each artifact, by step.
     """
-    sweep = python(SWEEP, str(settings.open_store().path(refs["transform"])), json.dumps(SPARSE))
+    sweep = python(SWEEP, str(settings.open_store().path(refs["transform"])), json.dumps(SPARSE), json.dumps(CHOICE))
     dense = sweep["trials"][0]["accuracy"]
     print("\nSparsity: a sweep of L1 strengths; the sparsest within 0.01 of the best validation accuracy wins")
     for trial in sweep["trials"]:

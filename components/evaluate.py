@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import Field
 
-from components.report import CalibrationBins, render
+from components.reports.evaluation import CalibrationBins, render
 from ridgeline.artifacts.examples import Examples, Split
 from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.model_evaluation import (
@@ -19,8 +19,8 @@ from ridgeline.artifacts.model_evaluation import (
     ModelEvaluationFacts,
     Verdict,
 )
+from ridgeline.component import FOR_ONE_RUN, Champion, StepError, component
 from ridgeline.component import Params as BaseParams
-from ridgeline.component import StepError, component
 
 if TYPE_CHECKING:
     import keras
@@ -59,9 +59,10 @@ class Params(BaseParams):
     force_blessing: str | None = Field(
         None,
         max_length=500,
-        title="Bless in spite of the checks",
-        description="Reason for blessing in spite of the checks, and for serving a model again that was rolled back "
-        "from; it is recorded, and counts once. Empty: the checks decide.",
+        title="Bless although a check fails",
+        description="Reason for blessing a model although a check fails, or for serving it again after a rollback; it "
+        "is recorded, and counts once for a model. Empty: the checks decide.",
+        json_schema_extra=FOR_ONE_RUN,
     )
     num_mistakes: int = Field(
         20,
@@ -70,17 +71,11 @@ class Params(BaseParams):
         title="Number of mistakes",
         description="How many of the most confident mistakes are kept and shown, 0 to 100 images.",
     )
-    unreadable_champion: str | None = Field(
-        None,
-        title="Champion that can't be read",
-        description="Digest of the champion's model if it can't be read; the pipeline fills it in.",
-        json_schema_extra={"readOnly": True},
-    )
 
 
 @component(output=ModelEvaluation)
 def evaluate(
-    examples: Examples, model: Model, baselines: tuple[Model, ...], params: Params, output: Path
+    examples: Examples, model: Model, params: Params, output: Path, champion: Champion[Model] | None = None
 ) -> ModelEvaluationFacts:
     """Evaluate a model on the test split and decide whether it may be served.
 
@@ -89,19 +84,17 @@ def evaluate(
     Args:
         examples: The examples, of which only the test split is read.
         model: The trained model.
-        baselines: The champion's model to compare with, or none.
         params: The thresholds and the number of mistakes to keep.
         output: An empty directory; receives ``predictions.npy`` and ``report.html``.
+        champion: The champion to compare with; None if there is none.
 
     Returns:
         The metrics and the verdict.
 
     Raises:
-        StepError: If the model does not fit the examples, the test split is empty, a prediction is not a finite
-            number, or there is more than one model to compare with.
+        StepError: If the model does not fit the examples, the test split is empty, or a prediction is not a finite
+            number.
     """
-    if len(baselines) > 1:
-        raise StepError(f"Expected at most 1 model to compare with; received {len(baselines)}. Name the champion's.")
     if field := _misfit(examples, model):
         raise StepError(
             f"Expected a model with the examples' {field} {getattr(examples.facts, field)}; received one with "
@@ -128,8 +121,10 @@ def evaluate(
     np.save(output / "predictions.npy", probabilities, allow_pickle=False)
 
     predicted = probabilities.argmax(axis=1)
-    champion = next((baseline for baseline in baselines if not _misfit(examples, baseline)), None)
-    comparison = _compare(champion, test, labels, predicted == labels) if champion else None
+    other = champion and champion.artifact
+    comparison = None
+    if other and not _misfit(examples, other):
+        comparison = _compare(other, test, labels, predicted == labels)
     classes, confusion_matrix = _class_metrics(labels, predicted, examples.facts.class_names)
     accuracy = float(np.mean(predicted == labels))
     cross_entropy = mean_cross_entropy(probabilities, labels)
@@ -146,7 +141,7 @@ def evaluate(
         classes=classes,
         confusion_matrix=confusion_matrix,
         mistakes=_worst_mistakes(probabilities, labels, params.num_mistakes),
-        verdict=_judge(accuracy, classes, comparison, baselines, params),
+        verdict=_judge(accuracy, classes, comparison, champion, params),
         synthetic=examples.facts.synthetic or model.facts.synthetic,
         comparison=comparison,
     )
@@ -297,7 +292,7 @@ def _judge(
     accuracy: float,
     classes: tuple[ClassMetrics, ...],
     comparison: Comparison | None,
-    baselines: tuple[Model, ...],
+    champion: Champion[Model] | None,
     params: Params,
 ) -> Verdict:
     """Check thresholds and comparison; a class without test images has recall 0, since nothing speaks for it.
@@ -321,20 +316,18 @@ def _judge(
         for what, value, parameter, threshold in checks
     ]
     passed = all(value >= threshold for _, value, _, threshold in checks)
-    champion = next((baseline.digest for baseline in baselines), params.unreadable_champion)
     if champion is None:
         reasons.append("no other model to compare with: the thresholds decide")
-    elif not baselines:
+    elif champion.artifact is None:
         passed = False
         reasons.append(
-            f"the champion, model {champion[:12]}, can't be read, as the log says: restore it, roll back, or give a "
-            "reason in force_blessing"
+            f"the champion, model {champion.artifact_digest[:12]}, can't be read, as the log says: restore it, roll "
+            "back, or give a reason in force_blessing"
         )
     elif not comparison:
-        other = baselines[0]
         reasons.append(
-            f"not comparable with model {other.digest[:12]}, trained on {other.facts.dataset} with other images or "
-            "classes: the thresholds decide"
+            f"not comparable with model {champion.artifact_digest[:12]}, trained on "
+            f"{champion.artifact.facts.dataset} with other images or classes: the thresholds decide"
         )
     force_reason = (params.force_blessing or "").strip() or None
     forced = None if passed else force_reason
@@ -345,9 +338,5 @@ def _judge(
         reasons=tuple(reasons),
         forced=forced,
         force_reason=force_reason,
-        champion=champion,
+        champion=champion.artifact_digest if champion else None,
     )
-
-
-if __name__ == "__main__":
-    evaluate.main()

@@ -126,7 +126,3 @@ def save(model_dir: Path, folder: Path) -> None:
     fingerprint = fingerprint_pb2.FingerprintDef.FromString(fingerprint_file.read_bytes())
     fingerprint.uuid = ""
     fingerprint_file.write_bytes(fingerprint.SerializeToString(deterministic=True))
-
-
-if __name__ == "__main__":
-    export.main()

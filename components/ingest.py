@@ -238,7 +238,3 @@ def _digest(builder: Any, split: str) -> SplitDigest:
         labels.update(batch["label"].astype("<i8").tobytes())
         count += len(batch["label"])
     return SplitDigest(num_examples=count, images_sha256=images.hexdigest(), labels_sha256=labels.hexdigest())
-
-
-if __name__ == "__main__":
-    ingest.main()

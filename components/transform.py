@@ -107,7 +107,3 @@ def _normalization(kind: Literal["unit", "standard"], train: Split) -> Normaliza
             "Use transform.normalization=unit or check the dataset."
         )
     return Normalization(kind=kind, mean=mean, deviation=deviation)
-
-
-if __name__ == "__main__":
-    transform.main()

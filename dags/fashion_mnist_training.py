@@ -13,16 +13,18 @@ from __future__ import annotations
 from datetime import timedelta
 
 from airflow.sdk import Asset, Param, dag, get_current_context, task
-from airflow.sdk.exceptions import AirflowSkipException
 
 import components.evaluate
 import components.export
 import components.ingest
+import components.select
 import components.sweep
 import components.train
 import components.transform
-from ridgeline.airflow_task import form, run_in_task, schedule
-from ridgeline.notifications import Notifier, deadline
+from ridgeline.airflow.form import form
+from ridgeline.airflow.notifications import Notifier, deadline
+from ridgeline.airflow.schedule import schedule
+from ridgeline.airflow.task import run_in_task, skip
 
 # Whoever replaces the raw files creates an event of this asset, in the UI or over REST.
 SOURCE = Asset("fashion_mnist_source")
@@ -34,7 +36,7 @@ PUSHED_MODEL = Asset("fashion_mnist_pushed_model")
 
 
 @dag(
-    dag_display_name="Fashion-MNIST: train, judge, serve",
+    dag_display_name="Fashion-MNIST training",
     doc_md=__doc__,
     schedule=schedule(SOURCE),
     is_paused_upon_creation=False,
@@ -59,6 +61,7 @@ PUSHED_MODEL = Asset("fashion_mnist_pushed_model")
         components.transform.transform,
         components.train.train,
         components.sweep.sweep,
+        components.select.select,
         components.evaluate.evaluate,
         components.export.export,
         first=(
@@ -95,15 +98,20 @@ def fashion_mnist_training() -> None:
 
     @task(execution_timeout=timedelta(hours=6))
     def sweep(examples: str) -> str:
-        """Choose the penalty on validation, if the form asks for it."""
+        """Train under many penalties, if the form asks for it."""
         if get_current_context()["params"]["penalty_from"] == "form":
-            raise AirflowSkipException("the penalty is that of the form")
+            skip("The form's own penalty is used.")
         return run_in_task(components.sweep.sweep, examples=examples)
+
+    @task(execution_timeout=timedelta(minutes=30))
+    def select(trials: str) -> str:
+        """Choose the penalty on validation, and draw the regularization path."""
+        return run_in_task(components.select.select, trials=[trials])
 
     @task(execution_timeout=timedelta(hours=6), trigger_rule="none_failed", outlets=[MODEL])
     def train(examples: str, sweep: str | None) -> str:
         """Train the classifier on the training split; watch it on the validation split."""
-        return run_in_task(components.train.train, examples=examples, sweeps=sweep and [sweep])
+        return run_in_task(components.train.train, examples=examples, sweep=sweep)
 
     @task(execution_timeout=timedelta(minutes=30))
     def evaluate(examples: str, model: str) -> str:
@@ -117,7 +125,7 @@ def fashion_mnist_training() -> None:
 
     # A call of a task yields an XComArg, which becomes the artifact's name when the task runs.
     examples = transform(ingest())  # type: ignore[arg-type]
-    model = train(examples, sweep(examples))  # type: ignore[arg-type]
+    model = train(examples, select(sweep(examples)))  # type: ignore[arg-type]
     export(examples, model, evaluate(examples, model))  # type: ignore[arg-type]
 
 

@@ -1,7 +1,7 @@
 """Train under many L1 and L2 penalties, let validation choose one, and show what each penalty does.
 
-The grid is trained in one task, or spread over several: `spread_tasks` on the form. The result is the same.
-The training DAG can take the penalty from here: `penalty_from` on its form.
+The grid is trained in one task, or divided among several: `spread_tasks` on the form. The result is the same.
+The training DAG can choose its penalty in this way: `penalty_from` on its form.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from typing import Any
 from airflow.sdk import Param, dag, get_current_context, task
 
 import components.ingest
+import components.select
 import components.sweep
 import components.transform
-from ridgeline.airflow_task import form, params_in_task, run_in_task
-from ridgeline.notifications import Notifier
+from ridgeline.airflow.form import form
+from ridgeline.airflow.notifications import Notifier
+from ridgeline.airflow.task import params_in_task, run_in_task
 
 
 @dag(
     doc_md=__doc__,
-    dag_display_name="Fashion-MNIST: regularization path",
+    dag_display_name="Fashion-MNIST regularization path",
     schedule=None,
     is_paused_upon_creation=False,
     catchup=False,
@@ -39,7 +41,8 @@ from ridgeline.notifications import Notifier
         components.ingest.ingest,
         components.transform.transform,
         components.sweep.sweep,
-        first=("sweep.l1", "sweep.l2", "sweep.dense", "sweep.tolerance", "sweep.train.epochs", "sweep.train.profile"),
+        components.select.select,
+        first=("sweep.l1", "sweep.l2", "sweep.dense", "select.tolerance", "sweep.train.epochs", "sweep.train.profile"),
     ),
     default_args={
         "queue": "tensorflow",
@@ -63,31 +66,30 @@ def regularization_path() -> None:
 
     @task(execution_timeout=timedelta(minutes=5), queue="default")
     def split() -> list[dict[str, Any]]:
-        """Deal the grid out to the tasks that share it; to none, if one task is to do it all."""
+        """Divide the grid among the tasks that share it."""
         count = get_current_context()["params"]["spread_tasks"]
-        return params_in_task(components.sweep.sweep).split(count) if count > 1 else []
+        return params_in_task(components.sweep.sweep).split(count)
 
     # A mapped task's docstring is not shown, so it is given.
     @task(
         execution_timeout=timedelta(hours=6),
-        doc_md="Train at a part of the grid's points.",
+        doc_md="Train at the points of the grid, or of a part of it.",
         map_index_template="{{ points }}",
     )
-    def sweep_part(examples: str, grid: dict[str, Any]) -> str:
-        strengths = (f"{name} {', '.join(map(str, grid[name]))}" for name in ("l1", "l2", "l1_l2") if grid[name])
-        get_current_context()["points"] = "; ".join([*(["dense"] if grid["dense"] else []), *strengths])  # type: ignore[typeddict-unknown-key]
+    def sweep(examples: str, grid: dict[str, Any]) -> str:
         values = {f"sweep.{name}": value for name, value in grid.items()}
+        points = params_in_task(components.sweep.sweep, values).points
+        get_current_context()["points"] = "; ".join(point.label for point in points)  # type: ignore[typeddict-unknown-key]
         return run_in_task(components.sweep.sweep, values, examples=examples)
 
-    @task(execution_timeout=timedelta(hours=6), trigger_rule="none_failed")
-    def sweep(examples: str, parts: list[str]) -> str:
-        """Train at the points that are left, let validation choose, and write the report."""
-        return run_in_task(components.sweep.sweep, examples=examples, parts=parts)
+    @task(execution_timeout=timedelta(minutes=30))
+    def select(trials: list[str]) -> str:
+        """Let validation choose among all trials, and draw the regularization path."""
+        return run_in_task(components.select.select, trials=trials)
 
     # A call of a task yields an XComArg, which becomes the artifact's name when the task runs.
     examples = transform(ingest())  # type: ignore[arg-type]
-    parts = sweep_part.partial(examples=examples).expand(grid=split())
-    sweep(examples, parts)  # type: ignore[arg-type]
+    select(sweep.partial(examples=examples).expand(grid=split()))  # type: ignore[arg-type]
 
 
 regularization_path()

@@ -14,8 +14,8 @@ from datetime import timedelta
 
 from airflow.sdk import Param, dag, task
 
-from ridgeline.airflow_task import rollback_in_task
-from ridgeline.notifications import Notifier
+from ridgeline.airflow.notifications import Notifier
+from ridgeline.airflow.task import rollback_in_task
 
 
 @dag(

@@ -1,4 +1,4 @@
-"""The command line: ``ridgeline run | explain | show | lineage | models | gc``."""
+"""The command line: ``ridgeline run | explain | step | show | lineage | models | gc``."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from ridgeline import models_cli, pipeline
+from ridgeline import models_cli, pipeline, step_cli
 from ridgeline.artifacts.base import MANIFEST, ArtifactError, verify
-from ridgeline.component import Params, StepError
-from ridgeline.lineage import Origin, collect_garbage
+from ridgeline.component import ParameterError, Params, StepError
+from ridgeline.gc import collect_garbage
+from ridgeline.lineage import Origin
 from ridgeline.lineage import lineage as lineage_of
 from ridgeline.registry import RegistryError
+from ridgeline.run_summary import summary
 from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store, StoreError
 
 
 class _PlainErrors(TyperGroup):
-    """Shows what a user can act on as one message; leaves a trace to what is a fault of ours."""
+    """Shows an error that a user can act on as one message; any other keeps its trace."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -42,51 +44,100 @@ app = typer.Typer(
 )
 app.add_typer(models_cli.app, name="models")
 
-Target = Annotated[str, typer.Argument(help="The last step: ingest, transform, sweep, train, evaluate or export.")]
-Set = Annotated[
-    list[str],
-    typer.Option("--set", metavar="STEP.PARAMETER=VALUE", help="A parameter, e.g. train.penalty.l2=0.001."),
-]
-With = Annotated[
-    list[str],
-    typer.Option("--with", metavar="STEP", help="A step that is usually left out: with sweep, it chooses the penalty."),
-]
-Profile = Annotated[
-    str | None, typer.Option(metavar="PROFILE", help="The same as --set train.profile=PROFILE: seed or tuned.")
-]
+
+class _PipelineCommand(TyperCommand):
+    """A command that runs steps: its help lists them, and it takes the options that their parameters declare."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, list(_expand(args)))
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        target = pipeline.default_target()
+        short = [f"{option} VALUE is short for --set {name}=VALUE" for option, name in _declared_options().items()]
+        texts = {
+            "target": f"The last step: {', '.join(pipeline.load_components())}. {target} if left out.",
+            "extra": f"A step that is usually left out: {', '.join(pipeline.optional_steps(target))}.",
+            "assignments": f"A parameter. {'; '.join(short)}{'.' if short else ''}",
+        }
+        for param in self.params:
+            if param.name in texts:
+                param.help = texts[param.name]  # type: ignore[attr-defined]
+        super().format_help(ctx, formatter)
+
+
+def _declared_options() -> dict[str, str]:
+    """Return the options that fields of steps declare, see `ridgeline.component.with_option`, with their parameters."""
+    options = {}
+    for step in pipeline.load_components().values():
+        for name, field in step.params.model_fields.items():
+            if isinstance(extra := field.json_schema_extra, dict) and "option" in extra:
+                options[str(extra["option"])] = f"{step.name}.{name}"
+    return options
+
+
+def _expand(args: list[str]) -> Iterator[str]:
+    """Replace declared options by what they are short for: ``--profile tuned`` by ``--set train.profile=tuned``."""
+    options, rest = _declared_options(), iter(args)
+    for arg in rest:
+        option, equals, value = arg.partition("=")
+        if option in options:
+            yield from ("--set", f"{options[option]}={value if equals else next(rest, '')}")
+        else:
+            yield arg
+
+
+Target = Annotated[str, typer.Argument(show_default=False)]
+Set = Annotated[list[str], typer.Option("--set", metavar="STEP.PARAMETER=VALUE", help="A parameter.")]
+With = Annotated[list[str], typer.Option("--with", metavar="STEP")]
+Rerun = Annotated[list[str], typer.Option(metavar="STEP", help="A step to run even if nothing changed.")]
 Name = Annotated[str, typer.Argument(help="<Type>/<digest>, a unique beginning of either, or the artifact's path.")]
 
 
 def _parse(
-    target: str, extra: list[str], profile: str | None, assignments: list[str], settings: Settings
+    target: str, extra: list[str], assignments: list[str], settings: Settings
 ) -> tuple[list[Any], dict[str, Params]]:
-    steps = pipeline.plan(target, extra)
-    values = {"train.profile": profile} if profile else {}
-    return steps, pipeline.parse_params(steps, values | pipeline.parse_assignments(assignments), settings)
+    steps = pipeline.plan(target or pipeline.default_target(), extra)
+    return steps, pipeline.parse_params(steps, pipeline.parse_assignments(assignments), settings)
 
 
-@app.command()
-def run(target: Target = "export", extra: With = [], profile: Profile = None, assignments: Set = []) -> None:  # noqa: B006
+@app.command(cls=_PipelineCommand)
+def run(target: Target = "", extra: With = [], assignments: Set = [], rerun: Rerun = []) -> None:  # noqa: B006
     """Run the pipeline up to a step; steps whose inputs, parameters and code are unchanged are reused."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("absl").setLevel(logging.WARNING)
     settings = Settings()
     run_id = models_cli.new_run_id()
-    steps, params = _parse(target, extra, profile, assignments, settings)
-    results = pipeline.run(settings, steps, params, run_id, by=models_cli.user())
+    steps, params = _parse(target, extra, assignments, settings)
+    results = pipeline.run(settings, steps, params, run_id, by=models_cli.user(), rerun=rerun)
     executions = {result.execution.component: result.execution for result in results}
     typer.echo("")
-    for line in pipeline.summary(settings, executions):
+    for line in summary(settings, executions):
         typer.echo(line)
 
 
-@app.command()
-def explain(target: Target = "export", extra: With = [], profile: Profile = None, assignments: Set = []) -> None:  # noqa: B006
-    """Tell what `run` would run or reuse, and why; nothing is run or written."""
+@app.command(cls=_PipelineCommand)
+def explain(target: Target = "", extra: With = [], assignments: Set = [], rerun: Rerun = []) -> None:  # noqa: B006
+    """Predict what `run` would run or reuse, and why; nothing is run or written."""
     settings = Settings()
-    for name, reason in pipeline.explain(settings, *_parse(target, extra, profile, assignments, settings)):
+    for name, reason in pipeline.explain(settings, *_parse(target, extra, assignments, settings), rerun):
         typer.echo(f"{name:<10} {reason}")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def step(ctx: typer.Context, name: Annotated[str, typer.Argument()] = "") -> None:
+    """Run one step by itself, on artifact directories; NAME --help describes its parameters."""
+    steps = pipeline.load_components()
+    if name not in steps:
+        if name in ("", "--help"):
+            typer.echo(f"Usage: ridgeline step NAME [OPTIONS]\n\nNAME is one of {', '.join(steps)}.")
+            typer.echo("`ridgeline step NAME --help` describes the options.")
+            return
+        raise ParameterError(f"Expected a step of {', '.join(steps)}; received {name!r}.")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    artifact = step_cli.run_step(steps[name], ctx.args)
+    typer.echo(f"{artifact.ref} in {artifact.path}")
 
 
 @app.command()
@@ -116,7 +167,7 @@ def _tree(origin: Origin, store: Store) -> Iterator[str]:
             continue
         made = _made(source.execution) if source.execution else "no record of its making"
         yield f"{pad}{source.ref}  {made}"
-        if not source.inputs:
+        if not source.inputs and store.holds(source.ref):
             for name, entry in store.manifest(source.ref).facts.get("raw_files", {}).items():
                 yield f"{pad}  {name}  sha256 {entry['sha256']}  {entry['bytes']} bytes"
 
@@ -129,7 +180,7 @@ def _made(execution: Execution) -> str:
 @app.command()
 def gc(
     keep_runs: Annotated[int, typer.Option(min=1, help="How many of the latest runs to keep whole.")] = 10,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be deleted.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be deleted.")] = False,
 ) -> None:
     """Delete artifacts that no served version and none of the last runs need."""
     settings = Settings()

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import inspect
 import json
-import logging
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ridgeline.artifacts.base import Artifact, Facts
 
+A = TypeVar("A", bound=Artifact[Any])
+
 # Set while a step runs, and read by TensorFlow when it first computes in a process. The order of a sum, and so its last
 # bits, depends on the number of threads that share it; with one, results do not depend on the machine's cores.
-ENVIRONMENT = {"TF_NUM_INTRAOP_THREADS": "1"}
+STEP_ENVIRONMENT = {"TF_NUM_INTRAOP_THREADS": "1"}
 
 
 class Params(BaseModel):
@@ -35,12 +34,45 @@ class Params(BaseModel):
 
 
 def shown_as(**labels: str) -> dict[str, Any]:
-    """Return a field's ``json_schema_extra`` that gives its values labels for people, as Airflow's form reads them.
+    """Return a field's ``json_schema_extra`` that gives its values labels on Airflow's form.
 
     Args:
         **labels: Label of each value.
     """
     return {"values_display": labels}
+
+
+# A field's ``json_schema_extra`` for a value that applies to one run: it can't be made a default of scheduled runs.
+FOR_ONE_RUN: dict[str, Any] = {"for_one_run": True}
+
+
+def with_option(name: str) -> dict[str, Any]:
+    """Return a field's ``json_schema_extra`` that gives it an option of its own on the command line.
+
+    Args:
+        name: The option, for example ``--profile``; the same as ``--set STEP.FIELD``.
+    """
+    return {"option": name}
+
+
+@dataclass(frozen=True)
+class Champion(Generic[A]):
+    """An input that the pipeline takes from the registry: the served artifact that a step compares its own with.
+
+    A step declares it as ``champion: Champion[Model] | None = None``.
+
+    Attributes:
+        artifact_digest: The digest of the artifact.
+        artifact: The artifact; None if it is missing or damaged.
+    """
+
+    artifact_digest: str
+    artifact: A | None
+
+    @property
+    def digest(self) -> str:
+        """What stands for it in a key: the artifact's digest, marked if it can't be read."""
+        return self.artifact_digest if self.artifact else f"unreadable {self.artifact_digest}"
 
 
 class StepError(ValueError):
@@ -67,10 +99,12 @@ class Component:
         name: The step's name, also the first part of its parameters' names (``train.epochs``).
         run: The function; called with the input artifacts by name, ``params`` and ``output``.
         params: The type of its parameters.
-        inputs: The artifact type of each named input.
-        groups: The artifact type of each input of which there may be any number, also none. A group's artifacts are
-            named ``<input>.0``, ``<input>.1`` and so on, wherever inputs are listed by name.
+        inputs: The artifact type of each input that it must have.
         output: The artifact type that it writes.
+        optional: The artifact type of each input that may be left out.
+        groups: The artifact type of each input that takes any number of artifacts. Wherever inputs are listed by
+            name, they are ``<input>.0``, ``<input>.1`` and so on.
+        champions: The artifact type of each input that the pipeline fills in, see `Champion`.
         resumes: Whether `run` takes ``scratch``: a folder that survives a failed or killed attempt and is handed
             to the next one with the same key, or None where there is none.
     """
@@ -80,7 +114,9 @@ class Component:
     params: type[Params]
     inputs: Mapping[str, type[Artifact[Any]]]
     output: type[Artifact[Any]]
+    optional: Mapping[str, type[Artifact[Any]]] = field(default_factory=dict)
     groups: Mapping[str, type[Artifact[Any]]] = field(default_factory=dict)
+    champions: Mapping[str, type[Artifact[Any]]] = field(default_factory=dict)
     resumes: bool = False
 
     @property
@@ -89,7 +125,7 @@ class Component:
         return self.run.__module__
 
     def __call__(
-        self, *, params: Params, output: Path, scratch: Path | None = None, **inputs: Artifact[Any]
+        self, *, params: Params, output: Path, scratch: Path | None = None, **inputs: Artifact[Any] | Champion[Any]
     ) -> Artifact[Any]:
         """Run the step and seal what it wrote.
 
@@ -105,7 +141,7 @@ class Component:
         for group in self.groups:
             inputs[group] = tuple(inputs.pop(name) for name in members(inputs, group))  # type: ignore[assignment]
         extra = {"scratch": scratch} if self.resumes else {}
-        os.environ.update(ENVIRONMENT)
+        os.environ.update(STEP_ENVIRONMENT)
         return self.output.seal(output, self.run(**inputs, **extra, params=params, output=output))
 
     def parse(self, values: Mapping[str, Any]) -> Params:
@@ -120,10 +156,10 @@ class Component:
         try:  # as JSON: strict about types, and yet lists serve as tuples and texts as paths
             return self.params.model_validate_json(json.dumps(dict(values), default=str), strict=True)
         except ValidationError as error:
-            raise ParameterError(self._explain(error)) from error
+            raise ParameterError(self.explain(error)) from error
 
-    def _explain(self, error: ValidationError) -> str:
-        """Return pydantic's findings as one line each: what was expected, what was received, what to do."""
+    def explain(self, error: ValidationError) -> str:
+        """Return pydantic's findings about the parameters, one line each: expected, received, what to do."""
         known = [name for name, _ in flatten(self.params().model_dump())]
         lines = []
         for item in error.errors(include_url=False):
@@ -142,92 +178,17 @@ class Component:
                 lines.append(f"Parameter {name}: {expected}; received {item['input']!r}.")
         return "\n".join(lines)
 
-    def main(self, argv: list[str] | None = None) -> None:
-        """Run the step by itself from the command line, on artifact directories.
-
-        Args:
-            argv: The arguments; those of the process if None.
-        """
-        from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource
-
-        class CommandLine(BaseSettings):
-            """Takes values from the command line alone, none from the environment."""
-
-            @classmethod
-            def settings_customise_sources(
-                cls,
-                settings_cls: type[BaseSettings],
-                init_settings: PydanticBaseSettingsSource,
-                env_settings: PydanticBaseSettingsSource,
-                dotenv_settings: PydanticBaseSettingsSource,
-                file_secret_settings: PydanticBaseSettingsSource,
-            ) -> tuple[PydanticBaseSettingsSource, ...]:
-                return (init_settings,)
-
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
-        paths: dict[str, Any] = {
-            name: (DirectoryPath, Field(description=f"Directory of a {kind.__name__} artifact."))
-            for name, kind in self.inputs.items()
-        }
-        paths |= {
-            name: (list[DirectoryPath], Field([], description=f"Directories of {kind.__name__} artifacts, or none."))
-            for name, kind in self.groups.items()
-        }
-        model = create_model(
-            f"{self.name.capitalize()}Arguments",
-            __base__=(self.params, CommandLine),
-            __doc__=(inspect.getdoc(self.run) or "").split("\n\n")[0],
-            output=(Path, Field(description="New directory for the output artifact.")),
-            **paths,
-        )
-        settings: Any = {
-            "cli_prog_name": f"python -m components.{self.name}",
-            "cli_kebab_case": True,
-            "cli_implicit_flags": True,
-            "cli_enforce_required": True,
-        }
-        model.model_config |= settings
-        try:
-            arguments = CliApp.run(model, cli_args=argv)
-            values = arguments.model_dump(exclude={"output", *self.inputs, *self.groups})
-            values |= {n: getattr(arguments, n) for n, f in self.params.model_fields.items() if f.exclude}
-            inputs = {name: kind.load(getattr(arguments, name)) for name, kind in self.inputs.items()}
-            for name, kind in self.groups.items():
-                inputs |= {f"{name}.{i}": kind.load(path) for i, path in enumerate(getattr(arguments, name))}
-            artifact = self._write(self.parse(values), arguments.output, inputs)  # type: ignore[attr-defined]
-        except ValidationError as error:
-            raise SystemExit(f"error: {self._explain(error)}") from None
-        except (ValueError, RuntimeError, OSError, ArithmeticError, StepSkipped) as error:
-            raise SystemExit(f"error: {error}") from None
-        print(f"{artifact.ref} in {artifact.path}")
-
-    def _write(self, params: Params, output: Path, inputs: dict[str, Artifact[Any]]) -> Artifact[Any]:
-        if output.exists():
-            raise FileExistsError(f"Expected a new directory; received {output}, which exists. Name another.")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        staging = output.with_name(f".{output.name}-{uuid.uuid4().hex}")
-        staging.mkdir()
-        scratch = output.with_name(f".{output.name}-scratch") if self.resumes else None
-        try:
-            if scratch:
-                scratch.mkdir(exist_ok=True)
-            self(params=params, output=staging, scratch=scratch, **inputs)
-            staging.rename(output)
-            if scratch:
-                shutil.rmtree(scratch)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-            with contextlib.suppress(OSError):  # an empty one is worth nothing
-                if scratch:
-                    scratch.rmdir()
-        return self.output.load(output)
-
 
 def component(*, output: type[Artifact[Any]]) -> Callable[[Callable[..., Facts]], Component]:
     """Declare a function as a pipeline step; its annotations name the inputs and the parameters.
 
-    An input ``sweeps: tuple[SweepResult, ...]`` takes any number of artifacts. A function with a parameter
-    ``scratch: Path | None`` is a step that resumes.
+    ===========================================  ==================================================================
+    ``examples: Examples``                       an input that the step must have
+    ``sweep: SweepResult | None = None``         one that may be left out
+    ``trials: tuple[Trials, ...]``               any number of artifacts
+    ``champion: Champion[Model] | None = None``  the served artifact, which the pipeline fills in
+    ``scratch: Path | None``                     a folder for unfinished work: the step resumes from it
+    ===========================================  ==================================================================
 
     Args:
         output: The artifact type that the function writes.
@@ -239,17 +200,27 @@ def component(*, output: type[Artifact[Any]]) -> Callable[[Callable[..., Facts]]
 
     def declare(run: Callable[..., Facts]) -> Component:
         hints = get_type_hints(run)
+        alternatives = {name: [t for t in get_args(hint) if t is not NoneType] for name, hint in hints.items()}
+        optional = {
+            n: found[0] for n, found in alternatives.items() if len(found) == 1 and NoneType in get_args(hints[n])
+        }
         return Component(
             name=run.__name__,
             run=run,
             params=hints["params"],
-            inputs={n: t for n, t in hints.items() if inspect.isclass(t) and issubclass(t, Artifact)},
+            inputs={name: hint for name, hint in hints.items() if _is_artifact(hint)},
             output=output,
-            groups={n: get_args(t)[0] for n, t in hints.items() if get_origin(t) is tuple},
+            optional={name: kind for name, kind in optional.items() if _is_artifact(kind)},
+            groups={name: get_args(hint)[0] for name, hint in hints.items() if get_origin(hint) is tuple},
+            champions={n: get_args(kind)[0] for n, kind in optional.items() if get_origin(kind) is Champion},
             resumes="scratch" in hints,
         )
 
     return declare
+
+
+def _is_artifact(kind: Any) -> bool:
+    return inspect.isclass(kind) and issubclass(kind, Artifact)
 
 
 def members(names: Iterable[str], group: str) -> list[str]:

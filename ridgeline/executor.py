@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib.util
 import itertools
 import logging
-import os
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 from typing import Any
 
+from ridgeline import quiet_tensorflow
 from ridgeline.artifacts.base import Artifact, ArtifactError
-from ridgeline.component import Component, Params, StepSkipped, members
+from ridgeline.component import Champion, Component, Params, StepSkipped, members
 from ridgeline.keys import KeyParts, key_parts
 from ridgeline.store import Execution, Store, StoreError
 
 log = logging.getLogger(__name__)
 
-COMPARED_EXECUTIONS = 20  # the latest ones; the reason to run is told against the nearest of them
+COMPARED_EXECUTIONS = 20  # the latest ones; the reason to run is the difference from the nearest of them
 UNCHANGED = "same inputs, parameters and code"
+REQUESTED = "the user asked to run it again"
 
 
 @dataclass(frozen=True)
@@ -47,47 +42,9 @@ class Decision:
         return f"{'reused' if self.output else 'runs'}: {self.reason}"
 
 
-class _QuietTensorFlow:
-    """Has TensorFlow imported, if a step does, without the lines about this machine that its native code prints then.
-
-    They come whatever TensorFlow is asked, and Airflow logs them as errors.
-    """
-
-    NOISE = (b"I0000 ", b"WARNING: All log messages before absl::InitializeLog")
-
-    @classmethod
-    def install(cls) -> None:
-        """Wait for the first import."""
-        if "tensorflow" not in sys.modules and not any(isinstance(finder, cls) for finder in sys.meta_path):
-            sys.meta_path.insert(0, cls())
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """Find TensorFlow as Python does, and have it loaded quietly."""
-        if name != "tensorflow":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec and spec.loader:
-            spec.loader.exec_module = functools.partial(self._quietly, spec.loader.exec_module)  # type: ignore[method-assign]
-        return spec
-
-    def _quietly(self, load: Callable[[ModuleType], None], module: ModuleType) -> None:
-        sys.stderr.flush()
-        terminal = os.dup(2)
-        with tempfile.TemporaryFile() as said:
-            os.dup2(said.fileno(), 2)
-            try:
-                load(module)
-            finally:
-                os.dup2(terminal, 2)
-                os.close(terminal)
-                said.seek(0)
-                for line in said:
-                    if not line.startswith(self.NOISE):
-                        os.write(2, line)
-
-
-def open_inputs(store: Store, component: Component, inputs: Mapping[str, str]) -> dict[str, Artifact[Any]]:
+def open_inputs(
+    store: Store, component: Component, inputs: Mapping[str, str]
+) -> dict[str, Artifact[Any] | Champion[Any]]:
     """Return a component's inputs, verified.
 
     Args:
@@ -96,18 +53,36 @@ def open_inputs(store: Store, component: Component, inputs: Mapping[str, str]) -
         inputs: Store-relative artifact names by input name.
 
     Raises:
-        ArtifactError: If an input is missing, damaged or of another type.
+        ArtifactError: If an input is missing, damaged or of another type; a champion may be.
     """
     kinds = {name: kind for group, kind in component.groups.items() for name in members(inputs, group)}
+    kinds |= {name: kind for name, kind in component.optional.items() if name in inputs}
     kinds |= component.inputs
-    if inputs.keys() != kinds.keys():
+    champions = {name: kind for name, kind in component.champions.items() if name in inputs}
+    if inputs.keys() != kinds.keys() | champions.keys():
         raise ArtifactError(
             f"Expected the inputs {sorted(component.inputs)} for {component.name}; received {sorted(inputs)}."
         )
-    return {name: store.open(inputs[name], kind) for name, kind in kinds.items()}
+    opened: dict[str, Artifact[Any] | Champion[Any]] = {n: store.open(inputs[n], kind) for n, kind in kinds.items()}
+    return opened | {name: _open_champion(store, inputs[name], kind) for name, kind in champions.items()}
 
 
-def decide(store: Store, component: Component, inputs: Mapping[str, Artifact[Any]], params: Params) -> Decision:
+def _open_champion(store: Store, ref: str, kind: type[Artifact[Any]]) -> Champion[Any]:
+    digest = ref.rpartition("/")[2]
+    try:
+        return Champion(digest, store.open(ref, kind))
+    except (ArtifactError, OSError) as error:
+        log.warning("the champion can't be read: %s", error)
+        return Champion(digest, None)
+
+
+def decide(
+    store: Store,
+    component: Component,
+    inputs: Mapping[str, Artifact[Any] | Champion[Any]],
+    params: Params,
+    rerun: bool = False,
+) -> Decision:
     """Look a step's key up.
 
     A hit counts only if its artifact is there and verified.
@@ -117,8 +92,11 @@ def decide(store: Store, component: Component, inputs: Mapping[str, Artifact[Any
         component: The component.
         inputs: Its input artifacts by name.
         params: Its parameters.
+        rerun: Run it even if there is a hit.
     """
     parts = key_parts(component, inputs, params)
+    if rerun:
+        return Decision(parts, REQUESTED, None)
     hit = next((e.output for e in store.executions(component.name, parts.key()) if e.output), None)
     if hit is not None:
         try:
@@ -134,7 +112,9 @@ def decide(store: Store, component: Component, inputs: Mapping[str, Artifact[Any
     return Decision(parts, f"last attempt {last.state}" if last else f"first run of {component.name}", None)
 
 
-def execute(store: Store, component: Component, inputs: Mapping[str, str], params: Params, run_id: str) -> Execution:
+def execute(
+    store: Store, component: Component, inputs: Mapping[str, str], params: Params, run_id: str, rerun: bool = False
+) -> Execution:
     """Run a step, or reuse its output, and record the execution.
 
     The step writes into a staging folder, which is digested and appears in the store by one rename. If
@@ -147,6 +127,7 @@ def execute(store: Store, component: Component, inputs: Mapping[str, str], param
         inputs: Store-relative artifact names by input name.
         params: Its parameters.
         run_id: The pipeline run that this belongs to.
+        rerun: Run it even if nothing changed.
 
     Returns:
         The execution; its state is ``complete``, ``cached`` or ``skipped``.
@@ -158,7 +139,7 @@ def execute(store: Store, component: Component, inputs: Mapping[str, str], param
     """
     started_at, start = datetime.now(UTC), time.monotonic()
     artifacts = open_inputs(store, component, inputs)
-    decision = decide(store, component, artifacts, params)
+    decision = decide(store, component, artifacts, params, rerun)
     log.info("%s %s", component.name, decision)
 
     def record(state: str, reason: str, output: str | None) -> Execution:
@@ -187,7 +168,7 @@ def execute(store: Store, component: Component, inputs: Mapping[str, str], param
         with contextlib.ExitStack() as stack:
             scratch = stack.enter_context(store.scratch(decision.parts.key())) if component.resumes else None
             folder = stack.enter_context(store.stage())
-            _QuietTensorFlow.install()
+            quiet_tensorflow.install()
             artifact = component(params=params, output=folder, scratch=scratch, **artifacts)
             with store.lock():
                 return record("complete", decision.reason, store.publish(artifact))

@@ -14,7 +14,7 @@ import grimp
 from pydantic import BaseModel, ConfigDict
 
 from ridgeline.artifacts.base import Artifact, digest_of, file_entry
-from ridgeline.component import Component, Params, flatten
+from ridgeline.component import Champion, Component, Params, flatten
 
 # Distributions named unlike their package; any other is found, too, by a search that takes 0.3 s.
 OTHER_NAMES = {"sklearn": "scikit-learn", "PIL": "pillow"}
@@ -49,14 +49,14 @@ class KeyParts(BaseModel):
     def differences(self, earlier: KeyParts) -> list[str]:
         """Return what changed since an earlier execution, a phrase each."""
         return [
-            *(f"input {n} changed ({a[:12]} → {b[:12]})" for n, a, b in _changes(earlier.inputs, self.inputs)),
+            *(_input_change(n, a, b) for n, a, b in _changes(earlier.inputs, self.inputs)),
             *(f"parameter {self.component}.{n} {a} → {b}" for n, a, b in _changes(earlier.params, self.params)),
             *(f"code of {n} changed" for n, _, _ in _changes(earlier.code, self.code)),
             *(f"library {n} {a} → {b}" for n, a, b in _changes(earlier.libraries, self.libraries)),
         ]
 
 
-def key_parts(component: Component, inputs: Mapping[str, Artifact[Any]], params: Params) -> KeyParts:
+def key_parts(component: Component, inputs: Mapping[str, Artifact[Any] | Champion[Any]], params: Params) -> KeyParts:
     """Return what a component's execution key covers; nothing of the component is imported or run.
 
     Args:
@@ -130,6 +130,23 @@ def _versions(top: str) -> dict[str, str]:
     except importlib.metadata.PackageNotFoundError:
         names = importlib.metadata.packages_distributions().get(top, [])
         return {name: importlib.metadata.version(name) for name in names}
+
+
+def _input_change(name: str, before: str, after: str) -> str:
+    """Return a changed input as a phrase; a member of a group is named by its number, from 1."""
+    group, _, index = name.partition(".")
+    label = f"input {group} {int(index) + 1}" if index else f"input {group}"
+    if before == "none":
+        return f"{label} added ({_short(after)})"
+    if after == "none":
+        return f"{label} removed ({_short(before)})"
+    return f"{label} changed ({_short(before)} → {_short(after)})"
+
+
+def _short(digest: str) -> str:
+    """Shorten a digest to 12 digits; a word before it stays."""
+    words = digest.split()
+    return " ".join([*words[:-1], words[-1][:12]])
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

@@ -14,7 +14,7 @@ from ridgeline.store import StoreError
 
 app = typer.Typer(no_args_is_help=True, help="The served models: list, show, verify, roll back.")
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The model's name, for example fashion_mnist.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The model's name, as `list` shows it.")]
 Version = Annotated[
     int | None, typer.Argument(metavar="VERSION", min=1, help="The version's number.", show_default=False)
 ]

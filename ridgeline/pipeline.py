@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import logging
@@ -10,12 +11,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ridgeline.artifacts.base import Artifact, ArtifactError
-from ridgeline.artifacts.model import Model
-from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModel
-from ridgeline.artifacts.sweep_result import SweepResult
 from ridgeline.component import Component, ParameterError, Params
-from ridgeline.executor import decide, execute
+from ridgeline.executor import decide, execute, open_inputs
 from ridgeline.keys import reachable_code
 from ridgeline.registry import Pushed
 from ridgeline.settings import Settings
@@ -24,9 +22,6 @@ from ridgeline.store import Execution
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-BASELINES = "baselines"  # the input that takes the model to beat: from the registry, never from a step
-UNREADABLE = "unreadable_champion"  # the parameter, beside such an input, that takes its digest if it can't be read
 
 
 def load_components() -> dict[str, Component]:
@@ -37,36 +32,60 @@ def load_components() -> dict[str, Component]:
     return components
 
 
+def output_types() -> dict[str, type[Artifact[Any]]]:
+    """Return the artifact types that the installed steps yield, by name."""
+    return {component.output.__name__: component.output for component in load_components().values()}
+
+
+def default_target() -> str:
+    """Return the name of the step that yields servable models: the last one of a whole run."""
+    return next(component.name for component in load_components().values() if component.output is PushedModel)
+
+
+def optional_steps(target: str) -> list[str]:
+    """Return the names of the steps that a run up to a target leaves out unless they are named.
+
+    Args:
+        target: Name of the last step.
+    """
+    planned = {step.name for step in plan(target)}
+    optional = []
+    for name in load_components().keys() - planned:
+        with contextlib.suppress(ParameterError):
+            optional += [name] if plan(target, [name]) else []
+    return sorted(optional)
+
+
 def plan(target: str, extra: Collection[str] = ()) -> list[Component]:
     """Return the steps that a target needs, itself last, in the order in which they run.
 
-    Each input of a step is the output of the one step that yields that artifact type. An input of which there
-    may be none is left out, unless its step is named.
+    Each input of a step is the output of the one step that yields that artifact type. An input that may be left out
+    is left out, unless the step that yields it, or one that this step needs, is named.
 
     Args:
         target: Name of the last step.
         extra: Names of steps to run besides, if a step before the target can use what they yield.
 
     Raises:
-        ParameterError: If there is no such step.
+        ParameterError: If there is no such step, or two steps yield one artifact type.
     """
     components = load_components()
     for name in (target, *extra):
         if name not in components:
             raise ParameterError(f"Expected a step of {', '.join(sorted(components))}; received {name!r}.")
-    producers = {component.output: component for component in components.values()}
-    ordered: list[Component] = []
+    producers = _producers(components.values())
 
-    def visit(component: Component) -> None:
-        for kind in component.inputs.values():
-            visit(producers[kind])
-        for kind in component.groups.values():
-            if kind in producers and producers[kind].name in extra and producers[kind] is not component:
-                visit(producers[kind])
-        if component not in ordered:
-            ordered.append(component)
+    def with_needed(component: Component) -> dict[str, Component]:
+        """Return a step, by name, after those that it needs."""
+        steps: dict[str, Component] = {}
+        for kind in (*component.inputs.values(), *component.groups.values()):
+            steps |= with_needed(_producer(producers, component, kind))
+        for kind in component.optional.values():
+            optional = with_needed(producers[kind]) if kind in producers else {}
+            steps |= optional if set(extra) & (optional.keys() - steps.keys()) else {}
+        return {**steps, component.name: component}
 
-    visit(components[target])
+    ordered = list(with_needed(components[target]).values())
     if unused := set(extra) - {component.name for component in ordered}:
         raise ParameterError(
             f"Expected steps whose output a step up to {target} can use; received {', '.join(sorted(unused))}."
@@ -74,37 +93,57 @@ def plan(target: str, extra: Collection[str] = ()) -> list[Component]:
     return ordered
 
 
+def _producers(components: Iterable[Component]) -> dict[type[Artifact[Any]], Component]:
+    """Return the step that yields each artifact type."""
+    producers: dict[type[Artifact[Any]], Component] = {}
+    for component in components:
+        if (other := producers.setdefault(component.output, component)) is not component:
+            raise ParameterError(
+                f"Expected one step that yields {component.output.__name__}; received {other.name} of {other.module} "
+                f"and {component.name} of {component.module}. Give one of them an artifact type of its own, or remove "
+                "its entry point."
+            )
+    return producers
+
+
+def _producer(
+    producers: Mapping[type[Artifact[Any]], Component], component: Component, kind: type[Artifact[Any]]
+) -> Component:
+    if kind not in producers:
+        raise ParameterError(
+            f"Expected a step that yields {kind.__name__}, which {component.name} needs; received none. Add its entry "
+            "point, and install again."
+        )
+    return producers[kind]
+
+
 def _inputs(component: Component, outputs: Mapping[type[Artifact[Any]], T]) -> dict[str, T]:
     """Return a step's inputs by name, from what earlier steps yielded."""
-    groups = {n: kind for n, kind in component.groups.items() if kind in outputs and n != BASELINES}
-    return {n: outputs[kind] for n, kind in component.inputs.items()} | {
-        f"{n}.0": outputs[k] for n, k in groups.items()
-    }
+    inputs = {name: outputs[kind] for name, kind in component.inputs.items()}
+    inputs |= {name: outputs[kind] for name, kind in component.optional.items() if kind in outputs}
+    return inputs | {f"{name}.0": outputs[kind] for name, kind in component.groups.items() if kind in outputs}
 
 
-def _baselines(
-    settings: Settings, component: Component, inputs: Mapping[str, str], params: Params
-) -> tuple[dict[str, str], Params]:
-    """Return the model that a step is to compare its own with, as an input by name, and the step's parameters.
+def _champions(settings: Settings, component: Component, inputs: Mapping[str, str]) -> dict[str, str]:
+    """Return the served artifact that a step is to compare its own with, by input name; none if there is no such.
 
-    There is no such input if there is no such model, or if it can't be read; the parameters say so if it is the
-    champion.
+    The present champion is named even if it can't be read. What it replaced is not: there is nothing to compare with.
     """
-    candidate = next((inputs[name] for name, kind in component.inputs.items() if kind is Model), None)
-    if BASELINES not in component.groups or candidate is None:
-        return {}, params
-    store = settings.open_store()
-    model = store.open(candidate, Model)
-    registry, name = settings.open_registry(), model.facts.model_name
-    baselines, unreadable = {}, None
-    if other := registry.baseline(name, model.digest):
-        try:
-            baselines[f"{BASELINES}.0"] = store.open(f"{Model.__name__}/{other.model_digest}", Model).ref
-        except (ArtifactError, OSError) as error:
-            log.warning("%s can't read the model of %s version %d: %s", component.name, name, other.version, error)
-            if other == registry.champion(name):
-                unreadable = other.model_digest
-    return baselines, params.model_copy(update={UNREADABLE: unreadable})
+    champions = {}
+    for name, kind in component.champions.items():
+        candidate = next(inputs[n] for n, other in component.inputs.items() if other is kind)
+        store, registry = settings.open_store(), settings.open_registry()
+        own = store.open(candidate, kind)
+        if other := registry.baseline(own.facts.model_name, own.digest):
+            ref = f"{kind.__name__}/{other.model_digest}"
+            if other != registry.champion(own.facts.model_name):
+                try:
+                    store.open(ref, kind)
+                except (ArtifactError, OSError) as error:
+                    log.warning("%s can't read version %d: %s", component.name, other.version, error)
+                    continue
+            champions[name] = ref
+    return champions
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
@@ -120,7 +159,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not (name and equals):
-            raise ParameterError(f"Expected STEP.PARAMETER=VALUE, such as train.epochs=3; received {assignment!r}.")
+            raise ParameterError(f"Expected STEP.PARAMETER=VALUE; received {assignment!r}.")
         try:
             values[name] = json.loads(text)
         except ValueError:
@@ -194,11 +233,17 @@ class StepResult:
 
 
 def run_step(
-    settings: Settings, component: Component, inputs: Mapping[str, str], params: Params, run_id: str, by: str = ""
+    settings: Settings,
+    component: Component,
+    inputs: Mapping[str, str],
+    params: Params,
+    run_id: str,
+    by: str = "",
+    rerun: bool = False,
 ) -> StepResult:
     """Run or reuse one step, and serve its output if it is a servable model.
 
-    A step that compares models is given the champion. What `Registry.why_not_pushed` objects to is not pushed.
+    A step that declares a champion is given it. A model that `Registry.decide_push` refuses is not pushed.
 
     Args:
         settings: Where the store and the served models are.
@@ -207,10 +252,11 @@ def run_step(
         params: Its parameters.
         run_id: The pipeline run that this belongs to.
         by: The user who asked for it, if one did.
+        rerun: Run it even if nothing changed.
     """
     store = settings.open_store()
-    baselines, params = _baselines(settings, component, inputs, params)
-    execution = execute(store, component, {**inputs, **baselines}, params, run_id)
+    champions = _champions(settings, component, inputs)
+    execution = execute(store, component, {**inputs, **champions}, params, run_id, rerun)
     pushed = None
     if execution.output and component.output is PushedModel:
         pushed = settings.open_registry().push(store.open(execution.output, PushedModel), run_id, by)
@@ -219,7 +265,12 @@ def run_step(
 
 
 def run(
-    settings: Settings, steps: list[Component], params: Mapping[str, Params], run_id: str, by: str = ""
+    settings: Settings,
+    steps: list[Component],
+    params: Mapping[str, Params],
+    run_id: str,
+    by: str = "",
+    rerun: Collection[str] = (),
 ) -> Iterator[StepResult]:
     """Run steps in order, yielding each result; stops after a step that was skipped.
 
@@ -229,28 +280,47 @@ def run(
         params: Their parameters, as `parse_params` returns them.
         run_id: Name of this run.
         by: The user who asked for it, if one did.
+        rerun: Names of steps to run even if nothing changed.
     """
+    expect_steps(rerun, steps)
     outputs: dict[type[Artifact[Any]], str] = {}
     for step in steps:
         inputs = _inputs(step, outputs)
-        result = run_step(settings, step, inputs, params[step.name], run_id, by)
+        result = run_step(settings, step, inputs, params[step.name], run_id, by, step.name in rerun)
         yield result
         if result.execution.output is None:
             return
         outputs[step.output] = result.execution.output
 
 
-def explain(settings: Settings, steps: list[Component], params: Mapping[str, Params]) -> Iterator[tuple[str, str]]:
-    """Tell, for each step, whether it would run or be reused, and why, without running anything.
+def expect_steps(names: Iterable[str], steps: Iterable[Component]) -> None:
+    """Refuse names of steps that are not part of a run.
+
+    Raises:
+        ParameterError: If there is one.
+    """
+    known = [step.name for step in steps]
+    if unknown := [name for name in names if name not in known]:
+        raise ParameterError(
+            f"Expected steps of this run, {', '.join(known)}, to rerun; received {', '.join(unknown)}."
+        )
+
+
+def explain(
+    settings: Settings, steps: list[Component], params: Mapping[str, Params], rerun: Collection[str] = ()
+) -> Iterator[tuple[str, str]]:
+    """Predict for each step whether it would run or be reused, and why. Nothing is run or written.
 
     Args:
         settings: Where the store is.
         steps: The steps, as `plan` orders them.
         params: Their parameters, as `parse_params` returns them.
+        rerun: Names of steps that would run even if nothing changed.
 
     Yields:
         The step's name and a sentence that begins with ``reused``, ``runs`` or ``depends``.
     """
+    expect_steps(rerun, steps)
     store = settings.open_store()
     outputs: dict[type[Artifact[Any]], Artifact[Any] | None] = {}
     for step in steps:
@@ -258,14 +328,13 @@ def explain(settings: Settings, steps: list[Component], params: Mapping[str, Par
         known = {name: artifact for name, artifact in inputs.items() if artifact is not None}
         if len(known) == len(inputs):
             refs = {name: artifact.ref for name, artifact in known.items()}
-            baselines, filled = _baselines(settings, step, refs, params[step.name])
-            known |= {name: store.open(ref, Model) for name, ref in baselines.items()}
-            decision = decide(store, step, known, filled)
+            artifacts = open_inputs(store, step, refs | _champions(settings, step, refs))
+            decision = decide(store, step, artifacts, params[step.name], step.name in rerun)
             outputs[step.output] = decision.output
             yield step.name, str(decision)
         else:
             outputs[step.output] = None
-            unknown = ", ".join(name for name in inputs if name not in known)
+            unknown = ", ".join(name.partition(".")[0] for name in inputs if name not in known)
             yield step.name, f"depends: runs unless {unknown} comes out as before"
 
 
@@ -281,51 +350,3 @@ def run_records(settings: Settings, run_id: str) -> dict[str, Execution]:
         if execution.run_id == run_id:
             records.setdefault(execution.component, execution)  # newest first
     return records
-
-
-def summary(settings: Settings, outcomes: Mapping[str, Execution | str]) -> Iterator[str]:
-    """Yield the lines that a person reads after a run: each step, the accuracy, the verdict, where things are.
-
-    Args:
-        settings: Where the store and the served models are.
-        outcomes: Each step's execution, in order; the state alone of a step that has none.
-    """
-    yield f"{'step':<11} {'state':<15} seconds  reason"
-    for name, outcome in outcomes.items():
-        if isinstance(outcome, str):
-            yield f"{name:<11} {outcome}"
-        else:
-            reason = outcome.reason.partition("\n")[0]
-            yield f"{name:<11} {outcome.state:<15} {outcome.seconds:>7.1f}  {reason}"
-    yield ""
-    store = settings.open_store()
-    for ref in (outcome.output for outcome in outcomes.values() if isinstance(outcome, Execution)):
-        if ref and ref.startswith(f"{ModelEvaluation.__name__}/"):
-            evaluation = store.open(ref, ModelEvaluation)
-            facts, (low, high) = evaluation.facts, evaluation.facts.accuracy_interval
-            verdict = f"{'' if facts.verdict.blessed else 'not '}blessed{' by force' if facts.verdict.forced else ''}"
-            if facts.synthetic:
-                yield "SYNTHETIC   drawn images: the figures say nothing about real ones"
-            yield (
-                f"accuracy    {facts.accuracy:.4f}, 95 % interval {low:.4f} to {high:.4f}, "
-                f"on {facts.num_examples} test images of {facts.dataset}"
-            )
-            if other := facts.comparison:
-                yield (
-                    f"champion    {other.accuracy:.4f}, model {other.model_digest[:12]}: right alone on "
-                    f"{other.only_champion_right} images, this model on {other.only_candidate_right}; "
-                    f"p = {other.p_value:.4g}"
-                )
-            yield f"verdict     {verdict}: {'; '.join(facts.verdict.reasons)}"
-            yield f"report      {evaluation.report}"
-        if ref and ref.startswith(f"{SweepResult.__name__}/"):
-            sweep = store.open(ref, SweepResult)
-            yield f"chosen      {sweep.facts.trials[sweep.facts.winner]}: {sweep.facts.reason}"
-            yield f"path        {sweep.report}"
-        if ref and ref.startswith(f"{PushedModel.__name__}/"):
-            model, registry = store.open(ref, PushedModel), settings.open_registry()
-            name = model.facts.model_name
-            if champion := registry.champion(name):
-                if champion.artifact != ref and (reason := registry.why_not_pushed(model)):
-                    yield f"export      {reason}"
-                yield f"served      {name} version {champion.version} in {registry.root / name / str(champion.version)}"

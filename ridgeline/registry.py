@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,11 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ridgeline.artifacts.base import file_entry
 from ridgeline.artifacts.pushed_model import PushedModel
-from ridgeline.store import Store, StoreError, explained
+from ridgeline.serving_check import ServingError, check
+from ridgeline.store import Store, StoreError, translate_os_errors
 
 log = logging.getLogger(__name__)
 
-CHECK_SECONDS = 300
 MODEL_CONFIG = """\
   config {{
     name: {name}
@@ -68,6 +65,19 @@ class HistoryEntry(BaseModel):
     at: datetime = Field(default_factory=lambda: datetime.now(UTC))
     reason: str = ""
     by: str = ""
+
+
+@dataclass(frozen=True)
+class PushDecision:
+    """Whether a model is to be pushed.
+
+    Attributes:
+        push: True if it is.
+        reason: Why it is not, as a sentence; empty if it is.
+    """
+
+    push: bool
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -200,16 +210,16 @@ class Registry:
                 f"Expected {folder} to hold the files of {entry.artifact}, byte for byte; they were changed. "
                 "Roll back to another version; the next run of the pipeline pushes a damaged champion anew."
             )
-        check(folder, model)
+        _check(folder, model)
         return entry
 
-    def why_not_pushed(self, model: PushedModel, by: str = "") -> str:
-        """Return why a push of a model would change nothing, as a sentence; empty if it would.
+    def decide_push(self, model: PushedModel, by: str = "") -> PushDecision:
+        """Decide whether a model is to be pushed.
 
-        The first rule that holds decides. A model is told by its digest, however often it was evaluated.
+        The first rule that holds decides. A model is identified by its digest, however often it was evaluated.
 
         =====================================================  ===================================================
-        a person gave a reason by which it was never pushed    pushed: force counts once for a reason
+        a person gave a reason by which it was never pushed    pushed: a reason counts once for a model
         it is the champion's model                             not pushed, unless other files are served
         it was judged against another model than the champion  not pushed: the champion may be better
         it was champion until somebody rolled back from it     not pushed: that would undo the rollback
@@ -219,45 +229,47 @@ class Registry:
 
         Args:
             model: The servable model.
-            by: The user who asks for the push; empty if none does, as in a scheduled run.
+            by: The user who asks for the push; empty for a scheduled run.
         """
         name, facts = model.facts.model_name, model.facts
         history = self.history(name)
         own = [i for i, entry in enumerate(history) if entry.model_digest == facts.model_digest]
         used = {history[i].reason for i in own if history[i].action == "push"}
         if not history or (facts.forced and facts.forced not in used):
-            return ""
+            return PushDecision(True)
         champion = history[-1]
         if champion.model_digest == facts.model_digest:
-            serves = _serves(self.root / name / str(champion.version), model)
-            return f"not pushed: version {champion.version} serves this model already" if serves else ""
+            if not _serves(self.root / name / str(champion.version), model):
+                return PushDecision(True)
+            return PushDecision(False, f"version {champion.version} serves this model already")
         if champion.model_digest != facts.champion:
             judged = f"against model {facts.champion[:12]}" if facts.champion else "without a champion"
-            return (
-                f"not pushed: this model was judged {judged}, but the champion is model {champion.model_digest[:12]}, "
-                f"version {champion.version}; run evaluate again"
+            return PushDecision(
+                False,
+                f"this model was judged {judged}, but the champion is model {champion.model_digest[:12]}, "
+                f"version {champion.version}; judge it again",
             )
         if not own:
-            return ""
+            return PushDecision(True)
         left, successor = history[own[-1]], history[own[-1] + 1]
         if successor.action == "rollback":
             end = f"was rolled back from on {successor.at:%Y-%m-%d}: {successor.reason}"
         elif not by:
-            end = f"was replaced by version {successor.version} on {successor.at:%Y-%m-%d}, and nobody asked for it now"
+            end = f"was replaced by version {successor.version} on {successor.at:%Y-%m-%d}, and this run is scheduled"
         else:
-            return ""
+            return PushDecision(True)
         if left.version in self.versions(name):
-            advice = f"`ridgeline models rollback {name} {left.version} --reason ...` brings it back"
+            advice = f"`ridgeline models rollback {name} {left.version} --reason ...` serves it again"
         else:
-            advice = "a new reason in evaluate.force_blessing pushes it anew"
-        return f"not pushed: version {left.version} served this model and {end}; {advice}"
+            advice = "a run that forces it with a new reason pushes it again"
+        return PushDecision(False, f"version {left.version} served this model and {end}; {advice}")
 
     # --- change
 
     def push(self, model: PushedModel, run_id: str, by: str = "") -> Pushed:
         """Serve a model: copy it, check the copy in a fresh process, rename it into place, make it champion.
 
-        Nothing is done if `why_not_pushed` has a reason. After a push, old versions are deleted.
+        Nothing is done if `decide_push` refuses. After a push, old versions are deleted.
 
         Args:
             model: The servable model.
@@ -274,19 +286,20 @@ class Registry:
         name = model.facts.model_name
         with self._locked(name) as folder:
             history = self.history(name)
-            if reason := self.why_not_pushed(model, by):
+            decision = self.decide_push(model, by)
+            if not decision.push:
                 self._publish(name)
                 version = history[-1].version
-                return Pushed(folder / str(version), version, reason, new=False)
+                return Pushed(folder / str(version), version, f"not pushed: {decision.reason}", new=False)
             version = 1 + max([*(entry.version for entry in history), *self.versions(name)], default=0)
             staging = folder / f".push-{uuid.uuid4().hex}"
             try:
                 shutil.copytree(model.saved_model, staging)
-                check(staging, model)
+                _check(staging, model)
                 staging.rename(folder / str(version))
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
-            self._crown(
+            self._make_champion(
                 name,
                 HistoryEntry(
                     version=version,
@@ -347,7 +360,7 @@ class Registry:
             self.verify(store, name, target.version)
             now = {"action": "rollback", "at": datetime.now(UTC), "reason": reason.strip(), "by": by, "run_id": run_id}
             entry = target.model_copy(update=now)
-            self._crown(name, entry)
+            self._make_champion(name, entry)
         return entry
 
     # --- inside
@@ -377,14 +390,14 @@ class Registry:
     def _locked(self, name: str) -> Iterator[Path]:
         """Yield a model's folder, for this process alone to change."""
         folder = self.root / name
-        with explained("write to", self.root):
+        with translate_os_errors("write to", self.root):
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / ".lock"):
-                for rubbish in [*folder.glob(".push-*"), *folder.glob(".pruned-*")]:  # of one that was killed
-                    shutil.rmtree(rubbish, ignore_errors=True)
+                for leftovers in [*folder.glob(".push-*"), *folder.glob(".pruned-*")]:  # of one that was killed
+                    shutil.rmtree(leftovers, ignore_errors=True)
                 yield folder
 
-    def _crown(self, name: str, entry: HistoryEntry) -> None:
+    def _make_champion(self, name: str, entry: HistoryEntry) -> None:
         lines = [*self._lines(name), entry.model_dump_json()]
         _replace(self.root / name / "history.jsonl", "".join(f"{line}\n" for line in lines))
         self._publish(name)
@@ -445,24 +458,9 @@ def _serves(folder: Path, model: PushedModel) -> bool:
     return found == files.keys() and all(file_entry(folder / name) == entry for name, entry in files.items())
 
 
-def check(saved_model: Path, model: PushedModel) -> None:
-    """Check a copy of a SavedModel in a fresh process against the evaluation's predictions.
-
-    Args:
-        saved_model: The copy's folder.
-        model: Holds the images, the expected probabilities and the class names.
-
-    Raises:
-        RegistryError: If it can't be loaded or yields anything else.
-    """
-    names = json.dumps(model.facts.class_names)
-    command = [sys.executable, "-m", "ridgeline.serving_check", str(saved_model), str(model.check), names]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+def _check(folder: Path, model: PushedModel) -> None:
+    """Check in a fresh process that a folder serves the evaluation's own predictions."""
     try:
-        subprocess.run(command, env=environment, capture_output=True, text=True, timeout=CHECK_SECONDS, check=True)
-    except subprocess.SubprocessError as error:
-        received = str(getattr(error, "stderr", None) or error).strip()[-2000:]
-        raise RegistryError(
-            f"Expected {saved_model} to serve the evaluation's predictions; received: {received}. "
-            "Nothing was changed; the champion is unchanged."
-        ) from error
+        check(folder, model.check, model.facts.class_names)
+    except ServingError as error:
+        raise RegistryError(f"{error} Nothing was changed; the champion is unchanged.") from error

@@ -1,18 +1,48 @@
-"""Checks a SavedModel in a process of its own: ``python -m ridgeline.serving_check SAVED_MODEL CHECK_DIR NAMES``."""
+"""Checks what a SavedModel serves, in a fresh process."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 TOLERANCE = 1e-5
+TIMEOUT_SECONDS = 300
+
+
+class ServingError(RuntimeError):
+    """A SavedModel can't be loaded, or does not serve what it must."""
+
+
+def check(saved_model: Path, expected: Path, class_names: Sequence[str]) -> None:
+    """Compare a SavedModel's answers with the expected probabilities, in a fresh process.
+
+    Args:
+        saved_model: The SavedModel's folder.
+        expected: Folder of ``images.npy``, uint8 ``[k, h, w]``, and ``probabilities.npy``, float32 ``[k, classes]``.
+        class_names: The classes' names in label order.
+
+    Raises:
+        ServingError: If it can't be loaded or any answer differs.
+    """
+    names = json.dumps(list(class_names))
+    command = [sys.executable, "-m", "ridgeline.serving_check", str(saved_model), str(expected), names]
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    try:
+        subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=True)
+    except subprocess.SubprocessError as error:
+        received = str(getattr(error, "stderr", None) or error).strip()[-2000:]
+        message = f"Expected {saved_model} to serve the evaluation's predictions; received: {received}."
+        raise ServingError(message) from error
 
 
 def main(saved_model: Path, expected: Path, class_names: list[str]) -> None:
-    """Compare a SavedModel's answers with the expected probabilities, at several batch sizes.
+    """Compare a SavedModel's answers with the expected probabilities, in this process, at several batch sizes.
 
     Args:
         saved_model: The SavedModel's folder.

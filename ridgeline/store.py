@@ -72,7 +72,7 @@ class Execution(BaseModel):
 
 
 @contextmanager
-def explained(action: str, root: object) -> Iterator[None]:
+def translate_os_errors(action: str, root: object) -> Iterator[None]:
     """Turn an operating system's refusal into a `StoreError` that says what to do.
 
     Args:
@@ -232,7 +232,7 @@ class Store:
         Folders of owners that died are cleared first.
         """
         staging = self.local / "staging"
-        with explained("write to", self.root), self.lock():
+        with translate_os_errors("write to", self.root), self.lock():
             staging.mkdir(parents=True, exist_ok=True)
             self._clear_dead(staging)
             name = uuid.uuid4().hex
@@ -241,7 +241,7 @@ class Store:
             folder = staging / name
             folder.mkdir()
         try:
-            with explained("write to", self.root):
+            with translate_os_errors("write to", self.root):
                 yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -263,7 +263,7 @@ class Store:
                 log.warning("the same step is running elsewhere: this execution can't be resumed if it fails")
                 yield None
                 return
-            with explained("write to", self.root):
+            with translate_os_errors("write to", self.root):
                 folder.mkdir(exist_ok=True)
             yield folder
             shutil.rmtree(folder, ignore_errors=True)
@@ -299,7 +299,7 @@ class Store:
         Returns:
             The artifact's store-relative name.
         """
-        with explained("write to", self.root), self.lock():
+        with translate_os_errors("write to", self.root), self.lock():
             target = self.path(artifact.ref)
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.exists():
@@ -341,7 +341,7 @@ class Store:
 
     def lock(self) -> FileLock:
         """Return the store's lock: held for the moments in which an artifact and its record must agree."""
-        with explained("write to", self.root):
+        with translate_os_errors("write to", self.root):
             self.local.mkdir(parents=True, exist_ok=True)
             return FileLock(self.local / ".lock", is_singleton=True)
 
@@ -353,7 +353,7 @@ class Store:
         folder = self.root / "executions" / execution.component
         target = folder / f"{start}-{execution.key[:16]}-{uuid.uuid4().hex[:8]}.json"
         content = execution.model_dump_json(indent=2).encode()
-        with explained("write to", self.root):
+        with translate_os_errors("write to", self.root):
             folder.mkdir(parents=True, exist_ok=True)
             if self.remote:
                 target.write_bytes(content)
@@ -389,7 +389,7 @@ class Store:
     def _owned(self, folder: Path) -> Iterator[bool]:
         """Yield whether this process alone works in a scratch folder; an empty one is gone afterwards."""
         owner = FileLock(folder.with_name(f"{folder.name}.lock"))
-        with explained("write to", self.root), self.lock():
+        with translate_os_errors("write to", self.root), self.lock():
             folder.parent.mkdir(parents=True, exist_ok=True)
             with suppress(Timeout):
                 owner.acquire(timeout=0)
@@ -422,9 +422,9 @@ class Store:
                 lock.acquire(timeout=0)
             except Timeout:
                 continue
-            for rubbish in staging.glob(f"{lock_file.stem}*"):
-                if rubbish != lock_file:
-                    shutil.rmtree(rubbish, ignore_errors=True)
+            for leftovers in staging.glob(f"{lock_file.stem}*"):
+                if leftovers != lock_file:
+                    shutil.rmtree(leftovers, ignore_errors=True)
             lock.release()
             lock_file.unlink(missing_ok=True)
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from ridgeline import keys, pipeline
-from ridgeline.component import ENVIRONMENT
+from ridgeline.component import STEP_ENVIRONMENT
 from ridgeline.pipeline import StepResult
 from ridgeline.settings import Settings
 from ridgeline.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 SYNTHETIC = {"ingest.dataset": "synthetic_garments:1.0.0", "transform.validation_examples": 1_000}
-os.environ.update(ENVIRONMENT)  # before a test that runs no step uses TensorFlow
+os.environ.update(STEP_ENVIRONMENT)  # before a test that runs no step uses TensorFlow
 
 # A package of two steps, written to disk so that its code can be changed: `seed` writes a number, `double` doubles it.
 TOY_STEPS = {

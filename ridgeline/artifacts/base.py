@@ -104,9 +104,11 @@ class Artifact(Generic[F]):
         path: The local directory.
         manifest: The manifest as read.
         facts: The manifest's facts, typed.
+        report_name: Name of the HTML report among the type's files; None for a type without one.
     """
 
     facts_type: ClassVar[type[Facts]]
+    report_name: ClassVar[str | None] = None
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
@@ -122,6 +124,11 @@ class Artifact(Generic[F]):
     def ref(self) -> str:
         """The store-relative name ``<Type>/<digest>``, the same wherever the store lies."""
         return f"{self.manifest.type}/{self.digest}"
+
+    @property
+    def report(self) -> Path | None:
+        """The path of the artifact's HTML report; None if its type has none."""
+        return self.path / self.report_name if self.report_name else None
 
     @classmethod
     def seal(cls, directory: Path, facts: F) -> Self:

@@ -36,7 +36,7 @@ class ModelFacts(Facts):
         image_shape: ``(h, w)`` or ``(h, w, c)`` of its raw uint8 input.
         class_names: The label names in the order of its outputs.
         normalization: What is done to pixels, inside the graph.
-        params: The training parameters, as `components.train` names them.
+        params: The training parameters by name.
         num_parameters: Number of trainable parameters.
         metrics: The metrics of the epoch whose weights were kept, by Keras's names (``loss``, ``val_accuracy``, …).
         sparsity: For each kernel, from input to output, the share of exact zeros.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from ridgeline.artifacts.base import Artifact, Facts
@@ -121,11 +119,7 @@ class ModelEvaluation(Artifact[ModelEvaluationFacts]):
     """
 
     facts_type = ModelEvaluationFacts
-
-    @property
-    def report(self) -> Path:
-        """The report's path."""
-        return self.path / "report.html"
+    report_name = "report.html"
 
     def predictions(self) -> np.ndarray:
         """Return the probabilities, float32 ``[n, classes]``, memory-mapped."""

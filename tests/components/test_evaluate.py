@@ -20,7 +20,7 @@ from components.evaluate import (
 from ridgeline.artifacts.examples import Examples, ExamplesFacts, Normalization, write_split
 from ridgeline.artifacts.model import Model, ModelFacts
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
-from ridgeline.component import ParameterError
+from ridgeline.component import Champion, ParameterError
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("cat", "<b>&", "dog")
@@ -98,10 +98,10 @@ def make_model(directory, kernel, bias, synthetic=False):
     )
 
 
-def run(directory, examples, model, *baselines, **params):
+def run(directory, examples, model, champion=None, **params):
     directory.mkdir()
-    others = {f"baselines.{i}": baseline for i, baseline in enumerate(baselines)}
-    return evaluate(params=Params(**params), output=directory, examples=examples, model=model, **others)
+    champion = Champion(champion.digest, champion) if isinstance(champion, Model) else champion
+    return evaluate(params=Params(**params), output=directory, examples=examples, model=model, champion=champion)
 
 
 @pytest.fixture(scope="module")
@@ -360,11 +360,6 @@ def test_a_champion_of_other_images_is_not_compared_and_the_thresholds_decide(tm
     )
 
 
-def test_two_models_to_compare_with_are_refused(tmp_path, examples, model):
-    with pytest.raises(ValueError, match="at most 1 model to compare with; received 2"):
-        run(tmp_path / "a", examples, model, model, model)
-
-
 def test_a_forced_blessing_keeps_the_failed_checks_and_the_reason(tmp_path, solved, model, indifferent_model):
     facts = run(tmp_path / "a", solved, indifferent_model, model, force_blessing=" a demo for <Ann> ").facts
     assert (facts.verdict.blessed, facts.verdict.forced) == (True, "a demo for <Ann>")
@@ -385,13 +380,13 @@ def test_the_verdict_names_the_champion(tmp_path, solved, model, indifferent_mod
 
 
 def test_against_a_champion_that_cannot_be_read_nothing_is_blessed_but_by_force(tmp_path, solved, model):
-    verdict = run(tmp_path / "a", solved, model, unreadable_champion="5" * 64).facts.verdict
+    verdict = run(tmp_path / "a", solved, model, Champion("5" * 64, None)).facts.verdict
     assert (verdict.blessed, verdict.champion) == (False, "5" * 64)
     assert verdict.reasons[2] == (
         "the champion, model 555555555555, can't be read, as the log says: restore it, roll back, or give a reason in "
         "force_blessing"
     )
-    forced = run(tmp_path / "b", solved, model, unreadable_champion="5" * 64, force_blessing="lost").facts.verdict
+    forced = run(tmp_path / "b", solved, model, Champion("5" * 64, None), force_blessing="lost").facts.verdict
     assert (forced.blessed, forced.forced) == (True, "lost")
 
 
@@ -413,7 +408,7 @@ def test_batches_and_shards_do_not_change_the_predictions(tmp_path, monkeypatch,
 
 def test_equal_input_gives_equal_bytes_also_in_another_process(tmp_path, evaluation, examples, model):
     assert run(tmp_path / "again", examples, model).digest == evaluation.digest
-    command = [sys.executable, "-m", "components.evaluate", "--output", str(tmp_path / "other")]
+    command = [sys.executable, "-m", "ridgeline.cli", "step", "evaluate", "--output", str(tmp_path / "other")]
     command += ["--examples", str(examples.path), "--model", str(model.path)]
     environment = os.environ | {"PYTHONHASHSEED": "4242", "TZ": "Asia/Tokyo"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

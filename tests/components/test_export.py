@@ -72,7 +72,7 @@ def test_check_holds_the_evaluations_own_predictions(synthetic_store, refs, inpu
 
 def test_bytes_depend_on_the_model_alone(synthetic_store, refs, inputs, tmp_path):
     paths = [word for name, artifact in inputs.items() for word in (f"--{name}", str(artifact.path))]
-    command = [sys.executable, "-m", "components.export", *paths, "--output", str(tmp_path / "again")]
+    command = [sys.executable, "-m", "ridgeline.cli", "step", "export", *paths, "--output", str(tmp_path / "again")]
     subprocess.run(command, env={"PYTHONHASHSEED": "7", "PATH": ""}, check=True, cwd=tmp_path)
     assert PushedModel.load(tmp_path / "again").ref == refs["export"]
 

@@ -40,7 +40,7 @@ def test_dataset_is_what_tfds_prepared(synthetic_store, refs):
 
 
 def test_two_preparations_are_equal_whatever_the_hash_seed(synthetic_store, refs, tmp_path):
-    command = [sys.executable, "-m", "components.ingest", "--dataset", "synthetic_garments:1.0.0"]
+    command = [sys.executable, "-m", "ridgeline.cli", "step", "ingest", "--dataset", "synthetic_garments:1.0.0"]
     subprocess.run(
         [*command, "--output", str(tmp_path / "again")],
         env={"PYTHONHASHSEED": "7", "PATH": ""},

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components.checkpoint import Checkpoint
-from components.train import TUNED, build_model, train
+from components.train import train
+from components.training.checkpoint import Checkpoint
+from components.training.network import build_model
+from components.training.params import TUNED
 from ridgeline.artifacts.model import Model
 from ridgeline.component import ParameterError
 from ridgeline.keys import flatten
@@ -149,7 +151,7 @@ def test_killed_training_resumes_to_the_same_bytes(examples, tmp_path):
     values = {"hidden_units": [4], "epochs": 60, "momentum": 0.5, "schedule": "cosine", "shift": 1, "average": 0.9}
     whole = run(examples, tmp_path / "whole", **values)
     arguments = [name for key, value in values.items() for name in (f"--{key.replace('_', '-')}", str(value))]
-    command = [sys.executable, "-m", "components.train", "--examples", examples.path, *arguments]
+    command = [sys.executable, "-m", "ridgeline.cli", "step", "train", "--examples", examples.path, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
     for folder in ("here", "there"):
         (tmp_path / folder).mkdir()
@@ -184,7 +186,15 @@ def test_killed_training_resumes_to_the_same_bytes(examples, tmp_path):
 
 def test_bytes_do_not_depend_on_the_number_of_cores(synthetic_store, refs, tmp_path):
     output = tmp_path / "one_core"
-    command = [sys.executable, "-m", "components.train", "--examples", synthetic_store.path(refs["transform"])]
+    command = [
+        sys.executable,
+        "-m",
+        "ridgeline.cli",
+        "step",
+        "train",
+        "--examples",
+        synthetic_store.path(refs["transform"]),
+    ]
     one_core = {min(os.sched_getaffinity(0))}
     subprocess.run(
         [*command, "--output", output],

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ridgeline.embedded_airflow import environment
+from ridgeline.airflow.server import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 

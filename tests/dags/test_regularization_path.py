@@ -14,7 +14,7 @@ BAD_VALUES = {
     "sweep.l1": [0.0],
     "sweep.l2": [0.1, "strong"],
     "sweep.l1_l2": [[0.1, -0.1]],
-    "sweep.tolerance": 2,
+    "select.tolerance": 2,
     "sweep.train.epochs": 0,
     "spread_tasks": 0,
 }
@@ -53,23 +53,23 @@ def test_the_dag_loads_without_tensorflow_and_every_task_is_documented(facts: di
     assert all(facts["docs"])
 
 
-def test_the_grid_is_split_swept_in_parts_and_put_together(facts: dict[str, Any]) -> None:
+def test_the_grid_is_divided_swept_in_parts_and_one_penalty_is_selected(facts: dict[str, Any]) -> None:
     assert facts["upstream"] == {
         "ingest": [],
         "transform": ["ingest"],
         "split": [],
-        "sweep_part": ["split", "transform"],
-        "sweep": ["sweep_part", "transform"],
+        "sweep": ["split", "transform"],
+        "select": ["sweep"],
     }
 
 
 def test_the_params_are_those_of_the_steps_with_their_defaults(facts: dict[str, Any]) -> None:
     expected = {
         f"{step.name}.{name}": str(value) if isinstance(value, float) else value  # numbers are typed as text
-        for step in pipeline.plan("sweep")
+        for step in pipeline.plan("select")
         for name, value in keys.flatten(step.params().model_dump(mode="json"))
     }
-    assert facts["params"] == expected | {"spread_tasks": 1}
+    assert facts["params"] == expected | {"spread_tasks": 1, "rerun": []}
     assert facts["params"]["sweep.train.epochs"] == 2
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from cryptography.fernet import Fernet
 
-from ridgeline.embedded_airflow import environment
+from ridgeline.airflow.server import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 DATABASE = """

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from ridgeline.embedded_airflow import environment
-from ridgeline.standalone import Standalone, free_port
+from ridgeline.airflow.server import Standalone, environment, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -74,7 +74,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, run_dags: Any) -> Results:
 def test_the_first_run_runs_every_step_and_serves_the_model(results: Results) -> None:
     assert results.runs["first"]["state"] == "success"
     assert results.states("first") == ["complete"] * 5
-    assert results.runs["first"]["tasks"]["sweep"] == "skipped"
+    assert [results.runs["first"]["tasks"][step] for step in ("sweep", "select")] == ["skipped"] * 2
     history = results.registry.history("synthetic_garments")
     assert (history[0].version, history[0].run_id) == (1, results.runs["first"]["run_id"])
     assert (results.registry.root / "synthetic_garments" / "1" / "saved_model.pb").is_file()
@@ -96,14 +96,14 @@ def test_another_penalty_runs_only_what_depends_on_it(results: Results) -> None:
 def test_a_model_that_is_not_blessed_is_not_exported_and_the_run_succeeds(results: Results) -> None:
     run = results.runs["not blessed"]
     assert run["state"] == "success"
-    assert run["tasks"] == dict.fromkeys(STEPS, "success") | {"sweep": "skipped", "export": "skipped"}
+    assert run["tasks"] == dict.fromkeys(STEPS, "success") | dict.fromkeys(["sweep", "select", "export"], "skipped")
     assert results.executions("not blessed")["export"].reason.startswith("not blessed: accuracy")
 
 
 def test_an_unknown_parameter_is_refused_before_any_step_works(results: Results) -> None:
     run = results.runs["unknown parameter"]
     assert run["state"] == "failed"
-    assert run["tasks"] == dict.fromkeys([*STEPS, "sweep"], "upstream_failed") | {"ingest": "failed"}
+    assert run["tasks"] == dict.fromkeys([*STEPS, "sweep", "select"], "upstream_failed") | {"ingest": "failed"}
     assert results.executions("unknown parameter") == {}
 
 
@@ -115,11 +115,11 @@ def test_a_bad_value_is_refused_before_the_run_starts(results: Results) -> None:
 
 
 def start_run(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start ``python -m ridgeline.embedded_airflow run`` in a folder that holds nothing but the DAGs."""
+    """Start ``python -m ridgeline.airflow.local run`` in a folder that holds nothing but the DAGs."""
     if not (folder / "dags").exists():
         (folder / "dags").symlink_to(ROOT / "dags")
     env = {key: value for key, value in os.environ.items() if key not in ("RIDGELINE_STORE", "RIDGELINE_SERVING")}
-    command = [sys.executable, "-m", "ridgeline.embedded_airflow", "run", *arguments]
+    command = [sys.executable, "-m", "ridgeline.airflow.local", "run", "fashion_mnist_training", *arguments]
     return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -146,7 +146,7 @@ def test_ctrl_c_ends_the_run_instead_of_retrying_the_task(tmp_path: Path) -> Non
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=300)
     assert (process.returncode, errors) == (130, "")
-    assert output.splitlines()[-1] == "Interrupted. The next run continues from the last finished step."
+    assert output.splitlines()[-1] == "Interrupted. The next run resumes after the last finished step."
     states = {e.component: e.state for e in Store(tmp_path / "var/store").executions()}
     assert states == {"ingest": "complete", "transform": "complete", "train": "failed"}
 

@@ -9,6 +9,7 @@ import pytest
 
 from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.sweep_result import SweepResult
+from ridgeline.artifacts.trials import Trials
 from ridgeline.store import Execution, Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,14 +56,17 @@ def executions(folder: Path, run: dict[str, Any]) -> list[Execution]:
 def test_a_spread_sweep_trains_each_point_once_and_yields_what_one_task_yields(folder, runs):
     spread, one = runs["spread"], runs["one task"]
     assert (spread["state"], one["state"]) == ("success", "success")
-    assert [name for name in spread["tasks"] if "sweep_part" in name] == ["sweep_part[0]", "sweep_part[1]"]
-    assert one["tasks"]["sweep_part[-1]"] == "skipped"
-    sweeps = [e for e in executions(folder, spread) if e.component == "sweep"]
-    assert [len(e.inputs) for e in sweeps] == [1, 1, 3]
+    assert [name for name in spread["tasks"] if "sweep" in name] == ["sweep[0]", "sweep[1]"]
+    assert [name for name in one["tasks"] if "sweep" in name] == ["sweep[0]"]
     store = Store(folder / "store")
-    sizes = [len(store.open(e.output, SweepResult).facts.trials) for e in sweeps]
-    assert sizes == [1, 1, 2]
-    assert executions(folder, one)[-1].output == sweeps[-1].output
+    sweeps = [e for e in executions(folder, spread) if e.component == "sweep"]
+    assert [len(store.open(e.output or "", Trials).facts.trials) for e in sweeps] == [1, 1]
+    select = executions(folder, spread)[-1]
+    assert [store.open(ref, Trials).digest for ref in select.inputs.values()] == [
+        store.open(e.output or "", Trials).digest
+        for e in sorted(sweeps, key=lambda e: str(e.parts.params["dense"]), reverse=True)
+    ]
+    assert executions(folder, one)[-1].output == select.output
 
 
 def test_the_training_dag_takes_the_penalty_from_the_sweep_and_reuses_it(folder, runs):
@@ -73,7 +77,7 @@ def test_the_training_dag_takes_the_penalty_from_the_sweep_and_reuses_it(folder,
     by_step = {e.component: e for e in executions(folder, run)}
     assert by_step["sweep"].state == "cached"
     store = Store(folder / "store")
-    facts = store.open(by_step["sweep"].output, SweepResult).facts
+    facts = store.open(by_step["select"].output, SweepResult).facts
     model = store.open(by_step["train"].output, Model).facts
     assert model.params["penalty"] == facts.winner_params["penalty"]
     assert model.metrics == facts.trials[facts.winner].metrics

@@ -52,7 +52,8 @@ def test_explain_with_a_sweep_and_a_profile(invoke):
     )  # fmt: skip
     assert [line.split(maxsplit=1) for line in result.stdout.splitlines()[2:]] == [
         ["sweep", "runs: first run of sweep"],
-        ["train", "depends: runs unless sweeps.0 comes out as before"],
+        ["select", "depends: runs unless trials comes out as before"],
+        ["train", "depends: runs unless sweep comes out as before"],
     ]
     result = invoke(
         "explain", "train", "--profile", "tuned", "--set", "ingest.dataset=synthetic_garments:1.0.0",
@@ -128,7 +129,7 @@ def test_models_verify_and_rollback(synthetic_store, refs, tmp_path, monkeypatch
     facts = model.facts.model_copy(update={"model_digest": "0" * 64, "accuracy": 0.5, "champion": champion})
     second = PushedModel.seal(tmp_path / "second", facts)
     with monkeypatch.context() as patch:
-        patch.setattr("ridgeline.registry.check", lambda saved_model, model: None)
+        patch.setattr("ridgeline.registry.check", lambda *_: None)
         registry.push(second, "run 2")
     invoke = CliRunner().invoke
     assert "goes back to version 1" in invoke(app, ["models", "show", "synthetic_garments"]).stdout

@@ -1,11 +1,12 @@
 import importlib
-from pathlib import Path
 
 import pytest
 
 from ridgeline.artifacts.examples import Examples
 from ridgeline.artifacts.model import Model
-from ridgeline.component import ParameterError
+from ridgeline.artifacts.sweep_result import SweepResult
+from ridgeline.artifacts.trials import Trials
+from ridgeline.component import Champion, ParameterError
 
 
 def test_signature_is_the_declaration():
@@ -46,33 +47,15 @@ def test_params_are_frozen():
         train.parse({}).epochs = 3
 
 
-def test_main_writes_a_whole_artifact(toy_steps, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("VALUE", "99")
-    monkeypatch.setenv("value", "98")  # the environment decides nothing
-    seed = importlib.import_module("toy_steps.seed").seed
-    double = importlib.import_module("toy_steps.double").double
-    seed.main(["--value", "4", "--output", str(tmp_path / "four")])
-    double.main(["--number", str(tmp_path / "four"), "--output", str(tmp_path / "eight")])
-    assert (tmp_path / "eight" / "number.txt").read_text() == "8"
-    assert double.output.load(tmp_path / "eight").facts.digits == 1
-    assert "Doubled/" in capsys.readouterr().out
-    seed.main(["--output", str(tmp_path / "default")])
-    assert (tmp_path / "default" / "number.txt").read_text() == "21"
+def test_every_kind_of_input_is_declared_by_its_annotation():
+    steps = {
+        name: importlib.import_module(f"components.{name}").__dict__[name] for name in ("train", "select", "evaluate")
+    }
+    assert (steps["train"].optional, steps["train"].resumes) == ({"sweep": SweepResult}, True)
+    assert (steps["select"].inputs, steps["select"].groups) == ({}, {"trials": Trials})
+    assert steps["evaluate"].champions == {"champion": Model}
+    assert steps["evaluate"].inputs == {"examples": Examples, "model": Model}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--value", "x"], "Parameter seed.value: expected a valid integer"),
-        (["--fail"], "asked to fail"),
-        (["--output", "."], "exists"),
-    ],
-)
-def test_main_refuses_and_leaves_nothing(toy_steps, tmp_path, monkeypatch, arguments, message):
-    folder = tmp_path / "out"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    seed = importlib.import_module("toy_steps.seed").seed
-    with pytest.raises((SystemExit, ArithmeticError), match=message):
-        seed.main([*(["--output", "new"] if "--output" not in arguments else []), *arguments])
-    assert list(Path().iterdir()) == []
+def test_a_champion_that_cannot_be_read_is_marked_in_keys():
+    assert Champion("ab", None).digest == "unreadable ab"

@@ -12,6 +12,7 @@ from ridgeline import pipeline
 from ridgeline.artifacts.model_evaluation import ModelEvaluation, ModelEvaluationFacts
 from ridgeline.pipeline import StepResult
 from ridgeline.registry import Registry
+from ridgeline.run_summary import summary
 from ridgeline.settings import Settings
 from ridgeline.store import Store
 
@@ -59,7 +60,7 @@ class Story:
         results = list(pipeline.run(self.settings, STEPS, params, f"run {self.number}", by="ann"))
         records = {result.execution.component: result.execution for result in results}
         facts = self.store.open(records["evaluate"].output, ModelEvaluation).facts
-        return Run(results, explained, facts, "\n".join(pipeline.summary(self.settings, records)))
+        return Run(results, explained, facts, "\n".join(summary(self.settings, records)))
 
 
 @pytest.fixture(scope="module")

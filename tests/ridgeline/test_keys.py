@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from ridgeline import keys
+from ridgeline import keys, pipeline
 from ridgeline.keys import KeyParts, flatten, key_parts, reachable_code
 
 PARTS = KeyParts(
@@ -23,6 +23,12 @@ PARTS = KeyParts(
         ({"inputs": {"examples": "c" * 64}}, "input examples changed (aaaaaaaaaaaa → cccccccccccc)"),
         ({"code": {"components/train.py": "d" * 64}}, "code of components/train.py changed"),
         ({"libraries": {"numpy": "2.1"}}, "library numpy 2.0 → 2.1"),
+        (
+            {"inputs": {"examples": "a" * 64, "champion": f"unreadable {'c' * 64}"}},
+            "input champion added (unreadable cccccccccccc)",
+        ),
+        ({"inputs": {"examples": "a" * 64, "trials.1": "c" * 64}}, "input trials 2 added (cccccccccccc)"),
+        ({"inputs": {}}, "input examples removed (aaaaaaaaaaaa)"),
     ],
 )
 def test_every_part_changes_the_key_and_is_named(change, reason):
@@ -61,6 +67,14 @@ def test_code_covers_what_a_step_can_reach_and_nothing_else():
     }
 
 
+@pytest.mark.parametrize("step", pipeline.load_components().values(), ids=lambda step: step.name)
+def test_a_step_reaches_only_the_declaration_the_artifacts_and_the_frame_of_a_page(step):
+    framework = {name for name in reachable_code(step.module)[0] if name.startswith("ridgeline/")}
+    allowed = {"ridgeline/__init__.py", "ridgeline/component.py", "ridgeline/html_page.py"}
+    assert {name for name in framework - allowed if not name.startswith("ridgeline/artifacts/")} == set()
+    assert ("ridgeline/html_page.py" in framework) == (step.output.report_name is not None)
+
+
 def test_change_of_imported_code_changes_the_key_of_importers_only(toy_steps):
     seed = importlib.import_module("toy_steps.seed").seed
     before = {name: reachable_code(f"toy_steps.{name}")[0] for name in ("seed", "double")}
@@ -89,9 +103,9 @@ def test_keys_are_made_without_tensorflow():
 
     program = (
         "import sys\n"
-        "from components import evaluate, export, ingest, train, transform\n"
         "from ridgeline.keys import reachable_code\n"
-        "[reachable_code(f'components.{s}') for s in ('ingest', 'transform', 'train', 'evaluate', 'export')]\n"
+        "from ridgeline.pipeline import load_components\n"
+        "[reachable_code(step.module) for step in load_components().values()]\n"
         "heavy = {'tensorflow', 'keras', 'sklearn', 'matplotlib', 'airflow'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

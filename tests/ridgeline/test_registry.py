@@ -19,7 +19,7 @@ def model(synthetic_store, refs):
 @pytest.fixture
 def unchecked(monkeypatch):
     """Leave out the check in a fresh process where a test is about something else."""
-    monkeypatch.setattr("ridgeline.registry.check", lambda saved_model, model: None)
+    monkeypatch.setattr("ridgeline.registry.check", lambda *_: None)
 
 
 def variant(model, folder, **facts):
@@ -70,7 +70,7 @@ def back(registry, store, version=None, reason="worse in production"):
     return registry.rollback(store, NAME, version, reason=reason, by="bob", run_id=f"rollback {next(NUMBERS)}")
 
 
-def test_push_serves_checks_and_crowns(model, tmp_path):
+def test_push_serves_checks_and_make_champions(model, tmp_path):
     registry = Registry(tmp_path)
     pushed = registry.push(model, "run 1")
     assert (pushed.version, pushed.new, pushed.reason) == (1, True, "pushed as version 1")
@@ -136,12 +136,14 @@ def test_pointer_is_json_with_the_version(model, tmp_path, unchecked):
     assert json.loads((tmp_path / "synthetic_garments" / "champion.json").read_text()) == {"version": 1}
 
 
-def test_push_killed_before_the_crown_keeps_the_champion_and_its_number(model, tmp_path, unchecked, monkeypatch):
+def test_push_killed_before_the_make_champion_keeps_the_champion_and_its_number(
+    model, tmp_path, unchecked, monkeypatch
+):
     registry = Registry(tmp_path / "serving")
     registry.push(model, "run 1")
     other = variant(model, tmp_path / "variant", model_digest="1" * 64)
     with monkeypatch.context() as patch:
-        patch.setattr(Registry, "_crown", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Registry, "_make_champion", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             push(registry, other)
     assert registry.champion("synthetic_garments").version == 1
@@ -366,7 +368,7 @@ def test_a_model_that_was_rolled_back_from_is_not_pushed_again(models, registry,
     today = registry.champion(NAME).at.date()
     assert outcome.reason == (
         f"not pushed: version 2 served this model and was rolled back from on {today}: worse in production; "
-        f"`ridgeline models rollback {NAME} 2 --reason ...` brings it back"
+        f"`ridgeline models rollback {NAME} 2 --reason ...` serves it again"
     )
     assert registry.champion(NAME).version == 1
 
@@ -424,7 +426,7 @@ def test_a_verdict_against_another_champion_is_not_pushed(models, registry, tmp_
     assert (outcome.new, outcome.version) == (False, 2)
     assert outcome.reason == (
         "not pushed: this model was judged against model 000000000000, but the champion is model 000000000000, "
-        "version 2; run evaluate again"
+        "version 2; judge it again"
     )
     models[3].facts = models[3].facts.model_copy(update={"forced": "we need it"})
     assert registry.push(models[3], "run 3", by="ann").version == 3
@@ -436,8 +438,8 @@ def test_a_model_that_was_replaced_is_pushed_again_only_if_somebody_asks(models,
     assert (outcome.new, outcome.version) == (False, 2)
     assert outcome.reason == (
         f"not pushed: version 1 served this model and was replaced by version 2 on "
-        f"{registry.champion(NAME).at.date()}, and nobody asked for it now; `ridgeline models rollback {NAME} 1 "
-        "--reason ...` brings it back"
+        f"{registry.champion(NAME).at.date()}, and this run is scheduled; `ridgeline models rollback {NAME} 1 "
+        "--reason ...` serves it again"
     )
     assert push(registry, models[1], by="ann").version == 3
 
@@ -459,7 +461,7 @@ def test_a_push_deletes_old_versions_but_not_the_one_that_a_rollback_goes_to(mod
     push(registry, models[4])
     assert registry.versions(NAME) == [2, 4]  # 2 is what 4 replaced
     assert list((registry.root / NAME).glob(".pruned-*")) == []
-    assert push(registry, models[3]).reason.endswith("a new reason in evaluate.force_blessing pushes it anew")
+    assert push(registry, models[3]).reason.endswith("a run that forces it with a new reason pushes it again")
 
 
 def test_a_version_half_deleted_by_a_killed_push_is_cleared(models, registry):

@@ -1,0 +1,1 @@
+"""The HTML reports that steps write, and the figures in them."""

@@ -1,0 +1,377 @@
+"""The HTML report of one evaluation. The step `evaluate` writes it as part of its output."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from components.reports.figures import BLUE, GREY, VERMILION, Picture, data_uri, flat, new_figure, plot_style, svg
+from ridgeline.artifacts.examples import Examples, Split
+from ridgeline.artifacts.model import Model, eliminated_pixels, kernels
+from ridgeline.artifacts.model_evaluation import Mistake, ModelEvaluationFacts
+from ridgeline.html_page import render_page
+
+if TYPE_CHECKING:
+    import keras
+
+SHADES = 9
+MAX_IMAGE_SIDE = 96
+
+
+@dataclass(frozen=True)
+class CalibrationBins:
+    """Predictions sorted by confidence into bins of equal width that cover (0, 1].
+
+    Attributes:
+        counts: Number of predictions in each bin, int64 ``[bins]``.
+        confidence: Their mean confidence, float64 ``[bins]`` in [0, 1]; 0 where the bin is empty.
+        accuracy: Share of them that is correct, float64 ``[bins]`` in [0, 1]; 0 where the bin is empty.
+    """
+
+    counts: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+
+def render(
+    facts: ModelEvaluationFacts,
+    bins: CalibrationBins,
+    examples: Examples,
+    model: Model,
+    network: keras.Model,
+) -> str:
+    """Return the report as one HTML document.
+
+    Args:
+        facts: The evaluation's metrics and verdict.
+        bins: The test predictions binned by confidence.
+        examples: The examples, for the images of the mistakes.
+        model: The evaluated model, for its training history, parameters and digest.
+        network: The same model as loaded by Keras, for its kernels.
+
+    Returns:
+        HTML that opens without a network; the same text for the same arguments.
+    """
+    with plot_style():
+        return render_page(
+            TEMPLATE,
+            facts=facts,
+            synthetic=facts.synthetic,
+            bins=bins,
+            model=model,
+            examples=examples,
+            num_zeros=sum(layer.num_zeros for layer in model.facts.sparsity),
+            num_weights=sum(layer.num_weights for layer in model.facts.sparsity),
+            curves=[_training_curve(model.history(), "loss"), _training_curve(model.history(), "accuracy")],
+            matrix=_shaded(facts.confusion_matrix),
+            shades=SHADES,
+            reliability=_reliability_diagram(bins, facts.calibration_error),
+            kernels=[_weight_histogram(name, kernel) for name, kernel in kernels(network).items()],
+            eliminated=_eliminated(eliminated_pixels(network)),
+            mistakes=[(mistake, _mistake(mistake, facts, examples.split("test"))) for mistake in facts.mistakes],
+            params=flat(model.facts.params),
+        )
+
+
+def _shaded(matrix: tuple[tuple[int, ...], ...]) -> list[list[tuple[int, int]]]:
+    """Pair each count with a shade, 0 to `SHADES`: the square root of its share of the row."""
+    return [[(n, round(SHADES * (n / max(1, sum(row))) ** 0.5)) for n in row] for row in matrix]
+
+
+def _training_curve(history: Mapping[str, list[float]], metric: str) -> Picture:
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = new_figure()
+    finals = []
+    for key, name, color, line in (
+        (metric, "train", BLUE, "-"),
+        (f"val_{metric}", "validation", VERMILION, "--"),
+    ):
+        if values := history.get(key):
+            epochs = np.arange(1, len(values) + 1)
+            axes.plot(epochs, values, line, color=color, marker="o", markersize=3, label=name)
+            finals.append(f"{name} {values[-1]:.4f}")
+    axes.set(xlabel="epoch", ylabel=metric)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if finals:
+        axes.legend()
+    last = f"After the last epoch: {', '.join(finals) or 'not recorded'}."
+    return Picture(svg(figure), f"Line chart of the {metric} by epoch. {last}", f"{metric.capitalize()}. {last}")
+
+
+def _reliability_diagram(bins: CalibrationBins, error: float) -> Picture:
+    figure, axes = new_figure(4.2)
+    edges = np.linspace(0, 1, len(bins.counts) + 1)
+    centers, width = (edges[:-1] + edges[1:]) / 2, 0.9 / len(bins.counts)
+    axes.bar(centers, bins.counts / bins.counts.sum(), width, color="#d1d5db", label="share of images")
+    axes.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1, label="perfectly calibrated")
+    used = bins.counts > 0
+    axes.plot(bins.confidence[used], bins.accuracy[used], "o-", color=BLUE, markersize=5, label="accuracy")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy, share of images")
+    axes.legend(loc="upper left")
+    alt = (
+        f"Reliability diagram: accuracy against confidence in {len(bins.counts)} bins of equal width. "
+        f"Expected calibration error {error:.4f}."
+    )
+    return Picture(svg(figure), alt)
+
+
+def _weight_histogram(name: str, kernel: np.ndarray) -> Picture:
+    weights = kernel.ravel()
+    nonzero = weights[weights != 0]
+    num_zeros = weights.size - nonzero.size
+    share = f"{100 * num_zeros / weights.size:.1f} % of {weights.size:,} weights are exactly zero"
+    figure, axes = new_figure()
+    axes.hist(nonzero, bins=61, color=BLUE, log=bool(nonzero.size))
+    axes.set(xlabel="weight (zeros left out)", ylabel="count, log scale")
+    return Picture(svg(figure), f"Histogram of the nonzero weights of layer {name}. {share}.", f"{name}: {share}.")
+
+
+def _eliminated(pixels: np.ndarray) -> Picture | None:
+    """Draw the eliminated pixels, bool ``[h, w]``, in vermilion; None if there are none."""
+    count = int(np.count_nonzero(pixels))
+    if not count:
+        return None
+    text = f"{count:,} of {pixels.size:,} input pixels are eliminated: all their outgoing weights are zero"
+    colours = np.where(
+        pixels[:, :, None], np.array([0xD5, 0x5E, 0x00], np.uint8), np.array([0xE5, 0xE7, 0xEB], np.uint8)
+    )
+    return Picture(_png(colours), f"Map of the image: {text}.", f"{text} (orange).")
+
+
+def _mistake(mistake: Mistake, facts: ModelEvaluationFacts, test: Split) -> Picture:
+    label, predicted = facts.classes[mistake.label].name, facts.classes[mistake.predicted].name
+    alt = f"Test image {mistake.index}: {label}, taken for {predicted}"
+    return Picture(_png(_image(test, mistake.index)), alt)
+
+
+def _image(split: Split, index: int) -> np.ndarray:
+    for images, _ in split.shards:
+        if index < len(images):
+            return np.asarray(images[index])
+        index -= len(images)
+    raise IndexError(f"Expected an index within the split; received one that is {index} beyond its end.")
+
+
+def _png(pixels: np.ndarray) -> str:
+    from PIL import Image
+
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((MAX_IMAGE_SIDE, MAX_IMAGE_SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return data_uri("image/png", buffer.getvalue())
+
+
+TEMPLATE = """\
+{% extends "page" %}
+{% from "macros" import figure %}
+{% block title %}Evaluation on {{ facts.dataset }}{% endblock %}
+{% block style %}
+.pixels img{width:280px;image-rendering:pixelated}
+.matrix td{text-align:center;border:1px solid #fff;min-width:46px;width:{{ (86 / matrix|length)|round(2) }}%}
+.matrix th{border-bottom:0}
+.matrix thead th{text-align:center;vertical-align:bottom;font-weight:500;font-size:.8rem;line-height:1.2}
+{% for shade in range(1, shades + 1) %}
+.hit{{ shade }}{background:rgb(0 90 150/{{ (100 * shade / shades)|round|int }}%);\
+color:{{ "#fff" if shade / shades > 0.7 else "#111" }}}
+.miss{{ shade }}{background:rgb(213 94 0/{{ (100 * shade / shades)|round|int }}%)}
+{% endfor %}
+.none{color:#6b7280}
+.forced{border:2px solid #d55e00;border-radius:6px;padding:8px 12px}
+.bar{display:block;width:100%;min-width:60px;height:10px;background:#e5e7eb;border-radius:3px}
+.bar rect{fill:#0072b2}
+.mistakes{display:grid;grid-template-columns:repeat(auto-fill,minmax(132px,1fr));gap:16px;\
+margin:12px 0 0;padding:0;list-style:none}
+.mistakes img{display:block;width:100%;aspect-ratio:1;object-fit:contain;image-rendering:pixelated;\
+background:#000;border-radius:6px}
+.mistakes li{font-size:.875rem;line-height:1.35;overflow-wrap:anywhere}
+.mistakes li img{margin-bottom:6px}
+.mistakes strong{font-weight:600;color:#a84a00}
+@media(max-width:600px){.mistakes{grid-template-columns:repeat(3,1fr)}}
+{% endblock %}
+{% block body %}
+<header>
+<h1>Evaluation on {{ facts.dataset }}</h1>
+<p class="note">{{ "{:,}".format(facts.num_examples) }} test images, {{ facts.classes|length }} classes, \
+model <code>{{ facts.model_digest[:12] }}</code></p>
+</header>
+<main>
+<div class="verdict{% if facts.verdict.blessed %} blessed{% endif %}">
+<h2>{% if facts.verdict.forced %}&#10003; Blessed by force{% elif facts.verdict.blessed %}&#10003; Blessed\
+{% else %}&#10007; Not blessed{% endif %}</h2>
+{% if facts.verdict.forced %}
+<p class="forced">A person blessed this model, whatever the checks say. The reason given: \
+<strong>{{ facts.verdict.forced }}</strong></p>
+{% endif %}
+<ul>
+{% for reason in facts.verdict.reasons %}
+<li>{{ reason }}</li>
+{% endfor %}
+</ul>
+</div>
+
+<dl class="tiles">
+<div><dt>Accuracy</dt><dd>{{ facts.accuracy|percent(2) }}<small>95 % Wilson interval \
+{{ "%.2f"|format(100 * facts.accuracy_interval[0]) }} to {{ facts.accuracy_interval[1]|percent(2) }}\
+</small></dd></div>
+<div><dt>Cross-entropy</dt><dd>{{ "%.4f"|format(facts.cross_entropy) }}<small>nats; loss with penalty \
+{{ "%.4f"|format(facts.loss) }}</small></dd></div>
+<div><dt>Calibration error</dt><dd>{{ "%.4f"|format(facts.calibration_error) }}<small>expected, over \
+{{ bins.counts|length }} bins</small></dd></div>
+<div><dt>Trainable parameters</dt><dd>{{ "{:,}".format(model.facts.num_parameters) }}<small>\
+{% if num_weights %}{{ (num_zeros / num_weights)|percent }} of the kernels' weights are zero{% endif %}\
+</small></dd></div>
+</dl>
+
+{% if facts.comparison %}
+{% set champion = facts.comparison %}
+<section>
+<h2>Against the champion</h2>
+<p class="note">Model <code>{{ champion.model_digest[:12] }}</code>, which was served or which this one replaced, on \
+the same test images. It alone is right on {{ "{:,}".format(champion.only_champion_right) }} of them, this one alone \
+on {{ "{:,}".format(champion.only_candidate_right) }}. If both were equally good, chance would put the champion at \
+least that far ahead with probability p = {{ "%.4g"|format(champion.p_value) }} (one-sided exact McNemar test).</p>
+<div class="scroll" tabindex="0" role="region" aria-label="Metrics of this model and of the champion">
+<table>
+<thead><tr><th scope="col">Metric</th><th scope="col">This model</th><th scope="col">Champion</th>\
+<th scope="col">Difference</th></tr></thead>
+<tbody>
+<tr><th scope="row">Accuracy</th><td>{{ facts.accuracy|percent(2) }}</td><td>{{ champion.accuracy|percent(2) }}</td>\
+<td>{{ "%+.2f"|format(100 * (facts.accuracy - champion.accuracy)) }}</td></tr>
+<tr><th scope="row">95 % interval</th><td>{{ "%.2f"|format(100 * facts.accuracy_interval[0]) }} to \
+{{ "%.2f"|format(100 * facts.accuracy_interval[1]) }}</td>\
+<td>{{ "%.2f"|format(100 * champion.accuracy_interval[0]) }} to \
+{{ "%.2f"|format(100 * champion.accuracy_interval[1]) }}</td><td></td></tr>
+{% for class in facts.classes %}
+{% set recall = champion.class_recalls[loop.index0] %}
+<tr><th scope="row">Recall of {{ class.name }}</th><td>{{ class.recall|percent }}</td><td>{{ recall|percent }}</td>\
+<td>{{ "%+.1f"|format(100 * (class.recall - recall)) }}</td></tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+</section>
+{% endif %}
+
+<section>
+<h2>Training</h2>
+<p class="note">Training metrics are means over the epoch, as Keras reports them; validation follows it.</p>
+<div class="pair">
+{% for picture in curves %}
+{{ figure(picture) }}
+{% endfor %}
+</div>
+</section>
+
+<section>
+<h2>Confusion matrix</h2>
+<p class="note">Rows are the true class, columns the predicted. Blue is right, orange is wrong; the stronger \
+the colour, the larger the share of the row (square-root scale).</p>
+<div class="scroll" tabindex="0" role="region" aria-label="Confusion matrix">
+<table class="matrix">
+<thead><tr><th scope="col">true \\ predicted</th>
+{% for class in facts.classes %}
+<th scope="col">{{ class.name }}</th>
+{% endfor %}
+</tr></thead>
+<tbody>
+{% for row in matrix %}
+{% set actual = loop.index0 %}
+<tr><th scope="row">{{ facts.classes[actual].name }}</th>
+{% for count, shade in row %}
+{% set kind = "hit" if loop.index0 == actual else "miss" %}
+<td class="{{ kind ~ shade if count else "none" }}">{{ count }}</td>
+{% endfor %}
+</tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+</section>
+
+<div class="pair">
+<section>
+<h2>By class</h2>
+<div class="scroll" tabindex="0" role="region" aria-label="Metrics by class">
+<table>
+<thead><tr><th scope="col">Class</th><th scope="col">Precision</th><th scope="col">Recall</th>\
+<th scope="col">F1</th><td class="wide"></td><th scope="col">Images</th></tr></thead>
+<tbody>
+{% for class in facts.classes %}
+<tr><th scope="row">{{ class.name }}</th><td>{{ "%.3f"|format(class.precision) }}</td>\
+<td>{{ "%.3f"|format(class.recall) }}</td><td>{{ "%.3f"|format(class.f1) }}</td>\
+<td class="wide"><svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">\
+<rect width="{{ "%.1f"|format(100 * class.f1) }}" height="10"/></svg></td>\
+<td>{{ "{:,}".format(class.num_examples) }}</td></tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+</section>
+<section>
+<h2>Calibration</h2>
+<p class="note">Points on the dashed line: as often right as the model claims. Below it: overconfident.</p>
+{{ figure(reliability) }}
+</section>
+</div>
+
+<section>
+<h2>Weights</h2>
+<div class="pair">
+{% for picture in kernels %}
+{{ figure(picture) }}
+{% endfor %}
+</div>
+{% if eliminated %}
+<div class="pixels">{{ figure(eliminated) }}</div>
+{% else %}
+<p class="note">No input pixel is eliminated: each has a weight that is not zero.</p>
+{% endif %}
+</section>
+
+<section>
+<h2>Most confident mistakes</h2>
+{% if mistakes %}
+<p class="note">Under each image: the true class, then in orange the predicted class, with the probability \
+that the model gave it.</p>
+<ol class="mistakes">
+{% for mistake, picture in mistakes %}
+<li><img src="{{ picture.uri }}" alt="{{ picture.alt }}">
+{{ facts.classes[mistake.label].name }}<br><strong>{{ facts.classes[mistake.predicted].name }}</strong><br>\
+{{ mistake.probability|percent }}</li>
+{% endfor %}
+</ol>
+{% else %}
+<p>None kept.</p>
+{% endif %}
+</section>
+
+<div class="pair">
+<section>
+<h2>Training parameters</h2>
+<table class="plain"><tbody>
+{% for name, value in params.items() %}
+<tr><th scope="row"><code>{{ name }}</code></th><td>{{ value }}</td></tr>
+{% endfor %}
+</tbody></table>
+</section>
+<section>
+<h2>Lineage</h2>
+<table class="plain"><tbody>
+<tr><th scope="row">Dataset</th><td><code>{{ facts.dataset }}</code></td></tr>
+<tr><th scope="row">Examples</th><td><code>{{ examples.digest }}</code></td></tr>
+<tr><th scope="row">Model</th><td><code>{{ facts.model_digest }}</code></td></tr>
+{% if facts.comparison %}
+<tr><th scope="row">Champion</th><td><code>{{ facts.comparison.model_digest }}</code></td></tr>
+{% endif %}
+</tbody></table>
+</section>
+</div>
+</main>
+{% endblock %}
+"""

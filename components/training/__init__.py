@@ -1,0 +1,8 @@
+"""What the steps that train have in common.
+
+- `params`: the parameters of a training
+- `penalty`: the penalties on the weights
+- `network`: the Keras model
+- `engine`: the compiled training loop
+- `checkpoint`: the file from which a training resumes
+"""

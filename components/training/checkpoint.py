@@ -1,0 +1,102 @@
+"""The checkpoint of a training: one file, replaced whole.
+
+The file is the SHA-256 of what follows, as 64 hexadecimal digits, a line break, and an uncompressed ``.npz``:
+the arrays, and under ``facts`` a JSON text as uint8. Nothing in it is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+FACTS = "facts"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint belongs to another training."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a training's state is kept, and which training it is.
+
+    Attributes:
+        path: The file; its folder exists.
+        identity: What the training is, as JSON values: parameters, digests of inputs. A file of another identity
+            is refused.
+    """
+
+    path: Path
+    identity: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+        """Replace the file by one atomic rename, so that a kill at any moment leaves the old or the new.
+
+        Args:
+            arrays: Arrays of numbers by name.
+            facts: JSON values.
+        """
+        text = json.dumps({"identity": self.identity, "facts": facts})
+        content = io.BytesIO()
+        np.savez(content, allow_pickle=False, **{FACTS: np.frombuffer(text.encode(), np.uint8)}, **arrays)
+        unfinished = self.path.with_name(f".{self.path.name}-{uuid.uuid4().hex}")
+        try:
+            with unfinished.open("wb") as file:
+                file.write(hashlib.sha256(content.getbuffer()).hexdigest().encode() + b"\n")
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(self.path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def load(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """Return the arrays and facts last saved; None if there are none, or the file is damaged.
+
+        Raises:
+            CheckpointError: If the file is another training's.
+        """
+        try:
+            digest, _, content = self.path.read_bytes().partition(b"\n")
+        except FileNotFoundError:
+            return None
+        received = hashlib.sha256(content).hexdigest()
+        if digest != received.encode():
+            log.warning(
+                "checkpoint refused: expected %s to have the SHA-256 in its first line; received %s. "
+                "It is damaged and will be replaced; training starts from the beginning.",
+                self.path,
+                received,
+            )
+            return None
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            arrays = dict(file)
+        saved = json.loads(arrays.pop(FACTS).tobytes())
+        expected = json.loads(json.dumps(self.identity))
+        if saved["identity"] != expected:
+            raise CheckpointError(
+                f"Expected a checkpoint of {_differing(expected, saved['identity'])}; received one of "
+                f"{_differing(saved['identity'], expected)} in {self.path}. Train with its parameters and inputs "
+                "to resume it, or delete it to start from the beginning."
+            )
+        return arrays, saved["facts"]
+
+
+def _differing(ours: Any, theirs: Any) -> Any:
+    """Return the part of nested JSON values that differs from another."""
+    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
+        return ours
+    missing = object()
+    return {name: _differing(v, theirs.get(name)) for name, v in ours.items() if theirs.get(name, missing) != v}

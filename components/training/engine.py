@@ -1,0 +1,442 @@
+"""Trains Keras models, many steps inside one compiled function.
+
+An epoch of the seed model (55,000 images, batches of 32, validation), seconds, on two cores of an AMD EPYC: the best of
+a few while the machine was quiet, and the best of 5 taken in turns by ``make bench`` while others kept it busy:
+
+    notebook: model.fit, float64, batch 32           3.0   9.4
+    model.fit, uint8, steps_per_execution=400        1.1   1.5
+    a loop in tf.function                                  2.0
+    the same loop compiled by XLA                    0.41  1.2    chosen
+    hand-written NumPy loop, one BLAS thread         0.47  1.6
+    one matrix product of the same FLOPs                   0.8
+
+The loop runs on one thread, see `ridgeline.component.STEP_ENVIRONMENT`. With two the epoch took 0.41 s, too, and 0.70 s
+of CPU time instead of 0.40 s; batches of 128 took 0.27 s instead of 0.39 s. Op determinism costs nothing that could be
+measured: 0.48 s of CPU time an epoch with it, 0.53 s without; in the profile `tuned` 0.49 s and 0.47 s. So there is no
+switch that gives it up. Compilation takes a second or two, once for all strengths, rates and seeds.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from components.training.checkpoint import Checkpoint
+from components.training.penalty import Penalty, proximal_step, regularizer
+from ridgeline.artifacts.examples import Examples
+
+if TYPE_CHECKING:
+    import keras
+
+log = logging.getLogger(__name__)
+
+RESIDENT_BYTES = 64 * 2**20  # images held at once; a larger training split is streamed in equal parts
+BLOCK_IMAGES = 2**14  # images a call into the compiled code; between calls, progress is logged
+SCORE_IMAGES = 1_000
+PROGRESS_SECONDS = 5.0
+_SEEDED = threading.Lock()  # Keras's random state is the process's, and engines may train in several threads
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is fixed in the compiled code: another recipe compiles anew, other values of `Engine.fit` do not.
+
+    Attributes:
+        batch_size: Images an update; an epoch's last batch may be smaller.
+        optimizer: ``sgd`` or ``adam``, as Keras defines them.
+        momentum: Of sgd: heavy ball, in [0, 1).
+        schedule: ``constant``, or ``cosine``: ``rate * (1 + cos(pi * step / steps)) / 2`` (Loshchilov and Hutter,
+            "SGDR", ICLR 2017).
+        solver: ``subgradient`` or ``proximal``, see `Engine`.
+        label_smoothing: Share of each label that is spread over all classes, in [0, 1).
+        shift: Training images are moved by up to so many pixels in each direction, black moving in.
+        shift_share: The share of the images that is moved, in [0, 1].
+        flip: Half of the training images are mirrored left to right.
+        average: Decay of the exponential moving average of the weights that replaces them in the end, in [0, 1);
+            0 for none.
+    """
+
+    batch_size: int = 32
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    momentum: float = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    solver: Literal["subgradient", "proximal"] = "subgradient"
+    label_smoothing: float = 0.0
+    shift: int = 0
+    shift_share: float = 1.0
+    flip: bool = False
+    average: float = 0.0
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A finished training.
+
+    Attributes:
+        weights: The kept weights, in the order of the model's ``variables``, float32.
+        history: Metrics of each epoch by Keras's names: ``loss``, ``accuracy``, ``val_loss``, ``val_accuracy``.
+            Losses include the penalty; training metrics are means over the epoch.
+        epoch: The epoch whose weights are kept, from 1.
+    """
+
+    weights: list[np.ndarray]
+    history: dict[str, list[float]]
+    epoch: int
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The kept epoch's metrics."""
+        return {name: values[self.epoch - 1] for name, values in self.history.items()}
+
+
+class Engine:
+    """Data and compiled code for any number of trainings that differ in strengths, learning rate and seed.
+
+    An epoch visits every training image once, in an order that depends on the seed and the epoch alone.
+
+    The loss is ``cross-entropy + sum over kernels of (l1 * sum(abs(w)) + l2 * sum(w ** 2))``. The solver
+    ``subgradient`` differentiates all of it. The solver ``proximal`` leaves L1 out of the gradient, and after each
+    update with step size ``eta`` soft-thresholds the kernels, ``w = sign(w) * max(abs(w) - eta * l1, 0)``:
+    forward-backward splitting (Parikh and Boyd, "Proximal Algorithms", 2014, sections 4.2 and 6.5.2). With
+    momentum it is iPiano (Ochs, Chen, Brox and Pock, SIAM J. Imaging Sciences 7(2), 2014, algorithm 4):
+    ``w' = prox(w - eta * gradient + momentum * (w - w_before))``. There the momentum continues the step that the
+    weights really made, thresholding included, so the optimizer's velocity is set to ``w' - w``.
+
+    Args:
+        build: Returns a new model with Keras's initializers: raw images ``[n, *image_shape]``, uint8, to
+            probabilities ``[n, classes]``. Its argument is the regularizer of the penalized weights.
+        examples: The splits; the test split is not read.
+        recipe: What is fixed in the compiled code.
+    """
+
+    def __init__(self, build: Callable[[keras.Regularizer], keras.Model], examples: Examples, recipe: Recipe) -> None:
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()
+        self._build, self._examples, self._recipe = build, examples, recipe
+        self._penalty = regularizer(smooth_only=recipe.solver == "proximal")
+        self._rate = _rate(recipe.schedule)
+        self._seed = tf.Variable(0, dtype=tf.int32, trainable=False)
+        with _SEEDED:
+            self._model = build(self._penalty)
+        self._optimizer = _optimizer(recipe, self._rate)
+        self._optimizer.build(self._model.trainable_variables)
+        self._fresh = [variable.numpy() for variable in self._optimizer.variables]
+        self._advance = tf.function(self._steps, jit_compile=True, autograph=False)
+        self._score = tf.function(self._sums, reduce_retracing=True, autograph=False)
+
+        self._num_train = len(examples.split("train"))
+        row_bytes = math.prod(examples.facts.image_shape)
+        num_parts = -(-self._num_train * row_bytes // RESIDENT_BYTES)
+        self._part_rows = -(-self._num_train // num_parts)
+        self._starts = range(0, self._num_train, self._part_rows)
+        self._part: tuple[int, Any, Any] | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of updates an epoch."""
+        return sum(-(-self._size(start) // self._recipe.batch_size) for start in self._starts)
+
+    def fit(
+        self,
+        *,
+        penalty: Penalty,
+        learning_rate: float,
+        seed: int,
+        epochs: int,
+        patience: int | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> Fit:
+        """Train from the seed's initial weights, or from a checkpoint.
+
+        Equal arguments give equal weights, also where the training was killed and resumed.
+
+        Args:
+            penalty: What is added to the loss.
+            learning_rate: Step size of an update; the first one under a schedule.
+            seed: Decides initial weights, order of images and augmentation.
+            epochs: Passes over the training split, at least 1.
+            patience: Stop after so many epochs in which validation accuracy did not rise, and keep the weights of
+                the best epoch; None for no such stop.
+            checkpoint: Where the state is saved after each epoch, and found again.
+
+        Returns:
+            The kept weights and the metrics of every epoch.
+
+        Raises:
+            FloatingPointError: If a loss becomes NaN or infinite.
+            CheckpointError: If the checkpoint is another training's.
+        """
+        import keras
+
+        with _SEEDED:
+            keras.utils.set_random_seed(seed)
+            initial = [variable.numpy() for variable in self._build(self._penalty).variables]
+        _assign(self._model.variables, initial)
+        _assign(self._optimizer.variables, self._fresh)
+        for name, strength in penalty.strengths.items():
+            self._penalty.strengths[name].assign(strength)
+        self._rate.base.assign(learning_rate)
+        self._rate.steps.assign(float(epochs * self.steps_per_epoch))
+        self._seed.assign(seed)
+        strengths = " ".join(f"{name}={strength!r}" for name, strength in penalty.strengths.items())
+        values = f"{strengths} learning_rate={learning_rate!r} seed={seed!r} {self._recipe!r}"
+
+        history: dict[str, list[float]] = {"loss": [], "accuracy": [], "val_loss": [], "val_accuracy": []}
+        kept: list[np.ndarray] = []
+        if saved := checkpoint.load() if checkpoint else None:
+            arrays, history = saved[0], saved[1]["history"]
+            kept = _unpack(arrays, "kept")
+            _assign(self._model.variables, _unpack(arrays, "model"))
+            _assign(self._optimizer.variables, _unpack(arrays, "optimizer"))
+            log.info("resuming from epoch %d of %d", len(history["loss"]) + 1, epochs)
+
+        while (epoch := len(history["loss"]) + 1) <= epochs:
+            best = 1 + int(np.argmax(history["val_accuracy"])) if epoch > 1 else 0
+            if patience is not None and epoch - 1 - best >= patience:
+                log.info("no better validation accuracy for %d epochs: stopped, epoch %d is kept", patience, best)
+                break
+            start = time.monotonic()
+            metrics = self._epoch(seed, epoch, epochs, values)
+            model_weights = [variable.numpy() for variable in self._model.variables]
+            self._optimizer.finalize_variable_values(self._model.trainable_variables)
+            metrics |= self._validate()
+            if not math.isfinite(metrics["val_loss"]):
+                raise FloatingPointError(_not_finite("validation loss", metrics["val_loss"], epoch, values))
+            if patience is None or all(metrics["val_accuracy"] > value for value in history["val_accuracy"]):
+                kept = [variable.numpy() for variable in self._model.variables]
+            _assign(self._model.variables, model_weights)
+            for name, value in metrics.items():
+                history[name].append(value)
+            text = " ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            log.info("epoch %d/%d: %s (%.1f s)", epoch, epochs, text, time.monotonic() - start)
+            if checkpoint:
+                optimizer = [variable.numpy() for variable in self._optimizer.variables]
+                arrays = _pack("model", model_weights) | _pack("optimizer", optimizer) | _pack("kept", kept)
+                checkpoint.save(arrays, {"history": history})
+        accuracies = history["val_accuracy"]
+        return Fit(kept, history, len(accuracies) if patience is None else 1 + int(np.argmax(accuracies)))
+
+    # --- an epoch
+
+    def _epoch(self, seed: int, epoch: int, epochs: int, values: str) -> dict[str, float]:
+        """Visit every training image once; return the means of loss and accuracy."""
+        import tensorflow as tf
+
+        batch_size = self._recipe.batch_size
+        block = max(1, BLOCK_IMAGES // batch_size)
+        loss, hits, logged, seen = tf.constant(0.0, tf.float64), tf.constant(0), time.monotonic(), 0
+        for start in part_order(seed, epoch, self._starts):
+            images, labels = self._read(start)
+            size = self._size(start)
+            order = np.zeros(-(-self._part_rows // batch_size) * batch_size, np.int32)
+            order[:size] = row_order(seed, epoch, start, size)
+            order, num_steps = tf.constant(order), -(-size // batch_size)
+            for first in range(0, num_steps, block):
+                last = min(first + block, num_steps)
+                step, last_loss, loss, hits = self._advance(
+                    images, labels, order, tf.constant(size), tf.constant(first), tf.constant(last), loss, hits
+                )
+                if not math.isfinite(last_loss):
+                    place = f"step {int(step) + seen // batch_size} of {self.steps_per_epoch} in epoch"
+                    raise FloatingPointError(_not_finite("loss", float(last_loss), epoch, values, place))
+                if time.monotonic() - logged >= PROGRESS_SECONDS:
+                    logged, done = time.monotonic(), seen + min(last * batch_size, size)
+                    log.info(
+                        "epoch %d/%d: %d of %d images, loss %.4f accuracy %.4f",
+                        *(epoch, epochs, done, self._num_train, float(loss) / done, int(hits) / done),
+                    )
+            seen += size
+        return {"loss": float(loss) / seen, "accuracy": int(hits) / seen}
+
+    def _size(self, start: int) -> int:
+        return min(self._part_rows, self._num_train - start)
+
+    def _read(self, start: int) -> tuple[Any, Any]:
+        """Return a part of the training split, filled up: uint8 ``[rows, *image_shape]`` and int32 ``[rows]``."""
+        import tensorflow as tf
+
+        if self._part is None or self._part[0] != start:
+            self._part = None  # so that never two are held
+            images, labels = self._examples.split("train").rows(start, start + self._part_rows)
+            if padding := self._part_rows - len(labels):
+                images = np.concatenate([images, np.zeros((padding, *images.shape[1:]), np.uint8)])
+            self._part = start, tf.constant(images), tf.constant(np.pad(labels, (0, padding)), tf.int32)
+        return self._part[1:]
+
+    def _steps(
+        self, images: Any, labels: Any, order: Any, size: Any, first: Any, last: Any, loss: Any, hits: Any
+    ) -> tuple[Any, Any, Any, Any]:
+        """Make the updates `first` to `last` of one part: the compiled code.
+
+        Returns:
+            The step after the last one made, its loss, and the sums so far: of losses, float64, and of hits.
+        """
+        import tensorflow as tf
+
+        def unfinished(step: Any, last_loss: Any, loss: Any, hits: Any) -> Any:
+            return (step < last) & tf.math.is_finite(last_loss)
+
+        def body(step: Any, last_loss: Any, loss: Any, hits: Any) -> tuple[Any, Any, Any, Any]:
+            position = step * self._recipe.batch_size + tf.range(self._recipe.batch_size)
+            rows = tf.slice(order, [step * self._recipe.batch_size], [self._recipe.batch_size])
+            real = tf.cast(position < size, tf.float32)  # 0 where the last batch is filled up
+            batch_loss, batch_hits = self._update(tf.gather(images, rows), tf.gather(labels, rows), real)
+            return step + 1, batch_loss, loss + tf.cast(batch_loss * tf.reduce_sum(real), tf.float64), hits + batch_hits
+
+        return tf.while_loop(unfinished, body, (first, tf.constant(0.0), loss, hits))
+
+    def _update(self, images: Any, labels: Any, real: Any) -> tuple[Any, Any]:
+        """Make one update; return the batch's mean loss, float32, and its number of hits."""
+        import tensorflow as tf
+
+        variables, rate = self._model.trainable_variables, self._optimizer.learning_rate
+        if self._recipe.shift or self._recipe.flip:
+            images = self._augment(images)
+        with tf.GradientTape() as tape:
+            probabilities = self._model(images, training=True)
+            entropy = tf.reduce_sum(self._cross_entropy(labels, probabilities) * real) / tf.reduce_sum(real)
+            loss = entropy + tf.add_n([tf.constant(0.0), *self._model.losses])
+        hits = tf.equal(tf.argmax(probabilities, 1, tf.int32), labels) & (real > 0)
+        before = [tf.identity(variable.value) for variable in variables]
+        self._optimizer.apply(tape.gradient(loss, [variable.value for variable in variables]), variables)
+        if self._recipe.solver == "proximal":
+            for index, (variable, old) in enumerate(zip(variables, before, strict=True)):
+                if variable.regularizer is self._penalty:
+                    new = proximal_step(variable.value, rate, self._penalty.strengths)
+                    variable.assign(new)
+                    if self._recipe.momentum:
+                        self._optimizer.momentums[index].assign(new - old)
+        return loss, tf.reduce_sum(tf.cast(hits, tf.int32))
+
+    def _cross_entropy(self, labels: Any, probabilities: Any) -> Any:
+        import keras
+        import tensorflow as tf
+
+        share, classes = self._recipe.label_smoothing, probabilities.shape[1]
+        target = tf.one_hot(labels, classes) * (1.0 - share) + share / classes
+        return keras.ops.categorical_crossentropy(target, probabilities)
+
+    def _augment(self, images: Any) -> Any:
+        """Shift and flip images, uint8 ``[n, h, w]`` or ``[n, h, w, c]``, as the seed and the step decide."""
+        import tensorflow as tf
+
+        count, height, width = images.shape[:3]
+        limit = self._recipe.shift
+        draws = tf.random.stateless_uniform(
+            [3, count, 1], [self._seed, tf.cast(self._optimizer.iterations, tf.int32)], 0, 2 * limit + 1, tf.int32
+        )
+        chances = tf.random.stateless_uniform(
+            [count, 1], [-1 - self._seed, tf.cast(self._optimizer.iterations, tf.int32)]
+        )
+        moves = tf.where(chances < self._recipe.shift_share, draws - limit, 0)
+        rows = tf.range(height) + moves[0]
+        columns = tf.range(width) + moves[1]
+        if self._recipe.flip:
+            flips = tf.random.stateless_uniform(
+                [count, 1], [self._seed, -1 - tf.cast(self._optimizer.iterations, tf.int32)]
+            )
+            columns = tf.where(flips < 0.5, width - 1 - columns, columns)
+        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
+        index = tf.clip_by_value(rows, 0, height - 1)[:, :, None] * width
+        index = index + tf.clip_by_value(columns, 0, width - 1)[:, None, :]
+        pixels = tf.reshape(images, [count, height * width, *images.shape[3:]])
+        moved = tf.gather(pixels, tf.reshape(index, [count, -1]), batch_dims=1)
+        moved = tf.reshape(moved, images.shape)
+        return moved * tf.cast(tf.reshape(inside, [count, height, width, *[1] * (images.ndim - 3)]), images.dtype)
+
+    # --- validation
+
+    def _validate(self) -> dict[str, float]:
+        import tensorflow as tf
+
+        split, entropy, hits = self._examples.split("validation"), 0.0, 0
+        for start in range(0, len(split), SCORE_IMAGES):
+            images, labels = split.rows(start, start + SCORE_IMAGES)
+            part_entropy, part_hits = self._score(tf.constant(images), tf.constant(labels, tf.int32))
+            entropy, hits = entropy + float(part_entropy), hits + int(part_hits)
+        penalty = sum(float(loss) for loss in self._model.losses)
+        return {"val_loss": entropy / len(split) + penalty, "val_accuracy": hits / len(split)}
+
+    def _sums(self, images: Any, labels: Any) -> tuple[Any, Any]:
+        import tensorflow as tf
+
+        probabilities = self._model(images, training=False)
+        hits = tf.equal(tf.argmax(probabilities, 1, tf.int32), labels)
+        return tf.reduce_sum(self._cross_entropy(labels, probabilities)), tf.reduce_sum(tf.cast(hits, tf.int32))
+
+
+def part_order(seed: int, epoch: int, starts: Sequence[int]) -> list[int]:
+    """Return an epoch's order of the parts of the training split.
+
+    Args:
+        seed: The training's seed.
+        epoch: From 1.
+        starts: The first row of each part.
+    """
+    return np.random.default_rng([seed, epoch]).permutation(starts).tolist()
+
+
+def row_order(seed: int, epoch: int, start: int, size: int) -> np.ndarray:
+    """Return an epoch's order of the rows of one part, int64 ``[size]``: a permutation of 0 to ``size - 1``.
+
+    Args:
+        seed: The training's seed.
+        epoch: From 1.
+        start: The part's first row in the training split.
+        size: Its number of rows.
+    """
+    return np.random.default_rng([seed, epoch, start]).permutation(size)
+
+
+def _rate(kind: str) -> Any:
+    """Return a Keras learning-rate schedule whose values can be changed after compilation."""
+    import keras
+    import tensorflow as tf
+
+    class Rate(keras.optimizers.schedules.LearningRateSchedule):
+        def __init__(self) -> None:
+            self.base, self.steps = (tf.Variable(1.0, trainable=False) for _ in range(2))
+
+        def __call__(self, step: Any) -> Any:
+            if kind == "constant":
+                return tf.identity(self.base)
+            return self.base * 0.5 * (1.0 + tf.cos(math.pi * tf.cast(step, tf.float32) / self.steps))
+
+    return Rate()
+
+
+def _optimizer(recipe: Recipe, rate: Any) -> Any:
+    import keras
+
+    average = {"use_ema": recipe.average > 0, "ema_momentum": recipe.average}
+    if recipe.optimizer == "adam":
+        return keras.optimizers.Adam(rate, **average)
+    return keras.optimizers.SGD(rate, momentum=recipe.momentum, **average)
+
+
+def _assign(variables: list[Any], values: list[np.ndarray]) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def _pack(prefix: str, values: list[np.ndarray]) -> dict[str, np.ndarray]:
+    return {f"{prefix}/{i:04d}": value for i, value in enumerate(values)}
+
+
+def _unpack(arrays: dict[str, np.ndarray], prefix: str) -> list[np.ndarray]:
+    return [arrays[name] for name in sorted(arrays) if name.startswith(f"{prefix}/")]
+
+
+def _not_finite(what: str, value: float, epoch: int, values: str, place: str = "epoch") -> str:
+    return (
+        f"Expected a finite {what}; received {value} in {place} {epoch} with {values}. "
+        "Lower train.learning_rate or the penalty's strength."
+    )

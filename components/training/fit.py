@@ -1,0 +1,39 @@
+"""Trains one network with given parameters: the engine, made for it or shared with others of its recipe."""
+
+from __future__ import annotations
+
+import functools
+
+from components.training.checkpoint import Checkpoint
+from components.training.engine import Engine, Fit
+from components.training.network import build_model
+from components.training.params import Params
+from ridgeline.artifacts.examples import Examples
+
+
+def make_engine(examples: Examples, params: Params) -> Engine:
+    """Return an engine for a training, and for all others with the same recipe and network.
+
+    Args:
+        examples: The splits; the test split is not read.
+        params: The training.
+    """
+    return Engine(functools.partial(build_model, examples, params), examples, params.recipe)
+
+
+def fit(engine: Engine, params: Params, checkpoint: Checkpoint | None = None) -> Fit:
+    """Train with an engine of the same recipe, network and examples.
+
+    Args:
+        engine: An engine for `params.recipe` and `params.hidden_units`; the other parameters compile nothing.
+        params: The training.
+        checkpoint: Where its state is kept; None for nowhere.
+    """
+    return engine.fit(
+        penalty=params.penalty,
+        learning_rate=params.learning_rate,
+        seed=params.seed,
+        epochs=params.epochs,
+        patience=params.patience,
+        checkpoint=checkpoint,
+    )

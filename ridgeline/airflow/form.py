@@ -1,0 +1,195 @@
+"""A DAG's trigger form: the parameters of its steps as Airflow params, and back."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from airflow.sdk import Param
+from pydantic.json_schema import GenerateJsonSchema
+
+from ridgeline.airflow import RERUN
+from ridgeline.component import FOR_ONE_RUN, Component, ParameterError, Params, flatten, with_option
+from ridgeline.pipeline import load_components, parse_params, shared_params
+from ridgeline.settings import Settings
+
+
+def form(*components: Component, first: Iterable[str] = ()) -> dict[str, Param]:
+    """Return a DAG's params: those of its steps, flat, by the names that the command line uses.
+
+    Airflow checks a run's values against them before it starts the run. Locations (``exclude=True``) are
+    left out: they are the machine's, see `Settings`. So are parameters that a step takes from another one. The param
+    ``rerun`` names steps to run even if nothing changed.
+    Each step's parameters are a section of the form; Airflow opens one section at a time, so the parameters that
+    people change most stand before them, in none. Defaults are the steps' own, unless `Settings` names others.
+
+    Args:
+        components: The DAG's steps.
+        first: Dotted names of the parameters that stand first, in their order.
+
+    Returns:
+        Airflow params by dotted name, for example ``train.penalty.l2``.
+
+    Raises:
+        ParameterError: If a default that `Settings` names is unknown, of the wrong type or out of range.
+    """
+    params = {}
+    shared = tuple(f"{step.name}.{other.name}." for step, other in shared_params(components))
+    defaults = _defaults(components)
+    for component in components:
+        schema = component.params.model_json_schema(schema_generator=_GivenTitles)
+        for name, default in flatten(component.params().model_dump(mode="json")):
+            full_name, field = f"{component.name}.{name}", _field_schema(schema, name)
+            if full_name.startswith(shared):
+                continue
+            for key in ("default", *FOR_ONE_RUN, *with_option("")):
+                field.pop(key, None)
+            value, field = _form_field(defaults.get(full_name, default), field)
+            params[full_name] = Param(value, field.pop("description", None), **field, section=f"Step {component.name}")
+    for name in first:
+        del params[name].schema["section"]
+    names = [component.name for component in components]
+    params[RERUN] = Param(
+        [],
+        "Steps to run even if nothing changed; the others are reused as usual.",
+        title="Run again",
+        type="array",
+        items={"type": "string", "enum": names},
+        examples=names,
+        section="Reuse",
+    )
+    return {name: params[name] for name in first} | params
+
+
+def _defaults(components: Iterable[Component]) -> dict[str, Any]:
+    settings, installed = Settings(), load_components()
+    if unknown := [name for name in settings.defaults if name.split(".")[0] not in installed]:
+        raise ParameterError(
+            f"Expected parameters of the steps {', '.join(installed)} in RIDGELINE_DEFAULTS; received "
+            f"{', '.join(unknown)}. Name them as on the form, STEP.PARAMETER."
+        )
+    names = {component.name for component in components}
+    defaults = {name: value for name, value in settings.defaults.items() if name.split(".")[0] in names}
+    parse_params(list(components), defaults, settings)
+    for component in components:
+        for name, field in component.params.model_fields.items():
+            if field.json_schema_extra == FOR_ONE_RUN and (full_name := f"{component.name}.{name}") in defaults:
+                raise ParameterError(
+                    f"Expected no {full_name} in RIDGELINE_DEFAULTS, since it applies to one run; received one. Set it "
+                    "on the form of the run that it is for."
+                )
+    return defaults
+
+
+def _form_field(value: Any, field: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return a field's default and schema so that Airflow's form keeps what is typed into it, and refuses what is bad.
+
+    Its number fields drop ``1e-4`` and silently move a value into the bounds that they see. So a number is typed as
+    text, of a pattern, and whole numbers' bounds stand where only the check of the run's values sees them.
+    """
+    if field.get("type") == "number":
+        neither = {"type": ["null", "boolean", "array", "object"]}
+        return str(value), {k: v for k, v in field.items() if k != "type"} | {
+            "pattern": _pattern(field),
+            "not": neither,
+        }
+    bounds = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"} & field.keys()
+    if not bounds:
+        return value, field
+    return value, {k: v for k, v in field.items() if k not in bounds} | {"allOf": [{k: field[k] for k in bounds}]}
+
+
+def _pattern(field: Mapping[str, Any]) -> str:
+    """Return the pattern of a number that is typed as text: at least 0, or above; at most 1, or below, if it has to be.
+
+    Other bounds are left to the step's own check.
+    """
+    not_zero = r"(?!0*\.?0*([eE]|$))" if "exclusiveMinimum" in field else ""
+    if field.get("maximum", field.get("exclusiveMaximum", math.inf)) > 1:
+        return rf"^{not_zero}([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"
+    one = r"|0*1(\.0*)?" if field.get("maximum") == 1 else ""
+    return rf"^{not_zero}(0*\.[0-9]+([eE]-[0-9]+)?|[0-9]+(\.[0-9]*)?[eE]-[0-9]+|0+\.?0*{one})$"
+
+
+def parse_form(declared: Mapping[str, Any], values: Mapping[str, Any], settings: Settings) -> dict[str, Params]:
+    """Validate a run's values for all steps of its DAG.
+
+    Args:
+        declared: The DAG's params by name.
+        values: The run's values by name; numbers may be text.
+        settings: Gives the locations.
+
+    Returns:
+        The parameters by step.
+
+    Raises:
+        ParameterError: If a parameter is unknown, of the wrong type or out of range.
+    """
+    refuse_unknown(declared, values)
+    installed = load_components()
+    owners = dict.fromkeys(name.split(".")[0] for name in declared)
+    steps = [installed[name] for name in owners if name in installed]
+    known = {name: value for name, value in values.items() if name.split(".")[0] in installed}
+    return parse_params(steps, known | _typed_numbers(steps, known), settings)
+
+
+def refuse_unknown(declared: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Refuse names that the form does not declare, which Airflow itself accepts.
+
+    Raises:
+        ParameterError: If there is one.
+    """
+    if unknown := sorted(values.keys() - declared.keys()):
+        raise ParameterError(
+            f"Expected parameters of the DAG's trigger form; received {', '.join(unknown)}. "
+            f"Check the spelling; the form has {', '.join(sorted(declared))}."
+        )
+
+
+def _typed_numbers(steps: Iterable[Component], values: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers that were typed as text into the form's fields, see `_form_field`."""
+    numbers = {}
+    schemas = {step.name: step.params.model_json_schema() for step in steps}
+    for name, value in values.items():
+        step, _, field = name.partition(".")
+        if isinstance(value, str) and _field_schema(schemas[step], field).get("type") == "number":
+            with contextlib.suppress(ValueError):  # the step's own check says more
+                numbers[name] = float(value)
+    return numbers
+
+
+class _GivenTitles(GenerateJsonSchema):
+    """Leaves out titles that pydantic makes up, such as ``L2``: the form then shows the dotted name."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def _field_schema(schema: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the JSON schema of one field, by its dotted name, self-contained."""
+    field = dict(schema)
+    for part in name.split("."):
+        field = _resolve(field["properties"][part], schema.get("$defs", {}))
+    return field
+
+
+def _resolve(schema: Any, definitions: Mapping[str, Any]) -> Any:
+    """Replace references by what they name, and ``anyOf [x, null]`` by x with a list of types."""
+    if isinstance(schema, list):
+        return [_resolve(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        target = definitions[schema["$ref"].rpartition("/")[2]]
+        schema = {**target, **{key: value for key, value in schema.items() if key != "$ref"}}
+    schema = {key: _resolve(value, definitions) for key, value in schema.items()}
+    match schema.get("anyOf"):
+        case [{"type": str(kind)} as option, {"type": "null"}]:
+            del schema["anyOf"]
+            nullable: dict[str, list[Any]] = {"type": [kind, "null"]}
+            if "enum" in option:
+                nullable["enum"] = [*option["enum"], None]
+            schema = option | schema | nullable
+    return schema

@@ -1,0 +1,217 @@
+"""The commands behind ``make run`` and ``make ui``: an Airflow in this folder, and nothing global."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any, TextIO
+
+import typer
+from filelock import FileLock, Timeout
+
+from ridgeline.airflow import RERUN
+from ridgeline.airflow.local_data import choose_data, find_official_files
+from ridgeline.airflow.server import Standalone, environment
+from ridgeline.component import ParameterError
+from ridgeline.pipeline import parse_assignments, run_records
+from ridgeline.run_summary import summary
+from ridgeline.settings import Settings
+
+DAGS_READ_SECONDS = 60  # after it is healthy, Airflow has read all DAG files
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Run the pipeline on an Airflow that lives in this folder, under var/.",
+)
+
+
+def _checkout() -> Path:
+    folder = Path.cwd()
+    if not (folder / "dags").is_dir():
+        raise SystemExit(f"error: Expected to be run in Ridgeline's folder; received {folder}, which has no dags/.")
+    return folder
+
+
+@app.command()
+def run(
+    dag_id: Annotated[str, typer.Argument(metavar="DAG", help="The DAG's id.")],
+    values: Annotated[
+        list[str], typer.Option("--set", metavar="NAME=VALUE", help="A parameter, as on the DAG's form.")
+    ] = [],  # noqa: B006 - typer's way to declare a repeated option
+    rerun: Annotated[list[str], typer.Option(metavar="STEP", help="A step to run even if nothing changed.")] = [],  # noqa: B006
+) -> None:
+    """Run a DAG once, to the end, without a scheduler."""
+    folder = _checkout()
+    os.environ |= (env := environment(folder, "airflow-run", os.environ))
+    for name in os.environ.keys() - env.keys():
+        del os.environ[name]
+    home = Path(env["AIRFLOW_HOME"])
+    home.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(home / ".lock", blocking=False):
+            conf = choose_data(folder, parse_assignments(values))
+            conf |= {RERUN: rerun} if rerun else {}
+            raise typer.Exit(_run_dag(dag_id, conf, home / "run.log"))
+    except Timeout:
+        raise SystemExit(f"error: Expected one run at a time in {home}; another one is running.") from None
+    except (ParameterError, FileNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def _run_dag(dag_id: str, conf: Mapping[str, Any], log_file: Path) -> int:
+    print(f"Airflow starts in about 10 s; its log: {log_file}\n")
+    with _output_to(log_file) as terminal:
+        try:
+            from airflow.dag_processing.dagbag import DagBag
+            from airflow.sdk.listener import get_listener_manager
+            from airflow.utils.db import initdb
+
+            initdb()
+            bag = DagBag()
+            if dag_id not in bag.dags:
+                raise FileNotFoundError(
+                    f"Expected the DAG {dag_id} in {bag.dag_folder}; received {bag.import_errors or 'none'}."
+                )
+            for name in ("ridgeline", "components"):
+                _show(logging.getLogger(name), terminal)
+            get_listener_manager().add_listener(_failure_listener(terminal))
+            dag = bag.dags[dag_id]
+            dag.deadline = None  # Airflow's dag.test fails where a DAG with one succeeds
+            dag_run = dag.test(run_conf=dict(conf))
+            states = {task.task_id: str(task.state) for task in dag_run.get_task_instances()}
+            records = run_records(Settings(), dag_run.run_id)
+            names = [task.task_id for task in dag.topological_sort()]
+            done = {name: record for name, record in records.items() if states.get(name) in ("success", "skipped")}
+            lines = summary(Settings(), {name: done.get(name, states[name]) for name in names})
+            print("", *lines, sep="\n", file=terminal)
+            failed = dag_run.state != "success"
+        except KeyboardInterrupt:
+            print("\nInterrupted. The next run resumes after the last finished step.", file=terminal)
+            return 130
+        except Exception as error:
+            traceback.print_exc()
+            print(f"failed: {error}", file=terminal)
+            failed = True
+        if failed:
+            print(f"\nThe run failed. Airflow's log: {log_file}", file=terminal)
+        return int(failed)
+
+
+@contextmanager
+def _output_to(log_file: Path) -> Iterator[TextIO]:
+    """Send what this process and its native libraries print to a file; yield the terminal."""
+    sys.stdout.flush()
+    with os.fdopen(os.dup(1), "w", buffering=1) as terminal, log_file.open("w") as log:
+        saved = os.dup(1), os.dup(2)
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        try:
+            yield terminal
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, descriptor in enumerate(saved, start=1):
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+
+
+def _show(logger: logging.Logger, terminal: TextIO) -> None:
+    handler = logging.StreamHandler(terminal)
+    handler.setFormatter(_Elapsed())
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
+class _Elapsed(logging.Formatter):
+    """A line with the seconds since the start; digests are shortened to their first 12 digits."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", record.getMessage())
+        return f"{record.relativeCreated / 1000:6.1f} s  {message}"
+
+
+def _failure_listener(terminal: TextIO) -> SimpleNamespace:
+    """Return a listener that shows why a task failed; Ctrl-C, which Airflow takes for a failure, ends the run."""
+    from airflow.listeners import hookimpl
+
+    @hookimpl
+    def on_task_instance_failed(task_instance: Any, error: Any) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            raise error
+        print(f"{task_instance.task_id} failed: {error}", file=terminal)
+
+    return SimpleNamespace(on_task_instance_failed=on_task_instance_failed)
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(help="The web server's port.")] = 8080) -> None:
+    """Start Airflow with its web interface; Ctrl-C stops it."""
+    folder = _checkout()
+    env = environment(folder, "airflow-ui", os.environ, port)
+    if found := find_official_files(folder):
+        env.setdefault("RIDGELINE_MANUAL_DIR", str(found))
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            message = f"error: Expected a free port; received {port}: {error.strerror}. Name another: --port 8081."
+            raise SystemExit(message) from None
+    home = Path(env["AIRFLOW_HOME"])
+    home.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(home / ".lock", blocking=False):
+            _serve(Standalone(env, home / "standalone.log"))
+    except Timeout:
+        raise SystemExit(f"error: Expected one Airflow at a time in {home}; another one is running there.") from None
+
+
+def _serve(airflow: Standalone) -> None:
+    env = airflow.env
+    print(f"data:     {env.get('RIDGELINE_MANUAL_DIR', 'to be downloaded by tfds')}")
+    print(f"log:      {airflow.log_file}")
+    print(f"user:     admin, password in {airflow.password_file}")
+    print(f"web:      {airflow.url} in about half a minute ...", flush=True)
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: stopping.set())
+    with airflow:
+        ready_at, shown = None, set[str]()
+        while airflow.process.poll() is None and not stopping.wait(1):
+            if ready_at is None and airflow.is_healthy():
+                ready_at = time.monotonic()
+                print("ready:    Ctrl-C stops it", flush=True)
+            if ready_at and time.monotonic() - ready_at < DAGS_READ_SECONDS:
+                for file, problem in _import_errors(airflow):
+                    if file not in shown:
+                        shown.add(file)
+                        print(f"error: {file} can't be read: {problem}", file=sys.stderr, flush=True)
+    if not stopping.is_set():
+        print(f"error: Airflow ended by itself; its log: {airflow.log_file}", file=sys.stderr)
+    raise typer.Exit(airflow.process.returncode)
+
+
+def _import_errors(airflow: Standalone) -> Iterator[tuple[str, str]]:
+    """Yield each DAG file that Airflow can't read, as with a bad RIDGELINE_DEFAULTS, and the error's last line."""
+    try:
+        found = airflow.call("GET", "/api/v2/importErrors")[1]["import_errors"]
+    except (OSError, ValueError, KeyError):  # it is ending
+        return
+    for error in found:
+        yield error["filename"], error["stack_trace"].strip().splitlines()[-1]
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,92 @@
+"""The data of ``make run``: the official files, a download, or drawn images. Only here are files of data named."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ridgeline.pipeline import explain, load_components, parse_params
+from ridgeline.settings import Settings
+
+DATA_FOLDERS = ("data/fashion-mnist", "../shared/data/fashion-mnist")
+OFFICIAL_FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+SYNTHETIC = {"ingest.dataset": "synthetic_garments:1.0.0", "transform.validation_examples": 1000}
+HOST_CHECK = """
+import sys, urllib.request
+import tensorflow_datasets as tfds
+url = next(iter(tfds.builder(sys.argv[1], try_gcs=False).url_infos))
+urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5)
+"""
+WARNING = """
+********************************************************************************
+*  NOT THE REAL DATA. This run trains on images that the project draws itself. *
+*  Its figures say nothing about Fashion-MNIST.                                *
+*                                                                              *
+*  The official files are in none of these folders, and their host does not    *
+*  answer. Put the four *-ubyte.gz files into data/fashion-mnist, or name      *
+*  their folder in RIDGELINE_MANUAL_DIR, and run again.                        *
+********************************************************************************
+"""
+
+
+def find_official_files(folder: Path) -> Path | None:
+    """Return the first of `DATA_FOLDERS` that holds all of the official files, or None.
+
+    Args:
+        folder: What the folders are relative to.
+    """
+    places = (folder / place for place in DATA_FOLDERS)
+    return next((p.resolve() for p in places if all((p / name).is_file() for name in OFFICIAL_FILES)), None)
+
+
+def choose_data(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Decide what to run on, and say so; only here is other data ever put in the place of the real.
+
+    What the user named, in RIDGELINE_MANUAL_DIR or as ``ingest.dataset``, is never replaced.
+
+    Args:
+        folder: Where to look for the official files; names them in RIDGELINE_MANUAL_DIR if they are found.
+        values: The user's parameter values by dotted name.
+
+    Returns:
+        The values to run with.
+    """
+    if "RIDGELINE_MANUAL_DIR" in os.environ:
+        print(f"data: files in {os.environ['RIDGELINE_MANUAL_DIR']} (RIDGELINE_MANUAL_DIR)")
+    elif "ingest.dataset" in values:
+        print(f"data: {values['ingest.dataset']}")
+    elif found := find_official_files(folder):
+        os.environ["RIDGELINE_MANUAL_DIR"] = str(found)
+        print(f"data: official files in {found}")
+    elif _is_prepared(values):
+        print("data: prepared by an earlier run")
+    elif _host_answers(load_components()["ingest"].params().dataset):  # type: ignore[attr-defined]
+        print("data: to be downloaded by tfds")
+    else:
+        print(WARNING)
+        return {**SYNTHETIC, **values}
+    return dict(values)
+
+
+def _is_prepared(values: Mapping[str, Any]) -> bool:
+    settings, ingest = Settings(), load_components()["ingest"]
+    params = parse_params([ingest], {n: v for n, v in values.items() if n.startswith("ingest.")}, settings)
+    return all(sentence.startswith("reused") for _, sentence in explain(settings, [ingest], params))
+
+
+def _host_answers(dataset: str) -> bool:
+    print("data: no official files here; asking whether their host answers ...")
+    try:
+        command = [sys.executable, "-c", HOST_CHECK, dataset]
+        return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False

@@ -1,0 +1,204 @@
+"""The plugin's pages, behind Airflow's own authorization.
+
+A request names a run and at most a task of it, never an artifact or a file: what is shown is what the run's own
+execution records name, opened through the store, which verifies it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Collection
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Annotated, Any
+
+from airflow.api_fastapi.app import get_auth_manager
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+from airflow.api_fastapi.common.db.common import SessionDep
+from airflow.api_fastapi.core_api.security import (
+    GetUserDep,
+    requires_access_asset,
+    requires_access_dag,
+)
+from airflow.models.dagbag import DBDagBag
+from airflow.models.dagrun import DagRun
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.xcom import XComModel
+from fastapi import Depends, FastAPI, Header, Request, Response
+from fastapi.responses import HTMLResponse
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from ridgeline.airflow import REASON
+from ridgeline.airflow.plugin import models_page, run_page
+from ridgeline.airflow.plugin.run_page import Run, Task
+from ridgeline.airflow.plugin.template import render_template
+from ridgeline.artifacts.base import ArtifactError
+from ridgeline.settings import Settings
+from ridgeline.store import StoreError
+
+log = logging.getLogger(__name__)
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+REFRESH_SECONDS = 5
+# A mapped task has the state of its instances that comes first here.
+STATE_PRIORITY = (
+    "failed",
+    "upstream_failed",
+    "up_for_retry",
+    "running",
+    "queued",
+    "scheduled",
+    "none",
+    "success",
+    "skipped",
+)
+readers_of_runs = Depends(requires_access_dag("GET", DagAccessEntity.RUN))
+readers_of_assets = Depends(requires_access_asset("GET"))
+
+
+def create() -> FastAPI:
+    """Return the application of all pages."""
+    app = FastAPI(title="Ridgeline", docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.middleware("http")
+    async def protect(request: Request, call_next: Any) -> Response:
+        response = await call_next(request)
+        response.headers.update(HEADERS)
+        response.headers.setdefault("Cache-Control", "no-store")
+        return response
+
+    @app.exception_handler(StoreError)
+    @app.exception_handler(ArtifactError)
+    @app.exception_handler(OSError)
+    async def unreadable(request: Request, error: Exception) -> Response:
+        log.warning("%s can't be shown: %s", request.url.path, error)
+        return _message("The store can't be read", str(error), 503)
+
+    @app.get("/dags/{dag_id}/runs/{run_id}", dependencies=[readers_of_runs])
+    def run_report(dag_id: str, run_id: str, session: SessionDep) -> Response:
+        run = _find_run(session, dag_id, run_id)
+        if run is None:
+            return _no_such_run(dag_id, run_id)
+        refresh = {"Refresh": str(REFRESH_SECONDS)} if run.in_progress else {}
+        return HTMLResponse(run_page.render(Settings(), run), headers=refresh)
+
+    @app.get("/dags/{dag_id}/runs/{run_id}/reports/{task_id}", dependencies=[readers_of_runs])
+    def step_report(
+        dag_id: str, run_id: str, task_id: str, session: SessionDep, if_none_match: Annotated[str, Header()] = ""
+    ) -> Response:
+        run = _find_run(session, dag_id, run_id)
+        if run is None:
+            return _no_such_run(dag_id, run_id)
+        artifact = run_page.reported(Settings().open_store(), run, task_id)
+        if artifact is None or artifact.report is None:
+            return _message("No such report", f"Expected a task with a report; received {task_id!r}.", 404)
+        # The artifact never changes, but who may read it does: so it is kept, and asked for again each time.
+        headers = {"ETag": f'"{artifact.digest}"', "Cache-Control": "private, no-cache"}
+        if if_none_match == headers["ETag"]:
+            return Response(status_code=304, headers=headers)
+        return HTMLResponse(artifact.report.read_text(encoding="utf-8"), headers=headers)
+
+    @app.get("/models", dependencies=[readers_of_assets])
+    def models(session: SessionDep, user: GetUserDep) -> Response:
+        readable = get_auth_manager().get_authorized_dag_ids(user=user, session=session)
+
+        def dag_of(run_ids: Collection[str]) -> dict[str, str]:
+            runs = select(DagRun.run_id, DagRun.dag_id).where(DagRun.run_id.in_(run_ids), DagRun.dag_id.in_(readable))
+            return dict(session.execute(runs).tuples().all())
+
+        return HTMLResponse(models_page.render(Settings().open_registry(), dag_of))
+
+    return app
+
+
+def _message(title: str, text: str, status: int) -> Response:
+    return HTMLResponse(render_template("message", title=title, text=text, synthetic=False), status)
+
+
+def _no_such_run(dag_id: str, run_id: str) -> Response:
+    return _message("No such run", f"Airflow has no run {run_id!r} of the DAG {dag_id!r}, or no longer.", 404)
+
+
+def _find_run(session: Session, dag_id: str, run_id: str) -> Run | None:
+    """Return what Airflow knows of a run, its tasks in the DAG's order; None if there is no such run."""
+    found = session.scalar(select(DagRun).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
+    if found is None:
+        return None
+    dag = DBDagBag(load_op_links=False).get_dag_for_run(found, session)
+    order = [node.node_id for node in dag.task_group.topological_sort()] if dag else []
+    instances = session.scalars(
+        select(TaskInstance)
+        .where(TaskInstance.dag_id == dag_id, TaskInstance.run_id == run_id)
+        .order_by(TaskInstance.task_id, TaskInstance.map_index)
+    )
+    reasons = _reasons(session, dag_id, run_id)
+    tasks = [
+        _merge(task_id, list(mapped), reasons.get(task_id, ""))
+        for task_id, mapped in itertools.groupby(instances, lambda found: found.task_id)
+    ]
+    if dag:
+        tasks = [_with_skipped_upstream(task, tasks, dag) for task in tasks]
+    tasks.sort(key=lambda task: order.index(task.name) if task.name in order else len(order))
+    defaults = dag.params.dump() if dag else {}
+    return Run(
+        dag_id=dag_id,
+        run_id=run_id,
+        state=str(found.state),
+        started_at=found.start_date,
+        ended_at=found.end_date,
+        note=found.note or "",
+        changed={
+            name: (defaults.get(name), value)
+            for name, value in sorted((found.conf or {}).items())
+            if name not in defaults or _differs(value, defaults[name])
+        },
+        tasks=tuple(tasks),
+    )
+
+
+def _differs(value: Any, default: Any) -> bool:
+    """Tell whether a value is not the default; a number may have been typed as text, ``1e-4``."""
+    try:
+        return float(value) != float(default)
+    except (TypeError, ValueError):
+        return bool(value != default)
+
+
+def _reasons(session: Session, dag_id: str, run_id: str) -> dict[str, str]:
+    """Return what tasks said about why they were skipped or failed, by task."""
+    found = session.execute(
+        select(XComModel.task_id, XComModel.value).where(
+            XComModel.dag_id == dag_id, XComModel.run_id == run_id, XComModel.key == REASON
+        )
+    )
+    return {task_id: str(XComModel.deserialize_value(SimpleNamespace(value=value))) for task_id, value in found}
+
+
+def _with_skipped_upstream(task: Task, tasks: list[Task], dag: Any) -> Task:
+    """Return a task that Airflow skipped because one before it was skipped, with that as its reason."""
+    if task.state != "skipped" or task.reason or not dag.has_task(task.name):
+        return task
+    upstream = dag.get_task(task.name).upstream_task_ids
+    skipped = [other.name for other in tasks if other.name in upstream and other.state == "skipped"]
+    return replace(task, reason=f"Skipped, because {' and '.join(skipped)} was skipped.") if skipped else task
+
+
+def _merge(task_id: str, mapped: list[TaskInstance], reason: str) -> Task:
+    """Return a task's instances as one: from the first's start to the last's end."""
+    states = {str(instance.state or "none") for instance in mapped}
+    starts = [instance.start_date for instance in mapped if instance.start_date]
+    ends = [instance.end_date for instance in mapped if instance.end_date]
+    return Task(
+        name=task_id,
+        state=next((state for state in STATE_PRIORITY if state in states), min(states)),
+        started_at=min(starts, default=None),
+        ended_at=max(ends) if len(ends) == len(mapped) else None,
+        reason=reason,
+    )

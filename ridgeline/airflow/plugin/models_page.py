@@ -1,0 +1,79 @@
+"""The page of the served models: versions, champion, history, accuracy over time, and how to roll back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from ridgeline.airflow.plugin.template import render_template
+from ridgeline.registry import HistoryEntry, Registry
+from ridgeline.store import StoreError
+
+SHOWN = 30  # the latest entries; the history itself keeps all
+WIDTH, HEIGHT, MARGIN = 720, 200, 40
+
+
+@dataclass(frozen=True)
+class Point:
+    """An entry of the history in the chart, in the SVG's units."""
+
+    x: float
+    y: float
+    entry: HistoryEntry
+
+
+@dataclass(frozen=True)
+class Chart:
+    """The accuracy of each entry of a history, oldest first, and the grid: the height of some accuracies."""
+
+    points: list[Point]
+    grid: list[tuple[float, float]]
+
+
+def _chart(entries: list[HistoryEntry]) -> Chart:
+    accuracies = [entry.accuracy for entry in entries]
+    middle = (min(accuracies) + max(accuracies)) / 2
+    span = max(max(accuracies) - min(accuracies), 0.002)
+    step = (WIDTH - 2 * MARGIN) / (len(entries) + 1)
+
+    def height(accuracy: float) -> float:
+        return round(HEIGHT / 2 - (accuracy - middle) / span * (HEIGHT - 2 * MARGIN), 1)
+
+    points = [Point(round(MARGIN + step * i, 1), height(e.accuracy), e) for i, e in enumerate(entries, start=1)]
+    return Chart(points, [(height(a), a) for a in (middle - span / 2, middle, middle + span / 2)])
+
+
+def render(registry: Registry, dag_of: Callable[[Collection[str]], Mapping[str, str]]) -> str:
+    """Return the page as HTML; a model whose history can't be read is said to be so in its place.
+
+    Args:
+        registry: The served models.
+        dag_of: Returns, of given runs by id, the DAG of each that the reader may see.
+    """
+    models: list[dict[str, Any]] = []
+    run_ids: set[str] = set()
+    for name in registry.model_names():
+        try:
+            history = registry.history(name)
+        except StoreError as error:
+            models.append({"name": name, "problem": str(error)})
+            continue
+        run_ids |= {entry.run_id for entry in history}
+        pushes = {entry.version: entry for entry in history if entry.action == "push"}
+        models.append(
+            {
+                "name": name,
+                "problem": "",
+                "champion": registry.champion(name),
+                "chart": _chart(history[-SHOWN:]),
+                "versions": [(v, pushes.get(v)) for v in reversed(registry.versions(name))],
+                "history": history[: -SHOWN - 1 : -1],
+                "num_older": max(0, len(history) - SHOWN),
+                "previous": registry.previous(name),
+            }
+        )
+    links = {run: f"dags/{quote(dag, safe='')}/runs/{quote(run, safe='')}" for run, dag in dag_of(run_ids).items()}
+    size = {"width": WIDTH, "height": HEIGHT, "margin": MARGIN}
+    return render_template("models", models=models, links=links, root=registry.root, size=size, synthetic=False)

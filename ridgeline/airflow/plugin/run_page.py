@@ -1,0 +1,271 @@
+"""The page of one DAG run: what came of it, step by step, against the champion, and where it comes from.
+
+It is made of what Airflow knows of the run and of the store; Airflow itself is not needed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote
+
+from markupsafe import Markup
+
+from ridgeline.airflow.plugin.template import render_template
+from ridgeline.artifacts.base import Artifact, ArtifactError
+from ridgeline.artifacts.model_evaluation import ModelEvaluation
+from ridgeline.artifacts.pushed_model import PushedModel
+from ridgeline.artifacts.sweep_result import SweepResult
+from ridgeline.lineage import Origin, lineage
+from ridgeline.pipeline import output_types
+from ridgeline.registry import HistoryEntry
+from ridgeline.settings import Settings
+from ridgeline.store import Execution, Store, StoreError
+
+ENDED = ("success", "skipped", "failed", "up_for_retry")
+WORDS = {"complete": "ran", "cached": "reused", "skipped": "skipped", "failed": "failed"}
+WAITING = {"running": "running", "upstream_failed": "not run", "removed": "removed", "up_for_reschedule": "waiting"}
+NO_REASON = {"failed": "The error is in the task's log.", "not run": "A step before it failed."}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of a run, as Airflow knows it; one that is mapped counts as one, from its first start to its last end.
+
+    Attributes:
+        name: Its id.
+        state: Airflow's word.
+        started_at: When it started; None if it has not.
+        ended_at: When it ended; None if it has not.
+        reason: Why it was skipped or failed, if no step ran in it; empty if that is not known.
+    """
+
+    name: str
+    state: str
+    started_at: datetime | None
+    ended_at: datetime | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A DAG run, as Airflow knows it.
+
+    Attributes:
+        dag_id: The DAG's id.
+        run_id: The run's id, unique within its DAG.
+        state: Airflow's word.
+        started_at: When its first task could start; None if it waits.
+        ended_at: When it ended; None if it has not.
+        note: What a person noted.
+        changed: The parameters that are not at the form's defaults: the default, and the run's value.
+        tasks: Its tasks, in order.
+    """
+
+    dag_id: str
+    run_id: str
+    state: str
+    started_at: datetime | None
+    ended_at: datetime | None
+    note: str
+    changed: dict[str, tuple[Any, Any]]
+    tasks: tuple[Task, ...]
+
+    @property
+    def in_progress(self) -> bool:
+        """Whether it has still to end."""
+        return self.state in ("queued", "running")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A line of the table: a task, what became of it and why."""
+
+    task: Task
+    record: Execution | None
+
+    @property
+    def outcome(self) -> str:
+        """One word or two."""
+        if self.task.state in ("failed", "up_for_retry"):
+            return "failed"
+        if self.record:
+            return WORDS[self.record.state]
+        return self.task.state if self.task.state in ENDED else WAITING.get(self.task.state, "waiting")
+
+    @property
+    def reason(self) -> str:
+        """Why; empty if nothing is known."""
+        if self.record and (self.record.state == "failed" or self.outcome != "failed"):
+            return self.record.reason
+        if self.task.state == "up_for_retry":
+            return "It failed, and Airflow will try it again. The error is in the task's log."
+        return self.task.reason or NO_REASON.get(self.outcome, "")
+
+    @property
+    def yielded(self) -> str:
+        """Short name of the artifact that it made or reused; empty if there is none."""
+        kind, _, digest = ((self.record and self.record.output) or "").partition("/")
+        return f"{kind}/{digest[:12]}" if digest else ""
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it took, if it ended."""
+        if self.record:
+            return self.record.seconds
+        if self.task.state in ENDED and self.task.started_at and self.task.ended_at:
+            return (self.task.ended_at - self.task.started_at).total_seconds()
+        return None
+
+
+def find_steps(store: Store, run: Run) -> list[Step]:
+    """Return a run's tasks with their execution records.
+
+    A record bears its run's name, which a run of another DAG may bear, too. So it counts only if it was made while
+    the run's own task of that step ran.
+
+    Args:
+        store: The store.
+        run: The run.
+    """
+    return [Step(task, _record(store, run.run_id, task)) for task in run.tasks]
+
+
+def _record(store: Store, run_id: str, task: Task) -> Execution | None:
+    if task.state not in ENDED or task.started_at is None:
+        return None
+    for execution in store.executions(task.name):  # newest first
+        if execution.started_at < task.started_at:
+            break
+        if execution.run_id == run_id and (task.ended_at is None or execution.started_at <= task.ended_at):
+            return execution
+    return None
+
+
+def _worked(store: Store, run: Run) -> bool:
+    """Tell whether any step of a run had to work, also one of a mapped task."""
+    return any(execution.state == "complete" for execution in store.executions() if execution.run_id == run.run_id)
+
+
+def reported(store: Store, run: Run, task: str) -> Artifact[Any] | None:
+    """Return the artifact with a report that a task of a run yielded or reused, verified; None if there is none.
+
+    Args:
+        store: The store.
+        run: The run.
+        task: The task's name.
+
+    Raises:
+        ArtifactError: If it is missing or damaged.
+    """
+    for step in find_steps(store, run):
+        if step.task.name == task and step.record and step.record.output:
+            artifact = _open(store, step.record.output)
+            return artifact if artifact and artifact.report else None
+    return None
+
+
+def _open(store: Store, ref: str) -> Artifact[Any] | None:
+    """Return an artifact of which there is something to show, verified; None if there is not."""
+    kind = output_types().get(ref.partition("/")[0])
+    return store.open(ref, kind) if kind and (kind.report_name or kind is PushedModel) else None
+
+
+def _served(settings: Settings, pushed: PushedModel, run_id: str) -> str:
+    """Tell, in a sentence or two, what is served of a run's result."""
+    registry, name = settings.open_registry(), pushed.facts.model_name
+    own = [entry for entry in registry.history(name) if entry.model_digest == pushed.facts.model_digest]
+    pushes = [entry for entry in own if entry.action == "push"]
+    champion = registry.champion(name)
+    if not pushes or champion is None:
+        return f"Exported, but not pushed: {registry.decide_push(pushed).reason or f'there is no {name} yet'}."
+    last = pushes[-1]
+    text = f"Pushed as version {last.version} of {name}."
+    if last.run_id != run_id:
+        text = f"Nothing was pushed: version {last.version} of {name} holds this model."
+    if champion.version == last.version:
+        return f"{text} It is the champion."
+    return f"{text} The champion is version {champion.version} now."
+
+
+def _rollbacks(settings: Settings, run: Run) -> Iterator[tuple[str, HistoryEntry]]:
+    """Yield the rollbacks that a run made: the model's name and the entry of its history."""
+    registry, started_at = settings.open_registry(), run.started_at
+    for name in registry.model_names():
+        for entry in registry.history(name):
+            if (entry.action, entry.run_id) == ("rollback", run.run_id) and started_at and started_at <= entry.at:
+                yield name, entry
+
+
+def _raw_files(store: Store, ref: str) -> dict[str, dict[str, Any]]:
+    """Return the downloaded files that an artifact records: their sizes and digests by name."""
+    try:
+        return store.manifest(ref).facts.get("raw_files", {})
+    except ArtifactError:
+        return {}
+
+
+def _lines(store: Store, origin: Origin) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a lineage: artifacts, and below those with no inputs their raw files."""
+    for depth, source, again in origin.walk():
+        kind, _, digest = source.ref.partition("/")
+        yield {"depth": depth, "name": kind, "digest": digest, "made": source.execution, "again": again}
+        if not source.inputs and not again:
+            for name, entry in _raw_files(store, source.ref).items():
+                yield {"depth": depth + 1, "name": name, "digest": entry["sha256"], "bytes": entry["bytes"]}
+
+
+def render(settings: Settings, run: Run) -> str:
+    """Return the page as HTML; what is missing or damaged is said in its place.
+
+    Args:
+        settings: Where the store and the served models are.
+        run: The run.
+
+    Raises:
+        StoreError: If the store can't be read.
+    """
+    store = settings.open_store()
+    steps = find_steps(store, run)
+    records = [step.record for step in steps if step.record]
+    outputs = {step.task.name: step.record.output for step in steps if step.record and step.record.output}
+    found: dict[type[Artifact[Any]], Any] = {}
+    problems, reports, served = [], [], None
+    for task, ref in outputs.items():
+        try:
+            artifact = _open(store, ref)
+            if isinstance(artifact, PushedModel):
+                served = _served(settings, artifact, run.run_id)
+        except (ArtifactError, StoreError) as error:
+            problems.append(f"{task}: {error}")
+            continue
+        if artifact:
+            found[type(artifact)] = artifact
+        if artifact and artifact.report:
+            link = f"{quote(run.run_id, safe='')}/reports/{quote(task)}"
+            reports.append((task, link, Markup(artifact.report.read_text(encoding="utf-8"))))
+    rollbacks = []
+    try:
+        rollbacks = list(_rollbacks(settings, run))
+    except StoreError as error:
+        problems.append(str(error))
+    return render_template(
+        "run",
+        rollbacks=rollbacks,
+        run=run,
+        steps=steps,
+        records=records,
+        num_reused=sum(record.state == "cached" for record in records),
+        unchanged=run.state == "success" and records and not _worked(store, run),
+        failed=next((step for step in steps if step.outcome == "failed"), None),
+        running=[step.task.name for step in steps if step.outcome == "running"],
+        evaluation=found[ModelEvaluation].facts if ModelEvaluation in found else None,
+        sweep=found[SweepResult].facts if SweepResult in found else None,
+        served=served,
+        problems=problems,
+        reports=reports,
+        lineage=list(_lines(store, lineage(store, list(outputs.values())[-1]))) if outputs else [],
+        synthetic=any(artifact.facts.synthetic for artifact in found.values()),
+    )

@@ -1,0 +1,27 @@
+"""The plugin's templates: files, since no step's key covers them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from ridgeline.html_page import render_page
+
+FOLDER = Path(__file__).parent / "templates"
+
+
+def render_template(name: str, **values: Any) -> str:
+    """Return a page of the plugin as HTML.
+
+    Args:
+        name: ``run`` for ``templates/run.html`` with the style ``templates/run.css``.
+        **values: What the template shows; every text is escaped.
+    """
+    style = FOLDER / f"{name}.css"
+    return render_page(
+        (FOLDER / f"{name}.html").read_text(encoding="utf-8"),
+        style=Markup(style.read_text(encoding="utf-8") if style.exists() else ""),
+        **values,
+    )

@@ -1,0 +1,162 @@
+"""A whole Airflow, ``airflow standalone``: started, asked and stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+PASSWORD_FILE = "simple_auth_manager_passwords.json.generated"
+STOP_SECONDS = 60
+
+
+def environment(folder: Path, name: str, outer: Mapping[str, str], port: int = 8080) -> dict[str, str]:
+    """Return the environment of an Airflow whose files are all in one folder.
+
+    Args:
+        folder: Holds ``dags/``; receives ``var/``.
+        name: The Airflow's own folder inside ``var/``.
+        outer: The user's environment; its Airflow variables are left out.
+        port: The port of the web server.
+    """
+    home = folder / "var" / name
+    return {
+        "RIDGELINE_STORE": str(folder / "var" / "store"),
+        **{key: value for key, value in outer.items() if not key.startswith("AIRFLOW_")},
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{outer.get('PATH', os.defpath)}",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(folder / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__PARALLELISM": "4",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
+        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
+        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
+        # Another port takes all three: without the last two, tasks can't connect.
+        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__PORT": str(port),
+        "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
+    }
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Standalone:
+    """Scheduler, web server, triggerer and DAG processor, from ``with`` to its end.
+
+    Args:
+        env: Its environment, see `environment`.
+        log_file: Receives what it prints; its folder is made.
+    """
+
+    def __init__(self, env: Mapping[str, str], log_file: Path) -> None:
+        self.env = env
+        self.log_file = log_file
+        self.home = Path(env["AIRFLOW_HOME"])
+        self.url = env["AIRFLOW__API__BASE_URL"]
+        self._token = ""
+
+    def __enter__(self) -> Self:
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "airflow", "standalone"]
+        with self.log_file.open("w") as log:
+            # In a session of its own: Ctrl-C signals all of a terminal's processes, and leaves its scheduler hanging.
+            self.process = subprocess.Popen(command, env=self.env, start_new_session=True, stdout=log, stderr=log)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop it, by one SIGINT to it alone: SIGTERM would leave its children running."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    @property
+    def password_file(self) -> Path:
+        """Holds the password that Airflow made for the user ``admin``."""
+        return self.home / PASSWORD_FILE
+
+    def is_healthy(self) -> bool:
+        """Tell whether all of its parts run."""
+        try:
+            status, states = self._request("GET", "/api/v2/monitor/health", None)
+        except (OSError, ValueError):
+            return False
+        return status == 200 and all(
+            states[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "dag_processor")
+        )
+
+    def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        """Return the status and the answer of Airflow's REST API, as the user ``admin``.
+
+        Args:
+            method: ``GET``, ``POST`` and so on.
+            path: From ``/api/v2`` on.
+            body: What to send, as JSON; None for nothing.
+        """
+        if not self._token:
+            password = json.loads(self.password_file.read_text(encoding="utf-8"))["admin"]
+            answer = self._request("POST", "/auth/token", {"username": "admin", "password": password})[1]
+            self._token = answer["access_token"]
+        return self._request(method, path, body)
+
+    def trigger(self, dag_id: str, conf: Mapping[str, Any]) -> str:
+        """Trigger a run.
+
+        Args:
+            dag_id: The DAG.
+            conf: Its parameters by name.
+
+        Returns:
+            The run's id.
+
+        Raises:
+            ValueError: If Airflow refuses it.
+        """
+        status, run = self.call("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": dict(conf)})
+        if status != 200:
+            raise ValueError(f"Expected Airflow to start a run of {dag_id}; received {status}: {run}")
+        return run["dag_run_id"]
+
+    def wait_for_run(self, dag_id: str, run_id: str, seconds: float) -> str:
+        """Wait until a run is done, and return its state.
+
+        Raises:
+            TimeoutError: If it takes longer.
+        """
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            state = self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}")[1]["state"]
+            if state in ("success", "failed"):
+                return state
+            time.sleep(0.2)
+        raise TimeoutError(f"Expected run {run_id} of {dag_id} to be done in {seconds} s; it is {state}.")
+
+    def _request(self, method: str, path: str, body: Any) -> tuple[int, Any]:
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._token}"}
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.load(error)

@@ -1,0 +1,76 @@
+"""The lines that a person reads after a run: each step, the figures, the verdict, where things are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ridgeline.artifacts.base import Artifact
+from ridgeline.artifacts.model_evaluation import ModelEvaluation
+from ridgeline.artifacts.pushed_model import PushedModel
+from ridgeline.artifacts.sweep_result import SweepResult
+from ridgeline.pipeline import output_types
+from ridgeline.registry import Registry
+from ridgeline.settings import Settings
+from ridgeline.store import Execution
+
+
+def summary(settings: Settings, outcomes: Mapping[str, Execution | str]) -> Iterator[str]:
+    """Yield the lines.
+
+    Args:
+        settings: Where the store and the served models are.
+        outcomes: Each step's execution, in order; the state alone of a step that has none.
+    """
+    yield f"{'step':<11} {'state':<15} seconds  reason"
+    for name, outcome in outcomes.items():
+        if isinstance(outcome, str):
+            yield f"{name:<11} {outcome}"
+        else:
+            reason = outcome.reason.partition("\n")[0]
+            yield f"{name:<11} {outcome.state:<15} {outcome.seconds:>7.1f}  {reason}"
+    yield ""
+    store, types = settings.open_store(), output_types()
+    for outcome in outcomes.values():
+        ref = outcome.output if isinstance(outcome, Execution) else None
+        kind = types[ref.partition("/")[0]] if ref else Artifact
+        if ref and (kind.report_name or kind is PushedModel):
+            artifact = store.open(ref, kind)
+            rows = list(_rows(artifact))
+            if isinstance(artifact, PushedModel):
+                rows += _served(settings.open_registry(), artifact)
+            if artifact.report:
+                rows.append(("report", str(artifact.report)))
+            yield from (f"{label:<11} {text}" for label, text in rows)
+
+
+def _rows(artifact: Artifact[Any]) -> Iterator[tuple[str, str]]:
+    """Yield what an artifact tells: a label and a text each."""
+    if isinstance(artifact, ModelEvaluation):
+        facts, (low, high) = artifact.facts, artifact.facts.accuracy_interval
+        if facts.synthetic:
+            yield "SYNTHETIC", "drawn images: the figures say nothing about real ones"
+        yield (
+            "accuracy",
+            f"{facts.accuracy:.4f}, 95 % interval {low:.4f} to {high:.4f}, on {facts.num_examples} test images of "
+            f"{facts.dataset}",
+        )
+        if other := facts.comparison:
+            yield (
+                "champion",
+                f"{other.accuracy:.4f}, model {other.model_digest[:12]}: alone right on {other.only_champion_right} "
+                f"images, this model on {other.only_candidate_right}; p = {other.p_value:.4g}",
+            )
+        blessed = f"{'' if facts.verdict.blessed else 'not '}blessed{' by force' if facts.verdict.forced else ''}"
+        yield "verdict", f"{blessed}: {'; '.join(facts.verdict.reasons)}"
+    elif isinstance(artifact, SweepResult):
+        yield "chosen", f"{artifact.facts.trials[artifact.facts.winner]}: {artifact.facts.reason}"
+
+
+def _served(registry: Registry, model: PushedModel) -> Iterator[tuple[str, str]]:
+    name = model.facts.model_name
+    if champion := registry.champion(name):
+        decision = registry.decide_push(model)
+        if champion.artifact != model.ref and not decision.push:
+            yield "not pushed", decision.reason
+        yield "served", f"{name} version {champion.version} in {registry.root / name / str(champion.version)}"

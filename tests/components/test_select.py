@@ -1,0 +1,169 @@
+import re
+
+import pytest
+
+from components.reports.regularization_path import render
+from components.select import choose, select
+from components.sweep import EDGES, sweep
+from components.train import train
+from ridgeline.artifacts.trials import KernelFacts, Trial
+from tests.components.conftest import make_bars
+
+TRAINING = {"hidden_units": [6], "epochs": 2, "learning_rate": 0.1}
+GRID = {"l1": [0.001, 0.1], "l2": [0.001, 0.03], "l1_l2": [[0.001, 0.001]], "train": TRAINING}
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    return make_bars(tmp_path_factory.mktemp("examples"), {"train": 320, "validation": 64}, noise=250)
+
+
+@pytest.fixture(scope="module")
+def other_examples(tmp_path_factory):
+    return make_bars(tmp_path_factory.mktemp("other"), {"train": 32, "validation": 16})
+
+
+def run_sweep(examples, output, values):
+    output.mkdir()
+    return sweep(examples=examples, params=sweep.parse(values), output=output)
+
+
+def run_select(output, *trials, **values):
+    output.mkdir()
+    return select(params=select.parse(values), output=output, **{f"trials.{i}": part for i, part in enumerate(trials)})
+
+
+@pytest.fixture(scope="module")
+def trials(examples, tmp_path_factory):
+    return run_sweep(examples, tmp_path_factory.mktemp("trials") / "whole", GRID)
+
+
+@pytest.fixture(scope="module")
+def swept(trials, tmp_path_factory):
+    return run_select(tmp_path_factory.mktemp("swept") / "result", trials)
+
+
+# --- from trials to a result
+
+
+def test_the_winner_is_the_most_accurate_and_its_parameters_are_trains(swept):
+    facts = swept.facts
+    winner = facts.trials[facts.winner]
+    assert winner.metrics["val_accuracy"] == max(trial.metrics["val_accuracy"] for trial in facts.trials)
+    params = train.parse(facts.winner_params)
+    assert (params.penalty.kind, params.penalty.l1, params.penalty.l2) == (winner.kind, winner.l1, winner.l2)
+    assert params.hidden_units == (6,)
+
+
+def test_the_result_does_not_depend_on_how_the_grid_was_divided(examples, swept, tmp_path):
+    grids = [GRID | {"dense": False, "l2": []}, GRID | {"l1": [], "l1_l2": []}]
+    parts = [run_sweep(examples, tmp_path / str(i), grid) for i, grid in enumerate(grids)]
+    assert run_select(tmp_path / "result", *parts).digest == swept.digest
+
+
+def test_trials_of_another_training_or_of_other_examples_are_refused(examples, other_examples, trials, tmp_path):
+    longer = run_sweep(examples, tmp_path / "longer", GRID | {"l1": [], "l2": [], "train": TRAINING | {"epochs": 3}})
+    with pytest.raises(
+        ValueError, match="Expected trials of one sweep, of the training .*'epochs': 2.* received .*: 3"
+    ):
+        run_select(tmp_path / "a", trials, longer)
+    other = run_sweep(other_examples, tmp_path / "other", GRID | {"l1": [], "l2": []})
+    with pytest.raises(ValueError, match="Expected trials of one sweep, of the examples"):
+        run_select(tmp_path / "b", trials, other)
+
+
+def test_a_result_needs_trials(tmp_path):
+    with pytest.raises(ValueError, match="Expected the trials of at least 1 sweep; received none"):
+        run_select(tmp_path / "none")
+
+
+def test_a_diverged_trial_is_shown_and_never_chosen(examples, tmp_path):
+    result = run_select(
+        tmp_path / "result", run_sweep(examples, tmp_path / "s", {"l1": [], "l2": [1e9], "train": TRAINING})
+    )
+    assert result.facts.winner == 0
+    assert "diverged" in result.report.read_text()
+
+
+# --- the choice
+
+
+def trial(accuracy, num_zeros=0, l1=0.0, l2=0.0):
+    kernel = KernelFacts(name="output", num_weights=100, num_zeros=num_zeros, l1_norm=1.0, l2_norm=1.0)
+    metrics = {} if accuracy is None else {"val_accuracy": accuracy}
+    return Trial(
+        kind="l1_l2", l1=l1, l2=l2, solver="proximal", metrics=metrics, kernels=(kernel,),
+        diverged="nan" if accuracy is None else None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("trials", "tolerance", "winner", "reason"),
+    [
+        ([trial(0.8, 99), trial(0.9), trial(None)], 0.0, 1, "validation accuracy 0.9000, the highest of 2"),
+        ([trial(0.9, 1), trial(0.9, 2), trial(0.9, 0, l2=9)], 0.0, 1, "the sparsest of 3 with this, the highest"),
+        ([trial(0.9, 1, l2=1), trial(0.9, 1, l1=3), trial(0.9, 1)], 0.0, 1, "the most strongly penalized of 3"),
+        ([trial(0.9), trial(0.9)], 0.0, 0, "the most strongly penalized of 2"),
+        ([trial(0.9), trial(0.895, 80), trial(0.88, 99)], 0.01, 1, "the sparsest of 2 within 0.01 of the highest, 0.9"),
+    ],
+)
+def test_validation_chooses_and_ties_go_to_the_sparser_then_to_the_simpler(trials, tolerance, winner, reason):
+    index, why = choose(trials, tolerance)
+    assert index == winner
+    assert reason in why
+
+
+def test_a_sweep_of_which_every_trial_diverges_fails():
+    with pytest.raises(FloatingPointError, match="received 2 that all diverged. The first: nan"):
+        choose([trial(None), trial(None)], 0.0)
+
+
+# --- the report
+
+
+def test_the_report_is_self_contained_and_marks_the_winner(swept):
+    html = swept.report.read_text()
+    assert "SYNTHETIC" in html
+    assert "Regularization path on bars:1.0.0" in html
+    assert not re.search(r"<script|https?://(?!www\.w3\.org)", html)
+    assert html.count('<tr class="chosen">') == 1
+    assert html.count('<tr><th scope="row">L1 0.0') >= 1
+    alternatives = " ".join(re.findall(r'alt="([^"]*)"', html))
+    for words in (
+        "Validation accuracy",
+        "cross-entropy",
+        "exactly zero",
+        "L1 norm",
+        "L2 norm",
+        "distributions under L1",
+    ):
+        assert words in alternatives
+
+
+def test_equal_sweeps_give_equal_reports(swept):
+    assert render(swept.facts, swept.histograms(), EDGES) == swept.report.read_text()
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_a_grid_of_one_point_has_a_report(swept, index):
+    one = slice(index, index + 1)
+    facts = swept.facts.model_copy(update={"trials": swept.facts.trials[one], "winner": 0})
+    assert "1 trainings" not in render(facts, swept.histograms()[one], EDGES)
+
+
+# --- what train takes from it
+
+
+def test_train_takes_the_winners_penalty_and_solver(examples, swept, tmp_path):
+    (tmp_path / "model").mkdir()
+    values = TRAINING | {"penalty": {"kind": "l2", "l2": 5.0}}
+    model = train(examples=examples, params=train.parse(values), output=tmp_path / "model", sweep=swept)
+    winner = swept.facts.trials[swept.facts.winner]
+    assert model.facts.metrics == winner.metrics
+    assert model.facts.params == swept.facts.winner_params
+
+
+def test_train_refuses_a_sweep_on_other_examples(swept, other_examples, tmp_path):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(ValueError, match="Expected a sweep on the examples .* Sweep on these examples"):
+        train(examples=other_examples, params=train.parse(TRAINING), output=tmp_path / "model", sweep=swept)

@@ -1,0 +1,322 @@
+import functools
+import logging
+
+import numpy as np
+import pytest
+
+import components.training.engine
+from components.train import train
+from components.training.checkpoint import Checkpoint, CheckpointError
+from components.training.engine import Engine, Recipe, part_order, row_order
+from components.training.network import build_model
+from components.training.penalty import Penalty
+from ridgeline.artifacts.examples import Examples
+
+HIDDEN = train.parse({"hidden_units": [4]})
+VALUES = {"penalty": Penalty.at("l1_l2", 0.03, 0.01), "learning_rate": 0.05, "seed": 7}
+
+
+def engine(examples, params=HIDDEN, **recipe):
+    return Engine(functools.partial(build_model, examples, params), examples, Recipe(**recipe))
+
+
+def initial_weights(examples, seed, params=HIDDEN):
+    import keras
+
+    keras.utils.set_random_seed(seed)
+    return [np.float64(weight) for weight in build_model(examples, params).get_weights()]
+
+
+def softmax(logits):
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def reference(examples, weights, recipe, penalty, learning_rate, seed, epochs, parts=1):
+    """Train one hidden layer in float64; return the weights after every step and each epoch's mean loss."""
+    split, (l1, l2) = examples.split("train"), penalty.strengths.values()
+    images = ((split.images.astype(np.float64) - 60.0) / 50.0).reshape(len(split), -1)
+    targets = np.eye(3)[split.labels] * (1 - recipe.label_smoothing) + recipe.label_smoothing / 3
+    rows = -(-len(split) // parts)
+    batches = [
+        [start + order[i : i + recipe.batch_size] for i in range(0, len(order), recipe.batch_size)]
+        for epoch in range(1, epochs + 1)
+        for start in part_order(seed, epoch, range(0, len(split), rows))
+        for order in [row_order(seed, epoch, start, min(rows, len(split) - start))]
+    ]
+    batches = [batch for part in batches for batch in part]
+    velocity, steps, losses = [np.zeros_like(w) for w in weights], [], []
+    for step, batch in enumerate(batches):
+        rate = learning_rate
+        if recipe.schedule == "cosine":
+            rate *= (1 + np.cos(np.pi * step / len(batches))) / 2
+        (w1, b1, w2, b2), x, y = weights, images[batch], targets[batch]
+        hidden = np.maximum(x @ w1 + b1, 0)
+        p = softmax(hidden @ w2 + b2)
+        penalty = sum(l1 * np.abs(w).sum() + l2 * (w**2).sum() for w in (w1, w2))
+        losses.append((len(batch), -np.sum(y * np.log(p)) / len(batch) + penalty))
+        d2 = (p - y) / len(batch)
+        d1 = (d2 @ w2.T) * (hidden > 0)
+        gradients = [x.T @ d1 + 2 * l2 * w1, d1.sum(0), hidden.T @ d2 + 2 * l2 * w2, d2.sum(0)]
+        new = []
+        for i, (w, g) in enumerate(zip(weights, gradients, strict=True)):
+            kernel = i % 2 == 0
+            if kernel and recipe.solver == "subgradient":
+                g = g + l1 * np.sign(w)
+            moved = w - rate * g + recipe.momentum * velocity[i]
+            if kernel and recipe.solver == "proximal":
+                moved = np.sign(moved) * np.maximum(np.abs(moved) - rate * l1, 0)
+            velocity[i] = moved - w
+            new.append(moved)
+        weights = new
+        steps.append(weights)
+    sizes, values = np.array(losses).T
+    per_epoch = np.array_split(np.arange(len(batches)), epochs)
+    return steps, [np.average(values[i], weights=sizes[i]) for i in per_epoch]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {},
+        {"batch_size": 48, "momentum": 0.9},  # 640 = 13 * 48 + 16: the last batch is smaller
+        {"solver": "proximal"},
+        {"solver": "proximal", "momentum": 0.9, "schedule": "cosine"},
+        {"schedule": "cosine", "label_smoothing": 0.1, "momentum": 0.5},
+    ],
+    ids=str,
+)
+def test_every_step_is_that_of_the_numpy_formula(bars, recipe):
+    fit = engine(bars, **recipe).fit(**VALUES, epochs=2)
+    steps, losses = reference(bars, initial_weights(bars, 7), Recipe(**recipe), **VALUES, epochs=2)
+    for received, expected in zip(fit.weights, steps[-1], strict=True):
+        np.testing.assert_allclose(received, expected, rtol=1e-3, atol=2e-5)
+    np.testing.assert_allclose(fit.history["loss"], losses, rtol=1e-4)
+    if recipe.get("solver") == "proximal":
+        for received, expected in zip(fit.weights, steps[-1], strict=True):
+            np.testing.assert_array_equal(received == 0, expected == 0)
+        assert np.sum(fit.weights[0] == 0) > 0
+
+
+def test_average_is_exponential_over_the_steps(bars):
+    fit = engine(bars, average=0.9).fit(**VALUES, epochs=1)
+    steps, _ = reference(bars, initial_weights(bars, 7), Recipe(), **VALUES, epochs=1)
+    average = steps[0]
+    for weights in steps[1:]:
+        average = [0.9 * a + 0.1 * w for a, w in zip(average, weights, strict=True)]
+    for received, expected in zip(fit.weights, average, strict=True):
+        np.testing.assert_allclose(received, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_adam_is_keras_own(bars):
+    import keras
+
+    fit = engine(bars, optimizer="adam").fit(**VALUES, epochs=1)
+    model = build_model(bars, HIDDEN, keras.regularizers.L1L2(**VALUES["penalty"].strengths))
+    model.set_weights(initial_weights(bars, 7))
+    model.compile(keras.optimizers.Adam(VALUES["learning_rate"]), "sparse_categorical_crossentropy")
+    order = row_order(7, 1, 0, 640)
+    images, labels = bars.split("train").images[order], bars.split("train").labels[order]
+    model.fit(images, labels, batch_size=32, shuffle=False, verbose=0)
+    for received, expected in zip(fit.weights, model.get_weights(), strict=True):
+        np.testing.assert_allclose(received, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_orders_are_these():
+    assert part_order(42, 1, range(0, 50, 10)) == [40, 0, 10, 20, 30]
+    assert row_order(42, 1, 0, 10).tolist() == [0, 8, 7, 4, 3, 1, 2, 9, 6, 5]
+    assert row_order(42, 2, 0, 10).tolist() == [0, 8, 5, 9, 7, 4, 2, 6, 3, 1]
+    assert row_order(42, 1, 10, 10).tolist() == [8, 4, 3, 5, 7, 2, 9, 0, 6, 1]
+
+
+def test_streamed_parts_are_trained_on_in_their_order(bars, monkeypatch):
+    monkeypatch.setattr(components.training.engine, "RESIDENT_BYTES", 640 * 30 // 3)  # 214, 214 and 212 images
+    streamed = engine(bars, batch_size=50)
+    fit = streamed.fit(**VALUES, epochs=2)
+    steps, losses = reference(bars, initial_weights(bars, 7), Recipe(batch_size=50), **VALUES, epochs=2, parts=3)
+    assert streamed.steps_per_epoch == len(steps) / 2 == 15
+    for received, expected in zip(fit.weights, steps[-1], strict=True):
+        np.testing.assert_allclose(received, expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(fit.history["loss"], losses, rtol=1e-4)
+
+
+def test_blocks_and_progress_change_nothing(bars, monkeypatch, caplog):
+    whole = engine(bars).fit(**VALUES, epochs=1)
+    monkeypatch.setattr(components.training.engine, "BLOCK_IMAGES", 100)
+    monkeypatch.setattr(components.training.engine, "PROGRESS_SECONDS", 0.0)
+    with caplog.at_level(logging.INFO):
+        blocks = engine(bars).fit(**VALUES, epochs=1)
+    assert blocks.history == whole.history
+    assert all((a == b).all() for a, b in zip(blocks.weights, whole.weights, strict=True))
+    assert "epoch 1/1: 96 of 640 images, loss " in caplog.text
+    assert "epoch 1/1: loss " in caplog.text
+
+
+def test_validation_metrics_are_the_formula(bars):
+    fit = engine(bars).fit(**VALUES, epochs=1)
+    w1, b1, w2, b2 = (np.float64(weight) for weight in fit.weights)
+    split = bars.split("validation")
+    images = ((split.images.astype(np.float64) - 60.0) / 50.0).reshape(len(split), -1)
+    p = softmax(np.maximum(images @ w1 + b1, 0) @ w2 + b2)
+    l1, l2 = VALUES["penalty"].strengths.values()
+    penalty = sum(l1 * np.abs(w).sum() + l2 * (w**2).sum() for w in (w1, w2))
+    entropy = -np.log(p[np.arange(len(split)), split.labels]).mean()
+    assert fit.metrics["val_loss"] == pytest.approx(entropy + penalty, rel=1e-5)
+    assert fit.metrics["val_accuracy"] == np.mean(p.argmax(1) == split.labels)
+
+
+def test_other_strengths_rates_and_seeds_compile_nothing_anew_and_leave_no_trace(bars):
+    shared = engine(bars, momentum=0.9)
+    first = shared.fit(**VALUES, epochs=2)
+    shared.fit(penalty=Penalty.at("l2", 0.5), learning_rate=0.001, seed=8, epochs=1)
+    again = shared.fit(**VALUES, epochs=2)
+    assert again.history == first.history
+    assert all((a == b).all() for a, b in zip(again.weights, first.weights, strict=True))
+    assert shared._advance.experimental_get_tracing_count() == 1
+
+
+def test_patience_keeps_the_best_epoch(bars):
+    trainer = engine(bars)
+    whole = trainer.fit(**VALUES, epochs=30)
+    accuracies = whole.history["val_accuracy"]
+    best = int(np.argmax(accuracies)) + 1
+    stopped = trainer.fit(**VALUES, epochs=30, patience=3)
+    assert best + 3 < 30
+    waited = len(stopped.history["loss"]) - stopped.epoch
+    assert waited == 3
+    assert stopped.metrics["val_accuracy"] == max(stopped.history["val_accuracy"])
+    shorter = trainer.fit(**VALUES, epochs=stopped.epoch)
+    assert all((a == b).all() for a, b in zip(stopped.weights, shorter.weights, strict=True))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 3)])
+def test_augmentation_shifts_and_flips_whole_images(bars, shape, flip):
+    import tensorflow as tf
+
+    images = np.random.default_rng(1).integers(1, 256, (200, *shape), np.uint8)
+    augmented = engine(bars, shift=2, flip=flip)._augment(tf.constant(images)).numpy()
+    seen = set()
+    for image, moved in zip(images, augmented, strict=True):
+        padded = np.pad(image, [(2, 2), (2, 2), *[(0, 0)] * (image.ndim - 2)])
+        candidates = {
+            (dy, dx, mirrored): (view[:, ::-1] if mirrored else view)
+            for dy in range(5)
+            for dx in range(5)
+            for view in [padded[dy : dy + 6, dx : dx + 5]]
+            for mirrored in ([False, True] if flip else [False])
+        }
+        matches = [key for key, view in candidates.items() if np.array_equal(view, moved)]
+        assert len(matches) == 1
+        seen |= set(matches)
+    assert {key[0] for key in seen} == {key[1] for key in seen} == set(range(5))
+    assert {key[2] for key in seen} == ({False, True} if flip else {False})
+
+
+def test_only_the_wanted_share_of_images_is_shifted(bars):
+    import tensorflow as tf
+
+    images = np.random.default_rng(1).integers(1, 256, (2_000, 6, 5), np.uint8)
+    augmented = engine(bars, shift=2, shift_share=0.25)._augment(tf.constant(images)).numpy()
+    moved = np.mean([not np.array_equal(a, b) for a, b in zip(images, augmented, strict=True)])
+    assert moved == pytest.approx(0.25 * 24 / 25, abs=0.04)  # one of the 25 shifts is none
+
+
+@pytest.mark.parametrize(("l2", "epochs", "tolerance"), [(0.0, 1_200, 5e-3), (0.01, 400, 1e-3)])  # L1 alone is flat
+def test_proximal_solver_reaches_scikit_learns_optimum(bars, l2, epochs, tolerance):
+    """Softmax regression is convex. scikit-learn's ``a * (r * sum(abs(w)) + (1 - r) / 2 * sum(w**2))`` is ours."""
+    from sklearn.linear_model import LogisticRegression
+
+    split, l1 = bars.split("train"), 0.02
+    images = ((split.images.astype(np.float64) - 60.0) / 50.0).reshape(len(split), -1)
+    a = l1 + 2 * l2
+    peer = LogisticRegression(solver="saga", l1_ratio=l1 / a, C=1 / (a * len(split)), tol=1e-7, max_iter=20_000)
+    peer.fit(images, split.labels)
+
+    def objective(kernel, bias):
+        p = softmax(images @ kernel + bias)
+        entropy = -np.log(p[np.arange(len(split)), split.labels]).mean()
+        return entropy + l1 * np.abs(kernel).sum() + l2 * (kernel**2).sum()
+
+    recipe = {"solver": "proximal", "momentum": 0.9, "batch_size": len(split)}
+    fit = engine(bars, train.parse({"hidden_units": []}), **recipe).fit(
+        penalty=Penalty.at("l1_l2", l1, l2), learning_rate=0.1, seed=1, epochs=epochs
+    )
+    kernel, bias = (np.float64(weight) for weight in fit.weights)
+    assert objective(kernel, bias) == pytest.approx(objective(peer.coef_.T, peer.intercept_), rel=1e-4)
+    np.testing.assert_allclose(kernel, peer.coef_.T, atol=tolerance)
+    np.testing.assert_array_equal(kernel == 0, np.abs(peer.coef_.T) < 1e-9)
+    assert 0.2 < np.mean(kernel == 0) < 1
+
+
+class Killed(BaseException):
+    pass
+
+
+class Mortal(Checkpoint):
+    """A checkpoint whose process dies after the save of an epoch."""
+
+    def save(self, arrays, facts):
+        super().save(arrays, facts)
+        if len(facts["history"]["loss"]) == self.identity["dies"]:
+            raise Killed
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"optimizer": "adam", "average": 0.9, "schedule": "cosine", "shift": 1, "flip": True},
+        {"solver": "proximal", "momentum": 0.9},
+    ],
+    ids=str,
+)
+def test_resumed_after_any_epoch_gives_the_same_bytes(bars, tmp_path, caplog, recipe):
+    trainer = engine(bars, **recipe)
+    whole = trainer.fit(**VALUES, epochs=4, patience=2)
+    for epoch in range(1, len(whole.history["loss"]) + 1):
+        checkpoint = Mortal(tmp_path / str(epoch), {"dies": epoch})
+        with pytest.raises(Killed):
+            trainer.fit(**VALUES, epochs=4, patience=2, checkpoint=checkpoint)
+        trainer.fit(**{**VALUES, "seed": 99}, epochs=1)
+        with caplog.at_level(logging.INFO):
+            resumed = trainer.fit(**VALUES, epochs=4, patience=2, checkpoint=checkpoint)
+        assert f"resuming from epoch {epoch + 1} of 4" in caplog.text
+        assert resumed.history == whole.history
+        assert all((a == b).all() for a, b in zip(resumed.weights, whole.weights, strict=True))
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_damaged_checkpoint_is_refused_and_training_starts_anew(bars, tmp_path, caplog):
+    trainer, checkpoint = engine(bars), Checkpoint(tmp_path / "checkpoint", {"params": 1})
+    whole = trainer.fit(**VALUES, epochs=2, checkpoint=checkpoint)
+    content = bytearray(checkpoint.path.read_bytes())
+    for damaged in (content[:-1], content[:500] + b"x" + content[501:], b""):
+        checkpoint.path.write_bytes(damaged)
+        caplog.clear()
+        again = trainer.fit(**VALUES, epochs=2, checkpoint=checkpoint)
+        assert "checkpoint refused: expected" in caplog.text
+        assert "training starts from the beginning" in caplog.text
+        assert again.history == whole.history
+
+
+def test_checkpoint_of_another_training_is_refused(tmp_path):
+    path = tmp_path / "checkpoint"
+    Checkpoint(path, {"params": {"epochs": 2, "seed": 1}, "examples": "ab"}).save({"a": np.ones(2)}, {})
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint of \{'params': \{'seed': 2\}\}; received one of .*'seed': 1"
+    ):
+        Checkpoint(path, {"params": {"epochs": 2, "seed": 2}, "examples": "ab"}).load()
+    arrays, facts = Checkpoint(path, {"params": {"epochs": 2, "seed": 1}, "examples": "ab"}).load()
+    assert (arrays["a"].tolist(), facts) == ([1.0, 1.0], {})
+
+
+def test_rows_are_read_across_shards(tmp_path, bars):
+    from tests.components.conftest import make_bars
+
+    sharded = make_bars(tmp_path, {"train": 640}, max_shard_bytes=100 * 30).split("train")
+    whole = Examples.load(bars.path).split("train")
+    assert len(sharded.shards) == 7
+    for start, stop in [(0, 640), (0, 1), (95, 305), (630, 1000), (640, 700)]:
+        images, labels = sharded.rows(start, stop)
+        np.testing.assert_array_equal(images, whole.images[start:stop])
+        np.testing.assert_array_equal(labels, whole.labels[start:stop])

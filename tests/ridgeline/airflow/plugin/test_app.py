@@ -1,0 +1,313 @@
+"""The pages as Airflow's own API server serves them: real runs, real tokens."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ridgeline.airflow.server import environment
+from ridgeline.artifacts.model_evaluation import ModelEvaluation
+from ridgeline.pipeline import StepResult
+from ridgeline.settings import Settings
+from ridgeline.store import Store
+
+ROOT = Path(__file__).resolve().parents[4]
+SYNTHETIC = {"ingest.dataset": "synthetic_garments:1.0.0", "transform.validation_examples": 1_000}
+OTHER_DAG = """
+from airflow.sdk import dag, task
+
+@dag(schedule=None)
+def other():
+    @task
+    def evaluate():
+        return "Model/1"
+    evaluate()
+
+other()
+"""
+# A run that is in progress is one that ended, with its last tasks put back by hand.
+MAKE_RUNS = """
+import json, sys
+from pathlib import Path
+from airflow.dag_processing.dagbag import DagBag
+from airflow.utils.db import initdb
+from airflow.utils.session import create_session
+from airflow.models.dagrun import DagRun
+from airflow.models.taskinstance import TaskInstance
+
+initdb()
+runs = {}
+for name, dag_id, conf in json.loads(sys.argv[1]):
+    dag = DagBag().dags[dag_id]
+    dag.deadline = None  # dag.test fails where a DAG with one succeeds
+    runs[name] = [dag_id, dag.test(run_conf=conf).run_id]
+with create_session() as session:
+    for run in session.query(DagRun).filter_by(run_id=runs["in progress"][1]):
+        run.state, run.end_date = "running", None
+    for task in session.query(TaskInstance).filter_by(run_id=runs["in progress"][1]):
+        if task.task_id in ("train", "evaluate", "export"):
+            task.state, task.start_date, task.end_date = ("running" if task.task_id == "train" else None), None, None
+Path(sys.argv[2]).write_text(json.dumps(runs))
+"""
+
+
+@dataclass(frozen=True)
+class Server:
+    """An API server with some runs."""
+
+    url: str
+    passwords: dict[str, str]
+    runs: dict[str, tuple[str, str]]
+
+    def client(self, user: str | None) -> httpx.Client:
+        if user is None:
+            return httpx.Client(base_url=self.url, trust_env=False)
+        answer = httpx.post(
+            f"{self.url}/auth/token", json={"username": user, "password": self.passwords[user]}, trust_env=False
+        )
+        headers = {"Authorization": f"Bearer {answer.json()['access_token']}"}
+        return httpx.Client(base_url=self.url, headers=headers, trust_env=False, timeout=60)
+
+    def path(self, run: str) -> str:
+        dag_id, run_id = self.runs[run]
+        return f"/ridgeline/dags/{dag_id}/runs/{run_id.replace('+', '%2B')}"
+
+    def get(self, path: str, user: str | None = "reader") -> httpx.Response:
+        with self.client(user) as client:
+            return client.get(path)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def server(synthetic: tuple[Settings, list[StepResult]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("plugin")
+    shutil.copytree(synthetic[0].store, folder / "store")
+    shutil.copytree(ROOT / "dags", folder / "dags", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "dags" / "other.py").write_text(OTHER_DAG)
+    port = free_port()
+    env = environment(folder, "airflow", os.environ, port) | {
+        "RIDGELINE_STORE": str(folder / "store"),
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "reader:viewer,stranger:",
+    }
+    for name in ("RIDGELINE_MANUAL_DIR", "RIDGELINE_SERVING"):
+        env.pop(name, None)
+    training = "fashion_mnist_training"
+    wanted = [
+        ("reused", training, SYNTHETIC),
+        ("not blessed", training, {**SYNTHETIC, "evaluate.min_accuracy": 1}),
+        ("failed", training, {**SYNTHETIC, "trian.epochs": 3}),
+        ("in progress", training, SYNTHETIC),
+        ("other", "other", {}),
+    ]
+    report = folder / "runs.json"
+    done = subprocess.run(
+        [sys.executable, "-c", MAKE_RUNS, json.dumps(wanted), str(report)],
+        env=env, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    home = Path(env["AIRFLOW_HOME"])
+    with (
+        (home / "server.log").open("w") as log,
+        subprocess.Popen([sys.executable, "-m", "airflow", "api-server"], env=env, stdout=log, stderr=log) as process,
+    ):
+        try:
+            url = env["AIRFLOW__API__BASE_URL"]
+
+            def is_up() -> bool:
+                assert process.poll() is None, (home / "server.log").read_text()[-5000:]
+                try:
+                    return httpx.get(f"{url}/api/v2/version", trust_env=False).is_success
+                except httpx.TransportError:
+                    return False
+
+            wait_for(is_up, 120)
+            runs = {name: tuple(run) for name, run in json.loads(report.read_text()).items()}
+            yield Server(url, json.loads(next(home.glob("simple_auth_manager_passwords*")).read_text()), runs)
+        finally:
+            process.send_signal(signal.SIGINT)
+
+
+# --- who may read
+
+
+def paths(server: Server) -> list[str]:
+    return [server.path("reused"), f"{server.path('reused')}/reports/evaluate", "/ridgeline/models"]
+
+
+def test_no_page_without_a_token(server: Server) -> None:
+    assert [server.get(path, user=None).status_code for path in paths(server)] == [401] * 3
+
+
+def test_no_page_with_a_bad_token(server: Server) -> None:
+    headers = {"Authorization": "Bearer nonsense"}
+    found = [httpx.get(server.url + path, headers=headers, trust_env=False).status_code for path in paths(server)]
+    assert found == [403] * 3
+
+
+def test_no_page_for_a_user_without_a_role(server: Server) -> None:
+    assert [server.get(path, user="stranger").status_code for path in paths(server)] == [403] * 3
+
+
+def test_a_reader_reads_all_pages(server: Server) -> None:
+    assert [server.get(path).status_code for path in paths(server)] == [200] * 3
+
+
+def test_there_is_no_page_but_these(server: Server) -> None:
+    for path in ("/ridgeline/docs", "/ridgeline/openapi.json", "/ridgeline/models/1", "/ridgeline/dags"):
+        assert server.get(path).status_code == 404
+
+
+def test_every_answer_has_a_strict_policy(server: Server) -> None:
+    for path in [*paths(server), "/ridgeline/none"]:
+        headers = server.get(path).headers
+        policy = headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; ")
+        assert "frame-ancestors 'self'" in policy
+        assert "script" not in policy
+        assert headers["x-content-type-options"] == "nosniff"
+    assert server.get("/ridgeline/models").headers["cache-control"] == "no-store"
+
+
+# --- what they read
+
+
+def outcomes(page: str) -> dict[str, str]:
+    return dict(re.findall(r'<tr><th scope="row">(\w+)</th>\s*<td><span class="outcome[^>]*>([^<]*)<', page))
+
+
+def test_a_reused_run(server: Server) -> None:
+    page = server.get(server.path("reused")).text
+    assert "<h2>Nothing changed</h2>" in page
+    expected = {"ingest": "reused", "transform": "reused", "sweep": "skipped", "train": "reused"}
+    assert outcomes(page) == expected | {"evaluate": "reused", "export": "reused"}
+    assert "Nothing was pushed: version 1 of synthetic_garments holds this model. It is the champion." in page
+    assert "synthetic_garments:1.0.0" in page[page.index("<h2>Parameters</h2>") :]
+
+
+def test_a_run_that_was_not_blessed(server: Server) -> None:
+    page = server.get(server.path("not blessed")).text
+    assert "Not blessed</h2>" in page
+    assert "(min_accuracy)" in page
+    assert outcomes(page)["export"] == "skipped"
+    assert "Not served" in page
+
+
+def test_a_failed_run(server: Server) -> None:
+    page = server.get(server.path("failed")).text
+    assert "Failed: ingest</h2>" in page
+    assert outcomes(page)["export"] == "not run"
+
+
+def test_a_run_in_progress_renews_itself(server: Server) -> None:
+    answer = server.get(server.path("in progress"))
+    assert "Running: train." in answer.text
+    assert int(answer.headers["refresh"]) > 0
+    assert outcomes(answer.text) == {
+        "ingest": "reused",
+        "transform": "reused",
+        "sweep": "skipped",
+        "train": "running",
+        "evaluate": "waiting",
+        "export": "waiting",
+    }
+
+
+def test_a_run_of_another_dag(server: Server) -> None:
+    answer = server.get(server.path("other"))
+    assert answer.status_code == 200
+    assert "Nothing to show" in answer.text
+
+
+def test_no_such_run(server: Server) -> None:
+    for path in (f"{server.path('reused')}x", server.path("reused").replace("fashion_mnist_training", "other")):
+        answer = server.get(path)
+        assert answer.status_code == 404
+        assert "No such run" in answer.text
+        assert server.get(f"{path}/reports/evaluate").status_code == 404
+
+
+def test_the_report_of_a_step(server: Server, synthetic_store: Store, refs: dict[str, str]) -> None:
+    artifact = synthetic_store.open(refs["evaluate"], ModelEvaluation)
+    path = f"{server.path('reused')}/reports/evaluate"
+    answer = server.get(path)
+    assert answer.text == artifact.report.read_text(encoding="utf-8")
+    with server.client("reader") as client:
+        again = client.get(path, headers={"If-None-Match": answer.headers["etag"]})
+    assert (again.status_code, again.text) == (304, "")
+    for task in ("train", "export", "sweep", "nothing", "%2e%2e%2fevaluate", "*"):
+        assert server.get(f"{server.path('reused')}/reports/{task}").status_code == 404
+
+
+def test_the_models(server: Server) -> None:
+    page = server.get("/ridgeline/models").text
+    assert "<h2>synthetic_garments</h2>" in page
+    assert "<td>pushed version 1</td>" in page
+
+
+# --- how Airflow shows them
+
+
+def test_airflow_knows_the_tab_and_the_page(server: Server) -> None:
+    plugins = server.get("/api/v2/plugins").json()["plugins"]
+    views = [view for plugin in plugins for view in plugin["external_views"]]
+    assert {(view["name"], view["destination"]) for view in views} >= {("Report", "dag_run"), ("Models", "nav")}
+
+
+@pytest.mark.parametrize(("run", "task"), [("reused", "evaluate"), ("not blessed", "export"), ("reused", "sweep")])
+def test_tasks_with_something_to_show_link_to_the_report(server: Server, run: str, task: str) -> None:
+    dag_id, run_id = server.runs[run]
+    links = server.get(f"/api/v2/dags/{dag_id}/dagRuns/{run_id.replace('+', '%2B')}/taskInstances/{task}/links").json()
+    assert links["extra_links"]["Report"].startswith(f"/dags/{dag_id}/runs/manual__")
+    assert links["extra_links"]["Report"].endswith("/plugin/ridgeline-report")
+
+
+@pytest.mark.parametrize(("run", "task"), [("reused", "train"), ("other", "evaluate")])
+def test_other_tasks_have_no_link(server: Server, run: str, task: str) -> None:
+    dag_id, run_id = server.runs[run]
+    links = server.get(f"/api/v2/dags/{dag_id}/dagRuns/{run_id.replace('+', '%2B')}/taskInstances/{task}/links").json()
+    assert links["extra_links"] == {"Report": None}
+
+
+def test_a_mapped_task_is_as_the_worst_of_its_instances(tmp_path: Path) -> None:
+    cases = {
+        ("success", "failed", "success"): "failed",
+        ("success", "running"): "running",
+        ("success", None): "none",
+        ("success", "skipped"): "success",
+        ("skipped",): "skipped",
+    }
+    code = """
+import json, sys
+from types import SimpleNamespace
+from ridgeline.airflow.plugin.app import _merge
+for states in json.loads(sys.argv[1]):
+    print(_merge("part", [SimpleNamespace(state=s, start_date=None, end_date=None) for s in states]).state)
+"""
+    command, env = [sys.executable, "-c", code, json.dumps(list(cases))], {**os.environ, "AIRFLOW_HOME": str(tmp_path)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines()[-len(cases) :] == list(cases.values())

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from ridgeline.airflow.plugin.models_page import render
+from ridgeline.pipeline import StepResult
+from ridgeline.registry import HistoryEntry, Registry
+from ridgeline.settings import Settings
+
+
+def entry(version: int, action: str = "push", **values: object) -> HistoryEntry:
+    defaults = {
+        "version": version,
+        "action": action,
+        "artifact": f"PushedModel/{version:064x}",
+        "model_digest": f"{version:064x}",
+        "accuracy": 0.8 + version / 100,
+        "run_id": f"run {version}",
+        "at": datetime(2026, 11, version, tzinfo=UTC),
+    }
+    return HistoryEntry.model_validate(defaults | values)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    """Three versions, the third pushed by force, rolled back from it to the second; the first is gone."""
+    folder = tmp_path / "serving" / "garments"
+    for version in (2, 3):
+        (folder / str(version)).mkdir(parents=True)
+    rollback = entry(2, "rollback", reason="wrong <shoes>", by="ann", run_id="back")
+    history = [entry(1), entry(2), entry(3, reason="the licence"), rollback]
+    (folder / "history.jsonl").write_text("".join(f"{line.model_dump_json()}\n" for line in history))
+    return Registry(tmp_path / "serving")
+
+
+def test_it_shows_the_champion_the_versions_and_the_history(registry: Registry) -> None:
+    page = render(registry, lambda run_ids: {})
+    assert re.search(r"<dt>Champion</dt><dd>Version 2<", page)
+    assert re.findall(r'<tr><th scope="row">(\d)', page) == ["3", "2"]
+    assert "<td>rolled back to version 2</td><td>ann</td>\n<td>wrong &lt;shoes&gt;</td>" in page
+    assert re.findall("<td>(pushed version [^<]*)", page) == [f"pushed version {n}" for n in ("3 by force", "2", "1")]
+
+
+def test_the_chart_has_a_point_for_each_entry(registry: Registry) -> None:
+    page = render(registry, lambda run_ids: {})
+    chart = page[page.index('<svg class="chart"') : page.index("</svg>")]
+    heights = [float(y) for y in re.findall(r'<circle cx="[\d.]+" cy="([\d.]+)"', chart)]
+    assert heights[0] > heights[1] > heights[2]
+    assert heights[3] == heights[1]
+    assert "81.00 %" in chart
+    assert chart.count('class="rollback now"') == 1
+
+
+def test_it_tells_how_to_roll_back(registry: Registry) -> None:
+    assert "ridgeline models rollback garments 1 --reason" not in render(registry, lambda run_ids: {})
+    assert "rollback_model" in render(registry, lambda run_ids: {})
+
+
+def test_it_links_only_runs_that_the_reader_may_see(registry: Registry) -> None:
+    asked: list[set[str]] = []
+    page = render(registry, lambda run_ids: asked.append(set(run_ids)) or {"run 2": "the dag"})  # type: ignore[func-returns-value]
+    assert asked == [{"run 1", "run 2", "run 3", "back"}]
+    assert '<a href="dags/the%20dag/runs/run%202">run 2</a>' in page
+    assert page.count("<a href") == 2
+
+
+@pytest.mark.parametrize("content", [b"{}\n", b"", b"\xff\xfe\n"])
+def test_a_damaged_history_is_said_to_be_damaged_and_the_other_models_are_shown(
+    registry: Registry, content: bytes
+) -> None:
+    damaged = registry.root / "shoes" / "history.jsonl"
+    damaged.parent.mkdir()
+    damaged.write_bytes(content)
+    page = render(registry, lambda run_ids: {})
+    assert f"Expected a history entry in each line of {damaged}" in page
+    assert re.search(r"<dt>Champion</dt><dd>Version 2<", page)
+
+
+def test_without_models_it_says_how_to_get_one(tmp_path: Path) -> None:
+    assert "None yet" in render(Registry(tmp_path / "serving"), lambda run_ids: {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_shows_what_the_pipeline_served(synthetic: tuple[Settings, list[StepResult]]) -> None:
+    page = render(synthetic[0].open_registry(), lambda run_ids: {})
+    assert "synthetic_garments" in page
+    assert "1 <span" in page or "1 \n<span" in page

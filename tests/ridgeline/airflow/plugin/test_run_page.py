@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import html
+import re
+import shutil
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from ridgeline import pipeline
+from ridgeline.airflow.plugin.run_page import Run, Task, find_steps, render, reported
+from ridgeline.artifacts.base import ArtifactError
+from ridgeline.artifacts.model_evaluation import ModelEvaluation
+from ridgeline.artifacts.sweep_result import SweepResult
+from ridgeline.pipeline import StepResult
+from ridgeline.settings import Settings
+from ridgeline.store import Store
+
+STEPS = ("ingest", "transform", "train", "evaluate", "export")
+SYNTHETIC = {"ingest.dataset": "synthetic_garments:1.0.0", "transform.validation_examples": 1_000}
+Synthetic = tuple[Settings, list[StepResult]]
+
+
+def run_of(synthetic: Synthetic, run_id: str = "synthetic", state: str = "success", **states: str) -> Run:
+    """The fixture's run as Airflow would know it, had it run it."""
+    tasks = []
+    for execution in (result.execution for result in synthetic[1]):
+        start = execution.started_at - timedelta(milliseconds=1)
+        end = execution.started_at + timedelta(seconds=execution.seconds)
+        tasks.append(Task(execution.component, states.get(execution.component, "success"), start, end))
+    start, end = tasks[0].started_at, tasks[-1].ended_at
+    return Run("fashion_mnist_training", run_id, state, start, end, "", {}, tuple(tasks))
+
+
+def body(page: str) -> str:
+    """What the page says by itself, before the reports that it embeds."""
+    return page[page.index("<body>") : page.index("<template")] if "<template" in page else page[page.index("<body>") :]
+
+
+def rows(page: str) -> dict[str, list[str]]:
+    """The cells of the table of steps, by step."""
+    found = re.findall(r'<tr><th scope="row">(\w+)</th>\s*(<td><span class="outcome.*?)</tr>', page, re.DOTALL)
+    cells = {name: re.findall(r"<td[^>]*>(.*?)</td>", rest, re.DOTALL) for name, rest in found}
+    return {name: [html.unescape(re.sub(r"<[^>]+>", "", cell)) for cell in found] for name, found in cells.items()}
+
+
+@pytest.fixture
+def copy(synthetic: Synthetic, tmp_path: Path) -> Settings:
+    """A copy of the synthetic store, to be written to."""
+    shutil.copytree(synthetic[0].store, tmp_path / "store")
+    return Settings(store=str(tmp_path / "store"), manual_dir=None)
+
+
+# --- what is shown
+
+
+def test_it_shows_each_step_and_why_it_ran(synthetic: Synthetic) -> None:
+    shown = rows(render(synthetic[0], run_of(synthetic)))
+    assert list(shown) == list(STEPS)
+    assert [cells[0] for cells in shown.values()] == ["ran"] * 5
+    assert shown["train"][1] == "first run of train"
+    assert float(shown["train"][2]) == pytest.approx(synthetic[1][2].execution.seconds, abs=0.05)
+    assert shown["evaluate"][3].startswith("ModelEvaluation/")
+
+
+def test_it_shows_the_verdict_the_figures_and_what_is_served(synthetic: Synthetic, refs: dict[str, str]) -> None:
+    facts = synthetic[0].open_store().open(refs["evaluate"], ModelEvaluation).facts
+    page = body(render(synthetic[0], run_of(synthetic)))
+    assert "Blessed</h2>" in page
+    for reason in facts.verdict.reasons:
+        assert html.escape(reason) in page
+    assert f"<dd>{100 * facts.accuracy:.2f} %" in page
+    assert "Pushed as version 1 of synthetic_garments. It is the champion." in page
+    assert "SYNTHETIC" in page
+
+
+def test_it_shows_the_lineage_back_to_the_dataset(synthetic: Synthetic, refs: dict[str, str]) -> None:
+    page = body(render(synthetic[0], run_of(synthetic)))
+    lineage = page[page.index("<h2>Lineage</h2>") :]
+    for ref in refs.values():
+        assert ref.split("/")[1][:12] in lineage
+
+
+def test_it_embeds_the_evaluation_s_own_report(synthetic: Synthetic, refs: dict[str, str]) -> None:
+    report = synthetic[0].open_store().open(refs["evaluate"], ModelEvaluation).report.read_text(encoding="utf-8")
+    page = render(synthetic[0], run_of(synthetic))
+    assert f'<template shadowrootmode="open">{report}</template>' in page
+    assert '<a href="synthetic/reports/evaluate">' in page
+
+
+def test_it_shows_the_changed_parameters(synthetic: Synthetic) -> None:
+    run = run_of(synthetic)
+    changed = {"train.penalty.kind": ("l2", "l1"), "train.hidden_units": ([100], [64, 32])}
+    page = body(render(synthetic[0], replace(run, changed=changed)))
+    assert "train.penalty.kind</code></th><td>l2</td><td>l1</td>" in page
+    assert "<td>[64, 32]</td>" in page
+
+
+def test_what_people_wrote_is_escaped(synthetic: Synthetic) -> None:
+    evil = "<script>alert(1)</script>"
+    run = Run(
+        **{**vars(run_of(synthetic)), "run_id": evil, "dag_id": evil, "note": evil, "changed": {evil: (evil, evil)}}
+    )
+    page = render(synthetic[0], run)
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_a_sweep_s_choice_and_report_are_shown(copy: Settings) -> None:
+    steps = pipeline.plan("select")
+    values = SYNTHETIC | {"sweep.l1": [0.001], "sweep.l2": [0.01], "sweep.train.epochs": 1}
+    results = list(pipeline.run(copy, steps, pipeline.parse_params(steps, values, copy), "path"))
+    run = replace(run_of((copy, results), "path"), dag_id="regularization_path")
+    page = render(copy, run)
+    facts = copy.open_store().open(results[-1].execution.output or "", SweepResult).facts
+    assert f"<h2>Penalty chosen: {facts.trials[facts.winner]}</h2>" in page
+    assert html.escape(facts.reason) in body(page)
+    assert "What each penalty does to the weights" in page
+    assert isinstance(reported(copy.open_store(), run, "select"), SweepResult)
+
+
+# --- what became of the run
+
+
+def test_a_reused_run_says_that_nothing_changed(copy: Settings, synthetic: Synthetic) -> None:
+    store, now = copy.open_store(), datetime.now(UTC)
+    tasks = []
+    for execution in (result.execution for result in synthetic[1]):
+        values = {"run_id": "again", "state": "cached", "reason": "same inputs", "started_at": now, "seconds": 0.1}
+        store.record(execution.model_copy(update=values))
+        tasks.append(Task(execution.component, "success", now, now))
+    run = Run("fashion_mnist_training", "again", "success", now, now, "", {}, tuple(tasks))
+    page = body(render(copy, run))
+    assert "<h2>Nothing changed</h2>" in page
+    assert "5 of 5" in page
+    assert "Nothing was pushed: version 1 of synthetic_garments holds this model. It is the champion." in page
+    assert "Nothing changed" not in render(copy, run_of(synthetic))
+
+
+def test_it_says_why_an_exported_model_is_not_served(copy: Settings, synthetic: Synthetic) -> None:
+    history = copy.serving_dir() / "synthetic_garments" / "history.jsonl"
+    push = copy.open_registry().history("synthetic_garments")[0]
+    history.write_text(push.model_copy(update={"model_digest": "1" * 64}).model_dump_json() + "\n")
+    page = render(copy, run_of(synthetic))
+    assert "Exported, but not pushed: this model was judged without a champion, but the champion is model 1111" in page
+
+
+def test_a_rollback_says_what_it_did(copy: Settings) -> None:
+    history = copy.serving_dir() / "synthetic_garments" / "history.jsonl"
+    push = copy.open_registry().history("synthetic_garments")[0]
+    now = datetime.now(UTC)
+    made = {"action": "rollback", "run_id": "back", "reason": "worse on <phones>", "by": "ann", "at": now}
+    history.write_text(history.read_text() + push.model_copy(update=made).model_dump_json() + "\n")
+    tasks = (Task("rollback", "success", now, now),)
+    page = render(copy, Run("rollback_model", "back", "success", now, now, "", {}, tasks))
+    assert "<h2>Rolled back to version 1 of synthetic_garments</h2>" in page
+    assert "worse on &lt;phones&gt; (ann)" in page
+    earlier = Run("rollback_model", "back", "success", now + timedelta(days=1), None, "", {}, tasks)
+    assert "Rolled back" not in render(copy, earlier)
+
+
+def test_a_run_in_progress_shows_what_has_ended(synthetic: Synthetic) -> None:
+    run = run_of(synthetic, state="running", train="running", evaluate="None", export="None")
+    page = render(synthetic[0], run)
+    assert "Running: train." in page
+    assert [cells[0] for cells in rows(page).values()] == ["ran", "ran", "running", "waiting", "waiting"]
+    assert "Blessed" not in page
+
+
+def test_a_failed_run_shows_the_step_and_the_error(copy: Settings, synthetic: Synthetic) -> None:
+    record = synthetic[1][2].execution
+    later = record.started_at + timedelta(hours=1)
+    failed = {"state": "failed", "reason": "FloatingPointError: <loss> is NaN", "started_at": later, "output": None}
+    copy.open_store().record(record.model_copy(update=failed))
+    run = run_of(synthetic, state="failed", train="failed", evaluate="upstream_failed", export="upstream_failed")
+    tasks = tuple(Task(t.name, t.state, later, later) if t.name == "train" else t for t in run.tasks)
+    page = render(copy, replace(run, tasks=tasks))
+    assert "Failed: train</h2>" in page
+    assert "FloatingPointError: &lt;loss&gt; is NaN" in page
+    assert [cells[0] for cells in rows(page).values()] == ["ran", "ran", "failed", "not run", "not run"]
+
+
+def test_a_task_that_failed_without_a_record_points_to_its_log(synthetic: Synthetic) -> None:
+    run = run_of(synthetic, "unknown", state="failed", ingest="failed")
+    assert rows(render(synthetic[0], run))["ingest"][:2] == ["failed", "The error is in the task's log."]
+
+
+def test_another_dag_s_run_has_nothing_to_show(synthetic: Synthetic) -> None:
+    now = datetime.now(UTC)
+    run = Run("other", "synthetic", "success", now, now, "", {}, (Task("extract", "success", now, now),))
+    page = render(synthetic[0], run)
+    assert "Nothing to show" in page
+    assert "Lineage" not in page
+
+
+def test_an_empty_store_is_left_as_it_is(synthetic: Synthetic, tmp_path: Path) -> None:
+    page = render(Settings(store=str(tmp_path / "store"), manual_dir=None), run_of(synthetic))
+    assert "Nothing to show" in page
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_artifact_is_said_to_be_damaged_and_the_rest_is_shown(
+    copy: Settings, synthetic: Synthetic, refs: dict[str, str]
+) -> None:
+    report = copy.open_store().path(refs["evaluate"]) / "report.html"
+    report.write_text(report.read_text() + "<script>")
+    run = run_of(synthetic)
+    page = render(copy, run)
+    assert "evaluate: Expected" in page
+    assert "it was changed" in page
+    assert "<script>" not in page
+    assert rows(page)["evaluate"][0] == "ran"
+    with pytest.raises(ArtifactError):
+        reported(copy.open_store(), run, "evaluate")
+
+
+# --- whose records
+
+
+def test_a_run_of_the_same_name_in_another_dag_shows_none_of_this_one_s(synthetic: Synthetic) -> None:
+    store, run = Store(synthetic[0].store), run_of(synthetic)
+    assert all(step.record for step in find_steps(store, run))
+    later = tuple(
+        Task(t.name, t.state, t.started_at + timedelta(days=1), t.ended_at + timedelta(days=1))  # type: ignore[operator]
+        for t in run.tasks
+    )
+    earlier = tuple(Task(t.name, t.state, datetime(2020, 1, 1, tzinfo=UTC), t.started_at) for t in run.tasks)
+    for tasks in (later, earlier):
+        other = replace(run, dag_id="other", tasks=tasks)
+        assert not any(step.record for step in find_steps(store, other))
+        assert reported(store, other, "evaluate") is None
+
+
+def test_only_an_artifact_with_a_report_is_reported(synthetic: Synthetic) -> None:
+    store, run = Store(synthetic[0].store), run_of(synthetic)
+    assert isinstance(reported(store, run, "evaluate"), ModelEvaluation)
+    for task in ("train", "export", "../evaluate", "*"):
+        assert reported(store, run, task) is None

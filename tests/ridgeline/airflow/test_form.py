@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import pytest
+from pydantic import BaseModel, Field
+
+from ridgeline import pipeline
+from ridgeline.artifacts.dataset import Dataset
+from ridgeline.component import FOR_ONE_RUN, Component, ParameterError, Params
+from ridgeline.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def form_module(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRFLOW_HOME", str(tmp_path_factory.mktemp("airflow")))  # read at Airflow's first import
+        from ridgeline.airflow import form
+    return form
+
+
+class Penalty(BaseModel):
+    kind: Literal["l1", "l2"] = "l2"
+    l2: float = Field(0.5, ge=0, description="Strength.")
+
+
+class FormParams(Params):
+    name: str = Field("a", pattern="^[a-z]+$", title="The name")
+    penalty: Penalty = Penalty(l2=0.25)
+    share: float = Field(0.5, ge=0, lt=1)
+    limit: int | None = Field(None, gt=0, le=9)
+    choice: Literal["x", "y"] | None = None
+    units: tuple[int, ...] = (3, 2)
+    folder: Path | None = Field(None, exclude=True)
+    reason: str | None = Field(None, json_schema_extra=FOR_ONE_RUN)
+
+
+class OtherParams(Params):
+    size: int = 2
+
+
+def step(params: type[Params]) -> Component:
+    return Component("fit", lambda **_: None, params, {}, Dataset)  # type: ignore[arg-type, return-value]
+
+
+def test_the_form_has_one_param_a_leaf_by_its_dotted_name(form_module: ModuleType) -> None:
+    form = form_module.form(step(FormParams))
+    assert {name: param.value for name, param in form.items()} == {
+        "fit.name": "a",
+        "fit.penalty.kind": "l2",
+        "fit.penalty.l2": "0.25",
+        "fit.share": "0.5",
+        "fit.limit": None,
+        "fit.choice": None,
+        "fit.units": [3, 2],
+        "fit.reason": None,
+        "rerun": [],
+    }
+
+
+def test_the_form_carries_the_schema(form_module: ModuleType) -> None:
+    form = form_module.form(step(FormParams))
+    assert form.pop("rerun").schema["items"]["enum"] == ["fit"]
+
+    def text(param: Any) -> dict[str, Any]:
+        assert not {"type", "section"} & param.schema.keys() - {"section"}
+        return {name: param.schema[name] for name in ("pattern", "not")}
+
+    assert {param.schema.pop("section") for param in form.values()} == {"Step fit"}
+    assert {name: param.schema for name, param in form.items()} == {
+        "fit.name": {"type": "string", "pattern": "^[a-z]+$", "title": "The name"},
+        "fit.penalty.kind": {"type": "string", "enum": ["l1", "l2"]},
+        "fit.penalty.l2": {"minimum": 0} | text(form["fit.penalty.l2"]),
+        "fit.share": {"minimum": 0, "exclusiveMaximum": 1} | text(form["fit.share"]),
+        "fit.limit": {"type": ["integer", "null"], "allOf": [{"exclusiveMinimum": 0, "maximum": 9}]},
+        "fit.choice": {"type": ["string", "null"], "enum": ["x", "y", None]},
+        "fit.units": {"type": "array", "items": {"type": "integer"}},
+        "fit.reason": {"type": ["string", "null"]},
+    }
+    assert form["fit.penalty.l2"].description == "Strength."
+
+
+def test_every_default_of_the_form_is_valid(form_module: ModuleType) -> None:
+    for param in form_module.form(step(FormParams), *pipeline.load_components().values()).values():
+        param.resolve()
+
+
+def test_the_first_parameters_stand_before_the_sections(form_module: ModuleType) -> None:
+    form = form_module.form(step(FormParams), first=["fit.penalty.l2", "fit.name"])
+    assert list(form)[:3] == ["fit.penalty.l2", "fit.name", "fit.penalty.kind"]
+    assert [name for name, param in form.items() if "section" not in param.schema] == ["fit.penalty.l2", "fit.name"]
+
+
+@pytest.mark.parametrize("text", ["0", "1e-4", "1E-05", "0.02", ".5", "12", "3.", "2.5e+3"])
+def test_a_number_may_be_typed_in_any_usual_way(form_module: ModuleType, text: str) -> None:
+    form_module.form(step(FormParams))["fit.penalty.l2"].resolve(text)
+
+
+@pytest.mark.parametrize("text", ["-1", "many", "", "1e", ".", "1,5", "nan", "inf", " 1"])
+def test_what_is_no_number_is_refused(form_module: ModuleType, text: str) -> None:
+    from airflow.sdk.exceptions import ParamValidationError
+
+    with pytest.raises(ParamValidationError):
+        form_module.form(step(FormParams))["fit.penalty.l2"].resolve(text)
+
+
+@pytest.mark.parametrize("text", ["0.75", "0", "5e-1", ".5", 0.5])
+def test_a_share_may_be_typed_in_any_usual_way(form_module: ModuleType, text: str) -> None:
+    form_module.form(step(FormParams))["fit.share"].resolve(text)
+
+
+@pytest.mark.parametrize("text", ["75", "1.5", "1.01", "1", "1.0", "2", "10", "1e1", "-0.1", 1.0, None, True, [0.5]])
+def test_a_share_outside_its_bounds_is_refused(form_module: ModuleType, text: Any) -> None:
+    from airflow.sdk.exceptions import ParamValidationError
+
+    with pytest.raises(ParamValidationError):
+        form_module.form(step(FormParams))["fit.share"].resolve(text)
+
+
+def test_the_settings_may_name_other_defaults(form_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(form_module, "load_components", lambda: {"fit": step(FormParams), "other": step(OtherParams)})
+    monkeypatch.setenv("RIDGELINE_DEFAULTS", '{"fit.limit": 3, "fit.penalty.l2": 0.125, "other.size": 1}')
+    form = form_module.form(step(FormParams))
+    assert (form["fit.limit"].value, form["fit.penalty.l2"].value) == (3, "0.125")
+    for bad, message in {
+        '{"tif.limit": 3}': "parameters of the steps fit, other in RIDGELINE_DEFAULTS; received tif.limit",
+        '{"fit.reason": "all"}': "Expected no fit.reason in RIDGELINE_DEFAULTS, since it applies to one run",
+        '{"fit.lmit": 3}': "Unknown parameter fit.lmit",
+    }.items():
+        monkeypatch.setenv("RIDGELINE_DEFAULTS", bad)
+        with pytest.raises(ParameterError, match=message):
+            form_module.form(step(FormParams))
+    monkeypatch.setenv("RIDGELINE_DEFAULTS", '{"fit.limit": 30}')
+    with pytest.raises(ParameterError, match="fit.limit: .* less than or equal to 9; received 30"):
+        form_module.form(step(FormParams))
+
+
+def test_numbers_that_were_typed_as_text_are_numbers_to_the_step(
+    form_module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = step(FormParams)
+    monkeypatch.setattr(form_module, "load_components", lambda: {"fit": fit})
+    declared = form_module.form(fit)
+    params = form_module.parse_form(declared, {"fit.penalty.l2": "1e-4", "fit.share": 0.25}, Settings())["fit"]
+    assert (params.penalty.l2, params.share) == (1e-4, 0.25)
+    with pytest.raises(ParameterError, match="fit.share: expected less than 1; received 7.0"):
+        form_module.parse_form(declared, {"fit.share": "7"}, Settings())

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from ridgeline.airflow.server import free_port
+
+DAG = {"run": ["fashion_mnist_training"], "ui": []}
+
+
+@pytest.mark.parametrize("command", ["run", "ui"])
+def test_it_says_where_it_must_be_run(command: str, tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "ridgeline.airflow.local", command, *DAG[command]]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Expected to be run in Ridgeline's folder; received")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("command", "home"), [("run", "airflow-run"), ("ui", "airflow-ui")])
+def test_one_at_a_time_in_a_folder(command: str, home: str, tmp_path: Path) -> None:
+    (tmp_path / "dags").mkdir()
+    (tmp_path / "var" / home).mkdir(parents=True)
+    port = ["--port", str(free_port())] if command == "ui" else []
+    arguments = [sys.executable, "-m", "ridgeline.airflow.local", command, *DAG[command], *port]
+    with FileLock(tmp_path / "var" / home / ".lock"):
+        done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "at a time in" in done.stderr

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ridgeline import pipeline
+from ridgeline.artifacts.base import ArtifactError
+from ridgeline.component import Component
+from ridgeline.registry import HistoryEntry, Registry
+from ridgeline.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def task_module(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRFLOW_HOME", str(tmp_path_factory.mktemp("airflow")))  # read at Airflow's first import
+        from ridgeline.airflow import task
+    return task
+
+
+class Task:
+    """A stand-in for an Airflow task: its context, and a store of its own."""
+
+    def __init__(self, task_module: ModuleType, patch: pytest.MonkeyPatch, components: list[Component]) -> None:
+        self.module = task_module
+        self.patch = patch
+        from ridgeline.airflow import form
+
+        self.declared = form.form(*components)
+        self.outlets: list[Any] = []
+        self.events: dict[Any, Any] = {}
+        self.xcoms: dict[str, str] = {}
+
+    def __call__(self, component: Component, values: dict[str, Any], **inputs: str) -> str:
+        params = {name: param.value for name, param in self.declared.items()} | values
+        context = {"dag": SimpleNamespace(params=self.declared), "params": params, "run_id": "run-1"}
+        self.events = {asset: SimpleNamespace(extra={}) for asset in self.outlets}
+        context |= {"task": SimpleNamespace(outlets=self.outlets), "outlet_events": self.events}
+        context |= {"dag_run": SimpleNamespace(triggering_user_name="ann")}
+        context |= {"ti": SimpleNamespace(xcom_push=lambda key, value: self.xcoms.update({key: value}))}
+        self.patch.setattr(self.module, "get_current_context", lambda: context)
+        return self.module.run_in_task(component, **inputs)
+
+
+@pytest.fixture
+def toys(toy_steps: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Component]:
+    from toy_steps.double import double
+    from toy_steps.seed import seed
+
+    return {"seed": seed, "double": double}
+
+
+@pytest.fixture
+def task(task_module: ModuleType, toys: dict[str, Component], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Task:
+    from ridgeline.airflow import form
+
+    monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path / "store"))
+    for module in (form, pipeline):
+        monkeypatch.setattr(module, "load_components", lambda: toys)
+    return Task(task_module, monkeypatch, list(toys.values()))
+
+
+def test_a_task_returns_the_name_of_its_artifact(task: Task, toys: dict[str, Component]) -> None:
+    number = task(toys["seed"], {})
+    doubled = task(toys["double"], {"double.factor": 5}, number=number)
+    store = Settings().open_store()
+    assert (store.path(doubled) / "number.txt").read_text() == "105"
+    assert [(e.component, e.run_id) for e in store.executions()] == [("double", "run-1"), ("seed", "run-1")]
+
+
+def test_a_task_logs_the_values_that_it_got(
+    task: Task, toys: dict[str, Component], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="ridgeline"):
+        task(toys["seed"], {"seed.value": 7})
+    assert "seed got value=7, fail=False" in caplog.messages
+
+
+def test_a_skipped_step_skips_its_task_with_the_reason(task: Task, toys: dict[str, Component]) -> None:
+    from airflow.sdk.exceptions import AirflowSkipException
+
+    number = task(toys["seed"], {"seed.value": 13})
+    with pytest.raises(AirflowSkipException, match="13 is not doubled"):
+        task(toys["double"], {}, number=number)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"double.factor": "many"}, "Parameter double.factor: .*received 'many'"),
+        (
+            {"sead.value": 1},
+            "received sead.value. Check the spelling; the form has double.factor, rerun, seed.fail, seed.value",
+        ),
+        ({"seed.values": 1}, "received seed.values"),
+    ],
+)
+def test_a_bad_parameter_of_any_step_fails_the_first_task_without_a_retry(
+    task: Task, toys: dict[str, Component], values: dict[str, Any], message: str
+) -> None:
+    from airflow.sdk.exceptions import AirflowFailException
+
+    with pytest.raises(AirflowFailException, match=message):
+        task(toys["seed"], values)
+    assert list(Settings().open_store().executions()) == []
+
+
+def test_a_step_s_own_error_passes_so_that_airflow_retries(task: Task, toys: dict[str, Component]) -> None:
+    with pytest.raises(ArithmeticError, match="asked to fail"):
+        task(toys["seed"], {"seed.fail": True})
+
+
+def test_an_asset_s_event_tells_of_the_artifact(task: Task, toys: dict[str, Component]) -> None:
+    task.outlets = ["numbers"]
+    name = task(toys["seed"], {"seed.value": 7})
+    reason = "first run of seed"
+    assert task.events["numbers"].extra == {"artifact": name, "state": "complete", "reason": reason, "digits": 1}
+    task(toys["seed"], {"seed.value": 7})
+    assert task.events["numbers"].extra["state"] == "cached"
+
+
+def test_a_failure_tells_how_to_go_on_with_a_command_that_works(
+    task_module: ModuleType, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    import shlex
+
+    monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("RIDGELINE_MANUAL_DIR", "/data of mine")
+    monkeypatch.delenv("RIDGELINE_SERVING", raising=False)
+    steps = pipeline.load_components()
+    values = {"train.epochs": 3, "evaluate.min_accuracy": 0.8, "ingest.dataset": "synthetic_garments:1.0.0"}
+    missing = {"examples": f"Examples/{'0' * 64}"}
+    task = Task(task_module, monkeypatch, list(steps.values()))
+    with pytest.raises(ArtifactError), caplog.at_level("ERROR", logger="ridgeline"):
+        task(steps["train"], values, **missing)
+    line = next(line for line in caplog.text.splitlines() if "ridgeline run" in line)
+    store, data, *command = shlex.split(line.partition("or run ")[2])
+    assert (store, data) == (f"RIDGELINE_STORE={tmp_path / 'store'}", "RIDGELINE_MANUAL_DIR=/data of mine")
+    assert command[:3] == ["ridgeline", "run", "train"]
+    given = pipeline.parse_assignments(command[4::2])
+    assert given == {"train.epochs": 3, "ingest.dataset": "synthetic_garments:1.0.0"}
+    pipeline.parse_params(pipeline.plan("train"), given, Settings())
+
+
+def test_params_of_the_dag_that_belong_to_no_step_are_left_alone(
+    task: Task, toys: dict[str, Component], task_module: ModuleType
+) -> None:
+    from airflow.sdk import Param
+
+    task.declared["note"] = Param("hello")
+    assert task(toys["seed"], {"note": "nightly"}).startswith("Number/")
+
+
+def test_importing_it_does_not_import_tensorflow(tmp_path: Path) -> None:
+    import subprocess
+
+    code = "import sys, ridgeline.airflow.task; sys.exit('tensorflow' in sys.modules)"
+    env = {**os.environ, "AIRFLOW_HOME": str(tmp_path)}
+    assert subprocess.run([sys.executable, "-c", code], env=env, timeout=120, check=False).returncode == 0
+
+
+# --- the rollback
+
+
+def test_a_rollback_names_nobody_if_the_user_is_not_known(
+    task_module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path))
+    monkeypatch.setattr(Registry, "verify", lambda *_: None)  # there is nothing to load
+    lines = []
+    for version in (1, 2):
+        (tmp_path / "serving" / "shoes" / str(version)).mkdir(parents=True)
+        values = {"version": version, "action": "push", "model_digest": str(version), "artifact": "", "accuracy": 0.8}
+        lines.append(HistoryEntry.model_validate(values | {"run_id": "run"}).model_dump_json())
+    (tmp_path / "serving" / "shoes" / "history.jsonl").write_text("\n".join(lines) + "\n")
+    params = {"model": "shoes", "version": None, "reason": "worse"}
+    run = SimpleNamespace(triggering_user_name=None, run_id="manual__1")
+    context = {"dag": SimpleNamespace(params=params), "params": params, "dag_run": run}
+    monkeypatch.setattr(task_module, "get_current_context", lambda: context)
+    task_module.rollback_in_task()
+    entry = Settings().open_registry().history("shoes")[-1]
+    assert (entry.version, entry.by, entry.run_id) == (1, "", "manual__1")

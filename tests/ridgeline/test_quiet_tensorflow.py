@@ -1,0 +1,24 @@
+import os
+import subprocess
+import sys
+
+
+def test_tensorflow_is_imported_without_its_noise_and_without_losing_other_lines():
+    code = """
+import os, sys
+from ridgeline import quiet_tensorflow
+class Other:  # stands for any other line that the import brings
+    def find_spec(self, name, path=None, target=None):
+        if name == "tensorflow.python":
+            os.write(2, b"E0000 something is wrong\\n")
+sys.meta_path.insert(0, Other())
+quiet_tensorflow.install()
+quiet_tensorflow.install()
+import keras
+os.write(2, b"after\\n")
+"""
+    env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stderr == "E0000 something is wrong\nafter\n"

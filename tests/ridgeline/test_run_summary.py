@@ -1,0 +1,21 @@
+from pathlib import Path
+
+from ridgeline import pipeline
+from ridgeline.run_summary import summary
+
+
+def test_summary_tells_what_came_of_each_step(synthetic):
+    settings, results = synthetic
+    records = pipeline.run_records(settings, "synthetic")
+    assert [records[r.execution.component] for r in results] == [r.execution for r in results]
+    lines = list(summary(settings, {r.execution.component: r.execution for r in results} | {"notify": "failed"}))
+    assert lines[1].split(maxsplit=3)[:2] == ["ingest", "complete"]
+    assert lines[1].endswith("first run of ingest")
+    assert lines[6].split() == ["notify", "failed"]
+    text = "\n".join(lines)
+    assert "SYNTHETIC" in text
+    assert "test images of synthetic_garments:1.0.0" in text
+    assert "blessed: accuracy" in text
+    assert f"served      synthetic_garments version 1 in {settings.serving_dir()}" in text
+    report = next(line.split()[1] for line in lines if line.startswith("report"))
+    assert Path(report).is_file()
