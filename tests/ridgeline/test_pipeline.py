@@ -1,3 +1,4 @@
+import importlib
 import os
 import shutil
 import subprocess
@@ -32,6 +33,17 @@ def tree(synthetic_store, tmp_path):
     return tmp_path, ridgeline
 
 
+def words(output):
+    """Return what `ridgeline explain` says of each step: ``reused``, ``runs`` or ``depends``."""
+    return {line.split()[0]: line.split()[1].rstrip(":") for line in output.splitlines()}
+
+
+def replace_once(file, old, new):
+    text = file.read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new), encoding="utf-8")
+
+
 def append_comment(file):
     with file.open("a", encoding="utf-8") as stream:
         stream.write("# a comment\n")
@@ -52,6 +64,47 @@ def test_a_step_that_may_be_left_out_runs_if_it_is_named():
         pipeline.plan("train", ["sweeep"])
     with pytest.raises(ParameterError, match="a step up to transform can use; received sweep"):
         pipeline.plan("transform", ["sweep"])
+
+
+def test_the_optional_steps_are_those_that_a_run_leaves_out():
+    assert pipeline.optional_steps("export") == ["select", "sweep"]
+    assert pipeline.optional_steps("transform") == []
+    assert pipeline.default_target() == "export"
+
+
+def test_two_steps_that_yield_one_artifact_type_are_refused(toy_steps, monkeypatch):
+    (toy_steps / "triple.py").write_text((toy_steps / "double.py").read_text().replace("def double", "def triple"))
+    steps = {name: importlib.import_module(f"toy_steps.{name}").__dict__[name] for name in ("seed", "double", "triple")}
+    monkeypatch.setattr(pipeline, "load_components", lambda: steps)
+    message = (
+        "Expected one step that yields Doubled; received double of toy_steps.double and triple of toy_steps.triple"
+    )
+    with pytest.raises(ParameterError, match=message):
+        pipeline.plan("seed")
+
+
+def test_a_step_whose_input_no_step_yields_is_refused(toy_steps, monkeypatch):
+    steps = {"double": importlib.import_module("toy_steps.double").double}
+    monkeypatch.setattr(pipeline, "load_components", lambda: steps)
+    with pytest.raises(ParameterError, match="Expected a step that yields Number, which double needs; received none"):
+        pipeline.plan("double")
+
+
+def test_a_named_step_runs_again_although_nothing_changed_and_equal_bytes_stop_there(toy_steps, monkeypatch, tmp_path):
+    steps = {name: importlib.import_module(f"toy_steps.{name}").__dict__[name] for name in ("seed", "double")}
+    monkeypatch.setattr(pipeline, "load_components", lambda: steps)
+    settings, planned = Settings(store=str(tmp_path / "store")), pipeline.plan("double")
+    params = pipeline.parse_params(planned, {}, settings)
+    list(pipeline.run(settings, planned, params, "first"))
+    explained = dict(pipeline.explain(settings, planned, params, rerun=["seed"]))
+    assert explained["seed"] == "runs: the user asked to run it again"
+    again = [result.execution for result in pipeline.run(settings, planned, params, "again", rerun=["seed"])]
+    assert [(e.state, e.reason) for e in again] == [
+        ("complete", "the user asked to run it again"),
+        ("cached", "same inputs, parameters and code"),
+    ]
+    with pytest.raises(ParameterError, match="Expected steps of this run, seed, double, to rerun; received sead"):
+        list(pipeline.run(settings, planned, params, "bad", rerun=["sead"]))
 
 
 def test_a_sweep_trains_with_trains_parameters_unless_it_has_its_own():
@@ -131,6 +184,32 @@ def test_comment_in_another_component_reruns_nothing_that_does_not_reach_it(tree
     lines = ridgeline("explain").splitlines()
     assert [line.split()[1] for line in lines] == ["reused:"] * 3 + ["runs:", "depends:"]
     assert "code of components/evaluate.py changed" in lines[3]
+
+
+def test_captions_help_and_the_tolerance_train_nothing(tree):
+    folder, ridgeline = tree
+    grid = ("--set", "sweep.l1=[]", "--set", "sweep.l2=[0.01]", "--set", "sweep.train.epochs=1")
+    ridgeline("run", "select", *grid)
+    explain = ("explain", "select", *grid)
+    unchanged = dict.fromkeys(["ingest", "transform", "sweep", "select"], "reused")
+    assert words(ridgeline(*explain)) == unchanged
+
+    replace_once(folder / "ridgeline" / "cli.py", "A step to run even if nothing changed.", "Run it again.")
+    append_comment(folder / "ridgeline" / "step_cli.py")
+    assert words(ridgeline(*explain)) == unchanged
+    assert set(words(ridgeline("explain")).values()) == {"reused"}
+
+    assert "runs: parameter select.tolerance 0.0 → 0.1" in ridgeline(*explain, "--set", "select.tolerance=0.1")
+    assert words(ridgeline(*explain, "--set", "select.tolerance=0.1")) == unchanged | {"select": "runs"}
+
+    replace_once(folder / "components/reports/regularization_path.py", "Against strength", "By strength")
+    assert words(ridgeline(*explain)) == unchanged | {"select": "runs"}
+    assert set(words(ridgeline("explain")).values()) == {"reused"}
+
+    replace_once(folder / "components/reports/evaluation.py", "Most confident mistakes", "Worst mistakes")
+    expected = dict.fromkeys(["ingest", "transform", "train"], "reused") | {"evaluate": "runs", "export": "depends"}
+    assert words(ridgeline("explain")) == expected
+    assert words(ridgeline(*explain)) == unchanged | {"select": "runs"}
 
 
 def test_early_cut_off_stops_the_ripple(tree):

@@ -262,7 +262,7 @@ def render(settings: Settings, run: Run) -> str:
         failed=next((step for step in steps if step.outcome == "failed"), None),
         running=[step.task.name for step in steps if step.outcome == "running"],
         evaluation=found[ModelEvaluation].facts if ModelEvaluation in found else None,
-        sweep=found[SweepResult].facts if SweepResult in found else None,
+        selection=found[SweepResult].facts if SweepResult in found else None,
         served=served,
         problems=problems,
         reports=reports,
