@@ -190,7 +190,7 @@ def _with_skipped_upstream(task: Task, tasks: list[Task], dag: Any) -> Task:
     return replace(task, reason=f"Skipped, because {' and '.join(skipped)} was skipped.") if skipped else task
 
 
-def _merge(task_id: str, mapped: list[TaskInstance], reason: str) -> Task:
+def _merge(task_id: str, mapped: list[TaskInstance], reason: str = "") -> Task:
     """Return a task's instances as one: from the first's start to the last's end."""
     states = {str(instance.state or "none") for instance in mapped}
     starts = [instance.start_date for instance in mapped if instance.start_date]

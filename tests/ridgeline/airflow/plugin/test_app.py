@@ -203,8 +203,10 @@ def outcomes(page: str) -> dict[str, str]:
 def test_a_reused_run(server: Server) -> None:
     page = server.get(server.path("reused")).text
     assert "<h2>Nothing changed</h2>" in page
-    expected = {"ingest": "reused", "transform": "reused", "sweep": "skipped", "train": "reused"}
-    assert outcomes(page) == expected | {"evaluate": "reused", "export": "reused"}
+    reused = dict.fromkeys(["ingest", "transform", "train", "evaluate", "export"], "reused")
+    assert outcomes(page) == reused | {"sweep": "skipped", "select": "skipped"}
+    assert "The form&#39;s own penalty is used." in page
+    assert "Skipped, because sweep was skipped." in page
     assert "Nothing was pushed: version 1 of synthetic_garments holds this model. It is the champion." in page
     assert "synthetic_garments:1.0.0" in page[page.index("<h2>Parameters</h2>") :]
 
@@ -220,6 +222,7 @@ def test_a_run_that_was_not_blessed(server: Server) -> None:
 def test_a_failed_run(server: Server) -> None:
     page = server.get(server.path("failed")).text
     assert "Failed: ingest</h2>" in page
+    assert "Expected parameters of the DAG&#39;s trigger form; received trian.epochs." in page
     assert outcomes(page)["export"] == "not run"
 
 
@@ -231,6 +234,7 @@ def test_a_run_in_progress_renews_itself(server: Server) -> None:
         "ingest": "reused",
         "transform": "reused",
         "sweep": "skipped",
+        "select": "skipped",
         "train": "running",
         "evaluate": "waiting",
         "export": "waiting",
@@ -278,7 +282,7 @@ def test_airflow_knows_the_tab_and_the_page(server: Server) -> None:
     assert {(view["name"], view["destination"]) for view in views} >= {("Report", "dag_run"), ("Models", "nav")}
 
 
-@pytest.mark.parametrize(("run", "task"), [("reused", "evaluate"), ("not blessed", "export"), ("reused", "sweep")])
+@pytest.mark.parametrize(("run", "task"), [("reused", "evaluate"), ("not blessed", "export"), ("reused", "export")])
 def test_tasks_with_something_to_show_link_to_the_report(server: Server, run: str, task: str) -> None:
     dag_id, run_id = server.runs[run]
     links = server.get(f"/api/v2/dags/{dag_id}/dagRuns/{run_id.replace('+', '%2B')}/taskInstances/{task}/links").json()
@@ -286,7 +290,7 @@ def test_tasks_with_something_to_show_link_to_the_report(server: Server, run: st
     assert links["extra_links"]["Report"].endswith("/plugin/ridgeline-report")
 
 
-@pytest.mark.parametrize(("run", "task"), [("reused", "train"), ("other", "evaluate")])
+@pytest.mark.parametrize(("run", "task"), [("reused", "train"), ("reused", "sweep"), ("other", "evaluate")])
 def test_other_tasks_have_no_link(server: Server, run: str, task: str) -> None:
     dag_id, run_id = server.runs[run]
     links = server.get(f"/api/v2/dags/{dag_id}/dagRuns/{run_id.replace('+', '%2B')}/taskInstances/{task}/links").json()
