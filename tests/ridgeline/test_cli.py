@@ -62,9 +62,41 @@ def test_explain_with_a_sweep_and_a_profile(invoke):
     assert "parameter train.profile seed → tuned" in result.stdout
 
 
+def test_help_names_the_installed_steps_and_the_options_that_their_parameters_declare(invoke):
+    words = " ".join(invoke("run", "--help").stdout.replace("│", " ").split())
+    assert "evaluate, export, ingest, select, sweep, train, transform. export if left out." in words
+    assert "A step that is usually left out: select, sweep." in words
+    assert "--profile VALUE is short for --set train.profile=VALUE." in words
+    assert "NAME is one of evaluate, export, ingest" in invoke("step", "--help").stdout
+
+
+@pytest.mark.parametrize("profile", [["--profile", "tuned"], ["--profile=tuned"], ["--set", "train.profile=tuned"]])
+def test_a_declared_option_is_short_for_its_parameter(invoke, profile):
+    sets = ["--set", "ingest.dataset=synthetic_garments:1.0.0", "--set", "transform.validation_examples=1000"]
+    assert "parameter train.profile seed → tuned" in invoke("explain", "train", *profile, *sets).stdout
+
+
+def test_a_step_can_be_asked_to_run_again(invoke):
+    sets = ["--set", "ingest.dataset=synthetic_garments:1.0.0", "--set", "transform.validation_examples=1000"]
+    lines = invoke("explain", "train", "--rerun", "transform", *sets).stdout.splitlines()
+    assert [line.split(maxsplit=1)[1] for line in lines] == [
+        "reused: same inputs, parameters and code",
+        "runs: the user asked to run it again",
+        "depends: runs unless examples comes out as before",
+    ]
+
+
+def test_a_step_runs_by_itself_on_an_artifact_directory(invoke, synthetic_store, refs, tmp_path):
+    arguments = ["--dataset", str(synthetic_store.path(refs["ingest"])), "--validation-examples", "1000"]
+    result = invoke("step", "transform", *arguments, "--output", str(tmp_path / "examples"))
+    assert result.stdout == f"{refs['transform']} in {tmp_path / 'examples'}\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["step", "nowhere"], "error: Expected a step of"),
+        (["explain", "train", "--rerun", "sweep"], "error: Expected steps of this run"),
         (["run", "--set", "train.epochs=-1"], "error: Parameter train.epochs"),
         (["run", "nowhere"], "error: Expected a step of"),
         (["run", "ingest", "--profile", "tuned"], "error: Unknown parameter train.profile"),
