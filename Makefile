@@ -59,8 +59,9 @@ bench: $(INSTALLED) ## Measure against the notebook and the peers
 	$(BIN)/python -m benchmarks $(ARGS)
 
 constraints: $(INSTALLED) ## Choose the newest versions that fit and write them to constraints.txt
-	$(BIN)/uv pip compile --upgrade --universal --python-version 3.11 --extra server --group dev --no-annotate --no-emit-index-url \
-	  --custom-compile-command "make constraints" --quiet --output-file constraints.txt pyproject.toml
+	$(BIN)/uv pip compile --upgrade --universal --fork-strategy fewest --python-version 3.11 --extra server --group dev \
+	  --no-annotate --no-emit-index-url --custom-compile-command "make constraints" --quiet \
+	  --output-file constraints.txt pyproject.toml
 
 clean: ## Delete .venv, caches and test output; var/ and data/ stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache dist test-output
