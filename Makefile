@@ -59,8 +59,9 @@ bench: $(INSTALLED) ## Measure against the notebook and the peers
 	$(BIN)/python -m benchmarks $(ARGS)
 
 constraints: $(INSTALLED) ## Choose the newest versions that fit and write them to constraints.txt
-	$(BIN)/uv pip compile --upgrade --python-version 3.11 --extra server --group dev --no-annotate --no-emit-index-url \
-	  --custom-compile-command "make constraints" --quiet --output-file constraints.txt pyproject.toml
+	$(BIN)/uv pip compile --upgrade --universal --fork-strategy fewest --python-version 3.11 --extra server --group dev \
+	  --no-annotate --no-emit-index-url --custom-compile-command "make constraints" --quiet \
+	  --output-file constraints.txt pyproject.toml
 
 clean: ## Delete .venv, caches and test output; var/ and data/ stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache dist test-output
@@ -68,9 +69,19 @@ clean: ## Delete .venv, caches and test output; var/ and data/ stay
 
 # Without bytecode Airflow and TensorFlow take two to three times as long to start, so it is made here, even
 # where PYTHONDONTWRITEBYTECODE is set. A few files of the libraries are no valid Python: templates, test data.
+# An incomplete .venv, or one of another Python, is made from the start.
 $(INSTALLED): pyproject.toml constraints.txt Makefile
+	@fail() { echo "error: $$*" >&2; exit 1; }; \
+	version() { "$$@" -c 'import platform; print(platform.python_version())' 2>/dev/null || echo none; }; \
+	supported() { case $$1 in 3.11.* | 3.12.* | 3.13.*) ;; *) false ;; esac; }; \
+	if test -x $(BIN)/pip && supported "$$(version $(BIN)/python)"; then exit; fi; \
+	received=$$(version $(PYTHON)); \
+	supported "$$received" || fail "Expected Python 3.11, 3.12 or 3.13; received $$received ($(PYTHON))." \
+	  "Name another: make PYTHON=python3.12"; \
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || fail "Cannot make .venv: $(PYTHON) has no ensurepip." \
+	  "Install it: 'apt-get install python3-venv' on Debian."; \
+	$(PYTHON) -m venv --clear .venv
 	@echo 'installing into .venv: a minute or two ...'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[server]' --group dev
 	@$(BIN)/python -m compileall -q -j0 .venv/lib >/dev/null || true
