@@ -3,9 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 DAG := fashion_mnist_training
+# Two workers; a group, see tests/conftest.py, stays on one, and the groups start in their order.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install run ui test screenshots test-containers up down logs backup restore lint format bench constraints clean
+.PHONY: help install run ui test test-fast screenshots test-containers up down logs backup restore lint format bench constraints clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -19,7 +21,10 @@ ui: $(INSTALLED) ## Start Airflow's web interface; ARGS="--port 8090"
 	@exec $(BIN)/python -m ridgeline.airflow.local ui $(ARGS)
 
 test: $(INSTALLED) ## Run all tests; ARGS="-k name"
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-fast: $(INSTALLED) ## Run the tests that start no Airflow, browser or second TensorFlow; ARGS="-k name"
+	$(PYTEST) -m "not airflow and not real_data and not fresh_process" $(ARGS)
 
 screenshots: $(INSTALLED) ## Remake the README's screenshots; needs Chromium and RIDGELINE_MANUAL_DIR
 	SCREENSHOT_DATA="$${RIDGELINE_MANUAL_DIR:?expected the folder of the official files}" \

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from ridgeline import keys, pipeline
 from ridgeline.component import STEP_ENVIRONMENT
-from ridgeline.pipeline import StepResult
 from ridgeline.settings import Settings
-from ridgeline.store import Store
+from ridgeline.store import Execution, Store
 
 ROOT = Path(__file__).resolve().parent.parent
 SYNTHETIC = {"ingest.dataset": "synthetic_garments:1.0.0", "transform.validation_examples": 1_000}
@@ -78,14 +80,68 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if os.environ.get("RIDGELINE_MANUAL_DIR"):
-        return
-    marked = [item for item in items if item.get_closest_marker("real_data")]
-    if marked and os.environ.get("CI"):
-        raise pytest.UsageError("CI must run the real_data tests: set RIDGELINE_MANUAL_DIR to the official files")
-    for item in marked:
-        item.add_marker(pytest.mark.skip(reason="RIDGELINE_MANUAL_DIR is not set"))
+# `make test` runs on two workers. What shares an expensive fixture is one group, which stays on one worker; a group
+# without a name of its own is a file. The longest groups start first.
+LONGEST = (
+    "airflow",
+    "official files",
+    "tests/ridgeline/airflow/plugin/test_app.py",
+    "tests/e2e/test_regularization_path.py",
+    "tests/ridgeline/test_gate.py",
+    "tests/e2e/test_make_run.py",
+    "tests/components/test_train.py",
+    "tests/ridgeline/test_registry.py",
+    "tests/ridgeline/test_cli.py",
+    "tests/components/training/test_engine.py",
+    "tests/components/test_export.py",
+)
+# Of the tests that share one Airflow, these come first: they count its runs.
+SHARED_AIRFLOW_FIRST = "tests/e2e/test_schedule.py"
+
+
+def _group(item: pytest.Item) -> str:
+    if item.get_closest_marker("real_data"):
+        return "official files"
+    if "airflow" in getattr(item, "fixturenames", ()):
+        return "airflow"
+    return item.nodeid.split("::")[0]
+
+
+def _position(item: pytest.Item) -> tuple[int, bool]:
+    group = _group(item)
+    return LONGEST.index(group) if group in LONGEST else len(LONGEST), not item.nodeid.startswith(SHARED_AIRFLOW_FIRST)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+        if "airflow" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.airflow)
+    items.sort(key=_position)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("real_data") and not os.environ.get("RIDGELINE_MANUAL_DIR"):
+        missing = "CI must run the real_data tests: set RIDGELINE_MANUAL_DIR to the official files"
+        if os.environ.get("CI"):
+            pytest.fail(missing, pytrace=False)
+        pytest.skip("RIDGELINE_MANUAL_DIR is not set")
+
+
+def make_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder that is filled once for all workers: by the first that needs it, while the others wait."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder, done = base / name, base / f"{name}.done"
+    with FileLock(base / f"{name}.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -115,29 +171,62 @@ def toy_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 @pytest.fixture(scope="session")
-def synthetic(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, list[StepResult]]:
-    """The whole pipeline, run once on the synthetic images; not to be written to."""
-    settings = Settings(store=str(tmp_path_factory.mktemp("synthetic") / "store"), manual_dir=None)
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, list[Execution]]:
+    """The whole pipeline, run once on the synthetic images: the settings, and each step's record; read-only."""
+
+    def make(folder: Path) -> None:
+        settings = Settings(store=str(folder / "store"), manual_dir=None)
+        for _ in pipeline.run(settings, steps, pipeline.parse_params(steps, SYNTHETIC, settings), "synthetic"):
+            pass
+
     steps = pipeline.plan("export")
-    params = pipeline.parse_params(steps, SYNTHETIC, settings)
-    return settings, list(pipeline.run(settings, steps, params, "synthetic"))
+    folder = make_once(tmp_path_factory, "synthetic", make)
+    settings = Settings(store=str(folder / "store"), manual_dir=None)
+    records = pipeline.run_records(settings, "synthetic")
+    return settings, [records[step.name] for step in steps]
 
 
 @pytest.fixture(scope="session")
-def refs(synthetic: tuple[Settings, list[StepResult]]) -> dict[str, str]:
+def refs(synthetic: tuple[Settings, list[Execution]]) -> dict[str, str]:
     """Store-relative name of each synthetic artifact, by the step that made it."""
-    return {r.execution.component: r.execution.output for r in synthetic[1] if r.execution.output}
+    return {execution.component: execution.output for execution in synthetic[1] if execution.output}
 
 
 @pytest.fixture(scope="session")
-def synthetic_store(synthetic: tuple[Settings, list[StepResult]]) -> Store:
+def synthetic_store(synthetic: tuple[Settings, list[Execution]]) -> Store:
     return synthetic[0].open_store()
 
 
+def start_make_run(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start what ``make run`` runs, in a folder that holds nothing but the DAGs."""
+    if not (folder / "dags").exists():
+        (folder / "dags").symlink_to(ROOT / "dags")
+    env = {key: value for key, value in os.environ.items() if key not in ("RIDGELINE_STORE", "RIDGELINE_SERVING")}
+    command = [sys.executable, "-m", "ridgeline.airflow.local", "run", "fashion_mnist_training", *arguments]
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 @pytest.fixture(scope="session")
-def fashion_mnist(manual_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, str]]:
+def start_run() -> Callable[..., subprocess.Popen[str]]:
+    """The function `start_make_run`."""
+    return start_make_run
+
+
+@pytest.fixture(scope="session")
+def official_run(manual_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a ``make run`` with its defaults on the official files; ``output.txt`` holds what it printed."""
+
+    def make(folder: Path) -> None:
+        with start_make_run(folder) as process:
+            output, errors = process.communicate(timeout=800)
+        assert process.returncode == 0, output + errors
+        (folder / "output.txt").write_text(output)
+
+    return make_once(tmp_path_factory, "official", make)
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist(official_run: Path) -> tuple[Store, dict[str, str]]:
     """The pipeline with its defaults on the official files: the store, and each artifact by step."""
-    settings = Settings(store=str(tmp_path_factory.mktemp("fashion_mnist") / "store"), manual_dir=manual_dir)
-    steps = pipeline.plan("export")
-    results = pipeline.run(settings, steps, pipeline.parse_params(steps, {}, settings), "fashion_mnist")
-    return settings.open_store(), {r.execution.component: r.execution.output or "" for r in results}
+    store = Store(official_run / "var" / "store")
+    return store, {e.component: e.output for e in store.executions() if e.state == "complete" and e.output}

@@ -86,13 +86,13 @@ def _run_dag(dag_id: str, conf: Mapping[str, Any], log_file: Path) -> int:
                 )
             for name in ("ridgeline", "components"):
                 _show(logging.getLogger(name), terminal)
-            get_listener_manager().add_listener(_failure_listener(terminal))
+            get_listener_manager().add_listener(_failure_listener(terminal))  # type: ignore[no-untyped-call]
             dag = bag.dags[dag_id]
             dag.deadline = None  # Airflow's dag.test fails where a DAG with one succeeds
             dag_run = dag.test(run_conf=dict(conf))
             states = {task.task_id: str(task.state) for task in dag_run.get_task_instances()}
             records = run_records(Settings(), dag_run.run_id)
-            names = [task.task_id for task in dag.topological_sort()]
+            names = [task.task_id for task in dag.topological_sort()]  # type: ignore[no-untyped-call]
             done = {name: record for name, record in records.items() if states.get(name) in ("success", "skipped")}
             lines = summary(Settings(), {name: done.get(name, states[name]) for name in names})
             print("", *lines, sep="\n", file=terminal)

@@ -53,7 +53,7 @@ def free_port() -> int:
     """Return a port that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        return int(probe.getsockname()[1])
 
 
 class Standalone:
@@ -134,7 +134,7 @@ class Standalone:
         status, run = self.call("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": dict(conf)})
         if status != 200:
             raise ValueError(f"Expected Airflow to start a run of {dag_id}; received {status}: {run}")
-        return run["dag_run_id"]
+        return str(run["dag_run_id"])
 
     def wait_for_run(self, dag_id: str, run_id: str, seconds: float) -> str:
         """Wait until a run is done, and return its state.
@@ -144,7 +144,7 @@ class Standalone:
         """
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            state = self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}")[1]["state"]
+            state = str(self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}")[1]["state"])
             if state in ("success", "failed"):
                 return state
             time.sleep(0.2)

@@ -79,11 +79,14 @@ def _facts(settings: Settings, result: StepResult) -> dict[str, Any]:
     execution = result.execution
     assert execution.output is not None
     stated = settings.open_store().manifest(execution.output).facts
-    facts = {name: value for name, value in stated.items() if isinstance(value, bool | int | float | str)}
+    facts: dict[str, Any] = {
+        name: value for name, value in stated.items() if isinstance(value, bool | int | float | str)
+    }
     facts |= {"artifact": execution.output, "state": execution.state, "reason": execution.reason}
     if result.pushed:
         facts |= {"pushed": result.pushed.new, "served_version": result.pushed.version}
-    return facts | stated.get("metrics", {})
+    facts |= stated.get("metrics", {})
+    return facts
 
 
 def skip(reason: str) -> NoReturn:

@@ -76,7 +76,8 @@ class Model(Artifact[ModelFacts]):
 
     def history(self) -> dict[str, list[float]]:
         """Return the metrics of each epoch by Keras's names."""
-        return json.loads((self.path / "history.json").read_text(encoding="utf-8"))
+        history: dict[str, list[float]] = json.loads((self.path / "history.json").read_text(encoding="utf-8"))
+        return history
 
     def load_keras(self) -> keras.Model:
         """Return the Keras model: uint8 ``[n, *image_shape]`` to float32 ``[n, classes]``.
@@ -103,4 +104,5 @@ def eliminated_pixels(model: keras.Model) -> np.ndarray:
     """
     height, width = model.input_shape[1:3]
     first = next(iter(kernels(model).values()))
-    return (first == 0.0).reshape(height, width, -1).all(axis=2)
+    eliminated: np.ndarray = (first == 0.0).reshape(height, width, -1).all(axis=2)
+    return eliminated

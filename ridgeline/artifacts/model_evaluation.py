@@ -123,4 +123,5 @@ class ModelEvaluation(Artifact[ModelEvaluationFacts]):
 
     def predictions(self) -> np.ndarray:
         """Return the probabilities, float32 ``[n, classes]``, memory-mapped."""
-        return np.load(self.path / "predictions.npy", mmap_mode="r", allow_pickle=False)
+        predictions: np.ndarray = np.load(self.path / "predictions.npy", mmap_mode="r", allow_pickle=False)
+        return predictions

@@ -50,4 +50,5 @@ class SweepResult(Artifact[SweepResultFacts]):
 
     def histograms(self) -> np.ndarray:
         """Return the counts, int64 ``[trials, kernels, bins]``, memory-mapped."""
-        return np.load(self.path / "histograms.npy", mmap_mode="r", allow_pickle=False)
+        histograms: np.ndarray = np.load(self.path / "histograms.npy", mmap_mode="r", allow_pickle=False)
+        return histograms

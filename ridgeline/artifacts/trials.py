@@ -111,8 +111,10 @@ class Trials(Artifact[TrialsFacts]):
 
     def histograms(self) -> np.ndarray:
         """Return the counts, int64 ``[trials, kernels, bins]``, memory-mapped."""
-        return np.load(self.path / "histograms.npy", mmap_mode="r", allow_pickle=False)
+        histograms: np.ndarray = np.load(self.path / "histograms.npy", mmap_mode="r", allow_pickle=False)
+        return histograms
 
     def edges(self) -> np.ndarray:
         """Return the bins' limits, float64 ``[bins + 1]``."""
-        return np.load(self.path / "edges.npy", allow_pickle=False)
+        edges: np.ndarray = np.load(self.path / "edges.npy", allow_pickle=False)
+        return edges

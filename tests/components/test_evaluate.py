@@ -406,6 +406,7 @@ def test_batches_and_shards_do_not_change_the_predictions(tmp_path, monkeypatch,
     assert [m.index for m in other.facts.mistakes] == [m.index for m in evaluation.facts.mistakes]
 
 
+@pytest.mark.fresh_process
 def test_equal_input_gives_equal_bytes_also_in_another_process(tmp_path, evaluation, examples, model):
     assert run(tmp_path / "again", examples, model).digest == evaluation.digest
     command = [sys.executable, "-m", "ridgeline.cli", "step", "evaluate", "--output", str(tmp_path / "other")]
@@ -421,7 +422,7 @@ def test_equal_input_gives_equal_bytes_also_in_another_process(tmp_path, evaluat
 @pytest.mark.parametrize("which", ["examples", "model"])
 def test_synthetic_images_on_either_side_make_it_synthetic(tmp_path, weights, evaluation, which):
     examples = make_examples(tmp_path / "examples", synthetic=which == "examples")
-    model = make_model(tmp_path / "model", *weights, synthetic=which == "model")
+    model = make_model(tmp_path / "model", weights[0], weights[1], synthetic=which == "model")
     other = run(tmp_path / "a", examples, model)
     assert other.facts.synthetic
     assert "SYNTHETIC" in other.report.read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from components.export import export
+from components.export import export, save
 from ridgeline.artifacts.examples import Examples
 from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.model_evaluation import ModelEvaluation, Verdict
@@ -51,13 +51,14 @@ def test_saved_model_equals_the_live_model(synthetic_store, refs, inputs):
     assert_serves(pushed, inputs["model"], images)
 
 
-def test_signature_takes_raw_uint8_images(synthetic_store, refs):
+def test_signature_takes_raw_uint8_images(synthetic_store, refs, monkeypatch, capsys):
+    from tensorflow.python.tools import saved_model_cli
+
     saved_model = synthetic_store.open(refs["export"], PushedModel).saved_model
-    script = "from tensorflow.python.tools.saved_model_cli import main; main()"
-    shown = subprocess.run(
-        [sys.executable, "-c", script, "show", "--dir", saved_model, "--tag_set", "serve", "--signature_def",
-         "serving_default"], capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+    arguments = ["show", "--dir", str(saved_model), "--tag_set", "serve", "--signature_def", "serving_default"]
+    monkeypatch.setattr(sys, "argv", ["saved_model_cli", *arguments])
+    saved_model_cli.main()
+    shown = capsys.readouterr().out
     assert "inputs['images'] tensor_info:\n      dtype: DT_UINT8\n      shape: (-1, 28, 28)" in shown
     for name, dtype in (("class_id", "INT64"), ("class_name", "STRING"), ("probabilities", "FLOAT")):
         assert f"outputs['{name}'] tensor_info:\n      dtype: DT_{dtype}" in shown
@@ -70,6 +71,7 @@ def test_check_holds_the_evaluations_own_predictions(synthetic_store, refs, inpu
     np.testing.assert_array_equal(np.load(pushed.check / "images.npy"), inputs["examples"].split("test").images[:64])
 
 
+@pytest.mark.fresh_process
 def test_bytes_depend_on_the_model_alone(synthetic_store, refs, inputs, tmp_path):
     paths = [word for name, artifact in inputs.items() for word in (f"--{name}", str(artifact.path))]
     command = [sys.executable, "-m", "ridgeline.cli", "step", "export", *paths, "--output", str(tmp_path / "again")]
@@ -84,7 +86,8 @@ def test_unblessed_model_is_skipped_with_the_reasons(inputs, tmp_path):
         export(**inputs | {"evaluation": evaluation}, params=export.parse({}), output=tmp_path)
 
 
-def test_a_reason_to_force_and_the_champion_are_handed_on(inputs, tmp_path):
+def test_a_reason_to_force_and_the_champion_are_handed_on(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr("components.export.save_in_a_fresh_process", save)
     forced = Verdict(blessed=True, reasons=("accuracy 0.8 >= 0.75",), force_reason="demo", champion="1" * 64)
     evaluation = with_facts(inputs["evaluation"], tmp_path / "evaluation", verdict=forced)
     shutil.copy(inputs["evaluation"].path / "predictions.npy", evaluation.path)

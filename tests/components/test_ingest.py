@@ -39,6 +39,7 @@ def test_dataset_is_what_tfds_prepared(synthetic_store, refs):
     assert dataset.facts.raw_files == {}
 
 
+@pytest.mark.fresh_process
 def test_two_preparations_are_equal_whatever_the_hash_seed(synthetic_store, refs, tmp_path):
     command = [sys.executable, "-m", "ridgeline.cli", "step", "ingest", "--dataset", "synthetic_garments:1.0.0"]
     subprocess.run(

@@ -6,6 +6,7 @@ from components.reports.regularization_path import render
 from components.select import choose, select
 from components.sweep import EDGES, sweep
 from components.train import train
+from components.training.params import Params
 from ridgeline.artifacts.trials import KernelFacts, Trial
 from tests.components.conftest import make_bars
 
@@ -51,6 +52,7 @@ def test_the_winner_is_the_most_accurate_and_its_parameters_are_trains(swept):
     winner = facts.trials[facts.winner]
     assert winner.metrics["val_accuracy"] == max(trial.metrics["val_accuracy"] for trial in facts.trials)
     params = train.parse(facts.winner_params)
+    assert isinstance(params, Params)
     assert (params.penalty.kind, params.penalty.l1, params.penalty.l2) == (winner.kind, winner.l1, winner.l2)
     assert params.hidden_units == (6,)
 

@@ -1,13 +1,22 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
-from components.sweep import EDGES, sweep
+from components.sweep import EDGES, Params, sweep
 from components.train import train
+from ridgeline.artifacts.model import Model
 from ridgeline.component import ParameterError
 from tests.components.conftest import make_bars
 
 TRAINING = {"hidden_units": [6], "epochs": 2, "learning_rate": 0.1}
 GRID = {"l1": [0.001, 0.1], "l2": [0.001, 0.03], "l1_l2": [[0.001, 0.001]], "train": TRAINING}
+
+
+def parse(values: dict[str, Any]) -> Params:
+    params = sweep.parse(values)
+    assert isinstance(params, Params)
+    return params
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +39,7 @@ def swept(examples, tmp_path_factory):
 
 
 def test_the_default_grid_is_a_dense_training_and_eight_strengths_of_each_penalty():
-    points = sweep.parse({}).points
+    points = parse({}).points
     assert [point.kind for point in points] == ["none"] + ["l1"] * 8 + ["l2"] * 8
 
 
@@ -52,8 +61,8 @@ def test_a_bad_grid_is_refused_by_the_fields_name(values, message):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 99])
 def test_a_split_grid_has_the_same_points(count):
-    params = sweep.parse(GRID)
-    parts = [sweep.parse({"train": TRAINING} | part) for part in params.split(count)]
+    params = parse(GRID)
+    parts = [parse({"train": TRAINING} | part) for part in params.split(count)]
     assert len(parts) == min(count, len(params.points))
     assert {point for part in parts for point in part.points} == set(params.points)
     assert sum(len(part.points) for part in parts) == len(params.points)
@@ -63,9 +72,9 @@ def test_l1_is_proximal_wherever_the_training_allows_it():
     solvers = {
         name: [params.params_at(point).solver for point in params.points]
         for name, params in {
-            "sgd": sweep.parse({"l1": [1], "l2": [1], "l1_l2": [[1, 1]]}),
-            "adam": sweep.parse({"l1": [1], "l2": [1], "train": {"optimizer": "adam"}}),
-            "average": sweep.parse({"l1": [1], "l2": [1], "train": {"average": 0.9}}),
+            "sgd": parse({"l1": [1], "l2": [1], "l1_l2": [[1, 1]]}),
+            "adam": parse({"l1": [1], "l2": [1], "train": {"optimizer": "adam"}}),
+            "average": parse({"l1": [1], "l2": [1], "train": {"average": 0.9}}),
         }.items()
     }
     assert solvers["sgd"] == ["subgradient", "proximal", "subgradient", "proximal"]
@@ -73,7 +82,7 @@ def test_l1_is_proximal_wherever_the_training_allows_it():
 
 
 def test_the_tuned_profile_leaves_the_grids_strengths_alone():
-    params = sweep.parse({"l2": [0.01], "train": {"profile": "tuned"}})
+    params = parse({"l2": [0.01], "train": {"profile": "tuned"}})
     assert params.train.epochs > 2
     assert params.params_at(params.points[-1]).penalty == params.points[-1]
 
@@ -91,6 +100,7 @@ def test_each_trial_is_the_training_that_train_would_make(examples, swept, tmp_p
         output = tmp_path / str(index)
         output.mkdir()
         model = train(examples=examples, params=train.parse(values), output=output)
+        assert isinstance(model, Model)
         assert model.facts.metrics == trial.metrics
         assert [s.num_zeros for s in model.facts.sparsity] == [k.num_zeros for k in trial.kernels]
         kernels = [layer.get_weights()[0].astype(float) for layer in model.load_keras().layers if layer.weights]

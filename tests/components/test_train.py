@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +12,17 @@ import pytest
 from components.train import train
 from components.training.checkpoint import Checkpoint
 from components.training.network import build_model
-from components.training.params import TUNED
+from components.training.params import TUNED, Params
 from ridgeline.artifacts.model import Model
-from ridgeline.component import ParameterError
-from ridgeline.keys import flatten
+from ridgeline.component import ParameterError, flatten
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def parse(values: dict[str, Any]) -> Params:
+    params = train.parse(values)
+    assert isinstance(params, Params)
+    return params
 
 
 @pytest.fixture
@@ -51,7 +57,7 @@ def test_same_seed_same_bytes_and_another_seed_others(examples, tmp_path):
     ("kind", "l1", "l2"), [("none", 0, 0), ("l1", 0.003, 0), ("l2", 0, 0.02), ("l1_l2", 0.003, 0.02)]
 )
 def test_penalty_is_the_formula_over_kernels_with_biases_free(examples, kind, l1, l2):
-    params = train.parse({"hidden_units": [4], "penalty": {"kind": kind, "l1": l1, "l2": l2}})
+    params = parse({"hidden_units": [4], "penalty": {"kind": kind, "l1": l1, "l2": l2}})
     model = build_model(examples, params)
     for layer in model.layers:
         if layer.weights:
@@ -62,7 +68,7 @@ def test_penalty_is_the_formula_over_kernels_with_biases_free(examples, kind, l1
 
 
 def test_normalization_is_inside_the_graph(examples):
-    model = build_model(examples, train.parse({"hidden_units": []}))
+    model = build_model(examples, parse({"hidden_units": []}))
     image = examples.split("test").images[:3]
     kernel, bias = model.layers[-1].get_weights()
     logits = ((image.astype(np.float64) - 60.0) / 50.0).reshape(3, -1) @ kernel + bias
@@ -89,7 +95,9 @@ def test_diverging_loss_stops_with_step_epoch_and_parameters_and_keeps_the_last_
     assert list((tmp_path / "m").iterdir()) == []
     params = train.parse({"hidden_units": [4], **DIVERGES})
     identity = {"params": params.model_dump(mode="json"), "examples": examples.digest}
-    arrays, facts = Checkpoint(tmp_path / "scratch" / "checkpoint", identity).load()
+    checkpoint = Checkpoint(tmp_path / "scratch" / "checkpoint", identity).load()
+    assert checkpoint is not None
+    arrays, facts = checkpoint
     assert f"epoch {len(facts['history']['loss']) + 1} " in str(caught.value)
     assert len(facts["history"]["loss"]) >= 2
     assert all(np.isfinite(array).all() for array in arrays.values())
@@ -146,6 +154,7 @@ def test_combinations_without_sense_are_refused(values, message):
         train.parse(values)
 
 
+@pytest.mark.fresh_process
 def test_killed_training_resumes_to_the_same_bytes(examples, tmp_path):
     """Kill the command by SIGKILL after an epoch; run it again from elsewhere with another hash seed."""
     values = {"hidden_units": [4], "epochs": 60, "momentum": 0.5, "schedule": "cosine", "shift": 1, "average": 0.9}
@@ -184,6 +193,7 @@ def test_killed_training_resumes_to_the_same_bytes(examples, tmp_path):
     assert not (tmp_path / ".killed-scratch").exists()
 
 
+@pytest.mark.fresh_process
 def test_bytes_do_not_depend_on_the_number_of_cores(synthetic_store, refs, tmp_path):
     output = tmp_path / "one_core"
     command = [
@@ -219,7 +229,7 @@ def test_seed_model_reaches_the_notebooks_accuracy(fashion_mnist):
 
 def test_tuned_replaces_what_is_left_at_its_default_and_nothing_else():
     seed = train.parse({}).model_dump(mode="json")  # the trigger form always sends all values
-    params = train.parse(seed | {"profile": "tuned", "epochs": 3, "penalty": {**seed["penalty"], "l2": 0.5}})
+    params = parse(seed | {"profile": "tuned", "epochs": 3, "penalty": {**seed["penalty"], "l2": 0.5}})
     assert (params.epochs, params.penalty.l2, params.seed) == (3, 0.5, 42)
     others = {name: value for name, value in TUNED.items() if name not in ("epochs", "penalty")}
     assert {name: getattr(params, name) for name in others} == others

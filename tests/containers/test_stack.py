@@ -5,6 +5,7 @@ The tests build on one another, in this order, from the first start to a lost wo
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
@@ -49,8 +50,10 @@ class Stack:
     def command(self, *arguments: str, expected: int | None = 0) -> str:
         """Run a command; return what it printed, errors included."""
         print("$", *arguments, flush=True)
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": 1500}
-        done = subprocess.run(arguments, cwd=ROOT, env=self.env, check=False, **pipes)
+        done = subprocess.run(
+            arguments, cwd=ROOT, env=self.env, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            timeout=1500,
+        )  # fmt: skip
         assert expected is None or done.returncode == expected, (
             f"{arguments} ended with {done.returncode}:\n{done.stdout[-5000:]}"
         )
@@ -187,8 +190,8 @@ def files(stack: Stack) -> set[str]:
 def health(stack: Stack, services: list[str]) -> None:
     for service in services:
         for container in stack.containers(service):
-            check = ("podman", "healthcheck", "run", container)
-            wait_for(f"{service}'s health check", lambda check=check: stack.command(*check) is not None, 120)
+            check = functools.partial(stack.command, "podman", "healthcheck", "run", container)
+            wait_for(f"{service}'s health check", lambda check=check: check() is not None, 120)  # type: ignore[misc]
 
 
 def test_a_port_in_use_is_refused_before_anything_starts(stack: Stack) -> None:

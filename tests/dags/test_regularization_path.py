@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from ridgeline import keys, pipeline
+from ridgeline import pipeline
+from ridgeline.component import flatten
 
 ROOT = Path(__file__).resolve().parents[2]
 BAD_VALUES = {
@@ -67,7 +68,7 @@ def test_the_params_are_those_of_the_steps_with_their_defaults(facts: dict[str, 
     expected = {
         f"{step.name}.{name}": str(value) if isinstance(value, float) else value  # numbers are typed as text
         for step in pipeline.plan("select")
-        for name, value in keys.flatten(step.params().model_dump(mode="json"))
+        for name, value in flatten(step.params().model_dump(mode="json"))
     }
     assert facts["params"] == expected | {"spread_tasks": 1, "rerun": []}
     assert facts["params"]["sweep.train.epochs"] == 2

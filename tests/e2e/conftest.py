@@ -1,26 +1,37 @@
-"""Airflow for the tests: its DAGs run in a process, or the whole of it, scheduler and web server."""
+"""One Airflow for all tests here: scheduler and web server, on drawn images."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ridgeline.airflow.server import Standalone, environment, free_port
+from ridgeline.pipeline import run_records
+from ridgeline.settings import Settings
+from ridgeline.store import Execution
 
 ROOT = Path(__file__).resolve().parents[2]
+DAG = "fashion_mnist_training"
+RUNNING = ExitStack()  # the Airflow of the fixture `airflow`
+SYNTHETIC = {"ingest.dataset": "synthetic_garments:1.0.0", "transform.validation_examples": 1000}
+BAD = {"evaluate.min_accuracy": 1}  # no model is that good
 
 
 class Airflow(Standalone):
     """A running ``airflow standalone``, with what tests ask of it."""
+
+    ticks: list[datetime]  # when the training DAG's schedule starts a run
+    messages: list[dict[str, Any]]  # what the webhook of RIDGELINE_NOTIFY received
 
     @property
     def store(self) -> str:
@@ -30,6 +41,10 @@ class Airflow(Standalone):
     def runs(self, dag_id: str) -> list[dict[str, Any]]:
         """Return a DAG's runs, oldest first."""
         return self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns?order_by=run_after")[1]["dag_runs"]
+
+    def records(self, run_id: str) -> dict[str, Execution]:
+        """Return the last execution of each step of a run, by step."""
+        return run_records(Settings(store=self.store), run_id)
 
     def states(self, dag_id: str, run_id: str) -> dict[str, str]:
         """Return the states of a run's tasks."""
@@ -55,7 +70,7 @@ class Airflow(Standalone):
 
 
 @contextmanager
-def airflow(folder: Path, **settings: str) -> Iterator[Airflow]:
+def start_airflow(folder: Path, **settings: str) -> Iterator[Airflow]:
     """Run an Airflow with the project's DAGs, and a store in the folder.
 
     Args:
@@ -72,25 +87,63 @@ def airflow(folder: Path, **settings: str) -> Iterator[Airflow]:
         yield running
 
 
+@contextmanager
+def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Run a webhook; yield its address for Apprise, and what it receives."""
+    received: list[dict[str, Any]] = []
+
+    class Webhook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Webhook) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"json://127.0.0.1:{server.server_port}/hook", received
+        server.shutdown()
+
+
 @pytest.fixture(scope="session")
-def run_dags() -> Callable[[Path, str, Any], Any]:
-    """Run a program that is given a value as JSON and writes another into a file, on the project's DAGs."""
+def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
+    """The Airflow that all tests here share.
 
-    def run(folder: Path, program: str, value: Any) -> Any:
-        env = environment(folder, "airflow", os.environ)
-        env |= {"AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"), "RIDGELINE_STORE": str(folder / "store")}
-        for name in ("RIDGELINE_MANUAL_DIR", "RIDGELINE_SERVING"):
-            env.pop(name, None)
-        report = folder / "results.json"
-        command = [sys.executable, "-c", program, json.dumps(value), str(report)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=800, check=False)
-        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
-        return json.loads(report.read_text())
+    Its training DAG runs by itself in a few minutes of the hour only, which begin now, so that other tests have it for
+    themselves. The later ones are for a machine on which Airflow takes minutes to start.
+    `make screenshots` names the official files' folder in SCREENSHOT_DATA: then nothing runs by itself.
+    """
+    now = datetime.now(UTC).replace(second=0, microsecond=0)
+    ticks = [now + timedelta(minutes=number) for number in (0, 1, 3, 6)]
+    settings = {"RIDGELINE_DEADLINE_MINUTES": "0.05"}
+    if files := os.environ.get("SCREENSHOT_DATA"):
+        settings |= {"RIDGELINE_SCHEDULE": "never", "RIDGELINE_MANUAL_DIR": files}
+    else:
+        minutes = ",".join(str(tick.minute) for tick in ticks)
+        settings |= {"RIDGELINE_SCHEDULE": f"{minutes} * * * *", "RIDGELINE_DEFAULTS": json.dumps(SYNTHETIC)}
+    with RUNNING:
+        address, messages = RUNNING.enter_context(webhook())
+        settings["RIDGELINE_NOTIFY"] = address
+        running = RUNNING.enter_context(start_airflow(tmp_path_factory.mktemp("airflow"), **settings))
+        running.ticks, running.messages = ticks, messages
+        yield running
 
-    return run
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None]:
+    """Stop Airflow after its last test: it would take a fifth of a core from the other tests."""
+    try:
+        yield
+    finally:
+        if "airflow" not in getattr(nextitem, "fixturenames", ()):
+            RUNNING.close()
 
 
 @pytest.fixture(scope="session")
-def start_airflow() -> Callable[..., Any]:
-    """The context manager `airflow`."""
-    return airflow
+def not_blessed(airflow: Airflow) -> str:
+    """The id of a run whose model the gate refuses."""
+    run_id = airflow.trigger(DAG, BAD)
+    assert airflow.wait_for_run(DAG, run_id, 300) == "success"
+    return run_id

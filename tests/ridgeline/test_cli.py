@@ -160,9 +160,10 @@ def test_models_verify_and_rollback(synthetic_store, refs, tmp_path, monkeypatch
     champion = registry.champion("synthetic_garments").model_digest
     facts = model.facts.model_copy(update={"model_digest": "0" * 64, "accuracy": 0.5, "champion": champion})
     second = PushedModel.seal(tmp_path / "second", facts)
-    with monkeypatch.context() as patch:
-        patch.setattr("ridgeline.registry.check", lambda *_: None)
-        registry.push(second, "run 2")
+    checked = []
+    monkeypatch.setattr("ridgeline.registry.check", lambda *arguments: checked.append(arguments))
+    registry.push(second, "run 2")
+    checked.clear()
     invoke = CliRunner().invoke
     assert "goes back to version 1" in invoke(app, ["models", "show", "synthetic_garments"]).stdout
     result = invoke(app, ["models", "verify", "synthetic_garments", "1"])
@@ -172,6 +173,8 @@ def test_models_verify_and_rollback(synthetic_store, refs, tmp_path, monkeypatch
     assert result.stdout.startswith("synthetic_garments is served by version 1, ")
     entry = registry.champion("synthetic_garments")
     assert (entry.version, entry.by, entry.reason) == (1, "ann", "worse in production")
+    served = registry.root / "synthetic_garments" / "1"
+    assert checked == [(served, model.check, model.facts.class_names)] * 2  # by verify and by rollback
     shown = invoke(app, ["models", "show", "synthetic_garments"]).stdout.splitlines()
     assert shown[3].startswith("*       1  rollback")
     assert shown[3].endswith("worse in production")
@@ -204,6 +207,7 @@ def test_store_that_cannot_be_opened_is_one_message(invoke, monkeypatch, root):
     assert "RIDGELINE_STORE" in result.stderr
 
 
+@pytest.mark.fresh_process
 def test_killed_run_is_followed_by_a_whole_one(synthetic_store, refs, tmp_path):
     shutil.copytree(synthetic_store.local, tmp_path / "store")
     environment = {**os.environ, "RIDGELINE_STORE": str(tmp_path / "store")}

@@ -16,7 +16,7 @@ def steps(toy_steps):
 def run_both(store, steps, run_id="run", **values):
     seed, double = steps
     first = execute(store, seed, {}, seed.parse(values), run_id)
-    second = execute(store, double, {"number": first.output}, double.parse({}), run_id)
+    second = execute(store, double, {"number": first.output or ""}, double.parse({}), run_id)
     return first, second
 
 
@@ -75,7 +75,7 @@ def test_damaged_input_is_refused(store, steps):
     first, _ = run_both(store, steps)
     (store.path(first.output) / "number.txt").unlink()
     with pytest.raises(ArtifactError, match="missing or extra"):
-        execute(store, steps[1], {"number": first.output}, steps[1].parse({}), "run")
+        execute(store, steps[1], {"number": first.output or ""}, steps[1].parse({}), "run")
 
 
 def test_wrong_inputs_are_refused(store, steps):
@@ -102,7 +102,7 @@ def test_skipped_step_yields_nothing_and_is_recorded(store, steps):
 def test_record_tells_the_run_and_its_parts(store, steps):
     first, second = run_both(store, steps, run_id="manual__1")
     assert second.run_id == "manual__1"
-    assert second.inputs == {"number": first.output}
+    assert second.inputs == {"number": first.output or ""}
     assert second.parts.params == {"factor": 2}
     assert second.key == second.parts.key()
     assert next(store.executions("double")) == second

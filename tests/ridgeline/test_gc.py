@@ -17,7 +17,7 @@ def runs(toy_steps, store):
     double = importlib.import_module("toy_steps.double").double
     outputs = {}
     for value in (1, 2, 3):
-        first = execute(store, seed, {}, seed.parse({"value": value}), f"run {value}").output
+        first = execute(store, seed, {}, seed.parse({"value": value}), f"run {value}").output or ""
         second = execute(store, double, {"number": first}, double.parse({}), f"run {value}").output
         outputs[value] = (first, second)
     return outputs

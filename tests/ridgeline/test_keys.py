@@ -4,7 +4,8 @@ import sys
 import pytest
 
 from ridgeline import keys, pipeline
-from ridgeline.keys import KeyParts, flatten, key_parts, reachable_code
+from ridgeline.component import flatten
+from ridgeline.keys import KeyParts, key_parts, reachable_code
 
 PARTS = KeyParts(
     component="train",

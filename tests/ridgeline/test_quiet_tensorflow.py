@@ -2,7 +2,10 @@ import os
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.fresh_process
 def test_tensorflow_is_imported_without_its_noise_and_without_losing_other_lines():
     code = """
 import os, sys

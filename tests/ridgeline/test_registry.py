@@ -8,6 +8,7 @@ import pytest
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.registry import Registry, RegistryError
+from ridgeline.serving_check import ServingError
 from ridgeline.store import StoreError
 
 
@@ -18,8 +19,10 @@ def model(synthetic_store, refs):
 
 @pytest.fixture
 def unchecked(monkeypatch):
-    """Leave out the check in a fresh process where a test is about something else."""
-    monkeypatch.setattr("ridgeline.registry.check", lambda *_: None)
+    """Leave out the check in a fresh process; return the list of what was to be checked."""
+    checked = []
+    monkeypatch.setattr("ridgeline.registry.check", lambda *arguments: checked.append(arguments))
+    return checked
 
 
 def variant(model, folder, **facts):
@@ -70,7 +73,7 @@ def back(registry, store, version=None, reason="worse in production"):
     return registry.rollback(store, NAME, version, reason=reason, by="bob", run_id=f"rollback {next(NUMBERS)}")
 
 
-def test_push_serves_checks_and_make_champions(model, tmp_path):
+def test_push_serves_and_makes_champion(model, tmp_path, unchecked):
     registry = Registry(tmp_path)
     pushed = registry.push(model, "run 1")
     assert (pushed.version, pushed.new, pushed.reason) == (1, True, "pushed as version 1")
@@ -116,6 +119,7 @@ def test_rubbish_of_a_killed_push_is_cleared(model, tmp_path, unchecked):
     assert list((tmp_path / "synthetic_garments").glob(".push-*")) == []
 
 
+@pytest.mark.fresh_process
 def test_model_that_serves_something_else_is_refused_and_the_champion_stays(model, tmp_path):
     registry = Registry(tmp_path / "serving")
     wrong = tmp_path / "wrong"
@@ -165,16 +169,6 @@ def test_damaged_history_is_refused_and_left_alone(model, tmp_path, unchecked, s
         with pytest.raises(StoreError, match=r"(?s)history entry in each line of .*Restore the file"):
             action()
     assert path.read_bytes() == damaged
-
-
-def test_other_class_names_are_refused(model, tmp_path):
-    wrong = tmp_path / "wrong"
-    shutil.copytree(model.path, wrong)
-    (wrong / "manifest.json").unlink()
-    swapped = (model.facts.class_names[1], model.facts.class_names[0], *model.facts.class_names[2:])
-    facts = model.facts.model_copy(update={"class_names": swapped})
-    with pytest.raises(RegistryError, match="expected class_name to be the name of class_id"):
-        Registry(tmp_path / "serving").push(PushedModel.seal(wrong, facts), "run 1")
 
 
 # --- the history
@@ -336,17 +330,32 @@ def test_a_version_whose_artifact_is_missing_is_refused(models, registry, store)
         back(registry, store)
 
 
-def test_verify_checks_what_is_served_in_a_fresh_process(model, tmp_path, store):
-    registry = Registry(tmp_path / "serving")
-    good = store.open(store.publish(variant(model, tmp_path / "good", accuracy=0.5)), PushedModel)
-    registry.push(good, "run 1")
-    assert registry.verify(store, NAME).version == 1
-    assert registry.verify(store, NAME, 1).artifact == good.ref
-    wrong = variant(model, tmp_path / "wrong", class_names=tuple(reversed(model.facts.class_names)))
-    line = registry.champion(NAME).model_copy(update={"artifact": store.publish(wrong)}).model_dump_json()
-    (registry.root / NAME / "history.jsonl").write_text(line + "\n")
-    with pytest.raises(RegistryError, match="expected class_name to be the name of class_id"):
-        registry.verify(store, NAME)
+def test_a_push_a_verification_and_a_rollback_check_what_is_served(models, registry, store, unchecked):
+    push_all(registry, models[1])
+    folder, *expected = unchecked.pop()
+    assert folder.name.startswith(".push-")
+    assert expected == [models[1].check, models[1].facts.class_names]
+    push_all(registry, models[2])
+    unchecked.clear()
+    assert registry.verify(store, NAME).version == 2
+    assert registry.verify(store, NAME, 1).artifact == models[1].ref
+    back(registry, store)
+    assert unchecked == [
+        (registry.root / NAME / str(n), models[n].check, models[n].facts.class_names) for n in (2, 1, 1)
+    ]
+
+
+def test_a_version_that_serves_something_else_is_refused_and_the_champion_stays(models, registry, store, monkeypatch):
+    push_all(registry, models[1], models[2])
+
+    def refuse(*_):
+        raise ServingError("Expected 1; received 2.")
+
+    monkeypatch.setattr("ridgeline.registry.check", refuse)
+    for action in (lambda: registry.verify(store, NAME), lambda: back(registry, store)):
+        with pytest.raises(RegistryError, match=r"received 2\. Nothing was changed; the champion is unchanged"):
+            action()
+    assert registry.champion(NAME).version == 2
 
 
 def test_a_run_that_is_done_again_does_not_roll_back_twice(models, registry, store):

@@ -69,7 +69,7 @@ def create() -> FastAPI:
 
     @app.middleware("http")
     async def protect(request: Request, call_next: Any) -> Response:
-        response = await call_next(request)
+        response: Response = await call_next(request)
         response.headers.update(HEADERS)
         response.headers.setdefault("Cache-Control", "no-store")
         return response

@@ -202,7 +202,8 @@ def _rollbacks(settings: Settings, run: Run) -> Iterator[tuple[str, HistoryEntry
 def _raw_files(store: Store, ref: str) -> dict[str, dict[str, Any]]:
     """Return the downloaded files that an artifact records: their sizes and digests by name."""
     try:
-        return store.manifest(ref).facts.get("raw_files", {})
+        files: dict[str, dict[str, Any]] = store.manifest(ref).facts.get("raw_files", {})
+        return files
     except ArtifactError:
         return {}
 

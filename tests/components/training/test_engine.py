@@ -1,5 +1,6 @@
 import functools
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,11 +10,19 @@ from components.train import train
 from components.training.checkpoint import Checkpoint, CheckpointError
 from components.training.engine import Engine, Recipe, part_order, row_order
 from components.training.network import build_model
+from components.training.params import Params
 from components.training.penalty import Penalty
 from ridgeline.artifacts.examples import Examples
 
-HIDDEN = train.parse({"hidden_units": [4]})
-VALUES = {"penalty": Penalty.at("l1_l2", 0.03, 0.01), "learning_rate": 0.05, "seed": 7}
+
+def parse(values: dict[str, Any]) -> Params:
+    params = train.parse(values)
+    assert isinstance(params, Params)
+    return params
+
+
+HIDDEN = parse({"hidden_units": [4]})
+VALUES: dict[str, Any] = {"penalty": Penalty.at("l1_l2", 0.03, 0.01), "learning_rate": 0.05, "seed": 7}
 
 
 def engine(examples, params=HIDDEN, **recipe):
@@ -38,13 +47,13 @@ def reference(examples, weights, recipe, penalty, learning_rate, seed, epochs, p
     images = ((split.images.astype(np.float64) - 60.0) / 50.0).reshape(len(split), -1)
     targets = np.eye(3)[split.labels] * (1 - recipe.label_smoothing) + recipe.label_smoothing / 3
     rows = -(-len(split) // parts)
-    batches = [
+    parts_batches = [
         [start + order[i : i + recipe.batch_size] for i in range(0, len(order), recipe.batch_size)]
         for epoch in range(1, epochs + 1)
         for start in part_order(seed, epoch, range(0, len(split), rows))
         for order in [row_order(seed, epoch, start, min(rows, len(split) - start))]
     ]
-    batches = [batch for part in batches for batch in part]
+    batches = [batch for part in parts_batches for batch in part]
     velocity, steps, losses = [np.zeros_like(w) for w in weights], [], []
     for step, batch in enumerate(batches):
         rate = learning_rate
@@ -239,7 +248,7 @@ def test_proximal_solver_reaches_scikit_learns_optimum(bars, l2, epochs, toleran
         return entropy + l1 * np.abs(kernel).sum() + l2 * (kernel**2).sum()
 
     recipe = {"solver": "proximal", "momentum": 0.9, "batch_size": len(split)}
-    fit = engine(bars, train.parse({"hidden_units": []}), **recipe).fit(
+    fit = engine(bars, parse({"hidden_units": []}), **recipe).fit(
         penalty=Penalty.at("l1_l2", l1, l2), learning_rate=0.1, seed=1, epochs=epochs
     )
     kernel, bias = (np.float64(weight) for weight in fit.weights)
@@ -306,7 +315,9 @@ def test_checkpoint_of_another_training_is_refused(tmp_path):
         CheckpointError, match=r"checkpoint of \{'params': \{'seed': 2\}\}; received one of .*'seed': 1"
     ):
         Checkpoint(path, {"params": {"epochs": 2, "seed": 2}, "examples": "ab"}).load()
-    arrays, facts = Checkpoint(path, {"params": {"epochs": 2, "seed": 1}, "examples": "ab"}).load()
+    checkpoint = Checkpoint(path, {"params": {"epochs": 2, "seed": 1}, "examples": "ab"}).load()
+    assert checkpoint is not None
+    arrays, facts = checkpoint
     assert (arrays["a"].tolist(), facts) == ([1.0, 1.0], {})
 
 

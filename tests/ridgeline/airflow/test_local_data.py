@@ -53,8 +53,8 @@ def test_what_the_user_named_is_never_replaced(folder: Path, monkeypatch: pytest
 
 
 def test_tfds_downloads_if_the_host_answers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(local_data, "_host_answers", lambda dataset: not asked.append(dataset))
+    asked: list[str] = []
+    monkeypatch.setattr(local_data, "_host_answers", lambda dataset: asked.append(dataset) or True)  # type: ignore[func-returns-value]
     assert choose_data(folder, {}) == {}
     assert asked == ["fashion_mnist:3.0.1"]
 

@@ -108,4 +108,4 @@ def test_symbolic_link_is_refused(tmp_path):
 
 def test_facts_of_another_type_are_refused(tmp_path):
     with pytest.raises(TypeError, match="NoteFacts for a Note; received Facts"):
-        Note.seal(tmp_path, Facts())
+        Note.seal(tmp_path, Facts())  # type: ignore[arg-type]

@@ -20,9 +20,8 @@ import pytest
 
 from ridgeline.airflow.server import environment
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
-from ridgeline.pipeline import StepResult
 from ridgeline.settings import Settings
-from ridgeline.store import Store
+from ridgeline.store import Execution, Store
 
 ROOT = Path(__file__).resolve().parents[4]
 SYNTHETIC = {"ingest.dataset": "synthetic_garments:1.0.0", "transform.validation_examples": 1_000}
@@ -62,6 +61,9 @@ with create_session() as session:
             task.state, task.start_date, task.end_date = ("running" if task.task_id == "train" else None), None, None
 Path(sys.argv[2]).write_text(json.dumps(runs))
 """
+
+
+pytestmark = pytest.mark.airflow
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(synthetic: tuple[Settings, list[StepResult]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(synthetic: tuple[Settings, list[Execution]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("plugin")
     shutil.copytree(synthetic[0].store, folder / "store")
     shutil.copytree(ROOT / "dags", folder / "dags", ignore=shutil.ignore_patterns("__pycache__"))

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from ridgeline.airflow.plugin.models_page import render
-from ridgeline.pipeline import StepResult
 from ridgeline.registry import HistoryEntry, Registry
 from ridgeline.settings import Settings
+from ridgeline.store import Execution
 
 
 def entry(version: int, action: str = "push", **values: object) -> HistoryEntry:
@@ -85,7 +85,7 @@ def test_without_models_it_says_how_to_get_one(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_shows_what_the_pipeline_served(synthetic: tuple[Settings, list[StepResult]]) -> None:
+def test_it_shows_what_the_pipeline_served(synthetic: tuple[Settings, list[Execution]]) -> None:
     page = render(synthetic[0].open_registry(), lambda run_ids: {})
     assert "synthetic_garments" in page
     assert "1 <span" in page or "1 \n<span" in page

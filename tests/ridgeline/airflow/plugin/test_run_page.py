@@ -14,24 +14,23 @@ from ridgeline.airflow.plugin.run_page import Run, Task, find_steps, render, rep
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.sweep_result import SweepResult
-from ridgeline.pipeline import StepResult
 from ridgeline.settings import Settings
-from ridgeline.store import Store
+from ridgeline.store import Execution, Store
 
 STEPS = ("ingest", "transform", "train", "evaluate", "export")
 SYNTHETIC = {"ingest.dataset": "synthetic_garments:1.0.0", "transform.validation_examples": 1_000}
-Synthetic = tuple[Settings, list[StepResult]]
+Synthetic = tuple[Settings, list[Execution]]
 
 
 def run_of(synthetic: Synthetic, run_id: str = "synthetic", state: str = "success", **states: str) -> Run:
     """The fixture's run as Airflow would know it, had it run it."""
     tasks = []
-    for execution in (result.execution for result in synthetic[1]):
+    for execution in synthetic[1]:
         start = execution.started_at - timedelta(milliseconds=1)
         end = execution.started_at + timedelta(seconds=execution.seconds)
         tasks.append(Task(execution.component, states.get(execution.component, "success"), start, end))
-    start, end = tasks[0].started_at, tasks[-1].ended_at
-    return Run("fashion_mnist_training", run_id, state, start, end, "", {}, tuple(tasks))
+    first, last = tasks[0].started_at, tasks[-1].ended_at
+    return Run("fashion_mnist_training", run_id, state, first, last, "", {}, tuple(tasks))
 
 
 def body(page: str) -> str:
@@ -61,7 +60,7 @@ def test_it_shows_each_step_and_why_it_ran(synthetic: Synthetic) -> None:
     assert list(shown) == list(STEPS)
     assert [cells[0] for cells in shown.values()] == ["ran"] * 5
     assert shown["train"][1] == "first run of train"
-    assert float(shown["train"][2]) == pytest.approx(synthetic[1][2].execution.seconds, abs=0.05)
+    assert float(shown["train"][2]) == pytest.approx(synthetic[1][2].seconds, abs=0.05)
     assert shown["evaluate"][3].startswith("ModelEvaluation/")
 
 
@@ -111,10 +110,11 @@ def test_what_people_wrote_is_escaped(synthetic: Synthetic) -> None:
 def test_a_sweep_s_choice_and_report_are_shown(copy: Settings) -> None:
     steps = pipeline.plan("select")
     values = SYNTHETIC | {"sweep.l1": [0.001], "sweep.l2": [0.01], "sweep.train.epochs": 1}
-    results = list(pipeline.run(copy, steps, pipeline.parse_params(steps, values, copy), "path"))
+    params = pipeline.parse_params(steps, values, copy)
+    results = [result.execution for result in pipeline.run(copy, steps, params, "path")]
     run = replace(run_of((copy, results), "path"), dag_id="regularization_path")
     page = render(copy, run)
-    facts = copy.open_store().open(results[-1].execution.output or "", SweepResult).facts
+    facts = copy.open_store().open(results[-1].output or "", SweepResult).facts
     assert f"<h2>Penalty chosen: {facts.trials[facts.winner]}</h2>" in page
     assert html.escape(facts.reason) in body(page)
     assert "What each penalty does to the weights" in page
@@ -127,7 +127,7 @@ def test_a_sweep_s_choice_and_report_are_shown(copy: Settings) -> None:
 def test_a_reused_run_says_that_nothing_changed(copy: Settings, synthetic: Synthetic) -> None:
     store, now = copy.open_store(), datetime.now(UTC)
     tasks = []
-    for execution in (result.execution for result in synthetic[1]):
+    for execution in synthetic[1]:
         values = {"run_id": "again", "state": "cached", "reason": "same inputs", "started_at": now, "seconds": 0.1}
         store.record(execution.model_copy(update=values))
         tasks.append(Task(execution.component, "success", now, now))
@@ -170,7 +170,7 @@ def test_a_run_in_progress_shows_what_has_ended(synthetic: Synthetic) -> None:
 
 
 def test_a_failed_run_shows_the_step_and_the_error(copy: Settings, synthetic: Synthetic) -> None:
-    record = synthetic[1][2].execution
+    record = synthetic[1][2]
     later = record.started_at + timedelta(hours=1)
     failed = {"state": "failed", "reason": "FloatingPointError: <loss> is NaN", "started_at": later, "output": None}
     copy.open_store().record(record.model_copy(update=failed))
@@ -223,7 +223,7 @@ def test_a_run_of_the_same_name_in_another_dag_shows_none_of_this_one_s(syntheti
     store, run = Store(synthetic[0].store), run_of(synthetic)
     assert all(step.record for step in find_steps(store, run))
     later = tuple(
-        Task(t.name, t.state, t.started_at + timedelta(days=1), t.ended_at + timedelta(days=1))  # type: ignore[operator]
+        Task(t.name, t.state, t.started_at + timedelta(days=1), t.ended_at + timedelta(days=1))  # type: ignore[operator, arg-type]
         for t in run.tasks
     )
     earlier = tuple(Task(t.name, t.state, datetime(2020, 1, 1, tzinfo=UTC), t.started_at) for t in run.tasks)
