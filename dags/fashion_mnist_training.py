@@ -23,6 +23,7 @@ import components.train
 import components.transform
 from ridgeline.airflow.form import form
 from ridgeline.airflow.notifications import Notifier, deadline
+from ridgeline.airflow.pool import TENSORFLOW
 from ridgeline.airflow.schedule import schedule
 from ridgeline.airflow.task import run_in_task, skip
 
@@ -42,6 +43,7 @@ PUSHED_MODEL = Asset("fashion_mnist_pushed_model")
     is_paused_upon_creation=False,
     catchup=False,
     max_active_runs=1,
+    dagrun_timeout=timedelta(hours=24),  # the tasks' own limits sum up to 15 hours
     tags=["fashion-mnist", "training"],
     params={
         "penalty_from": Param(
@@ -78,6 +80,7 @@ PUSHED_MODEL = Asset("fashion_mnist_pushed_model")
     deadline=deadline(),
     default_args={
         "queue": "tensorflow",
+        "pool": TENSORFLOW,
         "retries": 1,
         "retry_delay": timedelta(seconds=10),
         "on_failure_callback": Notifier("failed"),

@@ -16,7 +16,8 @@ import components.select
 import components.sweep
 import components.transform
 from ridgeline.airflow.form import form
-from ridgeline.airflow.notifications import Notifier
+from ridgeline.airflow.notifications import Notifier, deadline
+from ridgeline.airflow.pool import TENSORFLOW
 from ridgeline.airflow.task import params_in_task, run_in_task
 
 
@@ -27,6 +28,7 @@ from ridgeline.airflow.task import params_in_task, run_in_task
     is_paused_upon_creation=False,
     catchup=False,
     max_active_runs=1,
+    dagrun_timeout=timedelta(hours=24),  # the tasks' own limits sum up to 8 hours; tasks may wait for the pool
     tags=["fashion-mnist", "regularization"],
     params={
         "spread_tasks": Param(
@@ -44,8 +46,10 @@ from ridgeline.airflow.task import params_in_task, run_in_task
         components.select.select,
         first=("sweep.l1", "sweep.l2", "sweep.dense", "select.tolerance", "sweep.train.epochs", "sweep.train.profile"),
     ),
+    deadline=deadline(),
     default_args={
         "queue": "tensorflow",
+        "pool": TENSORFLOW,
         "retries": 1,
         "retry_delay": timedelta(seconds=10),
         "on_failure_callback": Notifier("failed"),
@@ -64,7 +68,7 @@ def regularization_path() -> None:
         """Split the dataset into training, validation and test arrays; learn the normalization."""
         return run_in_task(components.transform.transform, dataset=dataset)
 
-    @task(execution_timeout=timedelta(minutes=5), queue="default")
+    @task(execution_timeout=timedelta(minutes=5), queue="default", pool="default_pool")
     def split() -> list[dict[str, Any]]:
         """Divide the grid among the tasks that share it."""
         count = get_current_context()["params"]["spread_tasks"]

@@ -14,7 +14,7 @@ from datetime import timedelta
 
 from airflow.sdk import Param, dag, task
 
-from ridgeline.airflow.notifications import Notifier
+from ridgeline.airflow.notifications import Notifier, deadline
 from ridgeline.airflow.task import rollback_in_task
 
 
@@ -25,6 +25,7 @@ from ridgeline.airflow.task import rollback_in_task
     is_paused_upon_creation=False,
     catchup=False,
     max_active_runs=1,
+    dagrun_timeout=timedelta(hours=3),
     tags=["fashion-mnist", "registry"],
     params={
         "model": Param(
@@ -49,6 +50,7 @@ from ridgeline.airflow.task import rollback_in_task
             maxLength=500,
         ),
     },
+    deadline=deadline(),
     default_args={"retries": 0, "on_failure_callback": Notifier("failed")},
 )
 def rollback_model() -> None:

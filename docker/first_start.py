@@ -149,6 +149,8 @@ def prepare_database(migrate: bool) -> None:
     from airflow.utils import db
     from airflow.utils.session import create_session
 
+    from ridgeline.airflow.pool import create_pool
+
     with create_session() as session:
         current = db._get_current_revision(session)
     revisions = db._get_script_object()
@@ -167,8 +169,9 @@ def prepare_database(migrate: bool) -> None:
         )
     if current != revisions.get_current_head():
         subprocess.run(["airflow", "db", "migrate"], check=True)
-        print(f"database: made ready for Airflow {airflow.__version__}")
+        print(f"database: migrated to Airflow {airflow.__version__}")
     _check_key()
+    create_pool()
 
 
 def _check_key() -> None:

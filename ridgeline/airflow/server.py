@@ -73,7 +73,7 @@ class Standalone:
 
     def __enter__(self) -> Self:
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "airflow", "standalone"]
+        command = [sys.executable, "-m", "ridgeline.airflow.standalone"]
         with self.log_file.open("w") as log:
             # In a session of its own: Ctrl-C signals all of a terminal's processes, and leaves its scheduler hanging.
             self.process = subprocess.Popen(command, env=self.env, start_new_session=True, stdout=log, stderr=log)
