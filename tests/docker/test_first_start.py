@@ -20,6 +20,7 @@ DATABASE = """
 import json, os, sys
 sys.path.insert(0, "docker")
 from first_start import Refusal, prepare_database
+from airflow.models.pool import Pool
 from airflow.models.variable import Variable
 from airflow.utils.session import create_session
 from sqlalchemy import text
@@ -35,7 +36,14 @@ def attempt(migrate=False):
         return str(error)
     return "ready"
 
-found = {"empty": attempt(), "current": attempt()}
+def slots():
+    return Pool.get_pool("tensorflow").slots
+
+found = {"empty": attempt()}
+pool = [slots()]
+Pool.create_or_update_pool("tensorflow", slots=7, description="", include_deferred=False)
+found["current"] = attempt()
+pool.append(slots())
 with create_session() as session:
     head = session.scalar(text("select version_num from alembic_version"))
 revision("1d6611b6ab7c")
@@ -49,7 +57,7 @@ os.environ["AIRFLOW__CORE__FERNET_KEY"] = sys.argv[1]
 from airflow.models import crypto
 crypto.get_fernet.cache_clear()
 found["other key"] = attempt()
-print("\\n" + json.dumps(found))
+print("\\n" + json.dumps([found, pool]))
 """
 
 
@@ -101,12 +109,14 @@ def test_tf_serving_finds_a_configuration_before_the_first_push(tmp_path: Path, 
     assert config.read_text() == "pushed"
 
 
-def test_only_a_database_that_fits_is_used(tmp_path: Path) -> None:
+def test_only_a_database_that_fits_is_used_and_its_pool_is_created_once(tmp_path: Path) -> None:
     env = environment(tmp_path, "airflow", os.environ) | {"AIRFLOW__CORE__FERNET_KEY": Fernet.generate_key().decode()}
+    env["RIDGELINE_TENSORFLOW_SLOTS"] = "3"
     command = [sys.executable, "-c", DATABASE, Fernet.generate_key().decode()]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found, pool = json.loads(done.stdout.splitlines()[-1])
+    assert pool == [3, 7], "a size that a person set stays"
     assert [name for name, outcome in found.items() if outcome == "ready"] == ["empty", "current", "same key"]
     assert "received one of 3.2.0" in found["older"]
     assert "make up MIGRATE=1" in found["older"]

@@ -30,7 +30,8 @@ from airflow.utils.db import initdb
 initdb()
 results = {}
 for name, conf in json.loads(sys.argv[1]).items():
-    dag = DagBag().dags["rollback_model"]  # loaded anew: a run leaves its values in the DAG's params
+    dag = DagBag().dags["rollback_model"]  # loaded again: a run leaves its values in the DAG's params
+    dag.deadline = None  # dag.test fails where a DAG with one succeeds
     try:
         run = dag.test(run_conf=conf)
     except ValueError as error:
