@@ -1,4 +1,4 @@
-"""Serve an earlier version of a model again. **A run of this DAG moves the champion without asking again.**
+"""Serve an earlier version of a model again. **A run of this DAG moves the champion at once**.
 
 The version is verified first: every byte, and its predictions in a fresh process. Then it becomes the champion, and
 the history records who rolled back and why. Nothing is copied or deleted. To undo a rollback, roll back to the version
@@ -37,7 +37,7 @@ from ridgeline.airflow.task import rollback_in_task
         ),
         "version": Param(
             None,
-            "Number of the version to serve. If empty: the last version with another model that was the champion before.",
+            "Number of the version to serve. If empty: the last champion before this one that is another model.",
             type=["integer", "null"],
             title="Version",
             allOf=[{"minimum": 1}],  # the form would silently turn 0 into 1 if it saw this bound

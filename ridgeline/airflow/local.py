@@ -172,7 +172,7 @@ def ui(port: Annotated[int, typer.Option(help="The web server's port.")] = 8080)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            message = f"error: Expected a free port; received {port}: {error.strerror}. Choose another one: --port 8081."
+            message = f"error: Expected a free port; received {port}: {error.strerror}. Choose another: --port 8081."
             raise SystemExit(message) from None
     home = Path(env["AIRFLOW_HOME"])
     home.mkdir(parents=True, exist_ok=True)

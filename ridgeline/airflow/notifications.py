@@ -52,9 +52,7 @@ class Notifier(BaseNotifier):
         return title, body
 
     def _not_delivered(self) -> None:
-        self.log.error(
-            "Cannot deliver the message: a recipient in RIDGELINE_NOTIFY did not accept it. Check addresses and passwords."
-        )
+        self.log.error("Cannot deliver the message: RIDGELINE_NOTIFY has a recipient that refused it. Check its URLs.")
 
 
 def deadline() -> DeadlineAlert:

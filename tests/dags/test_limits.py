@@ -46,7 +46,7 @@ def test_every_run_has_a_time_limit_above_that_of_its_tasks_and_above_the_deadli
 
 def test_every_dag_reports_late_runs(dags: dict[str, Any]) -> None:
     deadlines = {dag_id: dag["deadlines"] for dag_id, dag in dags.items()}
-    assert deadlines == dict.fromkeys(dags, [Settings().deadline_minutes * 60])
+    assert deadlines == {dag_id: [Settings().deadline_minutes * 60] for dag_id in dags}
 
 
 def test_the_metadata_of_a_run_in_progress_is_never_old(dags: dict[str, Any]) -> None:

@@ -73,9 +73,7 @@ def test_a_task_returns_the_name_of_its_artifact(task: Task, toys: dict[str, Com
     assert [(e.component, e.run_id) for e in store.executions()] == [("double", "run-1"), ("seed", "run-1")]
 
 
-def test_a_task_logs_its_parameters(
-    task: Task, toys: dict[str, Component], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_task_logs_its_parameters(task: Task, toys: dict[str, Component], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="ridgeline"):
         task(toys["seed"], {"seed.value": 7})
     assert "parameters of seed: value=7, fail=False" in caplog.messages

@@ -205,8 +205,8 @@ def test_a_reused_run(server: Server) -> None:
     assert "<h2>Nothing changed</h2>" in page
     reused = dict.fromkeys(["ingest", "transform", "train", "evaluate", "export"], "reused")
     assert outcomes(page) == reused | {"sweep": "skipped", "select": "skipped"}
-    assert "The form&#39;s own penalty is used." in page
-    assert "Skipped, because sweep was skipped." in page
+    assert "The run uses the penalty on the form." in page
+    assert "Skipped because sweep was skipped." in page
     assert "Nothing was pushed: version 1 of synthetic_garments holds this model. It is the champion." in page
     assert "synthetic_garments:1.0.0" in page[page.index("<h2>Parameters</h2>") :]
 
@@ -226,7 +226,7 @@ def test_a_failed_run(server: Server) -> None:
     assert outcomes(page)["export"] == "not run"
 
 
-def test_a_run_in_progress_renews_itself(server: Server) -> None:
+def test_the_page_of_a_run_in_progress_refreshes(server: Server) -> None:
     answer = server.get(server.path("in progress"))
     assert "Running: train." in answer.text
     assert int(answer.headers["refresh"]) > 0
