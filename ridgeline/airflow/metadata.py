@@ -28,7 +28,7 @@ def main() -> int:
     from airflow.utils.db_cleanup import run_cleanup
 
     run_cleanup(
-        clean_before_timestamp=arguments.before,  # type: ignore[arg-type]  # run_cleanup converts it
+        clean_before_timestamp=arguments.before,  # run_cleanup converts it
         dry_run=arguments.dry_run,
         confirm=False,
         skip_archive=True,
@@ -45,12 +45,12 @@ def find_problem(dag_id: str, run_id: str) -> str:
         run_id: The run's id.
     """
     from airflow.models.dagrun import DagRun
-    from airflow.settings import engine
+    from airflow.settings import get_engine
     from airflow.utils.session import create_session
     from sqlalchemy import select
     from sqlalchemy.exc import DatabaseError
 
-    url = engine.url
+    url = get_engine().url
     shown = url.render_as_string(hide_password=True)
     if url.get_backend_name() == "sqlite" and url.database and not Path(url.database).is_file():  # would be created
         return f"the configured database {shown} does not exist."

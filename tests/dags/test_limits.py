@@ -1,4 +1,4 @@
-"""What holds for every DAG: limits of time, the deadline, the pool."""
+"""The limits of every DAG: duration of a run, deadline, pool."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Airflow for the tests: its DAGs run in a process, or the whole of it, scheduler and web server."""
+"""Airflow for the tests: DAGs run in one process, or a complete Airflow with scheduler and web server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Airflow(Standalone):
-    """A running ``airflow standalone``, with what tests ask of it."""
+    """A running ``airflow standalone``, with queries for tests."""
 
     @property
     def store(self) -> str:
@@ -56,10 +56,10 @@ class Airflow(Standalone):
 
 @contextmanager
 def airflow(folder: Path, **settings: str) -> Iterator[Airflow]:
-    """Run an Airflow with the project's DAGs, and a store in the folder.
+    """Run Airflow with the project's DAGs and a store in the folder.
 
     Args:
-        folder: Receives everything.
+        folder: Receives all files.
         **settings: More environment variables.
     """
     outer = {name: value for name, value in os.environ.items() if not name.startswith("RIDGELINE_")}
@@ -74,7 +74,7 @@ def airflow(folder: Path, **settings: str) -> Iterator[Airflow]:
 
 @pytest.fixture(scope="session")
 def run_dags() -> Callable[[Path, str, Any], Any]:
-    """Run a program that is given a value as JSON and writes another into a file, on the project's DAGs."""
+    """Run a program on the project's DAGs. It gets a value as JSON and writes its result as JSON into a file."""
 
     def run(folder: Path, program: str, value: Any) -> Any:
         env = environment(folder, "airflow", os.environ)

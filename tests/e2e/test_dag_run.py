@@ -35,8 +35,8 @@ from airflow.utils.db import initdb
 initdb()
 results = {}
 for name, conf in json.loads(sys.argv[1]).items():
-    dag = DagBag().dags["fashion_mnist_training"]  # loaded anew: a run leaves its values in the DAG's params
-    dag.deadline = None  # dag.test fails where a DAG with one succeeds
+    dag = DagBag().dags["fashion_mnist_training"]  # loaded again: a run leaves its values in the DAG's params
+    dag.deadline = None  # dag.test fails where a DAG with a deadline succeeds
     try:
         run = dag.test(run_conf=conf)
     except ValueError as error:
@@ -49,7 +49,7 @@ Path(sys.argv[2]).write_text(json.dumps(results))
 
 
 class Results:
-    """What came of the runs of `RUNS`."""
+    """The results of `RUNS`."""
 
     def __init__(self, folder: Path, results: dict[str, Any]) -> None:
         self.store = Store(folder / "store")

@@ -34,7 +34,7 @@ logs = Path(conf.get("logging", "base_log_folder"))
 
 def run(conf):
     dag = DagBag().dags["maintenance"]
-    dag.deadline = None  # dag.test fails where a DAG with one succeeds
+    dag.deadline = None  # dag.test fails where a DAG with a deadline succeeds
     return dag.test(run_conf=conf)
 
 def run_ids():

@@ -31,7 +31,7 @@ initdb()
 results = {}
 for name, conf in json.loads(sys.argv[1]).items():
     dag = DagBag().dags["rollback_model"]  # loaded again: a run leaves its values in the DAG's params
-    dag.deadline = None  # dag.test fails where a DAG with one succeeds
+    dag.deadline = None  # dag.test fails where a DAG with a deadline succeeds
     try:
         run = dag.test(run_conf=conf)
     except ValueError as error:

@@ -225,7 +225,7 @@ def render(settings: Settings, run: Run) -> str:
         run: The run.
 
     Raises:
-        StoreError: If the store can't be read.
+        StoreError: If the store is unreadable.
     """
     store = settings.open_store()
     steps = find_steps(store, run)

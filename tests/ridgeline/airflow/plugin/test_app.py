@@ -52,7 +52,7 @@ initdb()
 runs = {}
 for name, dag_id, conf in json.loads(sys.argv[1]):
     dag = DagBag().dags[dag_id]
-    dag.deadline = None  # dag.test fails where a DAG with one succeeds
+    dag.deadline = None  # dag.test fails where a DAG with a deadline succeeds
     runs[name] = [dag_id, dag.test(run_conf=conf).run_id]
 with create_session() as session:
     for run in session.query(DagRun).filter_by(run_id=runs["in progress"][1]):
@@ -297,7 +297,7 @@ def test_other_tasks_have_no_link(server: Server, run: str, task: str) -> None:
     assert links["extra_links"] == {"Report": None}
 
 
-def test_a_mapped_task_is_as_the_worst_of_its_instances(tmp_path: Path) -> None:
+def test_a_mapped_task_has_the_worst_state_of_its_instances(tmp_path: Path) -> None:
     cases = {
         ("success", "failed", "success"): "failed",
         ("success", "running"): "running",
