@@ -76,6 +76,11 @@ def test_the_schedule_starts_runs_and_the_second_reuses_everything(scheduled: An
     assert {e.reason for e in reused.values()} == {"same inputs, parameters and code"}
 
 
+def test_the_pool_of_the_tasks_exists_before_the_first_run(scheduled: Any) -> None:
+    status, pool = scheduled.call("GET", "/api/v2/pools/tensorflow")
+    assert (status, pool["slots"]) == (200, 2)
+
+
 def test_an_unchanged_run_says_so_and_serves_no_second_version(scheduled: Any, two_runs: Any) -> None:
     log = scheduled.log(DAG, two_runs[1]["dag_run_id"], "export")
     assert "nothing changed: every step was reused" in log
