@@ -1,1 +1,1 @@
-"""The pipelines, one file each: wiring, parameters, schedule."""
+"""The DAGs, one file each: wiring, parameters, schedule."""

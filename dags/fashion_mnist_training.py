@@ -1,11 +1,11 @@
-"""Train a Fashion-MNIST classifier with L1 and L2 penalties, judge it, and serve it if it is good enough.
+"""Train a Fashion-MNIST classifier with L1 and L2 penalties, evaluate it, and serve it if it passes the gate.
 
-Each task runs its step, or reuses what the step yielded before if inputs, parameters and code are the same;
-its log says which, and why. Tasks pass on the name of an artifact in the store, never data.
+Each task runs its step, or reuses an earlier artifact if inputs, parameters and code are the same. The task's log
+states which, and why. Tasks pass names of artifacts to each other, never data.
 
-Trigger it with the values of your choice; a bad one is refused before any step works. It also runs by itself:
-weekly, unless `RIDGELINE_SCHEDULE` says otherwise, and when the asset `fashion_mnist_source` changes. A run in which
-nothing changed reuses everything, and serves no new version.
+Trigger a run with parameters of your choice: a bad value is refused before any step runs. Runs also start weekly, or
+as `RIDGELINE_SCHEDULE` says, and when the asset `fashion_mnist_source` changes. A run in which nothing changed reuses
+every artifact and serves no new version.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ import components.train
 import components.transform
 from ridgeline.airflow.form import form
 from ridgeline.airflow.notifications import Notifier, deadline
+from ridgeline.airflow.pool import TENSORFLOW
 from ridgeline.airflow.schedule import schedule
 from ridgeline.airflow.task import run_in_task, skip
 
-# Whoever replaces the raw files creates an event of this asset, in the UI or over REST.
+# To start a run after the raw files were replaced, create an event of this asset in the UI or over REST.
 SOURCE = Asset("fashion_mnist_source")
-# Each event of these carries the artifact's name, whether it is new, and its facts.
+# An event of these assets carries the artifact's name, whether it is new, and its facts.
 DATASET = Asset("fashion_mnist_dataset")
 EXAMPLES = Asset("fashion_mnist_examples")
 MODEL = Asset("fashion_mnist_model")
@@ -42,17 +43,18 @@ PUSHED_MODEL = Asset("fashion_mnist_pushed_model")
     is_paused_upon_creation=False,
     catchup=False,
     max_active_runs=1,
+    dagrun_timeout=timedelta(hours=24),  # the limits of the tasks add up to 15 hours
     tags=["fashion-mnist", "training"],
     params={
         "penalty_from": Param(
             "form",
-            "Whether the penalty below is used, or a sweep over the strengths of the step sweep chooses it, on "
-            "validation.",
+            "Train with the penalty on this form, or let a sweep choose it by validation accuracy. The section of the "
+            "step sweep sets the strengths.",
             title="Penalty from",
             enum=["form", "regularization_path"],
             values_display={
                 "form": "this form",
-                "regularization_path": "the regularization path: a sweep chooses",
+                "regularization_path": "the regularization path (a sweep)",
             },
         )
     }
@@ -78,6 +80,7 @@ PUSHED_MODEL = Asset("fashion_mnist_pushed_model")
     deadline=deadline(),
     default_args={
         "queue": "tensorflow",
+        "pool": TENSORFLOW,
         "retries": 1,
         "retry_delay": timedelta(seconds=10),
         "on_failure_callback": Notifier("failed"),
@@ -98,32 +101,32 @@ def fashion_mnist_training() -> None:
 
     @task(execution_timeout=timedelta(hours=6))
     def sweep(examples: str) -> str:
-        """Train under many penalties, if the form asks for it."""
+        """Train with each penalty of the grid, if the form selects the sweep."""
         if get_current_context()["params"]["penalty_from"] == "form":
-            skip("The form's own penalty is used.")
+            skip("The run uses the penalty on the form.")
         return run_in_task(components.sweep.sweep, examples=examples)
 
     @task(execution_timeout=timedelta(minutes=30))
     def select(trials: str) -> str:
-        """Choose the penalty on validation, and draw the regularization path."""
+        """Choose the penalty by validation accuracy, and draw the regularization path."""
         return run_in_task(components.select.select, trials=[trials])
 
     @task(execution_timeout=timedelta(hours=6), trigger_rule="none_failed", outlets=[MODEL])
     def train(examples: str, sweep: str | None) -> str:
-        """Train the classifier on the training split; watch it on the validation split."""
+        """Train the classifier on the training split; monitor it on the validation split."""
         return run_in_task(components.train.train, examples=examples, sweep=sweep)
 
     @task(execution_timeout=timedelta(minutes=30))
     def evaluate(examples: str, model: str) -> str:
-        """Measure the model on the test split, compare it with the champion, decide whether it may be served."""
+        """Evaluate the model on the test split, compare it with the champion, decide whether it may be served."""
         return run_in_task(components.evaluate.evaluate, examples=examples, model=model)
 
     @task(execution_timeout=timedelta(minutes=30), outlets=[PUSHED_MODEL])
     def export(examples: str, model: str, evaluation: str) -> str:
-        """Export a blessed model, check what it serves in a fresh process, and make it the champion."""
+        """Export a blessed model, verify its predictions in a fresh process, and make it the champion."""
         return run_in_task(components.export.export, examples=examples, model=model, evaluation=evaluation)
 
-    # A call of a task yields an XComArg, which becomes the artifact's name when the task runs.
+    # A call of a task returns an XComArg, which becomes the artifact's name when the task runs.
     examples = transform(ingest())  # type: ignore[arg-type]
     model = train(examples, select(sweep(examples)))  # type: ignore[arg-type]
     export(examples, model, evaluate(examples, model))  # type: ignore[arg-type]

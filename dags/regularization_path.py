@@ -1,7 +1,7 @@
-"""Train under many L1 and L2 penalties, let validation choose one, and show what each penalty does.
+"""Train with many L1 and L2 penalties, choose one by validation accuracy, and show the effect of each.
 
-The grid is trained in one task, or divided among several: `spread_tasks` on the form. The result is the same.
-The training DAG can choose its penalty in this way: `penalty_from` on its form.
+One task trains the whole grid, or several tasks share it: see `spread_tasks` on the form. The result is the same.
+The training DAG can choose its penalty in the same way: see `penalty_from` on its form.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import components.select
 import components.sweep
 import components.transform
 from ridgeline.airflow.form import form
-from ridgeline.airflow.notifications import Notifier
+from ridgeline.airflow.notifications import Notifier, deadline
+from ridgeline.airflow.pool import TENSORFLOW
 from ridgeline.airflow.task import params_in_task, run_in_task
 
 
@@ -27,14 +28,15 @@ from ridgeline.airflow.task import params_in_task, run_in_task
     is_paused_upon_creation=False,
     catchup=False,
     max_active_runs=1,
+    dagrun_timeout=timedelta(hours=24),  # the limits of the tasks add up to 8 hours; tasks may wait for the pool
     tags=["fashion-mnist", "regularization"],
     params={
         "spread_tasks": Param(
             1,
-            "Tasks that share the grid, 1 to 32; more than 1 pays off with free cores.",
+            "Number of tasks that share the grid, 1 to 32. The pool tensorflow limits how many run at a time.",
             title="Spread over tasks",
             type="integer",
-            allOf=[{"minimum": 1, "maximum": 32}],  # where the form does not silently move a value into them
+            allOf=[{"minimum": 1, "maximum": 32}],  # the form would silently move a value into bounds that it sees
         )
     }
     | form(
@@ -44,8 +46,10 @@ from ridgeline.airflow.task import params_in_task, run_in_task
         components.select.select,
         first=("sweep.l1", "sweep.l2", "sweep.dense", "select.tolerance", "sweep.train.epochs", "sweep.train.profile"),
     ),
+    deadline=deadline(),
     default_args={
         "queue": "tensorflow",
+        "pool": TENSORFLOW,
         "retries": 1,
         "retry_delay": timedelta(seconds=10),
         "on_failure_callback": Notifier("failed"),
@@ -64,16 +68,16 @@ def regularization_path() -> None:
         """Split the dataset into training, validation and test arrays; learn the normalization."""
         return run_in_task(components.transform.transform, dataset=dataset)
 
-    @task(execution_timeout=timedelta(minutes=5), queue="default")
+    @task(execution_timeout=timedelta(minutes=5), queue="default", pool="default_pool")
     def split() -> list[dict[str, Any]]:
         """Divide the grid among the tasks that share it."""
         count = get_current_context()["params"]["spread_tasks"]
         return params_in_task(components.sweep.sweep).split(count)
 
-    # A mapped task's docstring is not shown, so it is given.
+    # Airflow does not show the docstring of a mapped task.
     @task(
         execution_timeout=timedelta(hours=6),
-        doc_md="Train at the points of the grid, or of a part of it.",
+        doc_md="Train with each penalty of the grid, or of one part of it.",
         map_index_template="{{ points }}",
     )
     def sweep(examples: str, grid: dict[str, Any]) -> str:
@@ -84,10 +88,10 @@ def regularization_path() -> None:
 
     @task(execution_timeout=timedelta(minutes=30))
     def select(trials: list[str]) -> str:
-        """Let validation choose among all trials, and draw the regularization path."""
+        """Choose the best trial by validation accuracy, and draw the regularization path."""
         return run_in_task(components.select.select, trials=trials)
 
-    # A call of a task yields an XComArg, which becomes the artifact's name when the task runs.
+    # A call of a task returns an XComArg, which becomes the artifact's name when the task runs.
     examples = transform(ingest())  # type: ignore[arg-type]
     select(sweep.partial(examples=examples).expand(grid=split()))  # type: ignore[arg-type]
 

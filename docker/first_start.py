@@ -1,8 +1,8 @@
-"""What must be true before a server starts, made true or refused with advice: ``python first_start.py STAGE``.
+"""Prepare the stack before its servers start: ``python first_start.py STAGE``.
 
-``secrets`` checks that the volumes can be written and makes the secrets that are missing. ``database`` waits for
-PostgreSQL, makes Airflow's tables in an empty database, and refuses one that another version of Airflow left.
-Both may run again at any time: what is there stays as it is.
+``secrets`` checks that the volumes are writable, and creates missing secrets. ``database`` waits for PostgreSQL,
+creates Airflow's tables in an empty database, refuses the database of another version of Airflow, and creates the pool
+of tasks that use TensorFlow. Both stages can run again at any time: they do not change what exists.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ DATABASE_SECONDS = 120
 
 
 class Refusal(RuntimeError):
-    """The stack can't start as things are; the text says what to do."""
+    """The stack cannot start; the text says what to do."""
 
 
 def check_volumes(volumes: dict[str, Path]) -> None:
-    """Refuse volumes that this user can't write to.
+    """Check that this user can write to the volumes.
 
     Args:
-        volumes: Where each is mounted, by its name in the compose file.
+        volumes: The mount points, by name in the compose file.
 
     Raises:
-        Refusal: If one can't be written to.
+        Refusal: If a volume is not writable.
     """
     for name, folder in volumes.items():
         probe = folder / f".probe-{secrets.token_hex(8)}"
@@ -45,18 +45,18 @@ def check_volumes(volumes: dict[str, Path]) -> None:
             probe.unlink()
         except OSError as error:
             raise Refusal(
-                f"Expected to write to the volume {name!r}, mounted at {folder}, as user {os.getuid()}; received: "
-                f"{error.strerror}. Give it to that user: run `chown -R {os.getuid()}:{os.getgid()} FOLDER` as root "
-                f"in the folder that `docker volume inspect` or `podman volume inspect` names, then `make up`."
+                f"Cannot write to the volume {name!r}, mounted at {folder}, as user {os.getuid()}: {error.strerror}. "
+                f"Run `chown -R {os.getuid()}:{os.getgid()} FOLDER` as root with the folder that `docker volume "
+                "inspect` or `podman volume inspect` shows, then `make up`."
             ) from error
 
 
 def make_secrets(private: Path, services: Path, users: str) -> None:
-    """Make the secrets that are missing; what is there is never replaced.
+    """Create the missing secrets; existing ones are never replaced.
 
     Args:
-        private: For Airflow only.
-        services: For the database and the broker, which run as other users.
+        private: The folder for Airflow only.
+        services: The folder for the database and the broker, which run as other users.
         users: Airflow's ``simple_auth_manager_users``: ``name:role``, separated by commas.
     """
     password = _secret(services / "database_password", secrets.token_urlsafe(32), 0o444)
@@ -79,7 +79,7 @@ def make_secrets(private: Path, services: Path, users: str) -> None:
 def _secret(path: Path, new: str, mode: int = 0o400) -> str:
     if not path.exists():
         _replace(path, new, mode)
-        print(f"made {path}")
+        print(f"created {path}")
     return path.read_text()
 
 
@@ -93,10 +93,10 @@ def _replace(path: Path, text: str, mode: int) -> None:
 
 
 def prepare_serving(serving: Path) -> None:
-    """Give TF Serving a configuration without models, until the first push writes one.
+    """Create a configuration without models for TensorFlow Serving; the first push replaces it.
 
     Args:
-        serving: The folder that it reads.
+        serving: The folder that TensorFlow Serving reads.
     """
     serving.mkdir(parents=True, exist_ok=True)
     config = serving / "models.config"
@@ -105,13 +105,13 @@ def prepare_serving(serving: Path) -> None:
 
 
 def wait_for_database(url: str) -> None:
-    """Wait until the database answers.
+    """Wait until the database accepts connections.
 
     Args:
-        url: Its address, user and password.
+        url: The address, with user and password.
 
     Raises:
-        Refusal: If it does not in `DATABASE_SECONDS`, or refuses the password.
+        Refusal: If the database does not respond within `DATABASE_SECONDS`, or refuses the password.
     """
     import psycopg2
 
@@ -124,30 +124,32 @@ def wait_for_database(url: str) -> None:
             cause = str(error).strip()
             if "password authentication failed" in cause:
                 raise Refusal(
-                    "Expected the database to take the password of the volume 'secrets'; received: password "
-                    "authentication failed. The volumes 'database', 'secrets' and 'service-secrets' belong together: "
-                    "restore all three from one backup."
+                    "Cannot log in to the database with the password in the volume 'secrets': password authentication "
+                    "failed. The volumes 'database', 'secrets' and 'service-secrets' belong together: restore all "
+                    "three from one backup."
                 ) from error
             if time.monotonic() > deadline:
                 raise Refusal(
-                    f"Expected the database to answer in {DATABASE_SECONDS} s; received: {cause}. Its log says why: "
-                    "`make logs SERVICE=database`."
+                    f"Cannot connect to the database within {DATABASE_SECONDS} s: {cause}. See its log: `make logs "
+                    "SERVICE=database`."
                 ) from error
             time.sleep(2)
 
 
 def prepare_database(migrate: bool) -> None:
-    """Make Airflow's tables, or bring them to this Airflow's version if that was asked for.
+    """Create Airflow's tables and the pool, or migrate the tables to this version of Airflow.
 
     Args:
-        migrate: Whether an older database may be changed.
+        migrate: Whether to migrate the database of an older version.
 
     Raises:
-        Refusal: If the database is another version's, or is encrypted with another key.
+        Refusal: If the database belongs to another version, or is encrypted with another key.
     """
     import airflow
     from airflow.utils import db
     from airflow.utils.session import create_session
+
+    from ridgeline.airflow.pool import create_pool
 
     with create_session() as session:
         current = db._get_current_revision(session)
@@ -155,24 +157,24 @@ def prepare_database(migrate: bool) -> None:
     versions = {revision: version for version, revision in db._REVISION_HEADS_MAP.items()}
     if current and current not in {script.revision for script in revisions.walk_revisions()}:
         raise Refusal(
-            f"Expected a database of Airflow {airflow.__version__} or older; received revision {current}, which "
-            "this version does not know: a newer Airflow made it. Start the image that made it, or restore the "
-            "backup from before the upgrade."
+            f"Expected a database of Airflow {airflow.__version__} or older; received revision {current} of a newer "
+            "Airflow. Start the image of that version, or restore the backup from before the upgrade."
         )
     if current and current != revisions.get_current_head() and not migrate:
         raise Refusal(
             f"Expected a database of Airflow {airflow.__version__}; received one of "
-            f"{versions.get(current, f'an older version (revision {current})')}. There is no way back but a backup: "
-            "make one (README, `Backup`), then run `make up MIGRATE=1`."
+            f"{versions.get(current, f'an older version (revision {current})')}. The migration cannot be "
+            "undone: make a backup (README, `Backup`), then run `make up MIGRATE=1`."
         )
     if current != revisions.get_current_head():
         subprocess.run(["airflow", "db", "migrate"], check=True)
-        print(f"database: made ready for Airflow {airflow.__version__}")
+        print(f"database: migrated to Airflow {airflow.__version__}")
     _check_key()
+    create_pool()
 
 
 def _check_key() -> None:
-    """Refuse a Fernet key that does not open what the database holds."""
+    """Check that the Fernet key decrypts the contents of the database."""
     from airflow.models.connection import Connection
     from airflow.models.crypto import get_fernet
     from airflow.models.variable import Variable
@@ -190,8 +192,8 @@ def _check_key() -> None:
             get_fernet().decrypt(value.encode())
     except InvalidToken as error:
         raise Refusal(
-            "Expected the key in the volume 'secrets' (fernet_key) to open the variables and connections in the "
-            "database; received another key. Restore the volume 'secrets' from the backup that belongs to this "
+            "Cannot decrypt the variables and connections in the database: they were encrypted with another key than "
+            "the one in the volume 'secrets' (fernet_key). Restore the volume 'secrets' from the backup of this "
             "database."
         ) from error
 

@@ -1,6 +1,7 @@
-"""The containers' health check: ``python health.py PART``. It imports no Airflow, which would take seconds each time.
+"""The health check of the containers: ``python health.py PART``.
 
-The parts are those of Airflow's own health page, and ``worker``, which is asked through the broker.
+The parts are those of Airflow's health page, and ``worker``, which is queried through the broker. The check does not
+import Airflow, which would take seconds each time.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ SECONDS = 10
 
 
 def main(*parts: str) -> None:
-    """Exit with 0 if all parts are healthy, else with what was found.
+    """Exit with 0 if all parts are healthy, otherwise with the status of the first that is not.
 
     Args:
         *parts: ``metadatabase``, ``scheduler``, ``dag_processor``, ``triggerer`` or ``worker``.
@@ -30,18 +31,18 @@ def main(*parts: str) -> None:
 def _airflow() -> dict[str, dict[str, str]]:
     url = f"http://{os.environ['RIDGELINE_API_SERVER']}/api/v2/monitor/health"
     try:
-        with urllib.request.urlopen(url, timeout=SECONDS) as answer:
-            return json.load(answer)
+        with urllib.request.urlopen(url, timeout=SECONDS) as response:
+            return json.load(response)
     except OSError as error:
-        sys.exit(f"{url} does not answer: {error}")
+        sys.exit(f"Cannot reach {url}: {error}")
 
 
 def _worker() -> str:
     from celery import Celery
 
     app = Celery(broker=Path("/secrets/broker_url").read_text())
-    answers = app.control.inspect([f"celery@{socket.gethostname()}"], timeout=SECONDS).ping()
-    return "healthy" if answers else "silent"
+    responses = app.control.inspect([f"celery@{socket.gethostname()}"], timeout=SECONDS).ping()
+    return "healthy" if responses else "not responding"
 
 
 if __name__ == "__main__":

@@ -26,9 +26,15 @@ class Settings(BaseSettings):
             is triggered.
         defaults: Parameters by dotted name, as JSON, that replace the defaults on the DAGs' forms, and so in
             scheduled runs.
-        deadline_minutes: How long after it was queued a run of the training DAG is said to be late.
-        notify: Where failures and missed deadlines are told besides the log: Apprise URLs, separated by spaces, such
+        deadline_minutes: Minutes after a DAG run was queued until it is reported as late.
+        notify: Recipients of failures and missed deadlines, besides the log: Apprise URLs, separated by spaces, such
             as ``mailto://user:password@example.org`` or, for a webhook, ``jsons://example.org/path``.
+        tensorflow_slots: Slots of Airflow's pool ``tensorflow``: tasks that use TensorFlow at a time. It applies when
+            the pool is created.
+        maintenance_schedule: When the maintenance DAG runs, like `schedule`.
+        keep_runs: Number of latest runs whose artifacts maintenance keeps.
+        log_retention_days: Age in days after which maintenance deletes logs of tasks.
+        metadata_retention_days: Age in days after which maintenance deletes runs from Airflow's database.
     """
 
     model_config = SettingsConfigDict(env_prefix="RIDGELINE_", env_ignore_empty=True, frozen=True)
@@ -42,6 +48,11 @@ class Settings(BaseSettings):
     defaults: dict[str, Any] = {}
     deadline_minutes: float = Field(120.0, gt=0.0)
     notify: SecretStr = SecretStr("")
+    tensorflow_slots: int = Field(2, ge=1)
+    maintenance_schedule: str = "0 6 * * 0"
+    keep_runs: int = Field(50, ge=1)
+    log_retention_days: int = Field(30, ge=1)
+    metadata_retention_days: int = Field(90, ge=2)
 
     def open_store(self) -> Store:
         """Return the store."""

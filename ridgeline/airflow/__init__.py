@@ -1,13 +1,15 @@
 """Ridgeline in Airflow, and the only package that imports Airflow.
 
-- `form`: a DAG's parameters, from those of its steps
-- `schedule`: when a DAG runs by itself
-- `task`: what a task does: run a step, or roll a model back
+- `form`: the params of a DAG, from the parameters of its steps
+- `schedule`: the schedules of the DAGs
+- `task`: the work of tasks: run a step, or roll back a model
+- `maintenance`: the tasks that delete old artifacts, logs and metadata; `metadata` cleans Airflow's database
+- `pool`: the pool that limits how many tasks use TensorFlow at a time
 - `notifications`: messages about failures and late runs
 - `plugin`: the pages in Airflow's web interface
-- `server`: a whole Airflow, started and stopped
+- `server`: start, query and stop a complete Airflow; `standalone` is its main process
 - `local`: the commands behind ``make run`` and ``make ui``; `local_data` chooses their data
 """
 
 RERUN = "rerun"  # the param of every training DAG that names steps to run even if nothing changed
-REASON = "reason"  # the XCom in which a task says why it was skipped or failed, if no step ran in it
+REASON = "reason"  # the XCom with the reason why a task was skipped or failed without running a step

@@ -1,4 +1,4 @@
-"""A DAG's trigger form: the parameters of its steps as Airflow params, and back."""
+"""Convert the parameters of steps to the params of a DAG's trigger form, and back."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from ridgeline.settings import Settings
 
 
 def form(*components: Component, first: Iterable[str] = ()) -> dict[str, Param]:
-    """Return a DAG's params: those of its steps, flat, by the names that the command line uses.
+    """Return the params of a DAG: the parameters of its steps, by the dotted names that the command line uses.
 
-    Airflow checks a run's values against them before it starts the run. Locations (``exclude=True``) are
-    left out: they are the machine's, see `Settings`. So are parameters that a step takes from another one. The param
+    Airflow validates the values of a run against them before it starts the run. The form leaves out locations
+    (``exclude=True``), which `Settings` provides, and parameters that a step takes from another step. The param
     ``rerun`` names steps to run even if nothing changed.
-    Each step's parameters are a section of the form; Airflow opens one section at a time, so the parameters that
-    people change most stand before them, in none. Defaults are the steps' own, unless `Settings` names others.
+
+    Each step has a section on the form. Airflow opens one section at a time, so the parameters that are changed most
+    often precede the sections. Defaults come from `Settings`, otherwise from the steps.
 
     Args:
         components: The DAG's steps.
-        first: Dotted names of the parameters that stand first, in their order.
+        first: Dotted names of the parameters that precede the sections, in order.
 
     Returns:
         Airflow params by dotted name, for example ``train.penalty.l2``.
 
     Raises:
-        ParameterError: If a default that `Settings` names is unknown, of the wrong type or out of range.
+        ParameterError: If a default in `Settings` is unknown, of the wrong type or out of range.
     """
     params = {}
     shared = tuple(f"{step.name}.{other.name}." for step, other in shared_params(components))
@@ -53,7 +54,7 @@ def form(*components: Component, first: Iterable[str] = ()) -> dict[str, Param]:
     names = [component.name for component in components]
     params[RERUN] = Param(
         [],
-        "Steps to run even if nothing changed; the others are reused as usual.",
+        "Steps to run even if nothing changed. The other steps are reused as usual.",
         title="Run again",
         type="array",
         items={"type": "string", "enum": names},
@@ -78,16 +79,16 @@ def _defaults(components: Iterable[Component]) -> dict[str, Any]:
             if field.json_schema_extra == FOR_ONE_RUN and (full_name := f"{component.name}.{name}") in defaults:
                 raise ParameterError(
                     f"Expected no {full_name} in RIDGELINE_DEFAULTS, since it applies to one run; received one. Set it "
-                    "on the form of the run that it is for."
+                    "on the form of that run."
                 )
     return defaults
 
 
 def _form_field(value: Any, field: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return a field's default and schema so that Airflow's form keeps what is typed into it, and refuses what is bad.
+    """Return the default and the schema of a field, adapted to Airflow's form.
 
-    Its number fields drop ``1e-4`` and silently move a value into the bounds that they see. So a number is typed as
-    text, of a pattern, and whole numbers' bounds stand where only the check of the run's values sees them.
+    The form's number fields drop ``1e-4`` and silently move values into the bounds that they see. So numbers are text
+    with a pattern, and the bounds of whole numbers are placed where only the validation of a run applies them.
     """
     if field.get("type") == "number":
         neither = {"type": ["null", "boolean", "array", "object"]}
@@ -102,9 +103,9 @@ def _form_field(value: Any, field: dict[str, Any]) -> tuple[Any, dict[str, Any]]
 
 
 def _pattern(field: Mapping[str, Any]) -> str:
-    """Return the pattern of a number that is typed as text: at least 0, or above; at most 1, or below, if it has to be.
+    """Return the pattern of a number that is typed as text.
 
-    Other bounds are left to the step's own check.
+    The pattern covers the lower bound 0 and the upper bound 1, both inclusive or exclusive. The step checks others.
     """
     not_zero = r"(?!0*\.?0*([eE]|$))" if "exclusiveMinimum" in field else ""
     if field.get("maximum", field.get("exclusiveMaximum", math.inf)) > 1:
@@ -119,7 +120,7 @@ def parse_form(declared: Mapping[str, Any], values: Mapping[str, Any], settings:
     Args:
         declared: The DAG's params by name.
         values: The run's values by name; numbers may be text.
-        settings: Gives the locations.
+        settings: Provides the locations.
 
     Returns:
         The parameters by step.
@@ -136,10 +137,10 @@ def parse_form(declared: Mapping[str, Any], values: Mapping[str, Any], settings:
 
 
 def refuse_unknown(declared: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Refuse names that the form does not declare, which Airflow itself accepts.
+    """Refuse names that the form does not declare. Airflow accepts them.
 
     Raises:
-        ParameterError: If there is one.
+        ParameterError: If a name is unknown.
     """
     if unknown := sorted(values.keys() - declared.keys()):
         raise ParameterError(
@@ -155,13 +156,13 @@ def _typed_numbers(steps: Iterable[Component], values: Mapping[str, Any]) -> dic
     for name, value in values.items():
         step, _, field = name.partition(".")
         if isinstance(value, str) and _field_schema(schemas[step], field).get("type") == "number":
-            with contextlib.suppress(ValueError):  # the step's own check says more
+            with contextlib.suppress(ValueError):  # the step's validation reports it
                 numbers[name] = float(value)
     return numbers
 
 
 class _GivenTitles(GenerateJsonSchema):
-    """Leaves out titles that pydantic makes up, such as ``L2``: the form then shows the dotted name."""
+    """Omits titles that pydantic generates, such as ``L2``: the form shows the dotted name instead."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -176,7 +177,7 @@ def _field_schema(schema: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _resolve(schema: Any, definitions: Mapping[str, Any]) -> Any:
-    """Replace references by what they name, and ``anyOf [x, null]`` by x with a list of types."""
+    """Replace references by their definitions, and ``anyOf [x, null]`` by x with a list of types."""
     if isinstance(schema, list):
         return [_resolve(item, definitions) for item in schema]
     if not isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""The commands behind ``make run`` and ``make ui``: an Airflow in this folder, and nothing global."""
+"""The commands behind ``make run`` and ``make ui``: an Airflow with all its files in this folder."""
 
 from __future__ import annotations
 
@@ -28,19 +28,22 @@ from ridgeline.pipeline import parse_assignments, run_records
 from ridgeline.run_summary import summary
 from ridgeline.settings import Settings
 
-DAGS_READ_SECONDS = 60  # after it is healthy, Airflow has read all DAG files
+DAGS_READ_SECONDS = 60  # after this time, a healthy Airflow has read all DAG files
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Run the pipeline on an Airflow that lives in this folder, under var/.",
+    help="Run the pipeline on an Airflow with all its files in this folder, under var/.",
 )
 
 
 def _checkout() -> Path:
     folder = Path.cwd()
     if not (folder / "dags").is_dir():
-        raise SystemExit(f"error: Expected to be run in Ridgeline's folder; received {folder}, which has no dags/.")
+        raise SystemExit(
+            f"error: Expected Ridgeline's folder as the working directory; received {folder}, which has no dags/. "
+            "Change to the folder that holds dags/."
+        )
     return folder
 
 
@@ -48,7 +51,7 @@ def _checkout() -> Path:
 def run(
     dag_id: Annotated[str, typer.Argument(metavar="DAG", help="The DAG's id.")],
     values: Annotated[
-        list[str], typer.Option("--set", metavar="NAME=VALUE", help="A parameter, as on the DAG's form.")
+        list[str], typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the DAG's form.")
     ] = [],  # noqa: B006 - typer's way to declare a repeated option
     rerun: Annotated[list[str], typer.Option(metavar="STEP", help="A step to run even if nothing changed.")] = [],  # noqa: B006
 ) -> None:
@@ -65,7 +68,7 @@ def run(
             conf |= {RERUN: rerun} if rerun else {}
             raise typer.Exit(_run_dag(dag_id, conf, home / "run.log"))
     except Timeout:
-        raise SystemExit(f"error: Expected one run at a time in {home}; another one is running.") from None
+        raise SystemExit(f"error: Cannot start a run: another one is in progress in {home}. Wait for it.") from None
     except (ParameterError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from None
 
@@ -81,14 +84,16 @@ def _run_dag(dag_id: str, conf: Mapping[str, Any], log_file: Path) -> int:
             initdb()
             bag = DagBag()
             if dag_id not in bag.dags:
+                unread = f" Files with errors: {bag.import_errors}." if bag.import_errors else ""
                 raise FileNotFoundError(
-                    f"Expected the DAG {dag_id} in {bag.dag_folder}; received {bag.import_errors or 'none'}."
+                    f"Expected one of the DAGs {', '.join(sorted(bag.dags))}; received {dag_id}.{unread} "
+                    f"Check the name and the files in {bag.dag_folder}."
                 )
             for name in ("ridgeline", "components"):
                 _show(logging.getLogger(name), terminal)
             get_listener_manager().add_listener(_failure_listener(terminal))  # type: ignore[no-untyped-call]
             dag = bag.dags[dag_id]
-            dag.deadline = None  # Airflow's dag.test fails where a DAG with one succeeds
+            dag.deadline = None  # dag.test fails where a DAG with a deadline succeeds
             dag_run = dag.test(run_conf=dict(conf))
             states = {task.task_id: str(task.state) for task in dag_run.get_task_instances()}
             records = run_records(Settings(), dag_run.run_id)
@@ -111,7 +116,7 @@ def _run_dag(dag_id: str, conf: Mapping[str, Any], log_file: Path) -> int:
 
 @contextmanager
 def _output_to(log_file: Path) -> Iterator[TextIO]:
-    """Send what this process and its native libraries print to a file; yield the terminal."""
+    """Redirect the output of this process and its native libraries to a file; yield the terminal."""
     sys.stdout.flush()
     with os.fdopen(os.dup(1), "w", buffering=1) as terminal, log_file.open("w") as log:
         saved = os.dup(1), os.dup(2)
@@ -135,7 +140,7 @@ def _show(logger: logging.Logger, terminal: TextIO) -> None:
 
 
 class _Elapsed(logging.Formatter):
-    """A line with the seconds since the start; digests are shortened to their first 12 digits."""
+    """Formats a line with the seconds since the start, and shortens digests to 12 digits."""
 
     def format(self, record: logging.LogRecord) -> str:
         message = re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", record.getMessage())
@@ -143,7 +148,7 @@ class _Elapsed(logging.Formatter):
 
 
 def _failure_listener(terminal: TextIO) -> SimpleNamespace:
-    """Return a listener that shows why a task failed; Ctrl-C, which Airflow takes for a failure, ends the run."""
+    """Return a listener that prints why a task failed. Ctrl-C, which Airflow reports as a failure, ends the run."""
     from airflow.listeners import hookimpl
 
     @hookimpl
@@ -167,7 +172,7 @@ def ui(port: Annotated[int, typer.Option(help="The web server's port.")] = 8080)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            message = f"error: Expected a free port; received {port}: {error.strerror}. Name another: --port 8081."
+            message = f"error: Expected a free port; received {port}: {error.strerror}. Choose another: --port 8081."
             raise SystemExit(message) from None
     home = Path(env["AIRFLOW_HOME"])
     home.mkdir(parents=True, exist_ok=True)
@@ -175,7 +180,7 @@ def ui(port: Annotated[int, typer.Option(help="The web server's port.")] = 8080)
         with FileLock(home / ".lock", blocking=False):
             _serve(Standalone(env, home / "standalone.log"))
     except Timeout:
-        raise SystemExit(f"error: Expected one Airflow at a time in {home}; another one is running there.") from None
+        raise SystemExit(f"error: Cannot start Airflow: another one is running in {home}. Stop it first.") from None
 
 
 def _serve(airflow: Standalone) -> None:
@@ -197,17 +202,17 @@ def _serve(airflow: Standalone) -> None:
                 for file, problem in _import_errors(airflow):
                     if file not in shown:
                         shown.add(file)
-                        print(f"error: {file} can't be read: {problem}", file=sys.stderr, flush=True)
+                        print(f"error: Cannot read {file}: {problem}", file=sys.stderr, flush=True)
     if not stopping.is_set():
-        print(f"error: Airflow ended by itself; its log: {airflow.log_file}", file=sys.stderr)
+        print(f"error: Airflow stopped unexpectedly. Its log: {airflow.log_file}", file=sys.stderr)
     raise typer.Exit(airflow.process.returncode)
 
 
 def _import_errors(airflow: Standalone) -> Iterator[tuple[str, str]]:
-    """Yield each DAG file that Airflow can't read, as with a bad RIDGELINE_DEFAULTS, and the error's last line."""
+    """Yield each DAG file that Airflow cannot read, and the last line of the error."""
     try:
         found = airflow.call("GET", "/api/v2/importErrors")[1]["import_errors"]
-    except (OSError, ValueError, KeyError):  # it is ending
+    except (OSError, ValueError, KeyError):  # Airflow is stopping
         return
     for error in found:
         yield error["filename"], error["stack_trace"].strip().splitlines()[-1]

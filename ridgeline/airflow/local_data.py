@@ -1,4 +1,7 @@
-"""The data of ``make run``: the official files, a download, or drawn images. Only here are files of data named."""
+"""Choose the data of ``make run``: the official files, a download, or synthetic images.
+
+No other module of the framework names files of data.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +31,12 @@ urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5)
 """
 WARNING = """
 ********************************************************************************
-*  NOT THE REAL DATA. This run trains on images that the project draws itself. *
+*  NOT THE REAL DATA. This run trains on synthetic images.                     *
 *  Its figures say nothing about Fashion-MNIST.                                *
 *                                                                              *
-*  The official files are in none of these folders, and their host does not    *
-*  answer. Put the four *-ubyte.gz files into data/fashion-mnist, or name      *
-*  their folder in RIDGELINE_MANUAL_DIR, and run again.                        *
+*  The official files were not found, and their host does not respond. Put     *
+*  the four *-ubyte.gz files into data/fashion-mnist, or set                   *
+*  RIDGELINE_MANUAL_DIR to their folder, and run again.                        *
 ********************************************************************************
 """
 
@@ -42,23 +45,23 @@ def find_official_files(folder: Path) -> Path | None:
     """Return the first of `DATA_FOLDERS` that holds all of the official files, or None.
 
     Args:
-        folder: What the folders are relative to.
+        folder: The folders are relative to it.
     """
     places = (folder / place for place in DATA_FOLDERS)
     return next((p.resolve() for p in places if all((p / name).is_file() for name in OFFICIAL_FILES)), None)
 
 
 def choose_data(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Decide what to run on, and say so; only here is other data ever put in the place of the real.
+    """Choose the data, and print the choice. No other function replaces the real data.
 
-    What the user named, in RIDGELINE_MANUAL_DIR or as ``ingest.dataset``, is never replaced.
+    Data that the user chose, with RIDGELINE_MANUAL_DIR or ``ingest.dataset``, is never replaced.
 
     Args:
-        folder: Where to look for the official files; names them in RIDGELINE_MANUAL_DIR if they are found.
+        folder: Searched for the official files. RIDGELINE_MANUAL_DIR is set to their folder if they are found.
         values: The user's parameter values by dotted name.
 
     Returns:
-        The values to run with.
+        The parameter values of the run.
     """
     if "RIDGELINE_MANUAL_DIR" in os.environ:
         print(f"data: files in {os.environ['RIDGELINE_MANUAL_DIR']} (RIDGELINE_MANUAL_DIR)")
@@ -69,7 +72,7 @@ def choose_data(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
         print(f"data: official files in {found}")
     elif _is_prepared(values):
         print("data: prepared by an earlier run")
-    elif _host_answers(load_components()["ingest"].params().dataset):  # type: ignore[attr-defined]
+    elif _host_responds(load_components()["ingest"].params().dataset):  # type: ignore[attr-defined]
         print("data: to be downloaded by tfds")
     else:
         print(WARNING)
@@ -83,8 +86,8 @@ def _is_prepared(values: Mapping[str, Any]) -> bool:
     return all(sentence.startswith("reused") for _, sentence in explain(settings, [ingest], params))
 
 
-def _host_answers(dataset: str) -> bool:
-    print("data: no official files here; asking whether their host answers ...")
+def _host_responds(dataset: str) -> bool:
+    print("data: no official files found; checking whether their host responds ...")
     try:
         command = [sys.executable, "-c", HOST_CHECK, dataset]
         return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Tells people what needs them: a task that failed, a run that is late."""
+"""Notify people of failed tasks and late runs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class Notifier(BaseNotifier):
-    """Writes to the log, and to wherever `Settings.notify` says: e-mail, a webhook, and what else Apprise knows.
+    """Logs a message and sends it to the recipients in `Settings.notify`: e-mail, webhooks, other Apprise services.
 
     Args:
-        event: ``failed`` for a task's failure callback, ``late`` for a run's deadline.
-        context: Airflow's context, where it is known beforehand.
+        event: ``failed`` for the failure callback of a task, ``late`` for the deadline of a run.
+        context: Airflow's context, if it is known in advance.
     """
 
     def __init__(self, event: Literal["failed", "late"], context: Any = None) -> None:
@@ -30,33 +30,33 @@ class Notifier(BaseNotifier):
     def notify(self, context: Any) -> None:
         """Notify from a task's process."""
         title, body = self._message(context)
-        if (people := _people()) and not people.notify(title=title, body=body):
+        if (recipients := _recipients()) and not recipients.notify(title=title, body=body):
             self._not_delivered()
 
     async def async_notify(self, context: Any) -> None:
-        """Notify from the triggerer, where deadlines are watched."""
+        """Notify from the triggerer, which runs the callbacks of deadlines."""
         title, body = self._message(context)
-        if (people := _people()) and not await people.async_notify(title=title, body=body):
+        if (recipients := _recipients()) and not await recipients.async_notify(title=title, body=body):
             self._not_delivered()
 
     def _message(self, context: Any) -> tuple[str, str]:
         if self.event == "late":
             run = context["dag_run"]
             title = f"{run['dag_id']} is late"
-            body = f"Run {run['dag_run_id']} was to be done by {context['deadline']['deadline_time']}; it goes on."
+            body = f"Run {run['dag_run_id']} has not succeeded by its deadline, {context['deadline']['deadline_time']}."
         else:
             task = context["ti"]
             title = f"{task.dag_id} failed at {task.task_id}"
-            body = f"Run {task.run_id}, try {task.try_number}: {context.get('exception')}\nIts log: {task.log_url}"
+            body = f"Run {task.run_id}, try {task.try_number}: {context.get('exception')}\nLog: {task.log_url}"
         self.log.error("%s. %s", title, body)
         return title, body
 
     def _not_delivered(self) -> None:
-        self.log.error("Expected RIDGELINE_NOTIFY to take the message; it did not. Check its addresses and passwords.")
+        self.log.error("Cannot deliver the message: RIDGELINE_NOTIFY has a recipient that refused it. Check its URLs.")
 
 
 def deadline() -> DeadlineAlert:
-    """Return what a DAG needs so that people hear of a run that is not done in time, see `Settings`."""
+    """Return the alert that reports runs which miss the deadline in `Settings`."""
     return DeadlineAlert(
         reference=DeadlineReference.DAGRUN_QUEUED_AT,
         interval=timedelta(minutes=Settings().deadline_minutes),
@@ -64,14 +64,14 @@ def deadline() -> DeadlineAlert:
     )
 
 
-def _people() -> Apprise | None:
-    """Return whom to tell; None for nobody."""
+def _recipients() -> Apprise | None:
+    """Return the recipients of messages, or None if `Settings` has none."""
     urls = Settings().notify.get_secret_value().split()
     if not urls:
         return None
     from apprise import Apprise
 
-    people = Apprise()
+    recipients = Apprise()
     for url in urls:
-        people.add(url)
-    return people
+        recipients.add(url)
+    return recipients

@@ -1,4 +1,4 @@
-"""When a DAG runs by itself."""
+"""When Airflow starts a DAG without a user."""
 
 from __future__ import annotations
 
@@ -10,14 +10,24 @@ from ridgeline.settings import Settings
 
 
 def schedule(*assets: Asset) -> AssetOrTimeSchedule | list[Asset]:
-    """Return when a DAG runs by itself: by the clock, as `Settings` says, and whenever one of some assets changed.
+    """Return the schedule of a training DAG: `Settings.schedule`, and each change of an asset.
 
     Args:
         assets: The assets.
     """
-    cron = Settings().schedule
-    if cron == "never":
-        return list(assets)
-    # Without a DAG's start_date, and with this, a new Airflow waits for the next tick instead of running the last one.
-    timetable = CronTriggerTimetable(cron, timezone="UTC", run_immediately=timedelta(minutes=5))
-    return AssetOrTimeSchedule(timetable=timetable, assets=list(assets))
+    timetable = cron(Settings().schedule)
+    return AssetOrTimeSchedule(timetable=timetable, assets=list(assets)) if timetable else list(assets)
+
+
+def cron(expression: str) -> CronTriggerTimetable | None:
+    """Return the timetable of a cron expression or preset in UTC, or None for ``never``.
+
+    A DAG with this timetable needs no start date: after its first start, Airflow waits for the next tick.
+
+    Args:
+        expression: The expression.
+    """
+    if expression == "never":
+        return None
+    # Without run_immediately, a new Airflow would run the last tick at once.
+    return CronTriggerTimetable(expression, timezone="UTC", run_immediately=timedelta(minutes=5))

@@ -1,4 +1,4 @@
-"""A whole Airflow, ``airflow standalone``: started, asked and stopped."""
+"""Start, query and stop a complete Airflow, ``airflow standalone``."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ STOP_SECONDS = 60
 
 
 def environment(folder: Path, name: str, outer: Mapping[str, str], port: int = 8080) -> dict[str, str]:
-    """Return the environment of an Airflow whose files are all in one folder.
+    """Return the environment of an Airflow with all its files in one folder.
 
     Args:
         folder: Holds ``dags/``; receives ``var/``.
-        name: The Airflow's own folder inside ``var/``.
-        outer: The user's environment; its Airflow variables are left out.
+        name: The name of Airflow's folder inside ``var/``.
+        outer: The user's environment; its Airflow variables are omitted.
         port: The port of the web server.
     """
     home = folder / "var" / name
@@ -41,7 +41,7 @@ def environment(folder: Path, name: str, outer: Mapping[str, str], port: int = 8
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
-        # Another port takes all three: without the last two, tasks can't connect.
+        # A port must be set in all three: without the last two, tasks cannot connect.
         "AIRFLOW__API__HOST": "127.0.0.1",
         "AIRFLOW__API__PORT": str(port),
         "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
@@ -50,18 +50,20 @@ def environment(folder: Path, name: str, outer: Mapping[str, str], port: int = 8
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on now."""
+    """Return a port on which no process listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 class Standalone:
-    """Scheduler, web server, triggerer and DAG processor, from ``with`` to its end.
+    """Scheduler, web server, triggerer and DAG processor, running inside a ``with`` block.
+
+    Airflow's tables and the pool `ridgeline.airflow.pool.TENSORFLOW` are created first.
 
     Args:
-        env: Its environment, see `environment`.
-        log_file: Receives what it prints; its folder is made.
+        env: The environment, see `environment`.
+        log_file: Receives the output; its folder is created.
     """
 
     def __init__(self, env: Mapping[str, str], log_file: Path) -> None:
@@ -73,14 +75,14 @@ class Standalone:
 
     def __enter__(self) -> Self:
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "airflow", "standalone"]
+        command = [sys.executable, "-m", "ridgeline.airflow.standalone"]
         with self.log_file.open("w") as log:
-            # In a session of its own: Ctrl-C signals all of a terminal's processes, and leaves its scheduler hanging.
+            # In a separate session: Ctrl-C would signal all processes of the terminal, and the scheduler would hang.
             self.process = subprocess.Popen(command, env=self.env, start_new_session=True, stdout=log, stderr=log)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop it, by one SIGINT to it alone: SIGTERM would leave its children running."""
+        """Stop Airflow with one SIGINT to the main process: after SIGTERM its children would keep running."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
         try:
@@ -91,11 +93,11 @@ class Standalone:
 
     @property
     def password_file(self) -> Path:
-        """Holds the password that Airflow made for the user ``admin``."""
+        """The file with the password that Airflow generated for the user ``admin``."""
         return self.home / PASSWORD_FILE
 
     def is_healthy(self) -> bool:
-        """Tell whether all of its parts run."""
+        """Return whether all components are healthy."""
         try:
             status, states = self._request("GET", "/api/v2/monitor/health", None)
         except (OSError, ValueError):
@@ -105,17 +107,17 @@ class Standalone:
         )
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """Return the status and the answer of Airflow's REST API, as the user ``admin``.
+        """Call Airflow's REST API as the user ``admin``; return the status and the response.
 
         Args:
             method: ``GET``, ``POST`` and so on.
-            path: From ``/api/v2`` on.
-            body: What to send, as JSON; None for nothing.
+            path: The path, beginning with ``/api/v2``.
+            body: Sent as JSON; None for no body.
         """
         if not self._token:
             password = json.loads(self.password_file.read_text(encoding="utf-8"))["admin"]
-            answer = self._request("POST", "/auth/token", {"username": "admin", "password": password})[1]
-            self._token = answer["access_token"]
+            response = self._request("POST", "/auth/token", {"username": "admin", "password": password})[1]
+            self._token = response["access_token"]
         return self._request(method, path, body)
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any]) -> str:
@@ -129,18 +131,18 @@ class Standalone:
             The run's id.
 
         Raises:
-            ValueError: If Airflow refuses it.
+            ValueError: If Airflow refuses the run.
         """
         status, run = self.call("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": dict(conf)})
         if status != 200:
-            raise ValueError(f"Expected Airflow to start a run of {dag_id}; received {status}: {run}")
+            raise ValueError(f"Cannot start a run of {dag_id}: Airflow responded with {status}, {run}.")
         return str(run["dag_run_id"])
 
     def wait_for_run(self, dag_id: str, run_id: str, seconds: float) -> str:
-        """Wait until a run is done, and return its state.
+        """Wait until a run has finished, and return its state.
 
         Raises:
-            TimeoutError: If it takes longer.
+            TimeoutError: If the run takes longer.
         """
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -148,15 +150,15 @@ class Standalone:
             if state in ("success", "failed"):
                 return state
             time.sleep(0.2)
-        raise TimeoutError(f"Expected run {run_id} of {dag_id} to be done in {seconds} s; it is {state}.")
+        raise TimeoutError(f"Expected the run {run_id} of {dag_id} to finish within {seconds} s; its state is {state}.")
 
     def _request(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._token}"}
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return answer.status, json.load(answer)
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return response.status, json.load(response)
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, json.load(error)

@@ -1,4 +1,4 @@
-"""What a task does: run a step with the parameters of the DAG run, or roll a model back."""
+"""The work of tasks: run a step with the parameters of the DAG run, or roll back a model."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ def run_in_task(
 ) -> str:
     """Run or reuse a step inside its Airflow task, with the parameters of the DAG run.
 
-    The parameters of all the DAG's steps are checked, so that a bad one is refused before any step works.
+    The parameters of all steps of the DAG are checked first, so a bad value is refused before any step runs.
 
     Args:
         component: The step.
         values: Parameters by dotted name that replace those of the DAG run.
-        **inputs: Store-relative names of its input artifacts, as upstream tasks returned them: several for an
-            input that takes any number of artifacts, None for one whose task was skipped.
+        **inputs: Store-relative names of the input artifacts, as returned by upstream tasks: several names for an
+            input that takes any number of artifacts, None for an input whose task was skipped.
 
     Returns:
-        The output artifact's store-relative name: all that passes through XCom.
+        The store-relative name of the output artifact, the only value that passes through XCom.
 
     Raises:
-        AirflowFailException: If a parameter is bad, or the step can't work with what it was given; not retried.
-        AirflowSkipException: If the step has a reason to yield nothing.
+        AirflowFailException: If a parameter is bad, or the step cannot process its inputs; not retried.
+        AirflowSkipException: If the step has no output.
     """
     context, settings = get_current_context(), Settings()
     params, run_id = params_in_task(component, values), context["run_id"]
     shown = flatten(params.model_dump(mode="json"))
-    log.info("%s got %s", component.name, ", ".join(f"{name}={value!r}" for name, value in shown))
+    log.info("parameters of %s: %s", component.name, ", ".join(f"{name}={value!r}" for name, value in shown))
     names: dict[str, str] = {}
     for name, given in inputs.items():
         names |= {name: given} if isinstance(given, str) else {f"{name}.{i}": n for i, n in enumerate(given or ())}
@@ -58,7 +58,7 @@ def run_in_task(
         by = context["dag_run"].triggering_user_name or ""
         result = run_step(settings, component, names, params, run_id, by, rerun)
     except (Exception, AirflowTaskTimeout) as error:
-        with contextlib.suppress(Exception):  # the step's own error is the one to show
+        with contextlib.suppress(Exception):  # the error of the step matters more
             log.error("%s", _resume_command(settings, component, run_id))
         if isinstance(error, StepError | FloatingPointError) and not isinstance(error, TransientStepError):
             raise AirflowFailException(str(error)) from error
@@ -66,7 +66,7 @@ def run_in_task(
     if component.output is PushedModel:
         states = {record.state for record in run_records(settings, run_id).values()}
         if states <= {"cached", "skipped"}:
-            log.info("nothing changed: every step was reused, and what is served stays as it is")
+            log.info("nothing changed: every step was reused, and the served version stays the same")
     if result.execution.output is None:
         raise AirflowSkipException(result.execution.reason)
     for asset in context["task"].outlets:
@@ -75,7 +75,7 @@ def run_in_task(
 
 
 def _facts(settings: Settings, result: StepResult) -> dict[str, Any]:
-    """Return what an asset's event tells of an artifact: its name, whether it is new, and its plain facts."""
+    """Return the data of an asset event: the name of the artifact, whether it is new, and its scalar facts."""
     execution = result.execution
     assert execution.output is not None
     stated = settings.open_store().manifest(execution.output).facts
@@ -90,10 +90,10 @@ def _facts(settings: Settings, result: StepResult) -> dict[str, Any]:
 
 
 def skip(reason: str) -> NoReturn:
-    """Skip the task, and say why in its log and on the run's report.
+    """Skip the task; its log and the report of the run show the reason.
 
     Args:
-        reason: Why, as a sentence.
+        reason: The reason, as a sentence.
 
     Raises:
         AirflowSkipException: Always.
@@ -103,12 +103,12 @@ def skip(reason: str) -> NoReturn:
 
 
 def _resume_command(settings: Settings, component: Component, run_id: str) -> str:
-    """Return what to do after a failure: the command repeats this step with this run's parameters, and resumes."""
+    """Return advice after a failure, with a command that repeats the step with the parameters of this run."""
     recorded = run_records(settings, run_id)
     extra = [name for name in optional_steps(component.name) if name in recorded]
     steps, params = plan(component.name, extra), _params_of_all_steps(settings)
     command = ["ridgeline", "run", component.name, *(word for name in extra for word in ("--with", name))]
-    shared = tuple(f"{step.name}.{other.name}." for step, other in shared_params(steps))  # given by the other step
+    shared = tuple(f"{step.name}.{other.name}." for step, other in shared_params(steps))  # the other step provides them
     for step in steps:
         defaults = dict(flatten(step.params().model_dump(mode="json")))
         for name, value in flatten(params[step.name].model_dump(mode="json")):
@@ -118,19 +118,19 @@ def _resume_command(settings: Settings, component: Component, run_id: str) -> st
     variables = [f"RIDGELINE_{name}={shlex.quote(str(place))}" for name, place in places.items() if place]
     without_password = re.sub(r"(?<=//)[^/@]*@", "...@", " ".join([*variables, shlex.join(command)]))
     return (
-        f"To resume once the cause is removed, clear this task in the UI, or run {without_password}\n"
+        f"To resume after you removed the cause, clear this task in the UI, or run {without_password}\n"
         "Finished steps are reused; training resumes after its last finished epoch."
     )
 
 
 def rollback_in_task() -> str:
-    """Make an earlier version the champion, inside a task of a DAG with the params `model`, `version` and `reason`.
+    """Make an earlier version the champion. The DAG has the params `model`, `version` and `reason`.
 
     Returns:
-        What was done, as a sentence.
+        A summary of the rollback.
 
     Raises:
-        AirflowFailException: If the registry refuses; not retried.
+        AirflowFailException: If the registry refuses the rollback; not retried.
     """
     context = get_current_context()
     params, run, settings = context["params"], context["dag_run"], Settings()
@@ -146,9 +146,9 @@ def rollback_in_task() -> str:
         )
     except (ParameterError, RegistryError, ArtifactError, StoreError) as error:
         raise AirflowFailException(str(error)) from error
-    done = f"{params['model']} is served by version {entry.version}, accuracy {entry.accuracy:.4f}: {entry.reason}"
-    log.info("%s", done)
-    return done
+    summary = f"rolled back {params['model']} to version {entry.version}, accuracy {entry.accuracy:.4f}: {entry.reason}"
+    log.info("%s", summary)
+    return summary
 
 
 def params_in_task(component: Component, values: Mapping[str, Any] | None = None) -> Any:

@@ -197,7 +197,7 @@ def health(stack: Stack, services: list[str]) -> None:
 def test_a_port_in_use_is_refused_before_anything_starts(stack: Stack) -> None:
     with socket.create_server(("127.0.0.1", PORT)):
         output = stack.stack("up", expected=1)
-    assert f"Expected port {PORT} of 127.0.0.1 to be free; received: it is in use." in output
+    assert f"Cannot listen on port {PORT} of 127.0.0.1: it is in use." in output
     assert stack.containers("database") == []
 
 
@@ -263,7 +263,7 @@ def test_a_run_survives_a_restart_of_the_database(stack: Stack) -> None:
 def test_what_was_backed_up_is_restored_on_an_empty_machine(stack: Stack) -> None:
     before, runs = files(stack), stack.runs()
     folder = str(stack.folder / "backup")
-    assert "It holds passwords" in stack.stack("backup", BACKUP=folder)
+    assert "It contains passwords" in stack.stack("backup", BACKUP=folder)
     assert "Expected empty volumes" in stack.stack("restore", expected=1, BACKUP=folder)
     stack.stack("down", ARGS="--volumes")
     assert PROJECT not in stack.command("podman", "volume", "ls", "-q")
@@ -307,7 +307,7 @@ def test_a_newer_database_is_refused(stack: Stack) -> None:
     head = stack.execute("database", *query, "select version_num from alembic_version").strip()
     stack.execute("database", *query, "update alembic_version set version_num = 'ffffffffffff'")
     stack.stack("down")
-    assert "a newer Airflow made it" in stack.stack("up", expected=1)
+    assert "of a newer Airflow. Start" in stack.stack("up", expected=1)
     assert stack.containers("api-server") == stack.containers("scheduler") == []
     stack.execute("database", *query, f"update alembic_version set version_num = '{head}'")
 
@@ -325,7 +325,7 @@ def test_an_older_database_is_refused_until_its_migration_is_asked_for(stack: St
 @pytest.mark.parametrize(
     ("volume", "damage", "repair", "expected"),
     [
-        ("logs", "chown 0 /v && chmod 0755 /v", "chown 50000 /v", "Expected to write to the volume 'logs'"),
+        ("logs", "chown 0 /v && chmod 0755 /v", "chown 50000 /v", "Cannot write to the volume 'logs'"),
         (
             "secrets",
             "cp -a /v/database_url /v/kept && sed s/airflow:/airflow:x/ /v/kept >/v/database_url",
@@ -336,7 +336,7 @@ def test_an_older_database_is_refused_until_its_migration_is_asked_for(stack: St
             "database",
             "echo 13 >/v/PG_VERSION",
             "echo 15 >/v/PG_VERSION",
-            "Expected database files of PostgreSQL 15, this image's; received those of 13",
+            "Expected database files of PostgreSQL 15, the version of this image; received those of 13",
         ),
     ],
 )

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def load_dags(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """Run a program that is given a value as JSON and prints another as its last line; environment by name."""
+    """Run a program that gets a value as JSON and prints its result as the last line; environment by name."""
 
     def load(program: str, value: Any, **settings: str) -> Any:
         env = environment(tmp_path_factory.mktemp("dags"), "airflow", os.environ)

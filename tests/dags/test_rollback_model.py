@@ -48,13 +48,13 @@ def test_the_dag_loads_without_tensorflow_and_is_documented(facts: dict[str, Any
     assert all(facts["docs"])
 
 
-def test_it_is_one_task_that_a_person_triggers_and_nothing_retries(facts: dict[str, Any]) -> None:
+def test_it_is_one_task_that_users_trigger_and_that_is_not_retried(facts: dict[str, Any]) -> None:
     assert facts["tasks"] == ["rollback"]
     assert facts["retries"] == [0]
     assert facts["dag"] == [None, False, 1]
 
 
-def test_a_failure_is_told_and_the_dag_has_a_name_for_people(facts: dict[str, Any]) -> None:
+def test_a_failure_is_reported_and_the_dag_has_a_display_name(facts: dict[str, Any]) -> None:
     assert facts["callbacks"] == ["Notifier"]
     assert facts["display_name"] == "Models: roll back"
 

@@ -1,4 +1,4 @@
-"""What the tests of docker/ read: its files, and its scripts as modules."""
+"""Fixtures: the files of docker/, and its scripts as modules."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def compose_text() -> str:
 
 @pytest.fixture(scope="session")
 def compose(compose_text: str) -> dict[str, Any]:
-    """The compose file as it is with no variable set."""
+    """The compose file with no variable set."""
     return yaml.safe_load(VARIABLE.sub(lambda match: match[2], compose_text))
 
 

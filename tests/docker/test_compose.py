@@ -1,4 +1,4 @@
-"""The compose file, as far as it can be checked without a container engine."""
+"""The compose file, checked without a container engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Dockerfile: linted, and what it names is there."""
+"""The Dockerfile: lint, and the existence of the files that it names."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_hadolint_has_nothing_to_say() -> None:
+def test_hadolint_reports_nothing() -> None:
     command = [Path(sys.executable).with_name("hadolint"), ROOT / "docker" / "Dockerfile"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_what_is_copied_exists_and_is_let_into_the_build(dockerfile: str) -> None:
+def test_copied_files_exist_and_are_not_ignored(dockerfile: str) -> None:
     copied = [
         source for line in re.findall(r"^COPY (?!--from)(.+)", dockerfile, re.MULTILINE) for source in line.split()[:-1]
     ]

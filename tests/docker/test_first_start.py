@@ -1,4 +1,4 @@
-"""What is done at the first start, as far as it needs no container."""
+"""The preparation of the stack, without a container."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ DATABASE = """
 import json, os, sys
 sys.path.insert(0, "docker")
 from first_start import Refusal, prepare_database
+from airflow.models.pool import Pool
 from airflow.models.variable import Variable
 from airflow.utils.session import create_session
 from sqlalchemy import text
@@ -35,7 +36,14 @@ def attempt(migrate=False):
         return str(error)
     return "ready"
 
-found = {"empty": attempt(), "current": attempt()}
+def slots():
+    return Pool.get_pool("tensorflow").slots
+
+found = {"empty": attempt()}
+pool = [slots()]
+Pool.create_or_update_pool("tensorflow", slots=7, description="", include_deferred=False)
+found["current"] = attempt()
+pool.append(slots())
 with create_session() as session:
     head = session.scalar(text("select version_num from alembic_version"))
 revision("1d6611b6ab7c")
@@ -49,7 +57,7 @@ os.environ["AIRFLOW__CORE__FERNET_KEY"] = sys.argv[1]
 from airflow.models import crypto
 crypto.get_fernet.cache_clear()
 found["other key"] = attempt()
-print("\\n" + json.dumps(found))
+print("\\n" + json.dumps([found, pool]))
 """
 
 
@@ -87,7 +95,7 @@ def test_a_user_that_is_added_gets_a_password_and_the_others_keep_theirs(tmp_pat
 
 def test_a_volume_that_cannot_be_written_is_refused_with_advice(tmp_path: Path, first_start: Any) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(first_start.Refusal, match=r"Expected to write to the volume 'logs', .*chown -R .*make up"):
+    with pytest.raises(first_start.Refusal, match=r"Cannot write to the volume 'logs', .*chown -R .*make up"):
         first_start.check_volumes({"artifacts": tmp_path, "logs": tmp_path / "file"})
     assert not list(tmp_path.glob(".probe-*"))
 
@@ -101,14 +109,16 @@ def test_tf_serving_finds_a_configuration_before_the_first_push(tmp_path: Path, 
     assert config.read_text() == "pushed"
 
 
-def test_only_a_database_that_fits_is_used(tmp_path: Path) -> None:
+def test_only_a_matching_database_is_used_and_its_pool_is_created_once(tmp_path: Path) -> None:
     env = environment(tmp_path, "airflow", os.environ) | {"AIRFLOW__CORE__FERNET_KEY": Fernet.generate_key().decode()}
+    env["RIDGELINE_TENSORFLOW_SLOTS"] = "3"
     command = [sys.executable, "-c", DATABASE, Fernet.generate_key().decode()]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found, pool = json.loads(done.stdout.splitlines()[-1])
+    assert pool == [3, 7], "the size that a user set is kept"
     assert [name for name, outcome in found.items() if outcome == "ready"] == ["empty", "current", "same key"]
     assert "received one of 3.2.0" in found["older"]
     assert "make up MIGRATE=1" in found["older"]
-    assert "a newer Airflow made it" in found["newer"]
+    assert "of a newer Airflow. Start" in found["newer"]
     assert "Restore the volume 'secrets'" in found["other key"]

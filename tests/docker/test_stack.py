@@ -1,4 +1,4 @@
-"""`make up` and its like, without a container engine."""
+"""`make up` and related commands, without a container engine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def with_commands(folder: Path, **commands: str) -> Path:
     return folder
 
 
-def test_it_says_what_is_missing(tmp_path: Path) -> None:
+def test_missing_engines_are_named(tmp_path: Path) -> None:
     done = stack(with_commands(tmp_path), "up")
     assert done.returncode == 1
     assert "Expected docker with its compose plugin, or podman with podman-compose" in done.stderr
@@ -39,11 +39,11 @@ def test_a_podman_compose_that_is_too_old_counts_as_none(tmp_path: Path) -> None
     assert "podman-compose 1.6 or newer; received neither" in done.stderr
 
 
-def test_it_says_why_the_engine_does_not_work(tmp_path: Path) -> None:
+def test_the_error_of_the_engine_is_shown(tmp_path: Path) -> None:
     docker = 'case $1 in compose) exit 0 ;; info) echo "no daemon" >&2; exit 1 ;; esac'
     done = stack(with_commands(tmp_path, docker=docker), "up")
     assert done.returncode == 1
-    assert "Expected docker to work; received: no daemon." in done.stderr
+    assert "Cannot use docker: no daemon." in done.stderr
 
 
 def test_an_unknown_command_is_refused(tmp_path: Path) -> None:

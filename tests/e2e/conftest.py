@@ -28,7 +28,7 @@ BAD = {"evaluate.min_accuracy": 1}  # no model is that good
 
 
 class Airflow(Standalone):
-    """A running ``airflow standalone``, with what tests ask of it."""
+    """A running ``airflow standalone``, with queries for tests."""
 
     ticks: list[datetime]  # when the training DAG's schedule starts a run
     messages: list[dict[str, Any]]  # what the webhook of RIDGELINE_NOTIFY received
@@ -74,7 +74,7 @@ def start_airflow(folder: Path, **settings: str) -> Iterator[Airflow]:
     """Run an Airflow with the project's DAGs, and a store in the folder.
 
     Args:
-        folder: Receives everything.
+        folder: Receives all files.
         **settings: More environment variables.
     """
     outer = {name: value for name, value in os.environ.items() if not name.startswith("RIDGELINE_")}

@@ -36,7 +36,7 @@ initdb()
 results = {}
 for name, (dag_id, conf) in json.loads(sys.argv[1]).items():
     dag = DagBag().dags[dag_id]
-    dag.deadline = None  # dag.test fails where a DAG with one succeeds
+    dag.deadline = None  # dag.test fails where a DAG with a deadline succeeds
     run = dag.test(run_conf=conf)
     tasks = {f"{task.task_id}[{task.map_index}]": str(task.state) for task in run.get_task_instances()}
     results[name] = {"state": str(run.state), "run_id": run.run_id, "tasks": tasks}
@@ -71,7 +71,7 @@ def executions(folder: Path, run: dict[str, Any]) -> list[Execution]:
 
 
 @pytest.mark.airflow
-def test_a_spread_sweep_trains_each_point_once_and_yields_what_one_task_yields(folder, runs):
+def test_a_spread_sweep_trains_each_point_once_with_the_result_of_one_task(folder, runs):
     spread, one = runs["spread"], runs["one task"]
     assert (spread["state"], one["state"]) == ("success", "success")
     assert [name for name in spread["tasks"] if "sweep" in name] == ["sweep[0]", "sweep[1]"]

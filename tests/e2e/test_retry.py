@@ -1,4 +1,4 @@
-"""A training task that is killed in a real Airflow: the scheduler's retry goes on from the checkpoint."""
+"""A training task that is killed in a real Airflow: the retry resumes from the checkpoint."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_killed_training_is_retried_from_its_checkpoint_to_the_same_bytes(airf
     os.kill(task()["pid"], signal.SIGKILL)
     airflow.wait("the failure to be seen", lambda: task()["state"] == "up_for_retry")
     airflow.wait("the retry", lambda: task()["state"] in ("running", "success", "failed"))
-    # No later task is to start: they would take as long again.
+    # Start no later task: Airflow would wait for it when it stops.
     assert airflow.call("PATCH", f"/api/v2/dags/{DAG}", {"is_paused": True})[0] == 200
     airflow.wait("the training", lambda: task()["state"] in ("success", "failed"))
     assert airflow.call("PATCH", f"/api/v2/dags/{DAG}/dagRuns/{run_id}", {"state": "failed"})[0] == 200

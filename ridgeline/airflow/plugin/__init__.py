@@ -1,6 +1,6 @@
-"""Ridgeline in Airflow's UI: a tab on each DAG run, links to it from tasks, and the page of the models.
+"""Ridgeline in Airflow's UI: a tab on each DAG run, links to it from tasks, and the page Models.
 
-Every process of Airflow loads this module, so it imports little: the pages are imported by their first request.
+Every process of Airflow loads this module, so it imports little. The first request imports the pages.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ TAB = "ridgeline-report"
 
 
 class ReportLink(BaseOperatorLink):
-    """Leads from a task to its run's report, if the task's step yields a report or a servable model."""
+    """Links a task to the report of its run, if its step has a report or a servable model as output."""
 
     name = "Report"
     operators: ClassVar[list[Any]] = [_PythonDecoratedOperator]
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
-        """Return the link; for another task an empty text, which Airflow does not show."""
+        """Return the link, or for other tasks an empty string, which Airflow does not show."""
         # A DAG with a step has the step's parameters on its form, such as train.epochs.
         if not any(name.startswith(f"{operator.task_id}.") for name in operator.dag.params):
             return ""
@@ -46,7 +46,7 @@ def _steps_with_report() -> set[str]:
 
 
 async def pages(scope: Any, receive: Any, send: Any) -> None:
-    """Serve the pages, an ASGI application that is made at the first request."""
+    """Serve the pages: an ASGI application, created at the first request."""
     application = await asyncio.to_thread(_application)
     await application(scope, receive, send)
 
@@ -59,7 +59,7 @@ def _application() -> Any:
 
 
 class RidgelinePlugin(AirflowPlugin):
-    """What Airflow finds by the entry point ``airflow.plugins``."""
+    """The plugin, which Airflow finds by the entry point ``airflow.plugins``."""
 
     # ruff: noqa: RUF012 - Airflow declares them as variables of the instance
     name = "ridgeline"
@@ -69,7 +69,7 @@ class RidgelinePlugin(AirflowPlugin):
             "name": "Report",
             "destination": "dag_run",
             "url_route": TAB,
-            "href": f"{PREFIX[1:]}/dags/{{DAG_ID}}/runs/{{RUN_ID}}",  # relative: Airflow may lie under a path
+            "href": f"{PREFIX[1:]}/dags/{{DAG_ID}}/runs/{{RUN_ID}}",  # relative: Airflow may be served under a path
         },
         {
             "name": "Models",

@@ -1,7 +1,7 @@
 """The plugin's pages, behind Airflow's own authorization.
 
-A request names a run and at most a task of it, never an artifact or a file: what is shown is what the run's own
-execution records name, opened through the store, which verifies it.
+A request names a run and at most one of its tasks, never an artifact or a file. The pages show the artifacts that the
+execution records of the run name, opened through the store, which verifies them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 REFRESH_SECONDS = 5
-# A mapped task has the state of its instances that comes first here.
+# The state of a mapped task is the first of these that one of its instances has.
 STATE_PRIORITY = (
     "failed",
     "upstream_failed",
@@ -78,8 +78,8 @@ def create() -> FastAPI:
     @app.exception_handler(ArtifactError)
     @app.exception_handler(OSError)
     async def unreadable(request: Request, error: Exception) -> Response:
-        log.warning("%s can't be shown: %s", request.url.path, error)
-        return _message("The store can't be read", str(error), 503)
+        log.warning("Cannot show %s: %s", request.url.path, error)
+        return _message("Cannot read the store", str(error), 503)
 
     @app.get("/dags/{dag_id}/runs/{run_id}", dependencies=[readers_of_runs])
     def run_report(dag_id: str, run_id: str, session: SessionDep) -> Response:
@@ -99,7 +99,7 @@ def create() -> FastAPI:
         artifact = run_page.reported(Settings().open_store(), run, task_id)
         if artifact is None or artifact.report is None:
             return _message("No such report", f"Expected a task with a report; received {task_id!r}.", 404)
-        # The artifact never changes, but who may read it does: so it is kept, and asked for again each time.
+        # The artifact never changes, but permissions do: browsers keep it, and revalidate it at each request.
         headers = {"ETag": f'"{artifact.digest}"', "Cache-Control": "private, no-cache"}
         if if_none_match == headers["ETag"]:
             return Response(status_code=304, headers=headers)
@@ -123,11 +123,11 @@ def _message(title: str, text: str, status: int) -> Response:
 
 
 def _no_such_run(dag_id: str, run_id: str) -> Response:
-    return _message("No such run", f"Airflow has no run {run_id!r} of the DAG {dag_id!r}, or no longer.", 404)
+    return _message("No such run", f"Airflow has no run {run_id!r} of the DAG {dag_id!r}. It may be deleted.", 404)
 
 
 def _find_run(session: Session, dag_id: str, run_id: str) -> Run | None:
-    """Return what Airflow knows of a run, its tasks in the DAG's order; None if there is no such run."""
+    """Return Airflow's data about a run, with its tasks in the order of the DAG; None if there is no such run."""
     found = session.scalar(select(DagRun).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
     if found is None:
         return None
@@ -164,7 +164,7 @@ def _find_run(session: Session, dag_id: str, run_id: str) -> Run | None:
 
 
 def _differs(value: Any, default: Any) -> bool:
-    """Tell whether a value is not the default; a number may have been typed as text, ``1e-4``."""
+    """Return whether a value differs from the default; numbers may be text, such as ``1e-4``."""
     try:
         return float(value) != float(default)
     except (TypeError, ValueError):
@@ -172,7 +172,7 @@ def _differs(value: Any, default: Any) -> bool:
 
 
 def _reasons(session: Session, dag_id: str, run_id: str) -> dict[str, str]:
-    """Return what tasks said about why they were skipped or failed, by task."""
+    """Return why tasks were skipped or failed without running a step, by task."""
     found = session.execute(
         select(XComModel.task_id, XComModel.value).where(
             XComModel.dag_id == dag_id, XComModel.run_id == run_id, XComModel.key == REASON
@@ -182,16 +182,16 @@ def _reasons(session: Session, dag_id: str, run_id: str) -> dict[str, str]:
 
 
 def _with_skipped_upstream(task: Task, tasks: list[Task], dag: Any) -> Task:
-    """Return a task that Airflow skipped because one before it was skipped, with that as its reason."""
+    """Return a task with the reason, if Airflow skipped it because an upstream task was skipped."""
     if task.state != "skipped" or task.reason or not dag.has_task(task.name):
         return task
     upstream = dag.get_task(task.name).upstream_task_ids
     skipped = [other.name for other in tasks if other.name in upstream and other.state == "skipped"]
-    return replace(task, reason=f"Skipped, because {' and '.join(skipped)} was skipped.") if skipped else task
+    return replace(task, reason=f"Skipped because {' and '.join(skipped)} was skipped.") if skipped else task
 
 
 def _merge(task_id: str, mapped: list[TaskInstance], reason: str = "") -> Task:
-    """Return a task's instances as one: from the first's start to the last's end."""
+    """Return the instances of a task as one, from the earliest start to the latest end."""
     states = {str(instance.state or "none") for instance in mapped}
     starts = [instance.start_date for instance in mapped if instance.start_date]
     ends = [instance.end_date for instance in mapped if instance.end_date]

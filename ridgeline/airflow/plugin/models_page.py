@@ -11,7 +11,7 @@ from ridgeline.airflow.plugin.template import render_template
 from ridgeline.registry import HistoryEntry, Registry
 from ridgeline.store import StoreError
 
-SHOWN = 30  # the latest entries; the history itself keeps all
+SHOWN = 30  # the latest entries; the history keeps all
 WIDTH, HEIGHT, MARGIN = 720, 200, 40
 
 
@@ -26,7 +26,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Chart:
-    """The accuracy of each entry of a history, oldest first, and the grid: the height of some accuracies."""
+    """The accuracy of each entry of a history, oldest first, and the grid lines: height and accuracy."""
 
     points: list[Point]
     grid: list[tuple[float, float]]
@@ -46,11 +46,11 @@ def _chart(entries: list[HistoryEntry]) -> Chart:
 
 
 def render(registry: Registry, dag_of: Callable[[Collection[str]], Mapping[str, str]]) -> str:
-    """Return the page as HTML; a model whose history can't be read is said to be so in its place.
+    """Return the page as HTML. If the history of a model is unreadable, the page shows the error instead.
 
     Args:
         registry: The served models.
-        dag_of: Returns, of given runs by id, the DAG of each that the reader may see.
+        dag_of: Returns the DAG of each run, given by id, that the reader may see.
     """
     models: list[dict[str, Any]] = []
     run_ids: set[str] = set()

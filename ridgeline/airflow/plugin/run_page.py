@@ -1,6 +1,6 @@
-"""The page of one DAG run: what came of it, step by step, against the champion, and where it comes from.
+"""The page of one DAG run: its result, its steps, the comparison with the champion, and the lineage.
 
-It is made of what Airflow knows of the run and of the store; Airflow itself is not needed here.
+It needs the store and Airflow's data about the run, but imports no Airflow.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from ridgeline.store import Execution, Store, StoreError
 ENDED = ("success", "skipped", "failed", "up_for_retry")
 WORDS = {"complete": "ran", "cached": "reused", "skipped": "skipped", "failed": "failed"}
 WAITING = {"running": "running", "upstream_failed": "not run", "removed": "removed", "up_for_reschedule": "waiting"}
-NO_REASON = {"failed": "The error is in the task's log.", "not run": "A step before it failed."}
+NO_REASON = {"failed": "The error is in the task's log.", "not run": "An upstream step failed."}
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task of a run, as Airflow knows it; one that is mapped counts as one, from its first start to its last end.
+    """Airflow's data about a task of a run. A mapped task counts as one, from the first start to the last end.
 
     Attributes:
-        name: Its id.
-        state: Airflow's word.
-        started_at: When it started; None if it has not.
-        ended_at: When it ended; None if it has not.
-        reason: Why it was skipped or failed, if no step ran in it; empty if that is not known.
+        name: The task's id.
+        state: Airflow's name of the state.
+        started_at: The start; None if it has not started.
+        ended_at: The end; None if it has not ended.
+        reason: Why it was skipped or failed without running a step; empty if unknown.
     """
 
     name: str
@@ -51,17 +51,17 @@ class Task:
 
 @dataclass(frozen=True)
 class Run:
-    """A DAG run, as Airflow knows it.
+    """Airflow's data about a DAG run.
 
     Attributes:
         dag_id: The DAG's id.
         run_id: The run's id, unique within its DAG.
-        state: Airflow's word.
-        started_at: When its first task could start; None if it waits.
-        ended_at: When it ended; None if it has not.
-        note: What a person noted.
-        changed: The parameters that are not at the form's defaults: the default, and the run's value.
-        tasks: Its tasks, in order.
+        state: Airflow's name of the state.
+        started_at: The start; None if it is queued.
+        ended_at: The end; None if it has not ended.
+        note: The user's note.
+        changed: Parameters that differ from the form's defaults: the default, and the value of the run.
+        tasks: The tasks, in the order of the DAG.
     """
 
     dag_id: str
@@ -75,20 +75,20 @@ class Run:
 
     @property
     def in_progress(self) -> bool:
-        """Whether it has still to end."""
+        """Whether the run has not ended."""
         return self.state in ("queued", "running")
 
 
 @dataclass(frozen=True)
 class Step:
-    """A line of the table: a task, what became of it and why."""
+    """A row of the table: a task, its outcome and the reason."""
 
     task: Task
     record: Execution | None
 
     @property
     def outcome(self) -> str:
-        """One word or two."""
+        """The outcome, in one or two words."""
         if self.task.state in ("failed", "up_for_retry"):
             return "failed"
         if self.record:
@@ -97,22 +97,22 @@ class Step:
 
     @property
     def reason(self) -> str:
-        """Why; empty if nothing is known."""
+        """The reason of the outcome; empty if unknown."""
         if self.record and (self.record.state == "failed" or self.outcome != "failed"):
             return self.record.reason
         if self.task.state == "up_for_retry":
-            return "It failed, and Airflow will try it again. The error is in the task's log."
+            return "The task failed. Airflow will retry it. The error is in the task's log."
         return self.task.reason or NO_REASON.get(self.outcome, "")
 
     @property
     def yielded(self) -> str:
-        """Short name of the artifact that it made or reused; empty if there is none."""
+        """Short name of the artifact that was made or reused; empty if there is none."""
         kind, _, digest = ((self.record and self.record.output) or "").partition("/")
         return f"{kind}/{digest[:12]}" if digest else ""
 
     @property
     def seconds(self) -> float | None:
-        """How long it took, if it ended."""
+        """The duration, if the task has ended."""
         if self.record:
             return self.record.seconds
         if self.task.state in ENDED and self.task.started_at and self.task.ended_at:
@@ -123,8 +123,8 @@ class Step:
 def find_steps(store: Store, run: Run) -> list[Step]:
     """Return a run's tasks with their execution records.
 
-    A record bears its run's name, which a run of another DAG may bear, too. So it counts only if it was made while
-    the run's own task of that step ran.
+    A record names its run, but a run of another DAG may have the same name. So a record counts only if it was made
+    while the task of that step ran.
 
     Args:
         store: The store.
@@ -145,12 +145,12 @@ def _record(store: Store, run_id: str, task: Task) -> Execution | None:
 
 
 def _worked(store: Store, run: Run) -> bool:
-    """Tell whether any step of a run had to work, also one of a mapped task."""
+    """Return whether any step of a run was executed instead of reused, mapped tasks included."""
     return any(execution.state == "complete" for execution in store.executions() if execution.run_id == run.run_id)
 
 
 def reported(store: Store, run: Run, task: str) -> Artifact[Any] | None:
-    """Return the artifact with a report that a task of a run yielded or reused, verified; None if there is none.
+    """Return the verified artifact with a report that a task made or reused; None if there is none.
 
     Args:
         store: The store.
@@ -168,13 +168,13 @@ def reported(store: Store, run: Run, task: str) -> Artifact[Any] | None:
 
 
 def _open(store: Store, ref: str) -> Artifact[Any] | None:
-    """Return an artifact of which there is something to show, verified; None if there is not."""
+    """Return a verified artifact that has a report or is served; None for other artifacts."""
     kind = output_types().get(ref.partition("/")[0])
     return store.open(ref, kind) if kind and (kind.report_name or kind is PushedModel) else None
 
 
 def _served(settings: Settings, pushed: PushedModel, run_id: str) -> str:
-    """Tell, in a sentence or two, what is served of a run's result."""
+    """Return whether the model of a run is served, in one or two sentences."""
     registry, name = settings.open_registry(), pushed.facts.model_name
     own = [entry for entry in registry.history(name) if entry.model_digest == pushed.facts.model_digest]
     pushes = [entry for entry in own if entry.action == "push"]
@@ -191,7 +191,7 @@ def _served(settings: Settings, pushed: PushedModel, run_id: str) -> str:
 
 
 def _rollbacks(settings: Settings, run: Run) -> Iterator[tuple[str, HistoryEntry]]:
-    """Yield the rollbacks that a run made: the model's name and the entry of its history."""
+    """Yield the rollbacks of a run: the name of the model and the entry of its history."""
     registry, started_at = settings.open_registry(), run.started_at
     for name in registry.model_names():
         for entry in registry.history(name):
@@ -209,7 +209,7 @@ def _raw_files(store: Store, ref: str) -> dict[str, dict[str, Any]]:
 
 
 def _lines(store: Store, origin: Origin) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a lineage: artifacts, and below those with no inputs their raw files."""
+    """Yield the rows of a lineage: artifacts, and the raw files below artifacts without inputs."""
     for depth, source, again in origin.walk():
         kind, _, digest = source.ref.partition("/")
         yield {"depth": depth, "name": kind, "digest": digest, "made": source.execution, "again": again}
@@ -219,14 +219,14 @@ def _lines(store: Store, origin: Origin) -> Iterator[dict[str, Any]]:
 
 
 def render(settings: Settings, run: Run) -> str:
-    """Return the page as HTML; what is missing or damaged is said in its place.
+    """Return the page as HTML. It names artifacts that are missing or damaged.
 
     Args:
-        settings: Where the store and the served models are.
+        settings: The locations of the store and of the served models.
         run: The run.
 
     Raises:
-        StoreError: If the store can't be read.
+        StoreError: If the store is unreadable.
     """
     store = settings.open_store()
     steps = find_steps(store, run)

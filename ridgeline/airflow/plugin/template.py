@@ -1,4 +1,4 @@
-"""The plugin's templates: files, since no step's key covers them."""
+"""Render the templates of the plugin."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def render_template(name: str, **values: Any) -> str:
 
     Args:
         name: ``run`` for ``templates/run.html`` with the style ``templates/run.css``.
-        **values: What the template shows; every text is escaped.
+        **values: The variables of the template; every text is escaped.
     """
     style = FOLDER / f"{name}.css"
     return render_page(

@@ -119,7 +119,7 @@ def test_a_share_outside_its_bounds_is_refused(form_module: ModuleType, text: An
         form_module.form(step(FormParams))["fit.share"].resolve(text)
 
 
-def test_the_settings_may_name_other_defaults(form_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_settings_may_set_other_defaults(form_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(form_module, "load_components", lambda: {"fit": step(FormParams), "other": step(OtherParams)})
     monkeypatch.setenv("RIDGELINE_DEFAULTS", '{"fit.limit": 3, "fit.penalty.l2": 0.125, "other.size": 1}')
     form = form_module.form(step(FormParams))

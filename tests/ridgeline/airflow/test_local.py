@@ -13,11 +13,11 @@ DAG = {"run": ["fashion_mnist_training"], "ui": []}
 
 
 @pytest.mark.parametrize("command", ["run", "ui"])
-def test_it_says_where_it_must_be_run(command: str, tmp_path: Path) -> None:
+def test_another_folder_is_refused(command: str, tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", "ridgeline.airflow.local", command, *DAG[command]]
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: Expected to be run in Ridgeline's folder; received")
+    assert done.stderr.startswith("error: Expected Ridgeline's folder as the working directory; received")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -30,4 +30,5 @@ def test_one_at_a_time_in_a_folder(command: str, home: str, tmp_path: Path) -> N
     with FileLock(tmp_path / "var" / home / ".lock"):
         done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert "at a time in" in done.stderr
+    assert done.stderr.startswith("error: Cannot start ")
+    assert f"in {tmp_path / 'var' / home}. " in done.stderr

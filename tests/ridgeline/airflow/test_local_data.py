@@ -12,10 +12,10 @@ from ridgeline.airflow.local_data import OFFICIAL_FILES, choose_data, find_offic
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder without data, with an empty store and no manual directory."""
-    monkeypatch.setenv("RIDGELINE_MANUAL_DIR", "recorded, so that it is put back after the test")
+    monkeypatch.setenv("RIDGELINE_MANUAL_DIR", "recorded, so that it is restored after the test")
     monkeypatch.delenv("RIDGELINE_MANUAL_DIR")
     monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path / "store"))
-    monkeypatch.setattr(local_data, "_host_answers", lambda _: False)
+    monkeypatch.setattr(local_data, "_host_responds", lambda _: False)
     folder = tmp_path / "checkout"
     folder.mkdir()
     return folder
@@ -45,21 +45,21 @@ def test_found_files_are_used_and_named(folder: Path, capsys: pytest.CaptureFixt
     assert str(own) in capsys.readouterr().out
 
 
-def test_what_the_user_named_is_never_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_that_the_user_chose_is_never_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_data(folder, {"ingest.dataset": "mnist:3.0.1"}) == {"ingest.dataset": "mnist:3.0.1"}
     monkeypatch.setenv("RIDGELINE_MANUAL_DIR", str(folder / "empty"))
     assert choose_data(folder, {}) == {}
     assert os.environ["RIDGELINE_MANUAL_DIR"] == str(folder / "empty")
 
 
-def test_tfds_downloads_if_the_host_answers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tfds_downloads_if_the_host_responds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(local_data, "_host_answers", lambda dataset: asked.append(dataset) or True)  # type: ignore[func-returns-value]
+    monkeypatch.setattr(local_data, "_host_responds", lambda dataset: asked.append(dataset) or True)  # type: ignore[func-returns-value]
     assert choose_data(folder, {}) == {}
     assert asked == ["fashion_mnist:3.0.1"]
 
 
-def test_without_data_it_warns_loudly_and_draws_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_data_it_warns_and_uses_synthetic_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = choose_data(folder, {"train.epochs": 3, "transform.validation_examples": 500})
     assert values == {
         "ingest.dataset": "synthetic_garments:1.0.0",

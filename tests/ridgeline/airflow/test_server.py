@@ -13,7 +13,7 @@ def test_all_of_airflow_s_files_are_in_the_folder(tmp_path: Path) -> None:
     assert env["RIDGELINE_STORE"] == str(tmp_path / "var" / "store")
 
 
-def test_another_airflow_s_settings_do_not_leak_in_but_ridgeline_s_do(tmp_path: Path) -> None:
+def test_settings_of_another_airflow_are_omitted_and_those_of_ridgeline_kept(tmp_path: Path) -> None:
     outer = {
         "AIRFLOW_CONFIG": "/etc/airflow.cfg",
         "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",

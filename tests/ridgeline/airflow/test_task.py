@@ -73,12 +73,10 @@ def test_a_task_returns_the_name_of_its_artifact(task: Task, toys: dict[str, Com
     assert [(e.component, e.run_id) for e in store.executions()] == [("double", "run-1"), ("seed", "run-1")]
 
 
-def test_a_task_logs_the_values_that_it_got(
-    task: Task, toys: dict[str, Component], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_task_logs_its_parameters(task: Task, toys: dict[str, Component], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="ridgeline"):
         task(toys["seed"], {"seed.value": 7})
-    assert "seed got value=7, fail=False" in caplog.messages
+    assert "parameters of seed: value=7, fail=False" in caplog.messages
 
 
 def test_a_skipped_step_skips_its_task_with_the_reason(task: Task, toys: dict[str, Component]) -> None:
@@ -115,7 +113,7 @@ def test_a_step_s_own_error_passes_so_that_airflow_retries(task: Task, toys: dic
         task(toys["seed"], {"seed.fail": True})
 
 
-def test_an_asset_s_event_tells_of_the_artifact(task: Task, toys: dict[str, Component]) -> None:
+def test_an_asset_event_describes_the_artifact(task: Task, toys: dict[str, Component]) -> None:
     task.outlets = ["numbers"]
     name = task(toys["seed"], {"seed.value": 7})
     reason = "first run of seed"
@@ -124,7 +122,7 @@ def test_an_asset_s_event_tells_of_the_artifact(task: Task, toys: dict[str, Comp
     assert task.events["numbers"].extra["state"] == "cached"
 
 
-def test_a_failure_tells_how_to_go_on_with_a_command_that_works(
+def test_a_failure_logs_a_command_that_resumes(
     task_module: ModuleType, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     import shlex
@@ -147,7 +145,7 @@ def test_a_failure_tells_how_to_go_on_with_a_command_that_works(
     pipeline.parse_params(pipeline.plan("train"), given, Settings())
 
 
-def test_params_of_the_dag_that_belong_to_no_step_are_left_alone(
+def test_params_of_the_dag_that_belong_to_no_step_are_ignored(
     task: Task, toys: dict[str, Component], task_module: ModuleType
 ) -> None:
     from airflow.sdk import Param
@@ -167,7 +165,7 @@ def test_importing_it_does_not_import_tensorflow(tmp_path: Path) -> None:
 # --- the rollback
 
 
-def test_a_rollback_names_nobody_if_the_user_is_not_known(
+def test_a_rollback_has_no_user_if_the_user_is_unknown(
     task_module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path))

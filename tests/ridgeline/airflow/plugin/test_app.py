@@ -51,7 +51,7 @@ initdb()
 runs = {}
 for name, dag_id, conf in json.loads(sys.argv[1]):
     dag = DagBag().dags[dag_id]
-    dag.deadline = None  # dag.test fails where a DAG with one succeeds
+    dag.deadline = None  # dag.test fails where a DAG with a deadline succeeds
     runs[name] = [dag_id, dag.test(run_conf=conf).run_id]
 with create_session() as session:
     for run in session.query(DagRun).filter_by(run_id=runs["in progress"][1]):
@@ -207,8 +207,8 @@ def test_a_reused_run(server: Server) -> None:
     assert "<h2>Nothing changed</h2>" in page
     reused = dict.fromkeys(["ingest", "transform", "train", "evaluate", "export"], "reused")
     assert outcomes(page) == reused | {"sweep": "skipped", "select": "skipped"}
-    assert "The form&#39;s own penalty is used." in page
-    assert "Skipped, because sweep was skipped." in page
+    assert "The run uses the penalty on the form." in page
+    assert "Skipped because sweep was skipped." in page
     assert "Nothing was pushed: version 1 of synthetic_garments holds this model. It is the champion." in page
     assert "synthetic_garments:1.0.0" in page[page.index("<h2>Parameters</h2>") :]
 
@@ -228,7 +228,7 @@ def test_a_failed_run(server: Server) -> None:
     assert outcomes(page)["export"] == "not run"
 
 
-def test_a_run_in_progress_renews_itself(server: Server) -> None:
+def test_the_page_of_a_run_in_progress_refreshes(server: Server) -> None:
     answer = server.get(server.path("in progress"))
     assert "Running: train." in answer.text
     assert int(answer.headers["refresh"]) > 0
@@ -299,7 +299,7 @@ def test_other_tasks_have_no_link(server: Server, run: str, task: str) -> None:
     assert links["extra_links"] == {"Report": None}
 
 
-def test_a_mapped_task_is_as_the_worst_of_its_instances(tmp_path: Path) -> None:
+def test_a_mapped_task_has_the_worst_state_of_its_instances(tmp_path: Path) -> None:
     cases = {
         ("success", "failed", "success"): "failed",
         ("success", "running"): "running",

@@ -81,7 +81,7 @@ def test_a_damaged_history_is_said_to_be_damaged_and_the_other_models_are_shown(
 
 
 def test_without_models_it_says_how_to_get_one(tmp_path: Path) -> None:
-    assert "None yet" in render(Registry(tmp_path / "serving"), lambda run_ids: {})
+    assert "No models yet" in render(Registry(tmp_path / "serving"), lambda run_ids: {})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -34,7 +34,7 @@ def run_of(synthetic: Synthetic, run_id: str = "synthetic", state: str = "succes
 
 
 def body(page: str) -> str:
-    """What the page says by itself, before the reports that it embeds."""
+    """The text of the page before the embedded reports."""
     return page[page.index("<body>") : page.index("<template")] if "<template" in page else page[page.index("<body>") :]
 
 
@@ -97,7 +97,7 @@ def test_it_shows_the_changed_parameters(synthetic: Synthetic) -> None:
     assert "<td>[64, 32]</td>" in page
 
 
-def test_what_people_wrote_is_escaped(synthetic: Synthetic) -> None:
+def test_texts_of_users_are_escaped(synthetic: Synthetic) -> None:
     evil = "<script>alert(1)</script>"
     run = Run(
         **{**vars(run_of(synthetic)), "run_id": evil, "dag_id": evil, "note": evil, "changed": {evil: (evil, evil)}}
