@@ -320,7 +320,7 @@ def test_a_significantly_worse_model_is_not_blessed(tmp_path, solved, model, ind
     assert (facts.comparison.only_champion_right, facts.comparison.only_candidate_right) == (missed, 0)
     assert not facts.verdict.blessed
     assert facts.verdict.reasons[2] == (
-        f"against model {model.digest[:12]}, right alone on 0 images to its {missed}: "
+        f"against model {model.digest[:12]}, which alone is right on {missed} images, this model on 0: "
         f"p {0.5**missed:.6g} < 0.05 (worse_significance)"
     )
     assert run(

@@ -91,7 +91,7 @@ def test_missing_network_says_which_files_to_put_where(no_network, tmp_path):
 
 
 def test_missing_manual_dir_is_refused(tmp_path):
-    with pytest.raises(IngestError, match=r"received .*nowhere, which is none"):
+    with pytest.raises(IngestError, match=r"received .*nowhere, which is not a folder"):
         run(tmp_path / "out", manual_dir=tmp_path / "nowhere")
 
 
