@@ -135,7 +135,7 @@ def test_executions_are_listed_newest_first(store):
 def test_unwritable_root_is_explained(tmp_path):
     (tmp_path / "file").write_text("")
     for root in (tmp_path / "file", tmp_path / "file" / "store", "/proc/store"):
-        with pytest.raises(StoreError, match=r"RIDGELINE_STORE.*What the store held before"), Store(root).stage():
+        with pytest.raises(StoreError, match=r"RIDGELINE_STORE.*earlier content of the store"), Store(root).stage():
             pass
 
 
