@@ -39,7 +39,7 @@ def test_dataset_is_what_tfds_prepared(synthetic_store, refs):
     assert dataset.facts.raw_files == {}
 
 
-def test_two_preparations_are_equal_whatever_the_hash_seed(synthetic_store, refs, tmp_path):
+def test_preparations_with_different_hash_seeds_are_equal(synthetic_store, refs, tmp_path):
     command = [sys.executable, "-m", "ridgeline.cli", "step", "ingest", "--dataset", "synthetic_garments:1.0.0"]
     subprocess.run(
         [*command, "--output", str(tmp_path / "again")],
@@ -116,8 +116,8 @@ def test_official_files_give_the_official_arrays(manual_dir, fashion_mnist):
     official = np.frombuffer(raw, np.uint8, offset=16).reshape(10_000, -1)
     from ridgeline.artifacts.examples import Examples
 
-    ours = store.open(refs["transform"], Examples).split("test").images.reshape(10_000, -1)
-    assert sorted(map(bytes, official)) == sorted(map(bytes, ours))  # tfds shuffles, and loses nothing
+    images = store.open(refs["transform"], Examples).split("test").images.reshape(10_000, -1)
+    assert sorted(map(bytes, official)) == sorted(map(bytes, images))  # tfds shuffles the images
 
 
 @pytest.mark.real_data

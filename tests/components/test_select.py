@@ -46,7 +46,7 @@ def swept(trials, tmp_path_factory):
 # --- from trials to a result
 
 
-def test_the_winner_is_the_most_accurate_and_its_parameters_are_trains(swept):
+def test_the_winner_is_the_most_accurate_and_has_the_parameters_of_train(swept):
     facts = swept.facts
     winner = facts.trials[facts.winner]
     assert winner.metrics["val_accuracy"] == max(trial.metrics["val_accuracy"] for trial in facts.trials)
@@ -111,7 +111,7 @@ def test_validation_chooses_and_ties_go_to_the_sparser_then_to_the_simpler(trial
     assert reason in why
 
 
-def test_a_sweep_of_which_every_trial_diverges_fails():
+def test_a_sweep_fails_if_every_trial_diverges():
     with pytest.raises(FloatingPointError, match="received 2 that all diverged. The first: nan"):
         choose([trial(None), trial(None)], 0.0)
 

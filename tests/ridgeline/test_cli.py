@@ -108,7 +108,7 @@ def test_models_of_an_empty_registry(monkeypatch, tmp_path):
     )
 
 
-def test_a_model_whose_history_is_damaged_is_told_and_the_others_are_listed(synthetic_store, tmp_path, monkeypatch):
+def test_a_damaged_history_is_reported_and_the_other_models_are_listed(synthetic_store, tmp_path, monkeypatch):
     shutil.copytree(synthetic_store.local / "serving", tmp_path / "serving")
     (tmp_path / "serving" / "damaged").mkdir()
     (tmp_path / "serving" / "damaged" / "history.jsonl").touch()
@@ -155,7 +155,7 @@ def test_models_verify_and_rollback(synthetic_store, refs, tmp_path, monkeypatch
         ("ingest.manual_dir=/nowhere", "received /nowhere, which is not a folder"),
     ],
 )
-def test_what_a_step_refuses_is_one_message(invoke, synthetic_store, tmp_path, monkeypatch, assignment, message):
+def test_a_step_error_is_one_message(invoke, synthetic_store, tmp_path, monkeypatch, assignment, message):
     shutil.copytree(synthetic_store.local, tmp_path / "store")
     monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path / "store"))
     data = [] if "ingest" in assignment else ["--set", "ingest.dataset=synthetic_garments:1.0.0"]

@@ -300,7 +300,7 @@ def test_the_champion_is_shown_beside_the_model(page, examples, model, network):
         assert part in text
 
 
-def test_equal_input_gives_equal_bytes_whatever_the_users_matplotlib_settings(html, examples, model, network):
+def test_equal_input_gives_equal_bytes_with_other_matplotlib_settings(html, examples, model, network):
     with matplotlib.rc_context({"font.size": 30, "svg.hashsalt": None, "lines.linewidth": 9}):
         assert render(FACTS, BINS, examples, model, network) == html
         assert matplotlib.rcParams["font.size"] == 30
