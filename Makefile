@@ -12,9 +12,9 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadsco
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
-install: $(INSTALLED) ## Install Ridgeline and its tools into .venv (the other targets do it, too)
+install: $(INSTALLED) ## Install Ridgeline and its tools into .venv (other targets do so first)
 
-run: $(INSTALLED) ## Run the pipeline to the end; ARGS="--set train.epochs=3"
+run: $(INSTALLED) ## Run the whole pipeline; ARGS="--set train.epochs=3"
 	@$(BIN)/python -m ridgeline.airflow.local run $(DAG) $(ARGS)
 
 ui: $(INSTALLED) ## Start Airflow's web interface; ARGS="--port 8090"
@@ -26,28 +26,28 @@ test: $(INSTALLED) ## Run all tests; ARGS="-k name"
 test-fast: $(INSTALLED) ## Run the tests that start no Airflow, browser or second TensorFlow; ARGS="-k name"
 	$(PYTEST) -m "not airflow and not real_data and not fresh_process" $(ARGS)
 
-screenshots: $(INSTALLED) ## Remake the README's screenshots; needs Chromium and RIDGELINE_MANUAL_DIR
+screenshots: $(INSTALLED) ## Retake the README's screenshots; needs Chromium and RIDGELINE_MANUAL_DIR
 	SCREENSHOT_DATA="$${RIDGELINE_MANUAL_DIR:?expected the folder of the official files}" \
 	  $(BIN)/python -m pytest tests/e2e/test_browser.py
 	mkdir -p docs/screenshots
 	cp test-output/form.png test-output/report.png test-output/models.png docs/screenshots/
 
-test-containers: $(INSTALLED) ## Start the stack of docker/ for real, with podman, and break it
+test-containers: $(INSTALLED) ## Test the stack of docker/ and its failures with podman
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/containers --exitfirst -s $(ARGS)
 
 up: ## Start the stack of docker/ on this server; PROFILES="celery serving" MIGRATE=1
 	@docker/stack up
 
-down: ## Stop it; ARGS=--volumes deletes all that it holds
+down: ## Stop the stack; ARGS=--volumes also deletes its data
 	@docker/stack down
 
-logs: ## Follow its logs; SERVICE=scheduler
+logs: ## Follow the stack's logs; SERVICE=scheduler
 	@docker/stack logs
 
-backup: ## Write its database, store and secrets into a folder; BACKUP=folder
+backup: ## Write the stack's database, store and secrets into a folder; BACKUP=folder
 	@docker/stack backup
 
-restore: ## Read them from that folder into empty volumes; BACKUP=folder
+restore: ## Restore a backup from a folder into empty volumes; BACKUP=folder
 	@docker/stack restore
 
 lint: $(INSTALLED) ## Check style, types and the direction of imports
@@ -60,7 +60,7 @@ format: $(INSTALLED) ## Format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(INSTALLED) ## Measure against the notebook and the peers
+bench: $(INSTALLED) ## Compare speed and accuracy with the notebook and other loops
 	$(BIN)/python -m benchmarks $(ARGS)
 
 constraints: $(INSTALLED) ## Choose the newest versions that fit and write them to constraints.txt
@@ -73,7 +73,7 @@ clean: ## Delete .venv, caches and test output; var/ and data/ stay
 	find . -path ./var -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 # Without bytecode Airflow and TensorFlow take two to three times as long to start, so it is made here, even
-# where PYTHONDONTWRITEBYTECODE is set. A few files of the libraries are no valid Python: templates, test data.
+# where PYTHONDONTWRITEBYTECODE is set. A few files of the libraries are not valid Python: templates, test data.
 # An incomplete .venv, or one of another Python, is made from the start.
 $(INSTALLED): pyproject.toml constraints.txt Makefile
 	@fail() { echo "error: $$*" >&2; exit 1; }; \

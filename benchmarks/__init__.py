@@ -1,1 +1,1 @@
-"""Side-by-side measurements, printed by ``make bench``; ratios of one run, since machines differ."""
+"""Side-by-side measurements, printed by ``make bench``. Machines differ: compare the ratios within one run."""

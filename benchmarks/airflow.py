@@ -1,4 +1,4 @@
-"""What Airflow adds to a task, with its own settings and with ours: runs in which every step is reused."""
+"""The overhead of Airflow per task in runs that reuse every step, with Airflow's default settings and Ridgeline's."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ridgeline.airflow.server import Standalone, environment, free_port
 from ridgeline.settings import Settings
 
 DAG_ID = "fashion_mnist_training"
-RUNS = 4  # of which the first is not counted: it fills caches
-# Ours are in `ridgeline.airflow.server.environment`; these are Airflow's own values of the same settings.
-AIRFLOWS_OWN = {
+RUNS = 4  # the first is not counted: it fills caches
+# Airflow's defaults of the settings that `ridgeline.airflow.server.environment` changes.
+AIRFLOW_DEFAULTS = {
     "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "1",
     "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "300",
     "AIRFLOW__CORE__PARALLELISM": "32",
@@ -28,21 +28,21 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
     """Print the table.
 
     Args:
-        settings: Where a store is in which the pipeline ran.
+        settings: Locate the store of a pipeline run.
         refs: Store-relative name of each artifact, by step.
     """
-    print("\nWhat Airflow adds to a task: a run of all steps, each reused")
-    for name, changed in {"Airflow's own settings": AIRFLOWS_OWN, "our settings": {}}.items():
+    print("\nOverhead of Airflow per task: a run that reuses every step")
+    for name, changed in {"Airflow's default settings": AIRFLOW_DEFAULTS, "Ridgeline's settings": {}}.items():
         with tempfile.TemporaryDirectory() as folder:
             added = _added_seconds(Path(folder), settings, changed)
         goal = "" if changed else "<= 2 s"
         row(f"beyond the step, {name}", f"{added['all']:.2f} s", goal)
-        row("  until it is scheduled and its process is there", f"{added['scheduling']:.2f} s")
+        row("  scheduling and starting the task's process", f"{added['scheduling']:.2f} s")
         row("  in the task's process, before and after the step", f"{added['process']:.2f} s")
 
 
 def _added_seconds(folder: Path, settings: Settings, changed: dict[str, str]) -> dict[str, float]:
-    """Return the medians, over runs, of the seconds that a run takes beyond its steps' own, per task."""
+    """Return the overhead per task, in seconds: the median over runs of their time beyond that of the steps."""
     env = environment(folder, "airflow", os.environ, free_port())
     env |= {"AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"), "RIDGELINE_SCHEDULE": "never", **changed}
     env |= {"RIDGELINE_STORE": settings.store}

@@ -59,23 +59,23 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
     """Print the table.
 
     Args:
-        settings: Where a store is in which the pipeline ran.
+        settings: Locate the store of a pipeline run.
         refs: Store-relative name of each artifact, by step.
     """
     path = settings.open_store().path(refs["transform"])
     examples, params = Examples.load(path), Params()
     seconds = in_turns(path)
-    ours, blas = seconds["engine"], blas_seconds(examples, params)
+    engine_seconds, blas = seconds["engine"], blas_seconds(examples, params)
     print(f"\nAn epoch of the seed model with validation: the best of {ROUNDS}, taken in turns, a process each")
     row("notebook: model.fit, float64, batch 32", f"{seconds['notebook']:.2f} s")
     row("model.fit, uint8, steps_per_execution=400", f"{seconds['fit']:.2f} s")
     row("engine without XLA, one thread", f"{seconds['plain']:.2f} s")
-    row("engine, one thread", f"{ours:.2f} s")
+    row("engine, one thread", f"{engine_seconds:.2f} s")
     row("NumPy loop, one thread", f"{seconds['numpy']:.2f} s")
     row("BLAS limit: one product of the same FLOPs, 1 thread", f"{blas:.2f} s")
-    row("notebook / engine", f"{seconds['notebook'] / ours:.1f}", ">= 5")
-    row("engine / NumPy loop", f"{ours / seconds['numpy']:.2f}", "<= 1.2")
-    row("engine / BLAS limit", f"{ours / blas:.1f}")
+    row("notebook / engine", f"{seconds['notebook'] / engine_seconds:.1f}", ">= 5")
+    row("engine / NumPy loop", f"{engine_seconds / seconds['numpy']:.2f}", "<= 1.2")
+    row("engine / BLAS limit", f"{engine_seconds / blas:.1f}")
 
     print(f"\nValidation accuracy after the seed's 2 epochs, {len(SEEDS)} seeds: mean and range")
     notebooks = []
@@ -102,7 +102,7 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
 
 
 def in_turns(examples: Path) -> dict[str, float]:
-    """Return each contestant's shortest time over some rounds, in each of which every one runs an epoch."""
+    """Return each contestant's shortest epoch over several rounds; in a round, each runs one epoch."""
     best = dict.fromkeys(CONTESTANTS, float("inf"))
     with contextlib.ExitStack() as stack:
         processes = {
@@ -137,7 +137,7 @@ def notebook(examples: Examples, seed: int, ordered: bool = False) -> Callable[[
         examples: The splits.
         seed: Of the initial weights, and of the order of images.
         ordered: Whether images come in the engine's order, not Keras's. After two epochs, accuracy varies by 0.02
-            with the order alone: orders must be equal where a difference of 0.005 is to be seen.
+            with the order alone, so a difference of 0.005 is visible only with equal orders.
     """
     import keras
 
@@ -176,7 +176,7 @@ def notebook(examples: Examples, seed: int, ordered: bool = False) -> Callable[[
 
 
 def tuned_fit(examples: Examples) -> Callable[[int], Any]:
-    """Return an epoch of ``model.fit`` on resident uint8 images with as little between the steps as it can."""
+    """Return an epoch of ``model.fit`` on resident uint8 images, with as little overhead per step as possible."""
     import keras
 
     model = build_model(examples, Params())
@@ -189,7 +189,7 @@ def tuned_fit(examples: Examples) -> Callable[[int], Any]:
 
 
 def own(examples: Examples, xla: bool) -> Callable[[int], Any]:
-    """Return an epoch of our engine, in the environment of a step."""
+    """Return an epoch of the engine, in the environment of a step."""
     os.environ.update(STEP_ENVIRONMENT)
     import tensorflow as tf
 
@@ -257,12 +257,12 @@ def numpy_loop(examples: Examples, params: Params) -> Callable[[int], float]:
 
 
 def blas_seconds(examples: Examples, params: Params) -> float:
-    """Return the time in which one large float32 product makes as many FLOPs as an epoch's products have."""
+    """Return the seconds that one large float32 product takes, scaled to the FLOPs of an epoch's products."""
     units = [int(np.prod(examples.facts.image_shape)), *params.hidden_units, len(examples.facts.class_names)]
     products = [inputs * outputs for inputs, outputs in itertools.pairwise(units)]
     flops_per_image = 2 * (
         3 * sum(products) - products[0]
-    )  # forward, kernel gradient; input gradient but for the first
+    )  # forward, kernel gradient; input gradient except in the first layer
     side = 2048
     matrix = np.random.default_rng(0).random((side, side), np.float32)
     times = []

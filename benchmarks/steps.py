@@ -1,4 +1,4 @@
-"""What a step costs beyond its work: DAG import, reuse, reading, memory."""
+"""The overhead of a step: DAG import, reuse, reading, memory."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
     """Print the table.
 
     Args:
-        settings: Where a store is in which the pipeline ran.
+        settings: Locate the store of a pipeline run.
         refs: Store-relative name of each artifact, by step.
     """
     store = settings.open_store()
-    print("\nA step beyond its work")
+    print("\nOverhead of a step")
     imported = python(DAG_IMPORT)
     row("import of the DAG file beyond airflow.sdk", f"{imported['dag']:.2f} s", "<= 0.5 s")
     row("  airflow.sdk itself", f"{imported['sdk']:.2f} s")
@@ -106,7 +106,7 @@ def row(name: str, value: str, goal: str = "") -> None:
 
 
 def python(program: str, *arguments: str) -> Any:
-    """Run a program in a process of its own; return the JSON value in its last line."""
+    """Run a program in a new process; return the JSON value in its last line."""
     command = [sys.executable, "-c", program, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -115,5 +115,5 @@ def python(program: str, *arguments: str) -> Any:
 
 
 def environment() -> dict[str, str]:
-    """Return this process's environment without what steps set in it: the notebook is to have TensorFlow's defaults."""
+    """Return this process's environment without the variables of steps: the notebook uses TensorFlow's defaults."""
     return {name: value for name, value in os.environ.items() if name not in STEP_ENVIRONMENT}

@@ -1,4 +1,4 @@
-"""The sweep against as many fits of the notebook: 16 strengths of 2 epochs each, imports left out on both sides."""
+"""The sweep against the same number of notebook fits: 16 strengths of 2 epochs each, without the imports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from benchmarks.steps import python, row
 from ridgeline.settings import Settings
 
 NUM_STRENGTHS = 16
-NOTEBOOK_FITS = 2  # as many are measured; the others would do the same work
+NOTEBOOK_FITS = 2  # fits that are measured; the others would do the same work
 
 SPARSE = {  # the same as in the README
     "l1": [1.5e-4, 2e-4, 2.5e-4],
@@ -50,10 +50,10 @@ print(json.dumps({"seconds": time.perf_counter() - start, "trials": trials, "win
 
 
 def main(settings: Settings, refs: dict[str, str]) -> None:
-    """Print what a sweep costs.
+    """Print the time of a sweep.
 
     Args:
-        settings: Where a store is in which the pipeline ran.
+        settings: Locate the store of a pipeline run.
         refs: Store-relative name of each artifact, by step.
     """
     examples = str(settings.open_store().path(refs["transform"]))
@@ -63,7 +63,7 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
     notebook = NUM_STRENGTHS * sum(fits) / len(fits)
     measured = ", ".join(f"{seconds:.1f}" for seconds in fits)
     print(f"\nA sweep of {NUM_STRENGTHS} strengths, 2 epochs each")
-    row(f"{NUM_STRENGTHS} notebook fits, by {NOTEBOOK_FITS} of {measured} s", f"{notebook:.1f} s")
+    row(f"{NUM_STRENGTHS} notebook fits; {NOTEBOOK_FITS} measured: {measured} s", f"{notebook:.1f} s")
     row("sweep, with its compilation and its report", f"{sweep['seconds']:.1f} s")
     row("  times faster", f"{notebook / sweep['seconds']:.1f}", ">= 6")
     row("  chosen on validation", sweep["winner"])
@@ -73,7 +73,7 @@ def sparse(settings: Settings, refs: dict[str, str]) -> None:
     """Print how sparse L1 makes the network, and what that costs.
 
     Args:
-        settings: Where a store is in which the pipeline ran.
+        settings: Locate the store of a pipeline run.
         refs: Store-relative name of each artifact, by step.
     """
     sweep = python(SWEEP, str(settings.open_store().path(refs["transform"])), json.dumps(SPARSE), json.dumps(CHOICE))

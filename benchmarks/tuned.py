@@ -17,7 +17,7 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
     """Print the table.
 
     Args:
-        settings: Where a store is in which the pipeline ran.
+        settings: Locate the store of a pipeline run.
         refs: Store-relative name of each artifact, by step.
     """
     del refs  # the pipeline finds them by itself

@@ -52,16 +52,16 @@ class Params(BaseParams):
         ge=0,
         le=0.5,
         title="Significance of being worse",
-        description="A model is not blessed if the champion alone is right on so many more of the same test images "
-        "that chance would do it with a probability below this, 0 to 0.5 (one-sided exact McNemar test). The larger, "
-        "the stricter; 0 never refuses.",
+        description="Significance level of the one-sided exact McNemar test against the champion on the same test "
+        "images, 0 to 0.5. A model is not blessed if the p-value is below this level. A higher level is stricter; 0 "
+        "turns the check off.",
     )
     force_blessing: str | None = Field(
         None,
         max_length=500,
         title="Bless although a check fails",
-        description="Reason for blessing a model although a check fails, or for serving it again after a rollback; it "
-        "is recorded, and counts once for a model. Empty: the checks decide.",
+        description="Reason for blessing a model that fails a check, or for serving it again after a rollback. It is "
+        "recorded, and applies once per model. Empty: the checks decide.",
         json_schema_extra=FOR_ONE_RUN,
     )
     num_mistakes: int = Field(
@@ -79,7 +79,7 @@ def evaluate(
 ) -> ModelEvaluationFacts:
     """Evaluate a model on the test split and decide whether it may be served.
 
-    The champion, if there is one, is asked about the same images anew: it may have been judged on others.
+    If there is a champion, it is evaluated again on the same images, since its own evaluation may have used others.
 
     Args:
         examples: The examples, of which only the test split is read.
@@ -115,8 +115,8 @@ def evaluate(
         first = bad[0]
         raise StepError(
             f"Expected finite probabilities; received {probabilities[first].tolist()} for test image {first} "
-            f"({bad.size} of {len(labels)} images have such). Train again, for example with a lower learning "
-            "rate."
+            f"({bad.size} of {len(labels)} images are affected). Train again, for example with a lower "
+            "learning rate."
         )
     np.save(output / "predictions.npy", probabilities, allow_pickle=False)
 
@@ -168,8 +168,8 @@ def mean_cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean of ``-log p(label)``.
 
     Args:
-        probabilities: float32 ``[n, classes]``, each in [0, 1]; one below 1.2e-38, the smallest normal
-            float32, counts as that, so that the mean is finite.
+        probabilities: float32 ``[n, classes]``, each in [0, 1]. Values below 1.2e-38, the smallest normal
+            float32, are raised to it, so that the mean is finite.
         labels: Integers ``[n]`` in [0, classes).
 
     Returns:
@@ -267,9 +267,9 @@ def _compare(champion: Model, test: Split, labels: np.ndarray, candidate_right: 
 
 
 def mcnemar_p_value(only_champion_right: int, only_candidate_right: int) -> float:
-    """Return the one-sided p-value of McNemar's test in its exact form: small if the candidate is worse.
+    """Return the one-sided p-value of the exact McNemar test; it is small if the candidate is worse.
 
-    If both were equally good, each image on which one alone is right would be as likely the one's as the other's.
+    Null hypothesis: an image on which exactly one of the two is right is equally likely to favour either.
     McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
     Psychometrika 12 (1947) 153-157; recommended for two classifiers on one test set by Dietterich, "Approximate
     statistical tests for comparing supervised classification learning algorithms", Neural Computation 10 (1998)
@@ -277,10 +277,10 @@ def mcnemar_p_value(only_champion_right: int, only_candidate_right: int) -> floa
 
     Args:
         only_champion_right: Number of test images that the champion alone classifies correctly.
-        only_candidate_right: Number of those that the candidate alone does.
+        only_candidate_right: Number of test images that the candidate alone classifies correctly.
 
     Returns:
-        How likely chance is to put the champion at least that far ahead; 1 if the two never differ.
+        The probability that chance puts the champion at least this far ahead; 1 if the two never differ.
     """
     from scipy.stats import binomtest
 
@@ -295,9 +295,9 @@ def _judge(
     champion: Champion[Model] | None,
     params: Params,
 ) -> Verdict:
-    """Check thresholds and comparison; a class without test images has recall 0, since nothing speaks for it.
+    """Check the thresholds and the comparison. A class without test images has recall 0.
 
-    Against a champion that can't be read, nothing is blessed: it may be the better one.
+    If the champion can't be read, a model is blessed only by force, since the champion may be better.
     """
     weakest = min(classes, key=lambda c: c.recall)
     checks = [
@@ -307,8 +307,8 @@ def _judge(
     if comparison:
         name = comparison.model_digest[:12]
         what = (
-            f"against model {name}, right alone on {comparison.only_candidate_right} images to its "
-            f"{comparison.only_champion_right}: p"
+            f"against model {name}, which alone is right on {comparison.only_champion_right} images, this model on "
+            f"{comparison.only_candidate_right}: p"
         )
         checks.append((what, comparison.p_value, "worse_significance", params.worse_significance))
     reasons = [

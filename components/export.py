@@ -26,7 +26,7 @@ class Params(StepParams):
         ge=8,
         le=1_000,
         title="Check images",
-        description="First test images that every copy is checked with.",
+        description="Number of test images, from the first, that check every copy of the model; 8 to 1000.",
     )
 
 
@@ -34,7 +34,7 @@ class Params(StepParams):
 def export(
     examples: Examples, model: Model, evaluation: ModelEvaluation, params: Params, output: Path
 ) -> PushedModelFacts:
-    """Export a blessed model, normalization inside, with what it takes to check a copy of it.
+    """Export a blessed model, normalization included, with the images and predictions that check a copy of it.
 
     Args:
         examples: Gives the check's images.
@@ -48,7 +48,7 @@ def export(
 
     Raises:
         StepSkipped: If the model was not blessed.
-        StepError: If the evaluation is another model's.
+        StepError: If the evaluation is of another model.
     """
     if evaluation.facts.model_digest != model.digest:
         raise StepError(
@@ -78,14 +78,14 @@ SAVE = "import sys; from pathlib import Path; from components.export import save
 
 
 def save_in_a_fresh_process(model: Path, folder: Path) -> None:
-    """Call `save` where TensorFlow has built nothing before: it numbers functions by a counter of the process.
+    """Call `save` in a fresh process, since TensorFlow numbers functions by a counter of the process.
 
     Args:
         model: Directory of a `Model` artifact.
         folder: The folder to create.
 
     Raises:
-        RuntimeError: If it fails.
+        RuntimeError: If `save` fails.
     """
     done = subprocess.run(
         [sys.executable, "-c", SAVE, str(model), str(folder)], capture_output=True, text=True, check=False

@@ -34,11 +34,11 @@ PROGRESS_SECONDS = 5
 
 
 class IngestError(StepError):
-    """The dataset can't be had, or is not an image-classification dataset."""
+    """The dataset is unavailable, or is not an image-classification dataset."""
 
 
 class DownloadError(TransientStepError, IngestError):
-    """The dataset's files are not here and can't be downloaded now."""
+    """The dataset's files are missing and can't be downloaded now."""
 
 
 class Params(StepParams):
@@ -54,7 +54,7 @@ class Params(StepParams):
         None,
         exclude=True,
         title="Manual directory",
-        description="Folder that holds the downloaded files already, for machines without a network.",
+        description="Folder with the downloaded files, for machines without a network.",
     )
 
 
@@ -72,8 +72,8 @@ def ingest(params: Params, output: Path) -> DatasetFacts:
         The dataset's facts.
 
     Raises:
-        IngestError: If tfds has no such dataset or version, it has no ``image`` and ``label``, its files can't
-            be had or have a wrong checksum, or its images differ in size.
+        IngestError: If tfds has no such dataset or version, or the dataset has no ``image`` and ``label``, files
+            that are unavailable or have a wrong checksum, or images of different sizes.
     """
     with tempfile.TemporaryDirectory(prefix="downloads-", dir=output) as scratch:
         builder = _builder(params.dataset, output / "tfds")
@@ -104,8 +104,8 @@ def _builder(dataset: str, data_dir: Path) -> Any:
         near = difflib.get_close_matches(dataset.split(":")[0], known)
         advice = f"Did you mean {', '.join(near)}?" if near else "The tfds catalog lists the names."
         raise IngestError(f"Expected a dataset that tfds knows; received {dataset!r}. {advice}") from error
-    except (AssertionError, ValueError) as error:  # tfds's own for a version or configuration that it lacks
-        cause = str(error).rpartition('}": ')[2]  # without tfds's own arguments
+    except (AssertionError, ValueError) as error:  # for an unknown version or configuration
+        cause = str(error).rpartition('}": ')[2]  # without the arguments that tfds prints
         raise IngestError(
             f"Expected a version and configuration that tfds has; received {dataset!r}. {cause}"
         ) from error
@@ -137,7 +137,7 @@ def _prepare(builder: Any, params: Params, scratch: Path) -> None:
     manual_dir = params.manual_dir
     if manual_dir is not None and not manual_dir.is_dir():
         raise IngestError(
-            f"Expected the folder of the downloaded files; received {manual_dir}, which is none. "
+            f"Expected the folder of the downloaded files; received {manual_dir}, which is not a folder. "
             "Correct RIDGELINE_MANUAL_DIR or ingest.manual_dir."
         )
     _expect_files_or_network(builder, manual_dir)
@@ -167,7 +167,7 @@ def _prepare(builder: Any, params: Params, scratch: Path) -> None:
 
 
 def _sort_fields(folder: Path) -> None:
-    """Rewrite the records so that equal examples have equal bytes: protobuf orders a map's fields by chance."""
+    """Rewrite the records so that equal examples have equal bytes: protobuf orders a map's fields arbitrarily."""
     import tensorflow as tf
 
     for file in map(Path, sorted(folder.glob("*.tfrecord*"))):
@@ -180,7 +180,7 @@ def _sort_fields(folder: Path) -> None:
 
 
 def _expect_files_or_network(builder: Any, manual_dir: Path | None) -> None:
-    """Refuse at once what tfds would find out after minutes of retries."""
+    """Fail at once if files are missing and can't be downloaded; tfds would retry for minutes."""
     import requests
 
     infos = (builder.url_infos or {}).items()
@@ -193,14 +193,14 @@ def _expect_files_or_network(builder: Any, manual_dir: Path | None) -> None:
         except requests.RequestException as error:
             files = "".join(f"\n  {name} from {url}" for url, name in missing.items())
             raise DownloadError(
-                f"Expected a network or the downloaded files; received: no answer from {urlsplit(url).hostname} "
+                f"Expected a network or the downloaded files; received: no response from {urlsplit(url).hostname} "
                 f"({type(error).__name__}). Put these files into a folder and name it in RIDGELINE_MANUAL_DIR "
                 f"or ingest.manual_dir (now: {manual_dir}):{files}"
             ) from error
 
 
 class _ProgressLog(io.TextIOBase):
-    """Takes what tfds's progress bars write and logs it, a line every few seconds."""
+    """Logs the output of tfds's progress bars, one line every few seconds."""
 
     def __init__(self) -> None:
         self.last = time.monotonic()
@@ -215,7 +215,7 @@ class _ProgressLog(io.TextIOBase):
 
 @contextmanager
 def _progress_in_log() -> Iterator[None]:
-    """Leave progress bars to a terminal; elsewhere, log them at a human pace."""
+    """Show progress bars on a terminal; elsewhere, log one line every few seconds."""
     if sys.stderr.isatty():
         yield
     else:

@@ -1,4 +1,4 @@
-"""Select: lets validation choose among the trials of a sweep, and draws the regularization path."""
+"""Select: chooses a trial of a sweep by validation accuracy, and draws the regularization path."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Params(StepParams):
         ge=0.0,
         le=1.0,
         title="Tolerance",
-        description="Validation accuracies that are lower than the best by no more than this count as equal to it; "
-        "among equals the sparsest wins, then the most strongly penalized.",
+        description="Validation accuracies at most this far below the best count as equal to it. Among equals the "
+        "sparsest wins, then the most strongly penalized.",
     )
 
 
@@ -48,7 +48,7 @@ def select(trials: tuple[Trials, ...], params: Params, output: Path) -> SweepRes
 
     Raises:
         FloatingPointError: If every training diverged.
-        ValueError: If there are no trials, or some are of another training or of other examples.
+        ValueError: If there are no trials, or they differ in their training or examples.
     """
     _expect_one_training(trials)
     common, edges = trials[0].facts, trials[0].edges()
@@ -85,18 +85,18 @@ def _expect_one_training(trials: tuple[Trials, ...]) -> None:
             expected, received = getattr(trials[0].facts, what), getattr(part.facts, what)
             if received != expected:
                 raise ValueError(
-                    f"Expected trials of one sweep, of the {what.removesuffix('_digest')} {expected}; received some of "
+                    f"Expected trials that all have the {what.removesuffix('_digest')} {expected}; received some with "
                     f"{received}. Sweep that part of the grid again, or leave it out."
                 )
 
 
 def _order(trial: Trial) -> tuple[int, float, float]:
-    """Return a trial's place: by kind of penalty, then by strength."""
+    """Return a trial's sort key: kind of penalty, then strength."""
     return list(KINDS).index(trial.kind), trial.l1, trial.l2
 
 
 def _training_params(training: dict[str, Any], trial: Trial) -> dict[str, Any]:
-    """Return a trial's training parameters; its profile has done its part and would replace strengths."""
+    """Return a trial's training parameters, with the profile `seed`: `tuned` would replace strengths again."""
     penalty = {"kind": trial.kind, "l1": trial.l1, "l2": trial.l2}
     return {**training, "profile": "seed", "penalty": penalty, "solver": trial.solver}
 
@@ -108,7 +108,7 @@ def choose(trials: Sequence[Trial], tolerance: float) -> tuple[int, str]:
 
     Args:
         trials: The trials.
-        tolerance: Accuracies that are lower than the best by no more than this count as equal to it.
+        tolerance: Accuracies at most this far below the best count as equal to it.
 
     Raises:
         FloatingPointError: If all trials diverged.
@@ -116,7 +116,7 @@ def choose(trials: Sequence[Trial], tolerance: float) -> tuple[int, str]:
     accuracies = {i: trial.metrics["val_accuracy"] for i, trial in enumerate(trials) if not trial.diverged}
     if not accuracies:
         raise FloatingPointError(
-            f"Expected a grid with a training that stays finite; received {len(trials)} that all diverged. The first: "
+            f"Expected at least 1 trial that does not diverge; received {len(trials)} that all diverged. The first: "
             f"{trials[0].diverged}"
         )
     best = max(accuracies.values())
@@ -126,5 +126,5 @@ def choose(trials: Sequence[Trial], tolerance: float) -> tuple[int, str]:
     if len(equals) == 1:
         return winner, f"{reason}the highest of {len(accuracies)}"
     sparsest = all(trials[i].zero_share < trials[winner].zero_share for i in equals if i != winner)
-    within = f" within {tolerance:g} of the highest, {best:.4f}" if tolerance else " with this, the highest"
+    within = f" within {tolerance:g} of the highest, {best:.4f}" if tolerance else " with this highest accuracy"
     return winner, f"{reason}the {'sparsest' if sparsest else 'most strongly penalized'} of {len(equals)}{within}"

@@ -26,7 +26,7 @@ from ridgeline.component import component
 log = logging.getLogger(__name__)
 
 MAX_POINTS = 200
-MAX_LANES = 4  # threads that train at a time: one training keeps one core busy, and each has its own compiled code
+MAX_LANES = 4  # threads that train at a time: each uses one core and has its own compiled code
 EDGES = np.linspace(-1.0, 1.0, 801)  # the same for every sweep, so that histograms can be compared and merged
 
 Strength = Annotated[float, Field(gt=0.0)]
@@ -35,17 +35,15 @@ Strength = Annotated[float, Field(gt=0.0)]
 class Params(StepParams):
     """The grid, and what its trainings have in common."""
 
-    dense: bool = Field(
-        True, title="Dense", description="Also train without a penalty: what the others are compared with."
-    )
+    dense: bool = Field(True, title="Dense", description="Also train without a penalty, as the baseline.")
     l1: tuple[Strength, ...] = Field(
-        (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), title="L1 strengths", description="A training each."
+        (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), title="L1 strengths", description="One training per strength."
     )
     l2: tuple[Strength, ...] = Field(
-        (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), title="L2 strengths", description="A training each."
+        (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), title="L2 strengths", description="One training per strength."
     )
     l1_l2: tuple[tuple[Strength, Strength], ...] = Field(
-        (), title="L1 and L2 strengths", description="Pairs of an L1 and an L2 strength; a training each."
+        (), title="L1 and L2 strengths", description="Pairs of an L1 and an L2 strength; one training per pair."
     )
     train: Training = Training()
 
@@ -81,7 +79,7 @@ class Params(StepParams):
         """Divide the grid among several sweeps.
 
         Args:
-            parts: How many parts are wanted, at least 1; there are no more than points.
+            parts: Number of parts, at least 1; there are never more parts than points.
 
         Returns:
             For each part, the parameters that replace this grid's.
@@ -97,10 +95,10 @@ class Params(StepParams):
         return divided
 
     def params_at(self, point: Penalty) -> TrainParams:
-        """Return the training's parameters at a point of the grid: L1 is proximal wherever `train` allows it."""
+        """Return the training's parameters at a point of the grid: L1 uses `proximal` if `train` allows it."""
         proximal = point.l1 and self.train.optimizer == "sgd" and not self.train.average
         solver = "proximal" if proximal else "subgradient"
-        # The profile has done its part in `train`; it would replace strengths that equal train's default.
+        # `train` has applied its profile; applied again, it would replace strengths that equal train's default.
         return TrainParams(**{**dict(self.train), "profile": "seed", "penalty": point, "solver": solver})
 
 
@@ -121,7 +119,7 @@ def sweep(examples: Examples, params: Params, output: Path) -> TrialsFacts:
     points = sorted(enumerate(map(params.params_at, params.points)), key=lambda item: item[1].solver)
     num_lanes = max(1, min(MAX_LANES, os.cpu_count() or 1, len(points)))
     lanes = [points[len(points) * i // num_lanes : len(points) * (i + 1) // num_lanes] for i in range(num_lanes)]
-    import keras  # noqa: F401 - in one thread, before several want it
+    import keras  # noqa: F401 - once, before several threads import it
 
     with ThreadPool(num_lanes) as pool:
         outcomes = dict(item for lane in pool.map(functools.partial(_try_all, examples), lanes) for item in lane)
@@ -138,7 +136,7 @@ def sweep(examples: Examples, params: Params, output: Path) -> TrialsFacts:
 
 
 def _try_all(examples: Examples, points: list[tuple[int, TrainParams]]) -> list[tuple[int, tuple[Trial, np.ndarray]]]:
-    """Train at some of the points, one after another; return what came of each, by its number."""
+    """Train at some of the points, one after another; return the number and outcome of each."""
     engines: dict[Recipe, Engine] = {}
     outcomes = []
     for number, params in points:
@@ -151,7 +149,7 @@ def _try_all(examples: Examples, points: list[tuple[int, TrainParams]]) -> list[
 
 
 def _try(engine: Engine, params: TrainParams) -> tuple[Trial, np.ndarray]:
-    """Train once; return what came of it, and its histogram, int64 ``[kernels, bins]``."""
+    """Train once; return the trial and its histogram, int64 ``[kernels, bins]``."""
     point: dict[str, Any] = {**params.penalty.model_dump(), "solver": params.solver}
     names = [*(f"hidden_{i}" for i, _ in enumerate(params.hidden_units, start=1)), "output"]
     try:

@@ -46,8 +46,8 @@ def train(
 
     Raises:
         FloatingPointError: If the loss becomes NaN or infinite.
-        CheckpointError: If the checkpoint in `scratch` is another training's.
-        ValueError: If the sweep chose on other examples.
+        CheckpointError: If the checkpoint in `scratch` belongs to another training.
+        ValueError: If the sweep used other examples.
     """
     if sweep:
         _expect_same_examples(sweep, examples)
@@ -70,7 +70,7 @@ def choose_penalty(params: Params, sweep: SweepResult) -> Params:
     """
     winner = sweep.facts.winner_params
     chosen = {name: winner[name] for name in Regularization.model_fields}
-    fitting = Params(**{**dict(params), **chosen, "profile": "seed"})  # where no value is replaced
+    fitting = Params(**{**dict(params), **chosen, "profile": "seed"})  # the profile `seed` replaces no value
     return fitting.model_copy(update={"profile": params.profile})
 
 

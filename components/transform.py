@@ -27,12 +27,12 @@ class Params(StepParams):
         5_000,
         ge=1,
         title="Validation examples",
-        description="The last so many training images are held out for validation, at least 1.",
+        description="Number of training images, from the last, that are held out for validation; at least 1.",
     )
     normalization: Literal["unit", "standard"] = Field(
         "unit",
         title="Normalization",
-        description="unit: pixels / 255. standard: less the training split's mean, over its standard deviation.",
+        description="unit: pixels / 255. standard: (pixels - mean) / standard deviation, both of the training split.",
         json_schema_extra=shown_as(unit="unit: pixels / 255", standard="standard: mean 0, deviation 1"),
     )
 
@@ -94,7 +94,7 @@ def _read(builder: Any, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 def _normalization(kind: Literal["unit", "standard"], train: Split) -> Normalization:
     if kind == "unit":
         return Normalization(kind=kind, mean=0.0, deviation=255.0)
-    counts = np.zeros(256, np.int64)  # exact, whatever the order: a histogram has every moment
+    counts = np.zeros(256, np.int64)  # exact in any order: the histogram gives mean and deviation
     for images, _ in train.shards:
         for start in range(0, len(images), BATCH_SIZE):
             counts += np.bincount(images[start : start + BATCH_SIZE].ravel(), minlength=256)
@@ -103,7 +103,7 @@ def _normalization(kind: Literal["unit", "standard"], train: Split) -> Normaliza
     deviation = float(np.sqrt(float(counts @ (values - mean) ** 2) / total))
     if deviation == 0.0:
         raise StepError(
-            f"Expected training pixels that differ; received {total} pixels of {mean}. "
+            f"Expected training pixels that differ; received {total} pixels that all equal {mean}. "
             "Use transform.normalization=unit or check the dataset."
         )
     return Normalization(kind=kind, mean=mean, deviation=deviation)

@@ -24,7 +24,7 @@ from ridgeline.store import Execution, Store, StoreError
 
 
 class _PlainErrors(TyperGroup):
-    """Shows an error that a user can act on as one message; any other keeps its trace."""
+    """Shows an error that a user can act on as one message; any other keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -56,7 +56,7 @@ class _PipelineCommand(TyperCommand):
         short = [f"{option} VALUE is short for --set {name}=VALUE" for option, name in _declared_options().items()]
         texts = {
             "target": f"The last step: {', '.join(pipeline.load_components())}. {target} if left out.",
-            "extra": f"A step that is usually left out: {', '.join(pipeline.optional_steps(target))}.",
+            "extra": f"A step that is left out by default: {', '.join(pipeline.optional_steps(target))}.",
             "assignments": f"A parameter. {'; '.join(short)}{'.' if short else ''}",
         }
         for param in self.params:
@@ -90,7 +90,7 @@ Target = Annotated[str, typer.Argument(show_default=False)]
 Set = Annotated[list[str], typer.Option("--set", metavar="STEP.PARAMETER=VALUE", help="A parameter.")]
 With = Annotated[list[str], typer.Option("--with", metavar="STEP")]
 Rerun = Annotated[list[str], typer.Option(metavar="STEP", help="A step to run even if nothing changed.")]
-Name = Annotated[str, typer.Argument(help="<Type>/<digest>, a unique beginning of either, or the artifact's path.")]
+Name = Annotated[str, typer.Argument(help="<Type>/<digest>, a unique prefix of either, or the artifact's path.")]
 
 
 def _parse(
@@ -165,7 +165,7 @@ def _tree(origin: Origin, store: Store) -> Iterator[str]:
         if again:
             yield f"{pad}{source.ref}  (above)"
             continue
-        made = _made(source.execution) if source.execution else "no record of its making"
+        made = _made(source.execution) if source.execution else "no record of its execution"
         yield f"{pad}{source.ref}  {made}"
         if not source.inputs and store.holds(source.ref):
             for name, entry in store.manifest(source.ref).facts.get("raw_files", {}).items():

@@ -19,14 +19,14 @@ from ridgeline.artifacts.base import Artifact, Facts
 A = TypeVar("A", bound=Artifact[Any])
 
 # Set while a step runs, and read by TensorFlow when it first computes in a process. The order of a sum, and so its last
-# bits, depends on the number of threads that share it; with one, results do not depend on the machine's cores.
+# bits, depends on the number of threads that share it; with one, results do not depend on the number of cores.
 STEP_ENVIRONMENT = {"TF_NUM_INTRAOP_THREADS": "1"}
 
 
 class Params(BaseModel):
     """A step's parameters: frozen, unknown keys refused, defaults given.
 
-    A field declared with ``exclude=True`` is a *location*: it tells where to find something, not what to
+    A field declared with ``exclude=True`` is a *location*: it says where to find something, not what to
     compute, so it is no part of the step's key.
     """
 
@@ -71,16 +71,16 @@ class Champion(Generic[A]):
 
     @property
     def digest(self) -> str:
-        """What stands for it in a key: the artifact's digest, marked if it can't be read."""
+        """Its entry in a key: the artifact's digest, marked if it can't be read."""
         return self.artifact_digest if self.artifact else f"unreadable {self.artifact_digest}"
 
 
 class StepError(ValueError):
-    """A step can't work with what it was given; another try would fail, too."""
+    """A step can't use its inputs or parameters; a retry would fail, too."""
 
 
 class TransientStepError(StepError):
-    """A step lacked something that may be there on another try, such as a network."""
+    """A step failed for a temporary cause, such as a missing network; a retry may succeed."""
 
 
 class ParameterError(StepError):
@@ -132,7 +132,7 @@ class Component:
         Args:
             params: The step's parameters.
             output: An empty directory to write into.
-            scratch: For a step that resumes: the folder of an earlier attempt's state; None for no such thing.
+            scratch: For a step that resumes: the folder with an earlier attempt's state; None if it has none.
             **inputs: The input artifacts by name.
 
         Returns:
@@ -153,13 +153,13 @@ class Component:
         Raises:
             ParameterError: If a parameter is unknown, of the wrong type or out of its range.
         """
-        try:  # as JSON: strict about types, and yet lists serve as tuples and texts as paths
+        try:  # as JSON: types are strict, but lists become tuples and strings become paths
             return self.params.model_validate_json(json.dumps(dict(values), default=str), strict=True)
         except ValidationError as error:
             raise ParameterError(self.explain(error)) from error
 
     def explain(self, error: ValidationError) -> str:
-        """Return pydantic's findings about the parameters, one line each: expected, received, what to do."""
+        """Return pydantic's errors about the parameters, one line each: expected, received, what to do."""
         known = [name for name, _ in flatten(self.params().model_dump())]
         lines = []
         for item in error.errors(include_url=False):
@@ -169,7 +169,7 @@ class Component:
                 advice = "Did you mean" if near else "Expected one of"
                 advice = f"{advice} {', '.join(f'{self.name}.{choice}' for choice in near or known)}."
                 lines.append(f"Unknown parameter {name}. {advice}")
-            elif item["type"] == "value_error":  # a validator of ours, whose message starts with the field's name
+            elif item["type"] == "value_error":  # from a step's validator: its message starts with the field's name
                 lines.append(f"Parameter {name}.{item['ctx']['error']}")
             else:
                 expected = (

@@ -1,4 +1,4 @@
-"""Runs one step as a transaction: looks its key up, reuses or runs it, publishes, records."""
+"""Runs one step as a transaction: looks up its key, reuses or runs it, publishes, records."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def open_inputs(
         inputs: Store-relative artifact names by input name.
 
     Raises:
-        ArtifactError: If an input is missing, damaged or of another type; a champion may be.
+        ArtifactError: If an input other than a champion is missing, damaged or of another type.
     """
     kinds = {name: kind for group, kind in component.groups.items() for name in members(inputs, group)}
     kinds |= {name: kind for name, kind in component.optional.items() if name in inputs}
@@ -72,7 +72,7 @@ def _open_champion(store: Store, ref: str, kind: type[Artifact[Any]]) -> Champio
     try:
         return Champion(digest, store.open(ref, kind))
     except (ArtifactError, OSError) as error:
-        log.warning("the champion can't be read: %s", error)
+        log.warning("cannot read the champion: %s", error)
         return Champion(digest, None)
 
 
@@ -83,9 +83,9 @@ def decide(
     params: Params,
     rerun: bool = False,
 ) -> Decision:
-    """Look a step's key up.
+    """Look up a step's key.
 
-    A hit counts only if its artifact is there and verified.
+    A hit counts only if its artifact is verified.
 
     Args:
         store: The store.
@@ -117,9 +117,9 @@ def execute(
 ) -> Execution:
     """Run a step, or reuse its output, and record the execution.
 
-    The step writes into a staging folder, which is digested and appears in the store by one rename. If
-    anything fails, the store holds what it held before, and the record of the failure; a step that resumes
-    finds what it left in its scratch folder when it is run again with the same key.
+    The step writes into a staging folder, which is digested and appears in the store by one rename. After a
+    failure, the store is unchanged but for the record of the failure. A step that resumes keeps its scratch
+    folder for the next execution with the same key.
 
     Args:
         store: The store.
@@ -135,7 +135,7 @@ def execute(
     Raises:
         ArtifactError: If an input is missing or damaged.
         StoreError: If the store can't be written.
-        Exception: Whatever the component raises.
+        Exception: Any exception of the component.
     """
     started_at, start = datetime.now(UTC), time.monotonic()
     artifacts = open_inputs(store, component, inputs)
@@ -163,7 +163,7 @@ def execute(
         with store.lock():
             if store.holds(decision.output.ref):
                 return record("cached", decision.reason, decision.output.ref)
-        return execute(store, component, inputs, params, run_id)  # a clean-up took it since: look again
+        return execute(store, component, inputs, params, run_id)  # garbage collection deleted it: look again
     try:
         with contextlib.ExitStack() as stack:
             scratch = stack.enter_context(store.scratch(decision.parts.key())) if component.resumes else None

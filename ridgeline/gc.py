@@ -17,7 +17,7 @@ SCRATCH_AGE = timedelta(days=7)  # longer than any retry waits
 
 @dataclass(frozen=True)
 class Garbage:
-    """What a clean-up deletes.
+    """What garbage collection deletes.
 
     Attributes:
         artifacts: Size in bytes of each unneeded artifact, by store-relative name.
@@ -33,14 +33,14 @@ class Garbage:
 def collect_garbage(store: Store, registry: Registry, keep_runs: int, dry_run: bool) -> Garbage:
     """Delete the artifacts and records that no served version and none of the last runs need.
 
-    A version that was deleted from the registry needs nothing any more. What is needed is kept with all that it was
-    made from. Scratch folders of unfinished executions are deleted once nobody has written to them for `SCRATCH_AGE`.
+    A version that was deleted from the registry needs nothing. A needed artifact is kept with all artifacts that it
+    was made from. Scratch folders of unfinished executions are deleted if unchanged for `SCRATCH_AGE`.
 
     Args:
         store: The store.
         registry: The served models.
         keep_runs: Number of latest runs to keep, at least 1.
-        dry_run: Only tell what would be deleted.
+        dry_run: Only report what would be deleted.
 
     Returns:
         What was, or would be, deleted.

@@ -1,7 +1,7 @@
 """The frame of an HTML page, its style and the macros that pages share.
 
-A page has no script, no link out and no date: equal input gives equal bytes. The frame is a string of this module, so
-that the keys of the steps that write reports cover it.
+A page has no script, no external link and no date: equal input gives equal bytes. The frame is a string of this module,
+so that the keys of the steps that write reports cover it.
 """
 
 from __future__ import annotations

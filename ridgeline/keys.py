@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict
 from ridgeline.artifacts.base import Artifact, digest_of, file_entry
 from ridgeline.component import Champion, Component, Params, flatten
 
-# Distributions named unlike their package; any other is found, too, by a search that takes 0.3 s.
+# Distributions whose name differs from their package's. Any other is found by a search that takes 0.3 s.
 OTHER_NAMES = {"sklearn": "scikit-learn", "PIL": "pillow"}
-# Libraries that compute and write on behalf of another, and those that shape no artifact's bytes.
+# Libraries that compute and write on behalf of another.
 IMPLIED = {"keras": ("tensorflow", "h5py"), "tensorflow_datasets": ("tensorflow",)}
+# Libraries that do not affect an artifact's bytes.
 NOT_IN_BYTES = {"pydantic", "pydantic_settings", "requests"}
 
 
@@ -30,7 +31,7 @@ class KeyParts(BaseModel):
         component: The component's name.
         inputs: Content digest of each input artifact, by input name.
         params: The parameters, flat, by dotted name; locations left out.
-        code: SHA-256 of each source file of ours that the component can reach, by path.
+        code: SHA-256 of each of the source files that the component can reach, libraries left out, by path.
         libraries: Version of each library that this code imports, by distribution name.
     """
 
@@ -47,7 +48,7 @@ class KeyParts(BaseModel):
         return digest_of(self.model_dump())
 
     def differences(self, earlier: KeyParts) -> list[str]:
-        """Return what changed since an earlier execution, a phrase each."""
+        """Return the changes since an earlier execution, one phrase each."""
         return [
             *(_input_change(n, a, b) for n, a, b in _changes(earlier.inputs, self.inputs)),
             *(f"parameter {self.component}.{n} {a} → {b}" for n, a, b in _changes(earlier.params, self.params)),
@@ -76,10 +77,10 @@ def key_parts(component: Component, inputs: Mapping[str, Artifact[Any] | Champio
 
 @functools.cache
 def reachable_code(module: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the source files of ours that a module can reach, and the libraries that they import.
+    """Return the source files that a module can reach in its package and `ridgeline`, and the libraries they import.
 
-    Imports are read from the source, also those inside functions; nothing is imported. The answer is kept for
-    the process: a module that is imported already runs as it was then, whatever its file says since.
+    Imports are read from the source, also those inside functions; nothing is imported. The result is cached for
+    the process: an imported module runs as it was imported, even if its file changes later.
 
     Args:
         module: Full name of the module.
@@ -87,15 +88,15 @@ def reachable_code(module: str) -> tuple[dict[str, str], dict[str, str]]:
     Returns:
         SHA-256 by file (``components/train.py``), and version by distribution name.
     """
-    ours = {module.split(".")[0], "ridgeline"}
-    graph = _import_graph(*sorted(ours))
+    own = {module.split(".")[0], "ridgeline"}
+    graph = _import_graph(*sorted(own))
     reached = {module, *graph.find_upstream_modules(module)}
     packages = {".".join(name.split(".")[:i]) for name in reached for i in range(1, name.count(".") + 1)}
     code: dict[str, str] = {}
     libraries: dict[str, str] = {}
     for name in reached | packages:
         top = name.split(".")[0]
-        if top in ours:
+        if top in own:
             file = _source(name)
             parts = name.count(".") + (2 if file.name == "__init__.py" else 1)
             code["/".join(file.parts[-parts:])] = file_entry(file).sha256
@@ -111,7 +112,7 @@ def _import_graph(*packages: str) -> grimp.ImportGraph:
 
 
 def forget_code() -> None:
-    """Forget the sources that were read: for a process in which they change."""
+    """Clear the cached sources, for a process in which they change."""
     reachable_code.cache_clear()
     _import_graph.cache_clear()
 

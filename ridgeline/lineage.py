@@ -23,9 +23,9 @@ class Origin:
     inputs: dict[str, Origin]
 
     def walk(self) -> Iterator[tuple[int, Origin, bool]]:
-        """Yield this artifact and all that it comes from: its depth, its origin, and whether it was yielded before.
+        """Yield this artifact and its ancestors: the depth, the origin, and whether it was yielded before.
 
-        What an artifact comes from follows it once, where it is first yielded.
+        The ancestors of an artifact follow it only where it is first yielded.
         """
         seen: set[str] = set()
 

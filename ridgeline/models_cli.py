@@ -1,4 +1,4 @@
-"""The commands ``ridgeline models list | show | verify | rollback``: what is served, what was, and back to it."""
+"""The commands ``ridgeline models list | show | verify | rollback``: inspect the served models and roll back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Version = Annotated[
 
 
 def user() -> str:
-    """Return the name of the user of this process; its number if it has none, as in some containers."""
+    """Return the name of this process's user; the user id if it has no name, as in some containers."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -29,7 +29,7 @@ def user() -> str:
 
 
 def new_run_id() -> str:
-    """Return a name for what a command does."""
+    """Return a run id for a command."""
     return f"cli__{datetime.now(UTC).isoformat(timespec='milliseconds')}"
 
 
@@ -39,7 +39,7 @@ def list_models() -> None:
     registry = Settings().open_registry()
     names = registry.model_names()
     if not names:
-        typer.echo(f"no model was served yet from {registry.root}")
+        typer.echo(f"no model has been served from {registry.root} yet")
         return
     width = max(map(len, [*names, "model"]))
     typer.echo(f"{'model':<{width}}  champion  accuracy  since             versions")
@@ -77,7 +77,7 @@ def show(name: Name) -> None:
 
 @app.command()
 def verify(name: Name, version: Version = None) -> None:
-    """Check the champion, or a version: every byte of it, and what it serves in a fresh process."""
+    """Check every byte of the champion or of VERSION, and its responses in a fresh process."""
     settings = Settings()
     entry = settings.open_registry().verify(settings.open_store(), name, version)
     typer.echo(f"{name} version {entry.version} holds {entry.artifact}, byte for byte, and serves its predictions")
@@ -89,9 +89,9 @@ def rollback(
     reason: Annotated[str, typer.Option(help="Why; it is recorded in the history.")],
     version: Version = None,
 ) -> None:
-    """Make an earlier version the champion, once it is verified.
+    """Verify an earlier version and make it the champion.
 
-    It is the version that is named, or else that of the last other model that the champion replaced.
+    Without VERSION, it is the version of the last other model that the champion replaced.
     """
     settings = Settings()
     registry, store = settings.open_registry(), settings.open_store()

@@ -28,7 +28,7 @@ def load_components() -> dict[str, Component]:
     """Return the installed steps by name, from the entry points ``ridgeline.components``."""
     components = {entry.name: entry.load() for entry in importlib.metadata.entry_points(group="ridgeline.components")}
     for component in components.values():
-        reachable_code(component.module)  # what was imported just now is what will run, whatever is edited meanwhile
+        reachable_code(component.module)  # digest the code as imported, before anyone edits it
     return components
 
 
@@ -59,12 +59,12 @@ def optional_steps(target: str) -> list[str]:
 def plan(target: str, extra: Collection[str] = ()) -> list[Component]:
     """Return the steps that a target needs, itself last, in the order in which they run.
 
-    Each input of a step is the output of the one step that yields that artifact type. An input that may be left out
-    is left out, unless the step that yields it, or one that this step needs, is named.
+    Each input of a step is the output of the one step that yields that artifact type. An optional input is left out
+    unless `extra` names the step that yields it, or a step that this one needs.
 
     Args:
         target: Name of the last step.
-        extra: Names of steps to run besides, if a step before the target can use what they yield.
+        extra: Names of further steps to run; a step up to the target must be able to use their outputs.
 
     Raises:
         ParameterError: If there is no such step, or two steps yield one artifact type.
@@ -125,9 +125,10 @@ def _inputs(component: Component, outputs: Mapping[type[Artifact[Any]], T]) -> d
 
 
 def _champions(settings: Settings, component: Component, inputs: Mapping[str, str]) -> dict[str, str]:
-    """Return the served artifact that a step is to compare its own with, by input name; none if there is no such.
+    """Return the served artifact for each champion input of a step, by input name; empty if there is none.
 
-    The present champion is named even if it can't be read. What it replaced is not: there is nothing to compare with.
+    The present champion is returned even if it can't be read. A champion that it replaced is left out if it can't be
+    read, since there is nothing to compare with.
     """
     champions = {}
     for name, kind in component.champions.items():
@@ -168,10 +169,10 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 
 
 def parse_params(steps: list[Component], values: Mapping[str, Any], settings: Settings) -> dict[str, Params]:
-    """Validate every step's parameters before any step works.
+    """Validate every step's parameters before any step runs.
 
-    Where a step's parameters hold those of another step, by its name, it takes what that step is given: with both
-    in a run, ``train.epochs`` is also ``sweep.train.epochs``, unless that is given itself.
+    A step's parameters can have a field that is named after another step and holds its parameters. Values for that
+    other step then apply to the field, too: ``train.epochs`` also sets ``sweep.train.epochs``, unless that is given.
 
     Args:
         steps: The steps.
@@ -214,14 +215,14 @@ def parse_params(steps: list[Component], values: Mapping[str, Any], settings: Se
 
 
 def shared_params(steps: Iterable[Component]) -> list[tuple[Component, Component]]:
-    """Return the pairs of steps of which the first one's parameters hold the second one's, by its name."""
+    """Return the pairs of steps in which a field of the first one's parameters is named after the second one."""
     by_name = {step.name: step for step in steps}
     return [(s, by_name[name]) for s in by_name.values() for name in s.params.model_fields if name in by_name]
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What came of a step.
+    """The outcome of a step.
 
     Attributes:
         execution: Its record.
@@ -243,7 +244,7 @@ def run_step(
 ) -> StepResult:
     """Run or reuse one step, and serve its output if it is a servable model.
 
-    A step that declares a champion is given it. A model that `Registry.decide_push` refuses is not pushed.
+    A step that declares a champion receives it. A model that `Registry.decide_push` refuses is not pushed.
 
     Args:
         settings: Where the store and the served models are.

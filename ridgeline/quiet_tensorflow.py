@@ -1,6 +1,6 @@
 """Imports TensorFlow without the lines about this machine that its native code prints at the first import.
 
-They come whatever TensorFlow is asked, and Airflow logs them as errors.
+No setting of TensorFlow turns them off, and Airflow logs them as errors.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ NOISE = (b"I0000 ", b"WARNING: All log messages before absl::InitializeLog")
 
 
 def install() -> None:
-    """Filter what TensorFlow's import prints, if this process imports it later; do nothing if it has."""
+    """Filter the output of TensorFlow's import; do nothing if it is imported already."""
     if "tensorflow" not in sys.modules and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
 class _Finder:
-    """Finds TensorFlow as Python does, and filters what its import prints."""
+    """Finds TensorFlow as Python does, and filters the output of its import."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name != "tensorflow":

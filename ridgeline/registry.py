@@ -34,7 +34,7 @@ MODEL_CONFIG = """\
 
 
 class RegistryError(RuntimeError):
-    """A version is not there or does not serve what it must, or the registry refuses what it was asked for."""
+    """A version is missing or serves other predictions than its evaluation, or a request is refused."""
 
 
 class HistoryEntry(BaseModel):
@@ -49,8 +49,8 @@ class HistoryEntry(BaseModel):
         accuracy: Its accuracy on the test split, in [0, 1].
         run_id: The pipeline run that pushed it, or the run that rolled back.
         at: When, UTC.
-        reason: Why it was rolled back, or why a person wanted it served whatever is said against it; else empty.
-        by: The user who asked for it; empty if none did, as in a scheduled run, or if it is not known.
+        reason: Why it was rolled back, or the reason that a person gave for serving it by force; else empty.
+        by: The user who asked for it; empty for a scheduled run, or if the user is not known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -109,12 +109,12 @@ class Registry:
         <root>/<model name>/.push-<id>/     being copied and checked; TF Serving ignores it
         <root>/<model name>/.pruned-<id>/   being deleted
 
-    The history's last line decides; the two files for other readers follow it, at the latest with the next push.
+    The last line of the history decides. The two files for other readers follow it, with the next push at the latest.
 
     Args:
         root: The serving folder, on a local file system.
         keep_versions: How many of the newest versions of a model a push keeps. The champion and the version that it
-            would be rolled back to are kept besides.
+            would be rolled back to are also kept.
         base_path: The serving folder as TF Serving sees it; `root` if None.
     """
 
@@ -123,7 +123,7 @@ class Registry:
         self.keep_versions = keep_versions
         self.base_path = base_path or str(root.absolute())
 
-    # --- look
+    # --- queries
 
     def model_names(self) -> list[str]:
         """Return the names of the models that were ever pushed."""
@@ -140,7 +140,7 @@ class Registry:
             entries = [HistoryEntry.model_validate_json(line) for line in self._lines(name)]
             if path.exists() and not entries:
                 raise ValueError("an empty file")
-        except ValueError as error:  # pydantic's, or no UTF-8
+        except ValueError as error:  # invalid JSON, or not UTF-8
             raise StoreError(
                 f"Expected a history entry in each line of {path}; received: {error}. Restore the file from a backup."
             ) from error
@@ -158,7 +158,7 @@ class Registry:
         return self.history(name)
 
     def versions(self, name: str) -> list[int]:
-        """Return the versions that are still there, oldest first."""
+        """Return the versions that were not deleted, oldest first."""
         folders = (path for path in (self.root / name).glob("*") if path.is_dir())
         return sorted(int(path.name) for path in folders if path.name.isdecimal())
 
@@ -169,26 +169,26 @@ class Registry:
     def baseline(self, name: str, model_digest: str) -> HistoryEntry | None:
         """Return the champion that a model is to be compared with, or None.
 
-        That is the present champion. If that is this very model, it is the champion that it replaced: so a run that
-        changes nothing compares with what the run before it compared with, and is reused.
+        It is the present champion. If the model is the champion itself, it is the champion that the model replaced.
+        So an unchanged run makes the same comparison as the run before, and is reused.
 
         Args:
             name: The model's name.
-            model_digest: Digest of the model that is to be judged.
+            model_digest: Digest of the model that is compared.
         """
         return next((e for e in _succession(self.history(name)) if e.model_digest != model_digest), None)
 
     def previous(self, name: str) -> HistoryEntry | None:
-        """Return what a rollback goes to if no version is named: the last other model that the champion replaced.
+        """Return the entry of the default rollback: that of the last other model that the champion replaced.
 
-        A version that was itself rolled back from does not count.
+        Versions that were rolled back from are left out.
         """
         history, present = self.history(name), self.versions(name)
         others = (e for e in _succession(history) if e.model_digest != history[-1].model_digest)
         return next((e for e in others if e.version in present), None)
 
     def verify(self, store: Store, name: str, version: int | None = None) -> HistoryEntry:
-        """Check a version: its bytes against the artifact that was pushed, and what it serves in a fresh process.
+        """Check a version's bytes against the pushed artifact, and its responses in a fresh process.
 
         Args:
             store: Holds the artifact.
@@ -199,7 +199,7 @@ class Registry:
             The entry of its push.
 
         Raises:
-            RegistryError: If there is no such version, or it holds or serves anything else.
+            RegistryError: If there is no such version, or its files or responses differ.
             ArtifactError: If the artifact is missing or damaged.
         """
         entry = self._entry(name, version)
@@ -208,7 +208,7 @@ class Registry:
         if not _serves(folder, model):
             raise RegistryError(
                 f"Expected {folder} to hold the files of {entry.artifact}, byte for byte; they were changed. "
-                "Roll back to another version; the next run of the pipeline pushes a damaged champion anew."
+                "Roll back to another version; the next run of the pipeline pushes a damaged champion again."
             )
         _check(folder, model)
         return entry
@@ -264,7 +264,7 @@ class Registry:
             advice = "a run that forces it with a new reason pushes it again"
         return PushDecision(False, f"version {left.version} served this model and {end}; {advice}")
 
-    # --- change
+    # --- changes
 
     def push(self, model: PushedModel, run_id: str, by: str = "") -> Pushed:
         """Serve a model: copy it, check the copy in a fresh process, rename it into place, make it champion.
@@ -277,7 +277,7 @@ class Registry:
             by: The user who asked for it, if one did.
 
         Returns:
-            The version that is served now: a new one, or the champion if nothing was to be pushed.
+            The version that is served now: a new one, or the champion if nothing was pushed.
 
         Raises:
             RegistryError: If the copy does not serve the evaluation's own predictions.
@@ -320,13 +320,13 @@ class Registry:
     ) -> HistoryEntry:
         """Make an earlier version the champion again, once it is verified. Nothing is copied or deleted.
 
-        A run rolls back once: if it is done again, the entry that it made is returned.
+        A run rolls back only once: if it is repeated, the entry that it made is returned.
 
         Args:
             store: Holds the artifact that the version is verified against.
             name: The model's name.
             version: The version; None for `previous`.
-            reason: Why, for those who read the history.
+            reason: Why; it is recorded in the history.
             by: The user who asked for it.
             run_id: The run that does it.
 
@@ -334,13 +334,13 @@ class Registry:
             The run's entry of the history, its last.
 
         Raises:
-            RegistryError: If no reason is given, or there is no such version, it is the champion already, or it holds
-                or serves anything but what was pushed.
+            RegistryError: If no reason is given, or the version does not exist, is the champion already, or has
+                files or responses that differ from what was pushed.
             ArtifactError: If the artifact is missing or damaged.
             StoreError: If the folder can't be written.
         """
         if not reason.strip():
-            raise RegistryError("Expected a reason for the rollback; received none. Say why, for the history.")
+            raise RegistryError("Expected a reason for the rollback; received none. Give one for the history.")
         self.known_history(name)
         with self._locked(name):
             champion = self.known_history(name)[-1]
@@ -350,7 +350,7 @@ class Registry:
             if target is None:
                 raise RegistryError(
                     f"Expected another model of {name} that was champion before version {champion.version}; received "
-                    f"none. There {self._present(name)}: name one to go to that."
+                    f"none. There {self._present(name)}. Name the version to roll back to."
                 )
             if target.version == champion.version:
                 raise RegistryError(
@@ -363,7 +363,7 @@ class Registry:
             self._make_champion(name, entry)
         return entry
 
-    # --- inside
+    # --- internals
 
     def _lines(self, name: str) -> list[str]:
         path = self.root / name / "history.jsonl"
@@ -393,7 +393,7 @@ class Registry:
         with translate_os_errors("write to", self.root):
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / ".lock"):
-                for leftovers in [*folder.glob(".push-*"), *folder.glob(".pruned-*")]:  # of one that was killed
+                for leftovers in [*folder.glob(".push-*"), *folder.glob(".pruned-*")]:  # of a killed process
                     shutil.rmtree(leftovers, ignore_errors=True)
                 yield folder
 
@@ -403,20 +403,22 @@ class Registry:
         self._publish(name)
 
     def _publish(self, name: str) -> None:
-        """Let the files for other readers say what the history says."""
+        """Write the files for other readers from the history."""
         _replace(self.root / name / "champion.json", json.dumps({"version": self.history(name)[-1].version}) + "\n")
         with FileLock(self.root / ".lock"):
             configs = []
             for model in self.model_names():
                 try:
                     version = self.history(model)[-1].version
-                except StoreError as error:  # what it served last goes on being served
+                except StoreError as error:  # TF Serving keeps the version that it served last
                     log.error("%s", error)
                     pointer = self.root / model / "champion.json"
                     try:
                         version = int(json.loads(pointer.read_text(encoding="utf-8"))["version"])
                     except (OSError, ValueError, KeyError, TypeError):
-                        log.error("models.config leaves out %s until it is mended: nothing tells its champion", model)
+                        log.error(
+                            "models.config leaves out %s until its history is restored: its champion is unknown", model
+                        )
                         continue
                 base_path = f"{self.base_path.rstrip('/')}/{model}"
                 configs.append(
@@ -425,7 +427,7 @@ class Registry:
             _replace(self.root / "models.config", f"model_config_list {{\n{''.join(configs)}}}\n")
 
     def _prune(self, name: str) -> None:
-        """Delete old versions, each out of sight first, by one rename."""
+        """Delete old versions; each is first hidden by one rename."""
         needed = {entry.version for entry in (self.champion(name), self.previous(name)) if entry}
         for version in self.versions(name)[: -self.keep_versions]:
             if version not in needed:
@@ -444,14 +446,14 @@ def _succession(history: list[HistoryEntry]) -> Iterator[HistoryEntry]:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Replace a file's content at once, so that no reader and no kill sees half of it."""
+    """Replace a file by one rename, so that no reader sees half of it, even after a kill."""
     unfinished = path.with_name(f".{path.name}")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.rename(path)
 
 
 def _serves(folder: Path, model: PushedModel) -> bool:
-    """Tell whether a version's folder holds a model's files and no others, byte for byte."""
+    """Return whether a version's folder holds a model's files and no others, byte for byte."""
     prefix = "saved_model/"
     files = {n.removeprefix(prefix): e for n, e in model.manifest.files.items() if n.startswith(prefix)}
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}

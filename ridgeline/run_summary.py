@@ -1,4 +1,4 @@
-"""The lines that a person reads after a run: each step, the figures, the verdict, where things are."""
+"""The summary of a run: each step, the metrics, the verdict, the locations."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def summary(settings: Settings, outcomes: Mapping[str, Execution | str]) -> Iter
 
 
 def _rows(artifact: Artifact[Any]) -> Iterator[tuple[str, str]]:
-    """Yield what an artifact tells: a label and a text each."""
+    """Yield an artifact's lines: a label and a text each."""
     if isinstance(artifact, ModelEvaluation):
         facts, (low, high) = artifact.facts, artifact.facts.accuracy_interval
         if facts.synthetic:

@@ -1,4 +1,4 @@
-"""Checks what a SavedModel serves, in a fresh process."""
+"""Checks a SavedModel's responses in a fresh process."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ TIMEOUT_SECONDS = 300
 
 
 class ServingError(RuntimeError):
-    """A SavedModel can't be loaded, or does not serve what it must."""
+    """A SavedModel can't be loaded, or its responses are wrong."""
 
 
 def check(saved_model: Path, expected: Path, class_names: Sequence[str]) -> None:
-    """Compare a SavedModel's answers with the expected probabilities, in a fresh process.
+    """Compare a SavedModel's responses with the expected probabilities, in a fresh process.
 
     Args:
         saved_model: The SavedModel's folder.
@@ -28,7 +28,7 @@ def check(saved_model: Path, expected: Path, class_names: Sequence[str]) -> None
         class_names: The classes' names in label order.
 
     Raises:
-        ServingError: If it can't be loaded or any answer differs.
+        ServingError: If it can't be loaded or any response differs.
     """
     names = json.dumps(list(class_names))
     command = [sys.executable, "-m", "ridgeline.serving_check", str(saved_model), str(expected), names]
@@ -42,7 +42,7 @@ def check(saved_model: Path, expected: Path, class_names: Sequence[str]) -> None
 
 
 def main(saved_model: Path, expected: Path, class_names: list[str]) -> None:
-    """Compare a SavedModel's answers with the expected probabilities, in this process, at several batch sizes.
+    """Compare a SavedModel's responses with the expected probabilities, in this process, at several batch sizes.
 
     Args:
         saved_model: The SavedModel's folder.
@@ -50,7 +50,7 @@ def main(saved_model: Path, expected: Path, class_names: list[str]) -> None:
         class_names: The classes' names in label order.
 
     Raises:
-        SystemExit: If any answer differs.
+        SystemExit: If any response differs.
     """
     import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""What differs from machine to machine: read from the environment when asked, never at import."""
+"""Settings that differ between machines; read from the environment when used, never at import."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Settings(BaseSettings):
         serving_base_path: The same folder as TF Serving sees it, for example inside its container; `serving` if None.
         keep_versions: How many of the newest versions of a model a push keeps.
         manual_dir: The folder with the dataset's downloaded files, for machines without a network.
-        schedule: When the training DAG runs by itself: a cron expression or preset, UTC; ``never`` for only when it
-            is triggered.
+        schedule: Schedule of the training DAG: a cron expression or preset, UTC; ``never`` for manual triggers
+            only.
         defaults: Parameters by dotted name, as JSON, that replace the defaults on the DAGs' forms, and so in
             scheduled runs.
         deadline_minutes: Minutes after a DAG run was queued until it is reported as late.

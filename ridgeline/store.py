@@ -36,13 +36,13 @@ class StoreError(RuntimeError):
 
 
 class Execution(BaseModel):
-    """The record of one attempt to run a component: all that differs between equal runs lives here.
+    """The record of one attempt to run a component, with everything that differs between equal runs.
 
     Attributes:
         schema_version: Version of this record's layout.
         component: The component's name.
         run_id: The pipeline run that it belongs to.
-        state: MLMD's words: ``complete`` (it ran), ``cached`` (reused), ``skipped`` or ``failed``.
+        state: MLMD's terms: ``complete`` (it ran), ``cached`` (reused), ``skipped`` or ``failed``.
         reason: Why it ran, was reused or was skipped; the error if it failed.
         key: Digest of `parts`.
         parts: What the key covers.
@@ -73,7 +73,7 @@ class Execution(BaseModel):
 
 @contextmanager
 def translate_os_errors(action: str, root: object) -> Iterator[None]:
-    """Turn an operating system's refusal into a `StoreError` that says what to do.
+    """Turn an `OSError` into a `StoreError` that says what to do.
 
     Args:
         action: What was being done, for example ``"write"``.
@@ -96,8 +96,8 @@ def translate_os_errors(action: str, root: object) -> Iterator[None]:
         if error.errno not in advice or elsewhere:
             raise
         raise StoreError(
-            f"Expected to {action} the store {root}; received: {error.strerror} ({error.filename}). "
-            f"{advice[error.errno]}. What the store held before is unchanged."
+            f"Cannot {action} the store {root}: {error.strerror} ({error.filename}). {advice[error.errno]}. "
+            "The earlier content of the store is unchanged."
         ) from error
 
 
@@ -116,8 +116,8 @@ class Store:
 
     Args:
         root: The root as a path or URL.
-        mirror: Local folder for the copies of a remote root's artifacts; a folder of the user's cache,
-            named by the root, if None.
+        mirror: Local folder for the copies of a remote root's artifacts; a folder in the user's cache,
+            named after the root, if None.
     """
 
     def __init__(self, root: str | Path, mirror: Path | None = None) -> None:
@@ -141,7 +141,7 @@ class Store:
     # --- artifacts
 
     def path(self, ref: str) -> Path:
-        """Return the local path of an artifact, whether or not it is there.
+        """Return the local path of an artifact, whether or not it exists.
 
         Args:
             ref: The artifact's store-relative name, ``<Type>/<digest>``.
@@ -162,7 +162,9 @@ class Store:
         return artifact
 
     def fetch(self, ref: str) -> Path:
-        """Return an artifact's local path; a remote artifact is brought into the mirror, unless it is there, whole.
+        """Return an artifact's local path.
+
+        A remote artifact is first copied into the mirror, unless the mirror holds it undamaged.
 
         Args:
             ref: The artifact's store-relative name, ``<Type>/<digest>``.
@@ -198,14 +200,14 @@ class Store:
         return sorted("/".join(path.parts[-3:-1]) for path in found)
 
     def holds(self, ref: str) -> bool:
-        """Tell whether an artifact is in the store, without verifying it."""
+        """Return whether an artifact is in the store, without verifying it."""
         return bool((self.root / "artifacts" / ref / MANIFEST).exists())
 
     def find(self, name: str) -> str:
-        """Return the one artifact that a person means.
+        """Return the store-relative name of the one artifact that a name matches.
 
         Args:
-            name: ``<Type>/<digest>``, any unique beginning of it or of the digest, the artifact's path, or a type
+            name: ``<Type>/<digest>``, any unique prefix of it or of the digest, the artifact's path, or a type
                 alone: the latest of that type.
 
         Raises:
@@ -221,15 +223,15 @@ class Store:
             received = f"{len(found)} matches" if found else "none"
             raise ArtifactError(
                 f"Expected one artifact named {name!r} in {self.root}; received {received}. "
-                "Give <Type>/<digest> or a longer beginning of the digest."
+                "Give <Type>/<digest> or a longer prefix of the digest."
             )
         return found[0]
 
     @contextmanager
     def stage(self) -> Iterator[Path]:
-        """Yield an empty folder on the store's own file system; it is gone afterwards, unless published.
+        """Yield an empty folder on the store's own file system; it is deleted afterwards, unless published.
 
-        Folders of owners that died are cleared first.
+        Folders of dead processes are deleted first.
         """
         staging = self.local / "staging"
         with translate_os_errors("write to", self.root), self.lock():
@@ -250,16 +252,16 @@ class Store:
 
     @contextmanager
     def scratch(self, key: str) -> Iterator[Path | None]:
-        """Yield the folder of an execution's unfinished work; it is gone afterwards, unless the body failed.
+        """Yield the folder of an execution's unfinished work; it is deleted afterwards, unless the body failed.
 
-        Only one execution of a key has it: another at the same time gets None, and works without.
+        Only one execution of a key holds it. A concurrent one gets None and works without it.
 
         Args:
             key: The execution's key.
         """
         folder = self.local / "scratch" / key
-        with self._owned(folder) as mine:
-            if not mine:
+        with self._owned(folder) as owned:
+            if not owned:
                 log.warning("the same step is running elsewhere: this execution can't be resumed if it fails")
                 yield None
                 return
@@ -269,19 +271,19 @@ class Store:
             shutil.rmtree(folder, ignore_errors=True)
 
     def clear_scratch(self, older_than: timedelta, dry_run: bool) -> dict[str, int]:
-        """Delete the scratch folders that nobody works in and nobody wrote to for some time.
+        """Delete the scratch folders that no execution uses and that have not changed for some time.
 
         Args:
             older_than: How long ago the last change must be.
-            dry_run: Only tell what would be deleted.
+            dry_run: Only report what would be deleted.
 
         Returns:
             Size in bytes of each such folder, by key.
         """
         sizes = {}
         for folder in sorted(path for path in (self.local / "scratch").glob("*") if path.is_dir()):
-            with self._owned(folder) as mine:
-                if not mine:
+            with self._owned(folder) as owned:
+                if not owned:
                     continue
                 files = [path.stat() for path in folder.rglob("*") if path.is_file()]
                 changed = max(stat.st_mtime for stat in [folder.stat(), *files])
@@ -315,7 +317,7 @@ class Store:
         return artifact.ref
 
     def delete(self, ref: str) -> None:
-        """Delete an artifact, first out of sight by one rename."""
+        """Delete an artifact; it is first hidden by one rename."""
         if self.remote:
             (self.root / "artifacts" / ref / MANIFEST).unlink(missing_ok=True)
             self.root.fs.rm((self.root / "artifacts" / ref).path, recursive=True)
@@ -340,7 +342,7 @@ class Store:
             raise ArtifactError(f"Expected an artifact at {folder}; received: {error}.") from error
 
     def lock(self) -> FileLock:
-        """Return the store's lock: held for the moments in which an artifact and its record must agree."""
+        """Return the store's lock, which is held while an artifact and its record change together."""
         with translate_os_errors("write to", self.root):
             self.local.mkdir(parents=True, exist_ok=True)
             return FileLock(self.local / ".lock", is_singleton=True)
@@ -383,11 +385,11 @@ class Store:
             path.unlink()
         return len(found)
 
-    # --- inside
+    # --- internals
 
     @contextmanager
     def _owned(self, folder: Path) -> Iterator[bool]:
-        """Yield whether this process alone works in a scratch folder; an empty one is gone afterwards."""
+        """Yield whether this process alone uses a scratch folder; an empty one is deleted afterwards."""
         owner = FileLock(folder.with_name(f"{folder.name}.lock"))
         with translate_os_errors("write to", self.root), self.lock():
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -400,7 +402,7 @@ class Store:
             yield True
         finally:
             with self.lock():
-                with suppress(OSError):  # it holds something, or is gone
+                with suppress(OSError):  # not empty, or deleted already
                     folder.rmdir()
                 if not folder.exists():
                     Path(owner.lock_file).unlink(missing_ok=True)

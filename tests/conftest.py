@@ -76,7 +76,7 @@ def double(number: Number, params: DoubleParams, output: Path) -> DoubledFacts:
 
 
 def pytest_configure() -> None:
-    # A shell that starts the tests with `&` has SIGINT ignored, in all their children, too; some tests send it.
+    # A shell that starts the tests with `&` makes them and their children ignore SIGINT, which some tests send.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -1,1 +1,1 @@
-"""tfds builders of our own; importing one registers it with tfds."""
+"""The project's own tfds builders; importing one registers it with tfds."""

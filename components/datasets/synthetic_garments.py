@@ -1,6 +1,6 @@
 """`synthetic_garments`: a small image set that the project draws itself, with Fashion-MNIST's shapes and classes.
 
-It stands in where the real data can't be had: in unit tests and, loudly marked, in `make run`.
+It replaces the real data where that is unavailable: in unit tests and, clearly marked, in `make run`.
 """
 
 from __future__ import annotations

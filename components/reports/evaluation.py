@@ -205,7 +205,7 @@ model <code>{{ facts.model_digest[:12] }}</code></p>
 <h2>{% if facts.verdict.forced %}&#10003; Blessed by force{% elif facts.verdict.blessed %}&#10003; Blessed\
 {% else %}&#10007; Not blessed{% endif %}</h2>
 {% if facts.verdict.forced %}
-<p class="forced">A person blessed this model, whatever the checks say. The reason given: \
+<p class="forced">A person blessed this model although a check failed. Reason: \
 <strong>{{ facts.verdict.forced }}</strong></p>
 {% endif %}
 <ul>
@@ -232,10 +232,11 @@ model <code>{{ facts.model_digest[:12] }}</code></p>
 {% set champion = facts.comparison %}
 <section>
 <h2>Against the champion</h2>
-<p class="note">Model <code>{{ champion.model_digest[:12] }}</code>, which was served or which this one replaced, on \
-the same test images. It alone is right on {{ "{:,}".format(champion.only_champion_right) }} of them, this one alone \
-on {{ "{:,}".format(champion.only_candidate_right) }}. If both were equally good, chance would put the champion at \
-least that far ahead with probability p = {{ "%.4g"|format(champion.p_value) }} (one-sided exact McNemar test).</p>
+<p class="note">The champion is model <code>{{ champion.model_digest[:12] }}</code>: the served one, or the one that \
+this model replaced. Both were evaluated on the same test images. The champion alone is right on \
+{{ "{:,}".format(champion.only_champion_right) }} of them, this model alone on \
+{{ "{:,}".format(champion.only_candidate_right) }}. If both were equally good, chance would put the champion at \
+least this far ahead with probability p = {{ "%.4g"|format(champion.p_value) }} (one-sided exact McNemar test).</p>
 <div class="scroll" tabindex="0" role="region" aria-label="Metrics of this model and of the champion">
 <table>
 <thead><tr><th scope="col">Metric</th><th scope="col">This model</th><th scope="col">Champion</th>\
@@ -260,7 +261,8 @@ least that far ahead with probability p = {{ "%.4g"|format(champion.p_value) }} 
 
 <section>
 <h2>Training</h2>
-<p class="note">Training metrics are means over the epoch, as Keras reports them; validation follows it.</p>
+<p class="note">Training metrics are means over the epoch, as Keras reports them; validation metrics are \
+measured after it.</p>
 <div class="pair">
 {% for picture in curves %}
 {{ figure(picture) }}
@@ -315,7 +317,7 @@ the colour, the larger the share of the row (square-root scale).</p>
 </section>
 <section>
 <h2>Calibration</h2>
-<p class="note">Points on the dashed line: as often right as the model claims. Below it: overconfident.</p>
+<p class="note">On the dashed line, accuracy equals confidence. Below it, the model is overconfident.</p>
 {{ figure(reliability) }}
 </section>
 </div>

@@ -1,4 +1,4 @@
-"""Figures as inline images, and the parameters' table: what the reports have in common."""
+"""What the reports share: figures as inline images, and the table of parameters."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Picture:
 
 @contextmanager
 def plot_style() -> Iterator[None]:
-    """Draw in the reports' style, whatever the user's matplotlib settings."""
+    """Draw in the reports' style, regardless of the user's matplotlib settings."""
     import matplotlib
 
     with matplotlib.rc_context():

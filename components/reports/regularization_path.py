@@ -1,4 +1,4 @@
-"""The HTML report of a regularization path: what L1 and L2 do, against their strength.
+"""The HTML report of a regularization path: the effect of L1 and L2, by strength.
 
 The step `select` writes it as part of its output.
 """
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-NEAR = 0.01  # how much validation accuracy the table's examples of a strong penalty may cost
-USEFUL = 0.1  # the same for the distributions: beyond it, there is hardly a model to look at
-SHOWN = 4  # distributions in one picture, besides that without a penalty
-BINS = 120  # of a picture
+NEAR = 0.01  # largest loss of validation accuracy for the table of the strongest penalties
+USEFUL = 0.1  # the same for the pictures of distributions; a trial beyond it is hardly a useful model
+SHOWN = 4  # distributions in one picture, besides the one without a penalty
+BINS = 120  # at most, in one picture
 # By kind of penalty, in its order. The last three are of the same colour-blind-safe palette.
 COLOURS = dict(zip(KINDS, (GREY, BLUE, VERMILION, "#009e73", "#cc79a7", "#e69f00"), strict=False))
 LINES = dict(zip(KINDS, (":", "o-", "s--", "D", "^-.", "v:"), strict=False))
@@ -45,7 +45,7 @@ def render(facts: SweepResultFacts, histograms: np.ndarray, edges: np.ndarray) -
     best = max(trial.metrics["val_accuracy"] for trial in finished.values())
 
     def indices(kind: str, loss: float) -> list[int]:
-        """Return the trials of a kind that cost no more accuracy than that, from weakest to strongest."""
+        """Return the trials of a kind within `loss` of the best accuracy, from weakest to strongest."""
         found = [i for i, t in finished.items() if t.kind == kind and t.metrics["val_accuracy"] >= best - loss]
         return sorted(found, key=lambda i: facts.trials[i].l1 + facts.trials[i].l2)
 
@@ -121,7 +121,7 @@ def _curve(facts: SweepResultFacts, title: str, unit: str, value: Callable[[Tria
 
 
 def _plain_ticks(axis: Axis, *steps: float) -> None:
-    """Label a log axis by plain numbers at these multiples of the powers of ten, or at those alone."""
+    """Label a log axis with plain numbers: at these multiples of the powers of ten, or at the powers only."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     axis.set_major_locator(LogLocator(subs=steps or (1.0,), numticks=20))
@@ -137,7 +137,7 @@ def _distributions(
     counts: np.ndarray,
     edges: np.ndarray,
 ) -> Picture:
-    """Overlay the weight distributions of one penalty's strengths, and draw the shares of exact zeros beside."""
+    """Overlay the weight distributions of one penalty by strength, and draw the shares of exact zeros beside."""
     from matplotlib.colors import to_rgb
     from matplotlib.figure import Figure
 
@@ -167,7 +167,7 @@ def _distributions(
 
 
 def _zoomed(counts: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cut histograms to where 99.9 % of each one's weights lie, and merge bins, to at most `BINS`."""
+    """Cut histograms to the range of 99.9 % of the weights of each; merge bins into at most `BINS`."""
     half = counts.shape[1] // 2
     folded = counts[:, :half][:, ::-1] + counts[:, half:]
     inside = np.cumsum(folded, axis=1) >= 0.999 * folded.sum(axis=1, keepdims=True)
@@ -180,7 +180,7 @@ def _zoomed(counts: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _contrast(shown: Sequence[int], facts: SweepResultFacts, counts: np.ndarray, edges: np.ndarray) -> Picture:
-    """Draw which share of the weights is how small, without a penalty and under the strongest of each kind."""
+    """Draw the cumulative share of weights by size, without a penalty and under the strongest of each kind."""
     figure, axes = new_figure(3.6)
     half = counts.shape[1] // 2
     sizes, texts = edges[half:], []
@@ -193,8 +193,8 @@ def _contrast(shown: Sequence[int], facts: SweepResultFacts, counts: np.ndarray,
         axes.plot(0, shares[0], "o", color=COLOURS[trial.kind], clip_on=False)
         texts.append(f"{_label(trial)} {shares[0]:.1f} % zero")
     limit = _zoomed(counts[shown], edges)[1][-1]
-    axes.set(xlim=(0, limit), ylim=(0, 103), xlabel="size of a weight, |w|", ylabel="% of the weights at most so large")
-    axes.set_title("The strongest of each, side by side", loc="left", fontsize=10)
+    axes.set(xlim=(0, limit), ylim=(0, 103), xlabel="size of a weight, |w|", ylabel="% of the weights up to this size")
+    axes.set_title("The strongest of each kind", loc="left", fontsize=10)
     axes.legend(loc="lower right")
     return Picture(svg(figure), f"Share of the weights by size. {'; '.join(texts)}.")
 
@@ -222,7 +222,7 @@ tr.chosen th,tr.chosen td{background:#e0effa;font-weight:600}
 <header>
 <h1>Regularization path on {{ facts.dataset }}</h1>
 <p class="note">{{ facts.trials|length }} \
-training{{ "s that differ in their penalty alone" if facts.trials|length > 1 }}. \
+training{{ "s that differ only in their penalty" if facts.trials|length > 1 }}. \
 Chosen on the validation split; the test split was not read.</p>
 </header>
 <main>
@@ -234,7 +234,7 @@ Chosen on the validation split; the test split was not read.</p>
 <dl class="tiles">
 <div><dt>Validation accuracy</dt><dd>{{ winner.metrics.val_accuracy|percent(2) }}<small>the chosen training\
 {% if best > winner.metrics.val_accuracy %}; the highest is {{ best|percent(2) }}{% endif %}</small></dd></div>
-<div><dt>Its weights that are exactly zero</dt><dd>{{ winner.zero_share|percent }}<small>of \
+<div><dt>Weights that are exactly zero</dt><dd>{{ winner.zero_share|percent }}<small>of \
 {{ "{:,}".format(winner.num_weights) }} in the kernels</small></dd></div>
 <div><dt>Sparsest within {{ near|percent(0) }} of the highest</dt><dd>{{ sparsest.zero_share|percent }}<small>\
 {{ label(sparsest) }}, {{ sparsest.metrics.val_accuracy|percent(2) }} accuracy</small></dd></div>
@@ -242,9 +242,10 @@ Chosen on the validation split; the test split was not read.</p>
 
 <section>
 <h2>What each penalty does to the weights</h2>
-<p><strong>L1</strong> takes the same amount from every weight, whatever its size. Weights that the data do not hold \
-up reach zero and stay there: few remain. <strong>L2</strong> shrinks each weight in proportion to its size. Large \
-weights lose most, small ones next to nothing: the work is spread over many small weights, and none becomes zero.</p>
+<p><strong>L1</strong> takes the same amount from every weight, regardless of its size. Weights that the data do not \
+support reach zero and stay there, so few remain. <strong>L2</strong> shrinks each weight in proportion to its size. \
+Large weights shrink most and small ones hardly at all, so the network uses many small weights, and none becomes \
+zero.</p>
 {% for picture in spreads %}
 <div class="wide-figures">{{ figure(picture) }}</div>
 {% endfor %}
@@ -254,8 +255,8 @@ weights lose most, small ones next to nothing: the work is spread over many smal
 {% endif %}
 <div>
 <p class="note">Each line starts at the share of weights that are exactly zero. Under L1 that share is high, while the \
-largest weights stay. Under L2 the line starts at the bottom and rises steeply: all weights take part, each with \
-little.</p>
+largest weights remain. Under L2 the line starts at the bottom and rises steeply: the network uses all weights, and \
+all are small.</p>
 <p class="note">The strongest of each kind within {{ near|percent(0) }} of the highest validation accuracy:</p>
 <table>
 <thead><tr><th scope="col">Penalty</th><th scope="col">Accuracy</th><th scope="col">Zeros</th>\
@@ -284,7 +285,7 @@ little.</p>
 <section>
 <h2>All trainings</h2>
 <p class="note">Losses are in nats and include the penalty; cross-entropy does not. Zeros are shares of the weights \
-that are exactly zero, norms are over all kernels. {% if solver %}L1 acts by the {{ solver }} solver.{% endif %}</p>
+that are exactly zero, norms are over all kernels. {% if solver %}L1 uses the {{ solver }} solver.{% endif %}</p>
 <div class="scroll" tabindex="0" role="region" aria-label="All trainings">
 <table class="trials">
 <thead><tr><th scope="col">Penalty</th><th scope="col">Validation<br>accuracy</th>\
@@ -318,7 +319,7 @@ that are exactly zero, norms are over all kernels. {% if solver %}L1 acts by the
 
 <div class="pair">
 <section>
-<h2>Training parameters of all</h2>
+<h2>Training parameters that all share</h2>
 <table class="plain"><tbody>
 {% for name, value in params.items() %}
 <tr><th scope="row"><code>{{ name }}</code></th><td>{{ value }}</td></tr>

@@ -1,4 +1,4 @@
-"""What the steps that train have in common.
+"""What the steps that train share.
 
 - `params`: the parameters of a training
 - `penalty`: the penalties on the weights

@@ -1,7 +1,7 @@
 """The checkpoint of a training: one file, replaced whole.
 
-The file is the SHA-256 of what follows, as 64 hexadecimal digits, a line break, and an uncompressed ``.npz``:
-the arrays, and under ``facts`` a JSON text as uint8. Nothing in it is pickled.
+The file holds the SHA-256 of the rest as 64 hexadecimal digits, a line break, and an uncompressed ``.npz``. The
+``.npz`` holds the arrays and, under ``facts``, a JSON text as uint8. Nothing in it is pickled.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a training's state is kept, and which training it is.
+    """The file of a training's state, and the identity of the training.
 
     Attributes:
         path: The file; its folder exists.
-        identity: What the training is, as JSON values: parameters, digests of inputs. A file of another identity
-            is refused.
+        identity: The training's parameters and the digests of its inputs, as JSON values. A file with another
+            identity is refused.
     """
 
     path: Path
     identity: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-        """Replace the file by one atomic rename, so that a kill at any moment leaves the old or the new.
+        """Replace the file by one atomic rename, so that a kill at any moment leaves the old or the new one.
 
         Args:
             arrays: Arrays of numbers by name.
@@ -66,7 +66,7 @@ class Checkpoint:
         """Return the arrays and facts last saved; None if there are none, or the file is damaged.
 
         Raises:
-            CheckpointError: If the file is another training's.
+            CheckpointError: If the file belongs to another training.
         """
         try:
             digest, _, content = self.path.read_bytes().partition(b"\n")
@@ -94,9 +94,9 @@ class Checkpoint:
         return arrays, saved["facts"]
 
 
-def _differing(ours: Any, theirs: Any) -> Any:
-    """Return the part of nested JSON values that differs from another."""
-    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
-        return ours
+def _differing(value: Any, other: Any) -> Any:
+    """Return the part of a nested JSON value that differs from another value."""
+    if not (isinstance(value, dict) and isinstance(other, dict)):
+        return value
     missing = object()
-    return {name: _differing(v, theirs.get(name)) for name, v in ours.items() if theirs.get(name, missing) != v}
+    return {name: _differing(v, other.get(name)) for name, v in value.items() if other.get(name, missing) != v}

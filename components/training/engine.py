@@ -1,7 +1,8 @@
 """Trains Keras models, many steps inside one compiled function.
 
-An epoch of the seed model (55,000 images, batches of 32, validation), seconds, on two cores of an AMD EPYC: the best of
-a few while the machine was quiet, and the best of 5 taken in turns by ``make bench`` while others kept it busy:
+Seconds for an epoch of the seed model (55,000 images, batches of 32, with validation) on two cores of an AMD EPYC. The
+first column is the best of a few runs on a quiet machine. The second column is the best of 5 runs on a busy machine,
+taken in turns by ``make bench``:
 
     notebook: model.fit, float64, batch 32           3.0   9.4
     model.fit, uint8, steps_per_execution=400        1.1   1.5
@@ -10,10 +11,10 @@ a few while the machine was quiet, and the best of 5 taken in turns by ``make be
     hand-written NumPy loop, one BLAS thread         0.47  1.6
     one matrix product of the same FLOPs                   0.8
 
-The loop runs on one thread, see `ridgeline.component.STEP_ENVIRONMENT`. With two the epoch took 0.41 s, too, and 0.70 s
-of CPU time instead of 0.40 s; batches of 128 took 0.27 s instead of 0.39 s. Op determinism costs nothing that could be
-measured: 0.48 s of CPU time an epoch with it, 0.53 s without; in the profile `tuned` 0.49 s and 0.47 s. So there is no
-switch that gives it up. Compilation takes a second or two, once for all strengths, rates and seeds.
+The loop runs on one thread, see `ridgeline.component.STEP_ENVIRONMENT`. With two threads the epoch also took 0.41 s,
+but 0.70 s of CPU time instead of 0.40 s; with batches of 128 it took 0.27 s instead of 0.39 s. Op determinism has no
+measurable cost: 0.48 s of CPU time per epoch with it, 0.53 s without; in the profile `tuned` 0.49 s and 0.47 s. So it
+can't be switched off. Compilation takes a second or two, once for all strengths, rates and seeds.
 """
 
 from __future__ import annotations
@@ -38,29 +39,29 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RESIDENT_BYTES = 64 * 2**20  # images held at once; a larger training split is streamed in equal parts
-BLOCK_IMAGES = 2**14  # images a call into the compiled code; between calls, progress is logged
+BLOCK_IMAGES = 2**14  # images per call into the compiled code; progress is logged between calls
 SCORE_IMAGES = 1_000
 PROGRESS_SECONDS = 5.0
-_SEEDED = threading.Lock()  # Keras's random state is the process's, and engines may train in several threads
+_SEEDED = threading.Lock()  # Keras has one random state per process, and engines may train in several threads
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is fixed in the compiled code: another recipe compiles anew, other values of `Engine.fit` do not.
+    """The settings that are fixed in the compiled code; other arguments of `Engine.fit` need no new compilation.
 
     Attributes:
-        batch_size: Images an update; an epoch's last batch may be smaller.
+        batch_size: Images per update; an epoch's last batch may be smaller.
         optimizer: ``sgd`` or ``adam``, as Keras defines them.
-        momentum: Of sgd: heavy ball, in [0, 1).
+        momentum: Heavy-ball momentum of sgd, in [0, 1).
         schedule: ``constant``, or ``cosine``: ``rate * (1 + cos(pi * step / steps)) / 2`` (Loshchilov and Hutter,
             "SGDR", ICLR 2017).
         solver: ``subgradient`` or ``proximal``, see `Engine`.
         label_smoothing: Share of each label that is spread over all classes, in [0, 1).
-        shift: Training images are moved by up to so many pixels in each direction, black moving in.
-        shift_share: The share of the images that is moved, in [0, 1].
+        shift: Largest shift of a training image in each direction, in pixels; the gap becomes black.
+        shift_share: The share of the images that is shifted, in [0, 1].
         flip: Half of the training images are mirrored left to right.
-        average: Decay of the exponential moving average of the weights that replaces them in the end, in [0, 1);
-            0 for none.
+        average: Decay of the exponential moving average of the weights, which replaces the final weights, in
+            [0, 1); 0 for none.
     """
 
     batch_size: int = 32
@@ -107,13 +108,13 @@ class Engine:
     forward-backward splitting (Parikh and Boyd, "Proximal Algorithms", 2014, sections 4.2 and 6.5.2). With
     momentum it is iPiano (Ochs, Chen, Brox and Pock, SIAM J. Imaging Sciences 7(2), 2014, algorithm 4):
     ``w' = prox(w - eta * gradient + momentum * (w - w_before))``. There the momentum continues the step that the
-    weights really made, thresholding included, so the optimizer's velocity is set to ``w' - w``.
+    weights actually made, thresholding included, so the optimizer's velocity is set to ``w' - w``.
 
     Args:
-        build: Returns a new model with Keras's initializers: raw images ``[n, *image_shape]``, uint8, to
-            probabilities ``[n, classes]``. Its argument is the regularizer of the penalized weights.
+        build: Returns a new model with Keras's initializers, which maps raw images ``[n, *image_shape]``, uint8,
+            to probabilities ``[n, classes]``. Its argument is the regularizer of the penalized weights.
         examples: The splits; the test split is not read.
-        recipe: What is fixed in the compiled code.
+        recipe: The settings that are fixed in the compiled code.
     """
 
     def __init__(self, build: Callable[[keras.Regularizer], keras.Model], examples: Examples, recipe: Recipe) -> None:
@@ -141,7 +142,7 @@ class Engine:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of updates an epoch."""
+        """Number of updates per epoch."""
         return sum(-(-self._size(start) // self._recipe.batch_size) for start in self._starts)
 
     def fit(
@@ -156,23 +157,23 @@ class Engine:
     ) -> Fit:
         """Train from the seed's initial weights, or from a checkpoint.
 
-        Equal arguments give equal weights, also where the training was killed and resumed.
+        Equal arguments give equal weights, even if the training was killed and resumed.
 
         Args:
             penalty: What is added to the loss.
-            learning_rate: Step size of an update; the first one under a schedule.
+            learning_rate: Step size of an update; the initial one under a schedule.
             seed: Decides initial weights, order of images and augmentation.
             epochs: Passes over the training split, at least 1.
-            patience: Stop after so many epochs in which validation accuracy did not rise, and keep the weights of
-                the best epoch; None for no such stop.
-            checkpoint: Where the state is saved after each epoch, and found again.
+            patience: Number of epochs without better validation accuracy after which training stops and keeps the
+                weights of the best epoch; None to train all epochs.
+            checkpoint: Where the state is saved after each epoch and loaded from; None for no checkpoint.
 
         Returns:
             The kept weights and the metrics of every epoch.
 
         Raises:
             FloatingPointError: If a loss becomes NaN or infinite.
-            CheckpointError: If the checkpoint is another training's.
+            CheckpointError: If the checkpoint belongs to another training.
         """
         import keras
 
@@ -260,11 +261,11 @@ class Engine:
         return min(self._part_rows, self._num_train - start)
 
     def _read(self, start: int) -> tuple[Any, Any]:
-        """Return a part of the training split, filled up: uint8 ``[rows, *image_shape]`` and int32 ``[rows]``."""
+        """Return a part of the training split, padded: uint8 ``[rows, *image_shape]`` and int32 ``[rows]``."""
         import tensorflow as tf
 
         if self._part is None or self._part[0] != start:
-            self._part = None  # so that never two are held
+            self._part = None  # so that two parts are never held at once
             images, labels = self._examples.split("train").rows(start, start + self._part_rows)
             if padding := self._part_rows - len(labels):
                 images = np.concatenate([images, np.zeros((padding, *images.shape[1:]), np.uint8)])
@@ -277,7 +278,7 @@ class Engine:
         """Make the updates `first` to `last` of one part: the compiled code.
 
         Returns:
-            The step after the last one made, its loss, and the sums so far: of losses, float64, and of hits.
+            The number of the next step, the loss of the last one, and the sums of losses, float64, and hits so far.
         """
         import tensorflow as tf
 
@@ -287,7 +288,7 @@ class Engine:
         def body(step: Any, last_loss: Any, loss: Any, hits: Any) -> tuple[Any, Any, Any, Any]:
             position = step * self._recipe.batch_size + tf.range(self._recipe.batch_size)
             rows = tf.slice(order, [step * self._recipe.batch_size], [self._recipe.batch_size])
-            real = tf.cast(position < size, tf.float32)  # 0 where the last batch is filled up
+            real = tf.cast(position < size, tf.float32)  # 0 where the last batch is padded
             batch_loss, batch_hits = self._update(tf.gather(images, rows), tf.gather(labels, rows), real)
             return step + 1, batch_loss, loss + tf.cast(batch_loss * tf.reduce_sum(real), tf.float64), hits + batch_hits
 
@@ -325,7 +326,7 @@ class Engine:
         return keras.ops.categorical_crossentropy(target, probabilities)
 
     def _augment(self, images: Any) -> Any:
-        """Shift and flip images, uint8 ``[n, h, w]`` or ``[n, h, w, c]``, as the seed and the step decide."""
+        """Shift and flip images, uint8 ``[n, h, w]`` or ``[n, h, w, c]``, as the seed and the step determine."""
         import tensorflow as tf
 
         count, height, width = images.shape[:3]

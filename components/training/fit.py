@@ -1,4 +1,4 @@
-"""Trains one network with given parameters: the engine, made for it or shared with others of its recipe."""
+"""Trains one network with given parameters, on an engine that trainings of the same recipe can share."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def fit(engine: Engine, params: Params, checkpoint: Checkpoint | None = None) ->
     """Train with an engine of the same recipe, network and examples.
 
     Args:
-        engine: An engine for `params.recipe` and `params.hidden_units`; the other parameters compile nothing.
+        engine: An engine for `params.recipe` and `params.hidden_units`; the other parameters need no compilation.
         params: The training.
-        checkpoint: Where its state is kept; None for nowhere.
+        checkpoint: Where its state is kept; None for no checkpoint.
     """
     return engine.fit(
         penalty=params.penalty,

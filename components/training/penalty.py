@@ -1,6 +1,6 @@
 """The penalties: their strengths, their names, their term in the loss and their proximal step.
 
-A penalty is added here and nowhere else: an entry of `KINDS`, and its term in `Penalty`, `regularizer` and
+To add a penalty, change this module alone: add an entry to `KINDS`, and its term to `Penalty`, `regularizer` and
 `proximal_step`. The form, the sweep and the reports read the rest from `KINDS`.
 """
 
@@ -104,7 +104,7 @@ def regularizer(smooth_only: bool) -> Any:
     """Return the penalty as a Keras regularizer whose strengths can be changed after compilation.
 
     Args:
-        smooth_only: Whether the part that is not smooth, L1, counts in the loss, but not in its gradient.
+        smooth_only: Whether L1, the part that is not smooth, is left out of the gradient; it stays in the loss.
 
     Returns:
         A `keras.Regularizer`; its attribute ``strengths`` holds a variable for each of `STRENGTHS`.
@@ -118,7 +118,7 @@ def regularizer(smooth_only: bool) -> Any:
 
         def __call__(self, weights: Any) -> Any:
             absolute = tf.abs(tf.stop_gradient(weights) if smooth_only else weights)
-            # One sum, not two: XLA adds up one by one, which takes as long as the rest of a small step.
+            # One sum, not two: XLA sums sequentially, and a sum takes as long as the rest of a small step.
             return tf.reduce_sum(self.strengths["l1"] * absolute + self.strengths["l2"] * tf.square(weights))
 
     return Regularizer()
@@ -129,7 +129,7 @@ def proximal_step(weights: Any, rate: Any, strengths: Mapping[str, Any]) -> Any:
 
     Args:
         weights: A kernel.
-        rate: The step size of the update before.
+        rate: The step size of the preceding update.
         strengths: Each strength by name.
 
     Returns:

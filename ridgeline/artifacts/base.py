@@ -194,7 +194,7 @@ def _read_manifest(directory: Path) -> Manifest:
     except OSError as error:
         raise ArtifactError(
             f"Expected an artifact at {directory}; received: no readable {MANIFEST} ({error.strerror}). "
-            "Run the step that makes it again."
+            "Rerun the step that writes it."
         ) from error
     except ValueError as error:
         raise ArtifactError(f"Expected JSON in {path}; received: {error}. The artifact is damaged.") from error
@@ -202,7 +202,7 @@ def _read_manifest(directory: Path) -> Manifest:
     if version != SCHEMA_VERSION:
         raise ArtifactError(
             f"Expected schema version {SCHEMA_VERSION} in {path}; received {version!r}. "
-            "Run the step that makes it again with this version of Ridgeline."
+            "Rerun the step that writes it with this version of Ridgeline."
         )
     try:
         return Manifest.model_validate(fields)
@@ -211,7 +211,7 @@ def _read_manifest(directory: Path) -> Manifest:
 
 
 def verify(directory: Path, manifest: Manifest | None = None) -> Manifest:
-    """Check that a directory holds exactly what its manifest says.
+    """Check that a directory holds exactly the files that its manifest lists.
 
     Args:
         directory: The artifact's local directory.
@@ -227,8 +227,8 @@ def verify(directory: Path, manifest: Manifest | None = None) -> Manifest:
     if manifest.expected_digest() != manifest.digest:
         raise ArtifactError(f"Expected the digest {manifest.digest} of {directory / MANIFEST}; it was changed.")
     files = _files_in(directory)
-    if odd := sorted(files.keys() ^ manifest.files.keys()):
-        raise ArtifactError(f"Expected the files that {directory / MANIFEST} lists; missing or extra: {odd}.")
+    if different := sorted(files.keys() ^ manifest.files.keys()):
+        raise ArtifactError(f"Expected the files that {directory / MANIFEST} lists; missing or extra: {different}.")
     for name, path in files.items():
         if file_entry(path) != manifest.files[name]:
             raise ArtifactError(f"Expected {path} to have the SHA-256 that its manifest states; it was changed.")

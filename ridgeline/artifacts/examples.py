@@ -17,7 +17,7 @@ class Normalization(Facts):
     """How a pixel becomes a model's input: ``(pixel - mean) / deviation``, in float32.
 
     Attributes:
-        kind: ``unit`` (mean 0, deviation 255: pixels in [0, 1]) or ``standard`` (of the training split).
+        kind: ``unit`` (mean 0, deviation 255: pixels in [0, 1]) or ``standard`` (both of the training split).
         mean: Subtracted from each pixel, in pixel values.
         deviation: Divides each pixel, in pixel values; positive.
     """
@@ -35,7 +35,7 @@ class ExamplesFacts(Facts):
         image_shape: ``(h, w)`` or ``(h, w, c)``.
         class_names: The label names in label order.
         num_examples: Number of examples of each split.
-        normalization: What the training split taught: part of every model's graph.
+        normalization: Learned from the training split; part of every model's graph.
         synthetic: Whether the project drew the images itself.
     """
 
@@ -69,7 +69,7 @@ class Split:
 
     @property
     def images(self) -> np.ndarray:
-        """All images, uint8 ``[n, h, w]`` or ``[n, h, w, c]``: the map itself, or a copy of several shards."""
+        """All images, uint8 ``[n, h, w]`` or ``[n, h, w, c]``: a memory map of one shard, a copy of several."""
         return self._whole(0)
 
     @property
@@ -104,7 +104,7 @@ class Examples(Artifact[ExamplesFacts]):
         <split>/images-00000-of-00001.npy    uint8 [n, h, w] or [n, h, w, c]
         <split>/labels-00000-of-00001.npy    int64 [n]
 
-    A split is sharded where its images outgrow ``MAX_SHARD_BYTES`` (256 MiB).
+    A split is sharded if its images exceed ``MAX_SHARD_BYTES`` (256 MiB).
     """
 
     facts_type = ExamplesFacts

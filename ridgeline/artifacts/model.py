@@ -35,7 +35,7 @@ class ModelFacts(Facts):
         dataset: tfds name and version of the dataset that it was trained on.
         image_shape: ``(h, w)`` or ``(h, w, c)`` of its raw uint8 input.
         class_names: The label names in the order of its outputs.
-        normalization: What is done to pixels, inside the graph.
+        normalization: How the graph normalizes pixels.
         params: The training parameters by name.
         num_parameters: Number of trainable parameters.
         metrics: The metrics of the epoch whose weights were kept, by Keras's names (``loss``, ``val_accuracy``, …).
@@ -82,7 +82,7 @@ class Model(Artifact[ModelFacts]):
     def load_keras(self) -> keras.Model:
         """Return the Keras model: uint8 ``[n, *image_shape]`` to float32 ``[n, classes]``.
 
-        Keras's safe mode holds: an architecture with code in it is refused.
+        Keras's safe mode applies: an architecture with code in it is refused.
         """
         import keras
 
@@ -97,7 +97,7 @@ def kernels(model: keras.Model) -> dict[str, np.ndarray]:
 
 
 def eliminated_pixels(model: keras.Model) -> np.ndarray:
-    """Return which input pixels the network cannot see: bool ``[h, w]``, true if all outgoing weights are zero.
+    """Return which input pixels are eliminated: bool ``[h, w]``, true if all outgoing weights are zero.
 
     Args:
         model: A network whose first kernel has one row for each value of an image ``[h, w]`` or ``[h, w, c]``.

@@ -43,7 +43,7 @@ class Comparison(Facts):
         class_recalls: Its recall of each class, in label order, each in [0, 1].
         only_champion_right: Number of test images that it alone classifies correctly.
         only_candidate_right: Number of test images that the evaluated model alone classifies correctly.
-        p_value: Of the one-sided exact McNemar test: how likely the champion is at least that far ahead by chance.
+        p_value: Of the one-sided exact McNemar test: probability that chance puts the champion at least this far ahead.
     """
 
     model_digest: str
@@ -60,10 +60,10 @@ class Verdict(Facts):
 
     Attributes:
         blessed: True if every check is met, or if it is forced.
-        reasons: One sentence a check, met or not, and one for a forced blessing.
+        reasons: One sentence per check, met or not, and one for a forced blessing.
         forced: Why a person blessed the model although a check failed; None if the checks decided.
-        force_reason: What a person gave as the reason to serve the model whatever is said against it, needed or not.
-        champion: Digest of the champion that the model was judged against, compared or not; None if there was none.
+        force_reason: The reason that a person gave for blessing or serving the model by force, needed or not.
+        champion: Digest of the champion at the time, comparable or not; None if there was none.
     """
 
     blessed: bool
@@ -89,7 +89,7 @@ class ModelEvaluationFacts(Facts):
         confusion_matrix: Counts; row is the true class, column the predicted.
         mistakes: The most confident mistakes, worst first.
         verdict: Blessed or not, with reasons.
-        synthetic: Whether the project drew the test images, or those that the model learned from, itself.
+        synthetic: Whether the project itself drew the test images or the training images.
         comparison: The champion on the same images; None if there was none to compare with.
     """
 

@@ -1,4 +1,4 @@
-"""`PushedModel`: the SavedModel that is served, with what it takes to check it."""
+"""`PushedModel`: the SavedModel that is served, with the images and predictions that check it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PushedModelFacts(Facts):
         class_names: The names that it serves.
         synthetic: Whether it was trained on images that the project drew itself.
         champion: Digest of the champion that it was judged against; None if there was none.
-        forced: Why a person wants it served whatever is said against it; None if nobody said so.
+        forced: The reason that a person gave for blessing or serving it by force; None if none was given.
     """
 
     model_name: str

@@ -16,7 +16,7 @@ class SweepResultFacts(Facts):
     Attributes:
         dataset: tfds name and version of the dataset.
         examples_digest: Digest of the examples that all trials trained on.
-        training: What all trials have in common: the training parameters without the penalty.
+        training: The training parameters that all trials share: all but the penalty.
         trials: The trials, by kind of penalty and strength.
         winner: Index of the chosen trial.
         winner_params: The chosen trial's training parameters: `training` with its penalty.

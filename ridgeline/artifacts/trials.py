@@ -29,7 +29,7 @@ class KernelFacts(Facts):
 
 
 class Trial(Facts):
-    """One training: a point of the grid, and what came of it.
+    """One training: a point of the grid, and its outcome.
 
     Attributes:
         kind: Which strengths apply.
@@ -72,7 +72,7 @@ class Trial(Facts):
 
     @property
     def cross_entropy(self) -> float:
-        """Mean cross-entropy on the validation split, in nats, of labels as trained: the loss less the penalty."""
+        """Mean cross-entropy on the validation split, in nats, with smoothed labels: the loss less the penalty."""
         return self.metrics["val_loss"] - self.l1 * self.l1_norm - self.l2 * self.l2_norm**2
 
     def __str__(self) -> str:
@@ -85,7 +85,7 @@ class TrialsFacts(Facts):
     Attributes:
         dataset: tfds name and version of the dataset.
         examples_digest: Digest of the examples that all trials trained on.
-        training: What all trials have in common: the training parameters without the penalty.
+        training: The training parameters that all trials share: all but the penalty.
         trials: The grid's points, in its order.
         synthetic: Whether the images were drawn by the project itself.
     """

@@ -1,4 +1,4 @@
-"""Small images that a step can learn from in an instant."""
+"""Small images that a step learns from quickly."""
 
 from __future__ import annotations
 

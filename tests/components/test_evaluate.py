@@ -320,7 +320,7 @@ def test_a_significantly_worse_model_is_not_blessed(tmp_path, solved, model, ind
     assert (facts.comparison.only_champion_right, facts.comparison.only_candidate_right) == (missed, 0)
     assert not facts.verdict.blessed
     assert facts.verdict.reasons[2] == (
-        f"against model {model.digest[:12]}, right alone on 0 images to its {missed}: "
+        f"against model {model.digest[:12]}, which alone is right on {missed} images, this model on 0: "
         f"p {0.5**missed:.6g} < 0.05 (worse_significance)"
     )
     assert run(
@@ -341,7 +341,7 @@ def test_the_thresholds_hold_for_a_better_model_too(tmp_path, examples, model, i
     assert ">= 0.05 (worse_significance)" in verdict.reasons[2]
 
 
-def test_a_champion_is_wrong_where_it_yields_no_number(tmp_path, solved, model):
+def test_champion_predictions_that_are_not_finite_count_as_wrong(tmp_path, solved, model):
     broken = make_model(tmp_path / "broken", np.zeros((16, 3), np.float32), np.full(3, np.nan, np.float32))
     comparison = run(tmp_path / "a", solved, model, broken).facts.comparison
     assert (comparison.accuracy, comparison.only_candidate_right) == (0, NUM_TEST)
@@ -368,7 +368,7 @@ def test_a_forced_blessing_keeps_the_failed_checks_and_the_reason(tmp_path, solv
     assert facts.verdict.reasons[-1] == "forced: a demo for <Ann>"
 
 
-def test_a_reason_that_no_check_needs_does_not_make_it_forced(tmp_path, solved, model):
+def test_an_unneeded_reason_is_recorded_but_not_a_forced_blessing(tmp_path, solved, model):
     verdict = run(tmp_path / "a", solved, model, force_blessing="a demo").facts.verdict
     assert (verdict.blessed, verdict.forced, verdict.force_reason) == (True, None, "a demo")
     assert not any("forced" in reason for reason in verdict.reasons)
@@ -379,7 +379,7 @@ def test_the_verdict_names_the_champion(tmp_path, solved, model, indifferent_mod
     assert run(tmp_path / "one", solved, model, indifferent_model).facts.verdict.champion == indifferent_model.digest
 
 
-def test_against_a_champion_that_cannot_be_read_nothing_is_blessed_but_by_force(tmp_path, solved, model):
+def test_an_unreadable_champion_blocks_every_blessing_except_a_forced_one(tmp_path, solved, model):
     verdict = run(tmp_path / "a", solved, model, Champion("5" * 64, None)).facts.verdict
     assert (verdict.blessed, verdict.champion) == (False, "5" * 64)
     assert verdict.reasons[2] == (

@@ -86,7 +86,7 @@ def test_unblessed_model_is_skipped_with_the_reasons(inputs, tmp_path):
         export(**inputs | {"evaluation": evaluation}, params=export.parse({}), output=tmp_path)
 
 
-def test_a_reason_to_force_and_the_champion_are_handed_on(inputs, tmp_path, monkeypatch):
+def test_the_force_reason_and_the_champion_are_copied(inputs, tmp_path, monkeypatch):
     monkeypatch.setattr("components.export.save_in_a_fresh_process", save)
     forced = Verdict(blessed=True, reasons=("accuracy 0.8 >= 0.75",), force_reason="demo", champion="1" * 64)
     evaluation = with_facts(inputs["evaluation"], tmp_path / "evaluation", verdict=forced)

@@ -40,7 +40,7 @@ def test_dataset_is_what_tfds_prepared(synthetic_store, refs):
 
 
 @pytest.mark.fresh_process
-def test_two_preparations_are_equal_whatever_the_hash_seed(synthetic_store, refs, tmp_path):
+def test_preparations_with_different_hash_seeds_are_equal(synthetic_store, refs, tmp_path):
     command = [sys.executable, "-m", "ridgeline.cli", "step", "ingest", "--dataset", "synthetic_garments:1.0.0"]
     subprocess.run(
         [*command, "--output", str(tmp_path / "again")],
@@ -92,7 +92,7 @@ def test_missing_network_says_which_files_to_put_where(no_network, tmp_path):
 
 
 def test_missing_manual_dir_is_refused(tmp_path):
-    with pytest.raises(IngestError, match=r"received .*nowhere, which is none"):
+    with pytest.raises(IngestError, match=r"received .*nowhere, which is not a folder"):
         run(tmp_path / "out", manual_dir=tmp_path / "nowhere")
 
 
@@ -117,8 +117,8 @@ def test_official_files_give_the_official_arrays(manual_dir, fashion_mnist):
     official = np.frombuffer(raw, np.uint8, offset=16).reshape(10_000, -1)
     from ridgeline.artifacts.examples import Examples
 
-    ours = store.open(refs["transform"], Examples).split("test").images.reshape(10_000, -1)
-    assert sorted(map(bytes, official)) == sorted(map(bytes, ours))  # tfds shuffles, and loses nothing
+    images = store.open(refs["transform"], Examples).split("test").images.reshape(10_000, -1)
+    assert sorted(map(bytes, official)) == sorted(map(bytes, images))  # tfds shuffles the images
 
 
 @pytest.mark.real_data

@@ -47,7 +47,7 @@ def swept(trials, tmp_path_factory):
 # --- from trials to a result
 
 
-def test_the_winner_is_the_most_accurate_and_its_parameters_are_trains(swept):
+def test_the_winner_is_the_most_accurate_and_has_the_parameters_of_train(swept):
     facts = swept.facts
     winner = facts.trials[facts.winner]
     assert winner.metrics["val_accuracy"] == max(trial.metrics["val_accuracy"] for trial in facts.trials)
@@ -65,12 +65,10 @@ def test_the_result_does_not_depend_on_how_the_grid_was_divided(examples, swept,
 
 def test_trials_of_another_training_or_of_other_examples_are_refused(examples, other_examples, trials, tmp_path):
     longer = run_sweep(examples, tmp_path / "longer", GRID | {"l1": [], "l2": [], "train": TRAINING | {"epochs": 3}})
-    with pytest.raises(
-        ValueError, match="Expected trials of one sweep, of the training .*'epochs': 2.* received .*: 3"
-    ):
+    with pytest.raises(ValueError, match="Expected trials that all have the training .*'epochs': 2.* received .*: 3"):
         run_select(tmp_path / "a", trials, longer)
     other = run_sweep(other_examples, tmp_path / "other", GRID | {"l1": [], "l2": []})
-    with pytest.raises(ValueError, match="Expected trials of one sweep, of the examples"):
+    with pytest.raises(ValueError, match="Expected trials that all have the examples"):
         run_select(tmp_path / "b", trials, other)
 
 
@@ -103,7 +101,7 @@ def trial(accuracy, num_zeros=0, l1=0.0, l2=0.0):
     ("trials", "tolerance", "winner", "reason"),
     [
         ([trial(0.8, 99), trial(0.9), trial(None)], 0.0, 1, "validation accuracy 0.9000, the highest of 2"),
-        ([trial(0.9, 1), trial(0.9, 2), trial(0.9, 0, l2=9)], 0.0, 1, "the sparsest of 3 with this, the highest"),
+        ([trial(0.9, 1), trial(0.9, 2), trial(0.9, 0, l2=9)], 0.0, 1, "the sparsest of 3 with this highest accuracy"),
         ([trial(0.9, 1, l2=1), trial(0.9, 1, l1=3), trial(0.9, 1)], 0.0, 1, "the most strongly penalized of 3"),
         ([trial(0.9), trial(0.9)], 0.0, 0, "the most strongly penalized of 2"),
         ([trial(0.9), trial(0.895, 80), trial(0.88, 99)], 0.01, 1, "the sparsest of 2 within 0.01 of the highest, 0.9"),
@@ -115,7 +113,7 @@ def test_validation_chooses_and_ties_go_to_the_sparser_then_to_the_simpler(trial
     assert reason in why
 
 
-def test_a_sweep_of_which_every_trial_diverges_fails():
+def test_a_sweep_fails_if_every_trial_diverges():
     with pytest.raises(FloatingPointError, match="received 2 that all diverged. The first: nan"):
         choose([trial(None), trial(None)], 0.0)
 

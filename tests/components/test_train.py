@@ -47,7 +47,7 @@ def test_model_learns_and_reads_back(examples, tmp_path):
     )
 
 
-def test_same_seed_same_bytes_and_another_seed_others(examples, tmp_path):
+def test_equal_seeds_give_equal_bytes_and_other_seeds_other_bytes(examples, tmp_path):
     first = run(examples, tmp_path / "a", hidden_units=[4], epochs=1)
     assert run(examples, tmp_path / "b", hidden_units=[4], epochs=1).digest == first.digest
     assert run(examples, tmp_path / "c", hidden_units=[4], epochs=1, seed=43).digest != first.digest
@@ -87,7 +87,7 @@ def test_seed_model_has_its_parameters(synthetic_store, refs):
 DIVERGES = {"learning_rate": 0.1, "penalty": {"kind": "l2", "l2": 12.5}, "epochs": 9}  # w -> -1.5 w in each step
 
 
-def test_diverging_loss_stops_with_step_epoch_and_parameters_and_keeps_the_last_good_checkpoint(examples, tmp_path):
+def test_diverging_loss_is_reported_with_its_step_and_keeps_the_last_good_checkpoint(examples, tmp_path):
     message = r"finite loss; received (inf|nan) in step \d+ of 20 in epoch \d with l1=0.0 l2=12.5 learning_rate=0.1"
     (tmp_path / "scratch").mkdir()
     with pytest.raises(FloatingPointError, match=message) as caught:
@@ -149,7 +149,7 @@ def test_saved_architecture_has_ordinary_keras_regularizers(examples, tmp_path):
         ({"shift": 3, "flip": "maybe"}, "train.flip: expected a valid boolean"),
     ],
 )
-def test_combinations_without_sense_are_refused(values, message):
+def test_invalid_combinations_are_refused(values, message):
     with pytest.raises(ParameterError, match=message):
         train.parse(values)
 
@@ -227,7 +227,7 @@ def test_seed_model_reaches_the_notebooks_accuracy(fashion_mnist):
 # --- profiles
 
 
-def test_tuned_replaces_what_is_left_at_its_default_and_nothing_else():
+def test_tuned_replaces_default_values_only():
     seed = train.parse({}).model_dump(mode="json")  # the trigger form always sends all values
     params = parse(seed | {"profile": "tuned", "epochs": 3, "penalty": {**seed["penalty"], "l2": 0.5}})
     assert (params.epochs, params.penalty.l2, params.seed) == (3, 0.5, 42)
@@ -238,7 +238,7 @@ def test_tuned_replaces_what_is_left_at_its_default_and_nothing_else():
     assert train.parse(params.model_dump(mode="json")) == params
 
 
-def test_every_tuned_value_is_a_parameter_and_no_default():
+def test_every_tuned_value_is_a_parameter_that_differs_from_its_default():
     tuned = dict(flatten(train.parse({"profile": "tuned"}).model_dump(mode="json")))
     seed = dict(flatten(train.parse({}).model_dump(mode="json")))
     named = dict(flatten(TUNED))

@@ -135,10 +135,12 @@ def test_models_lists_and_shows_what_is_served(invoke, synthetic_store):
 
 def test_models_of_an_empty_registry(monkeypatch, tmp_path):
     monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path))
-    assert CliRunner().invoke(app, ["models", "list"]).stdout == f"no model was served yet from {tmp_path}/serving\n"
+    assert (
+        CliRunner().invoke(app, ["models", "list"]).stdout == f"no model has been served from {tmp_path}/serving yet\n"
+    )
 
 
-def test_a_model_whose_history_is_damaged_is_told_and_the_others_are_listed(synthetic_store, tmp_path, monkeypatch):
+def test_a_damaged_history_is_reported_and_the_other_models_are_listed(synthetic_store, tmp_path, monkeypatch):
     shutil.copytree(synthetic_store.local / "serving", tmp_path / "serving")
     (tmp_path / "serving" / "damaged").mkdir()
     (tmp_path / "serving" / "damaged" / "history.jsonl").touch()
@@ -185,10 +187,10 @@ def test_models_verify_and_rollback(synthetic_store, refs, tmp_path, monkeypatch
     [
         ("transform.validation_examples=60000", "below the 6000 training images"),
         ("ingest.dataset=fashion_mnits:3.0.1", "Did you mean fashion_mnist"),
-        ("ingest.manual_dir=/nowhere", "received /nowhere, which is none"),
+        ("ingest.manual_dir=/nowhere", "received /nowhere, which is not a folder"),
     ],
 )
-def test_what_a_step_refuses_is_one_message(invoke, synthetic_store, tmp_path, monkeypatch, assignment, message):
+def test_a_step_error_is_one_message(invoke, synthetic_store, tmp_path, monkeypatch, assignment, message):
     shutil.copytree(synthetic_store.local, tmp_path / "store")
     monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path / "store"))
     data = [] if "ingest" in assignment else ["--set", "ingest.dataset=synthetic_garments:1.0.0"]

@@ -46,7 +46,7 @@ def test_early_cut_off(store, steps, toy_steps):
     assert double.state == "cached"
 
 
-def test_going_back_reuses_the_older_execution(store, steps):
+def test_earlier_parameters_reuse_the_older_execution(store, steps):
     first = run_both(store, steps)
     run_both(store, steps, value=22)
     again = run_both(store, steps)
@@ -83,7 +83,7 @@ def test_wrong_inputs_are_refused(store, steps):
         execute(store, steps[1], {}, steps[1].parse({}), "run")
 
 
-def test_failure_publishes_nothing_is_recorded_and_runs_again(store, steps):
+def test_a_failed_step_publishes_nothing_is_recorded_and_runs_again(store, steps):
     seed, _ = steps
     with pytest.raises(ArithmeticError):
         execute(store, seed, {}, seed.parse({"fail": True}), "run")
@@ -99,7 +99,7 @@ def test_skipped_step_yields_nothing_and_is_recorded(store, steps):
     assert store.refs() == [first.output]
 
 
-def test_record_tells_the_run_and_its_parts(store, steps):
+def test_record_holds_the_run_and_the_parts(store, steps):
     first, second = run_both(store, steps, run_id="manual__1")
     assert second.run_id == "manual__1"
     assert second.inputs == {"number": first.output or ""}
@@ -115,7 +115,7 @@ def test_code_is_what_was_imported_not_what_was_edited_since(store, steps, toy_s
     assert [e.key for e in run_both(store, steps)] == [e.key for e in first]
 
 
-def test_reason_is_told_against_the_nearest_execution(store, steps):
+def test_reason_is_the_difference_from_the_nearest_execution(store, steps):
     run_both(store, steps, value=21)
     run_both(store, steps, value=13, fail=False)
     seed = steps[0]
@@ -169,7 +169,7 @@ def test_second_execution_of_a_key_at_the_same_time_works_without_scratch(store,
         assert list(scratch.iterdir()) == []
 
 
-def test_a_step_run_by_itself_that_resumes_keeps_scratch_beside_the_output(tmp_path, count, monkeypatch):
+def test_a_resuming_step_run_by_itself_keeps_its_scratch_beside_the_output(tmp_path, count, monkeypatch):
     for done in (1, 2):
         with pytest.raises(SystemExit, match=f"error: stopped after {done}"):
             run_step(count, ["--output", str(tmp_path / "out" / "three")])

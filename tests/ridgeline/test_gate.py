@@ -1,4 +1,4 @@
-"""The gate and the registry together, in one story of runs on the synthetic images."""
+"""The gate and the registry together, in one sequence of runs on the synthetic images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FORCED = {**WORSE, "evaluate.force_blessing": "a demo"}
 
 @dataclass(frozen=True)
 class Run:
-    """What came of a run."""
+    """The outcome of a run."""
 
     results: list[StepResult]
     explained: list[str]
@@ -45,7 +45,7 @@ class Run:
         return (pushed.new, pushed.version) if pushed else None
 
 
-class Story:
+class RunSequence:
     """Runs in a copy of the synthetic store, which holds the first run."""
 
     def __init__(self, store: Store, folder: Path) -> None:
@@ -67,8 +67,8 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(synthetic_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    """The story, in which neither the export nor the check of a served version starts a process: others test that.
+def sequence(synthetic_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunSequence]:
+    """The sequence, in which neither the export nor the check of a served version starts a process: others test that.
 
     As with a fresh process, a model's export has the same bytes each time.
     """
@@ -82,34 +82,34 @@ def story(synthetic_store: Store, tmp_path_factory: pytest.TempPathFactory) -> I
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ridgeline.registry.check", lambda *_: None)
         patch.setattr("components.export.save_in_a_fresh_process", save)
-        yield Story(synthetic_store, tmp_path_factory.mktemp("gate"))
+        yield RunSequence(synthetic_store, tmp_path_factory.mktemp("gate"))
 
 
 @pytest.fixture(scope="module")
-def first_export_again(story: Story, synthetic: tuple[Settings, list[Execution]]) -> StepResult:
+def first_export_again(sequence: RunSequence, synthetic: tuple[Settings, list[Execution]]) -> StepResult:
     """The first run's export, repeated after the second run pushed."""
-    story.runs["unchanged"] = story.run({})
-    story.runs["other"] = story.run(OTHER)
+    sequence.runs["unchanged"] = sequence.run({})
+    sequence.runs["other"] = sequence.run(OTHER)
     inputs = synthetic[1][-1].inputs
-    return pipeline.run_step(story.settings, STEPS[-1], inputs, STEPS[-1].parse({}), "synthetic", by="ann")
+    return pipeline.run_step(sequence.settings, STEPS[-1], inputs, STEPS[-1].parse({}), "synthetic", by="ann")
 
 
 @pytest.fixture(scope="module")
-def runs(story: Story, first_export_again: StepResult) -> dict[str, Run]:
-    """The runs of the story, in their order."""
-    runs = story.runs
-    runs["other again"] = story.run(OTHER)
+def runs(sequence: RunSequence, first_export_again: StepResult) -> dict[str, Run]:
+    """The runs of the sequence, in their order."""
+    runs = sequence.runs
+    runs["other again"] = sequence.run(OTHER)
     again: dict[str, Mapping[str, object]] = {"worse": WORSE, "forced": FORCED}
     for name, values in again.items():
-        runs[name] = story.run(values)
-        runs[f"{name} again"] = story.run(values)
-    story.registry.rollback(story.store, NAME, None, reason="demo over", by="bob", run_id="rollback 1")
-    runs["after rollback"] = story.run(FORCED)
-    (story.store.path(f"Model/{runs['other'].facts.model_digest}") / "model.weights.h5").write_bytes(b"damaged")
-    runs["without champion"] = story.run({**WORSE, "evaluate.num_mistakes": 1})
-    runs["without champion again"] = story.run({**WORSE, "evaluate.num_mistakes": 1})
-    runs["without champion, forced"] = story.run({**WORSE, "evaluate.force_blessing": "the files are lost"})
-    runs["without what it replaced"] = story.run({**WORSE, "evaluate.num_mistakes": 2})
+        runs[name] = sequence.run(values)
+        runs[f"{name} again"] = sequence.run(values)
+    sequence.registry.rollback(sequence.store, NAME, None, reason="demo over", by="bob", run_id="rollback 1")
+    runs["after rollback"] = sequence.run(FORCED)
+    (sequence.store.path(f"Model/{runs['other'].facts.model_digest}") / "model.weights.h5").write_bytes(b"damaged")
+    runs["without champion"] = sequence.run({**WORSE, "evaluate.num_mistakes": 1})
+    runs["without champion again"] = sequence.run({**WORSE, "evaluate.num_mistakes": 1})
+    runs["without champion, forced"] = sequence.run({**WORSE, "evaluate.force_blessing": "the files are lost"})
+    runs["without what it replaced"] = sequence.run({**WORSE, "evaluate.num_mistakes": 2})
     return runs
 
 
@@ -127,13 +127,13 @@ def test_an_unchanged_run_reuses_everything_and_pushes_nothing(runs):
         assert runs[name].served == (False, version)
 
 
-def test_a_model_that_is_not_worse_is_pushed(runs, story):
+def test_a_model_that_is_not_worse_is_pushed(runs, sequence):
     assert runs["other"].states == ["cached", "cached", "complete", "complete", "complete"]
     assert runs["other"].facts.comparison.model_digest == runs["unchanged"].facts.model_digest
     assert runs["other"].facts.comparison.accuracy == runs["unchanged"].facts.accuracy
     assert runs["other"].served == (True, 2)
     assert f"champion    {runs['unchanged'].facts.accuracy:.4f}, model " in runs["other"].lines
-    assert story.registry.history(NAME)[1].by == "ann"
+    assert sequence.registry.history(NAME)[1].by == "ann"
 
 
 def test_a_significantly_worse_model_is_not_exported(runs):
@@ -146,25 +146,25 @@ def test_a_significantly_worse_model_is_not_exported(runs):
     assert "verdict     not blessed: " in runs["worse"].lines
 
 
-def test_a_forced_blessing_serves_it_and_is_recorded(runs, story):
+def test_a_forced_blessing_serves_it_and_is_recorded(runs, sequence):
     assert runs["forced"].states == ["cached", "cached", "cached", "complete", "complete"]
     assert runs["forced"].served == (True, 3)
     assert runs["forced"].facts.verdict.forced == "a demo"
     assert "verdict     blessed by force: " in runs["forced"].lines
-    assert story.registry.history(NAME)[2].reason == "a demo"
+    assert sequence.registry.history(NAME)[2].reason == "a demo"
 
 
-def test_a_run_after_a_rollback_does_not_undo_it(runs, story):
+def test_a_run_after_a_rollback_does_not_undo_it(runs, sequence):
     run = runs["after rollback"]
     assert run.states == ["cached"] * 5
     assert run.served == (False, 2)
     assert "version 3 served this model and was rolled back from" in run.results[-1].pushed.reason
     assert "demo over" in run.lines
-    assert [entry.run_id for entry in story.registry.history(NAME)[3:4]] == ["rollback 1"]
+    assert [entry.run_id for entry in sequence.registry.history(NAME)[3:4]] == ["rollback 1"]
     assert f"served      {NAME} version 2 in " in run.lines
 
 
-def test_nothing_is_blessed_against_a_champion_that_cannot_be_read(runs):
+def test_nothing_is_blessed_if_the_champion_cannot_be_read(runs):
     digest = runs["other"].facts.model_digest
     for name, state in (("without champion", "complete"), ("without champion again", "cached")):
         run = runs[name]
@@ -178,11 +178,11 @@ def test_nothing_is_blessed_against_a_champion_that_cannot_be_read(runs):
     assert runs["without champion again"].explained[3] == "reused"
 
 
-def test_but_by_force(runs, story):
+def test_a_forced_blessing_passes_without_a_readable_champion(runs, sequence):
     run = runs["without champion, forced"]
     assert run.served == (True, 4)
     assert run.facts.verdict.forced == "the files are lost"
-    assert story.registry.history(NAME)[4].reason == "the files are lost"
+    assert sequence.registry.history(NAME)[4].reason == "the files are lost"
 
 
 def test_the_champion_itself_stays_blessed_without_the_model_that_it_replaced(runs):
@@ -193,10 +193,10 @@ def test_the_champion_itself_stays_blessed_without_the_model_that_it_replaced(ru
     assert "version 4 serves this model already" in run.results[-1].pushed.reason
 
 
-def test_an_export_that_is_done_again_does_not_replace_a_newer_champion(first_export_again, runs, story):
+def test_a_repeated_export_does_not_replace_a_newer_champion(first_export_again, runs, sequence):
     assert runs["other"].served == (True, 2)
     pushed = first_export_again.pushed
     assert (pushed.new, pushed.version) == (False, 2)
     assert "was judged without a champion, but the champion is model" in pushed.reason
-    assert [entry.version for entry in story.registry.history(NAME)[:3]] == [1, 2, 3]
+    assert [entry.version for entry in sequence.registry.hisequence(NAME)[:3]] == [1, 2, 3]
     assert runs["other again"].served == (False, 2)

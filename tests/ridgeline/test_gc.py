@@ -40,7 +40,7 @@ def test_gc_dry_run_deletes_nothing(store, runs, tmp_path):
     assert len(list(store.executions())) == 6
 
 
-def test_gc_keeps_what_served_versions_need_with_all_it_was_made_from(store, runs, tmp_path):
+def test_gc_keeps_the_artifacts_and_ancestors_of_served_versions(store, runs, tmp_path):
     folder = tmp_path / "serving" / "model"
     (folder / "1").mkdir(parents=True)
     lines = [
@@ -66,7 +66,7 @@ def test_gc_refuses_to_keep_no_run(store, tmp_path):
         collect_garbage(store, Registry(tmp_path), keep_runs=0, dry_run=True)
 
 
-def test_gc_clears_scratch_that_nobody_wrote_to_for_a_week(store, runs, tmp_path):
+def test_gc_deletes_scratch_that_did_not_change_for_a_week(store, runs, tmp_path):
     with pytest.raises(ArithmeticError), store.scratch("key") as scratch:
         (scratch / "checkpoint").write_text("half")
         raise ArithmeticError

@@ -69,7 +69,7 @@ def test_code_covers_what_a_step_can_reach_and_nothing_else():
 
 
 @pytest.mark.parametrize("step", pipeline.load_components().values(), ids=lambda step: step.name)
-def test_a_step_reaches_only_the_declaration_the_artifacts_and_the_frame_of_a_page(step):
+def test_a_step_reaches_only_the_declaration_the_artifacts_and_the_page_frame(step):
     framework = {name for name in reachable_code(step.module)[0] if name.startswith("ridgeline/")}
     allowed = {"ridgeline/__init__.py", "ridgeline/component.py", "ridgeline/html_page.py"}
     assert {name for name in framework - allowed if not name.startswith("ridgeline/artifacts/")} == set()

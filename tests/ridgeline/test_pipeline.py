@@ -113,7 +113,7 @@ def read(params: Any) -> Any:
     return params
 
 
-def test_a_sweep_trains_with_trains_parameters_unless_it_has_its_own():
+def test_a_sweep_takes_the_parameters_of_train_unless_it_has_its_own():
     values = {"train.epochs": 4, "train.batch_size": 64, "train.penalty.l2": 0.5, "sweep.train.batch_size": 16}
     training = read(pipeline.parse_params(pipeline.plan("train", ["sweep"]), values, Settings())["sweep"]).train
     assert (training.epochs, training.batch_size) == (4, 16)
@@ -140,7 +140,7 @@ def test_an_assignment_needs_a_name_and_a_value(text):
         pipeline.parse_assignments([text])
 
 
-def test_all_bad_parameters_are_named_before_anything_works():
+def test_all_bad_parameters_are_named_before_anything_runs():
     values = {"train.epochs": 0, "trian.epochs": 1, "transform.normalization": "log", "epochs": 3}
     with pytest.raises(ParameterError) as caught:
         pipeline.parse_params(pipeline.plan("export"), values, Settings())
@@ -183,7 +183,7 @@ def test_pipeline_ends_with_a_served_model(synthetic):
     assert (results[-1].pushed.path / "saved_model.pb").is_file()
 
 
-def test_comment_in_another_component_reruns_nothing_that_does_not_reach_it(tree):
+def test_comment_in_a_component_reruns_only_what_reaches_it(tree):
     folder, ridgeline = tree
     assert [line.split()[1] for line in ridgeline("explain").splitlines()] == ["reused:"] * 5
     append_comment(folder / "components" / "evaluate.py")
@@ -220,7 +220,7 @@ def test_captions_help_and_the_tolerance_train_nothing(tree):
 
 
 @pytest.mark.fresh_process
-def test_early_cut_off_stops_the_ripple(tree):
+def test_equal_output_reruns_nothing_downstream(tree):
     folder, ridgeline = tree
     append_comment(folder / "components" / "transform.py")
     output = ridgeline("run")

@@ -10,7 +10,7 @@ def test_tensorflow_is_imported_without_its_noise_and_without_losing_other_lines
     code = """
 import os, sys
 from ridgeline import quiet_tensorflow
-class Other:  # stands for any other line that the import brings
+class Other:  # prints a line that must not be filtered
     def find_spec(self, name, path=None, target=None):
         if name == "tensorflow.python":
             os.write(2, b"E0000 something is wrong\\n")

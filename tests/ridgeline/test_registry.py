@@ -37,7 +37,7 @@ NAME = "synthetic_garments"
 
 @pytest.fixture
 def models(model, tmp_path, store):
-    """Four models, by number, in a store of their own; the last is the first again, evaluated anew."""
+    """Four models, by number, in a store of their own; the last is the first, evaluated again."""
     made = {}
     for number, facts in enumerate(
         [{"model_digest": f"{n:064x}", "accuracy": n / 10} for n in (1, 2, 3)]
@@ -106,14 +106,14 @@ def test_versions_only_grow_and_are_never_rewritten(model, tmp_path, unchecked):
     assert [entry.version for entry in registry.history("synthetic_garments")] == [1, 2, 3]
 
 
-def test_damaged_served_version_is_pushed_anew(model, tmp_path, unchecked):
+def test_damaged_served_version_is_pushed_again(model, tmp_path, unchecked):
     registry = Registry(tmp_path)
     first = registry.push(model, "run 1")
     (first.path / "saved_model.pb").write_bytes(b"")
     assert registry.push(model, "run 2").version == 2
 
 
-def test_rubbish_of_a_killed_push_is_cleared(model, tmp_path, unchecked):
+def test_leftovers_of_a_killed_push_are_deleted(model, tmp_path, unchecked):
     (tmp_path / "synthetic_garments" / ".push-dead").mkdir(parents=True)
     Registry(tmp_path).push(model, "run 1")
     assert list((tmp_path / "synthetic_garments").glob(".push-*")) == []
@@ -140,7 +140,7 @@ def test_pointer_is_json_with_the_version(model, tmp_path, unchecked):
     assert json.loads((tmp_path / "synthetic_garments" / "champion.json").read_text()) == {"version": 1}
 
 
-def test_push_killed_before_the_make_champion_keeps_the_champion_and_its_number(
+def test_push_killed_before_its_history_entry_keeps_the_champion_and_uses_up_its_number(
     model, tmp_path, unchecked, monkeypatch
 ):
     registry = Registry(tmp_path / "serving")
@@ -183,7 +183,7 @@ def test_history_lines_of_earlier_releases_are_read(model, registry):
     assert (registry.champion(NAME).reason, registry.champion(NAME).by) == ("", "")
 
 
-def test_history_is_appended_to_byte_for_byte_whatever_the_reason_holds(models, registry, store):
+def test_appending_keeps_earlier_history_lines_byte_for_byte(models, registry, store):
     push_all(registry, models[1], models[2])
     path = registry.root / NAME / "history.jsonl"
     before = path.read_bytes()
@@ -197,7 +197,7 @@ def test_a_push_records_who_and_a_forced_blessing_why(model, registry, tmp_path)
     assert (registry.champion(NAME).by, registry.champion(NAME).reason) == ("ann", "demo")
 
 
-def test_killed_between_history_and_pointer_the_history_counts_and_the_next_push_repairs(models, registry, monkeypatch):
+def test_after_a_kill_the_history_decides_and_the_next_push_updates_the_pointer(models, registry, monkeypatch):
     push_all(registry, models[1])
     with monkeypatch.context() as patch:
         patch.setattr(Registry, "_publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -236,7 +236,7 @@ def test_a_model_is_compared_with_the_champion_and_the_champion_with_what_it_rep
     assert [baseline(registry, n) for n in (1, 2, 3)] == [None, 1, 1]
 
 
-def test_what_a_model_is_compared_with_does_not_change_by_its_own_push(models, registry, store):
+def test_pushing_a_model_does_not_change_its_baseline(models, registry, store):
     for number in (1, 4, 2, 1, 3, 4, 2):
         model = models[number]
         before = registry.baseline(NAME, model.facts.model_digest)
@@ -382,13 +382,13 @@ def test_a_model_that_was_rolled_back_from_is_not_pushed_again(models, registry,
     assert registry.champion(NAME).version == 1
 
 
-def test_nor_is_it_if_it_was_evaluated_anew(models, registry, store):
+def test_a_model_that_was_rolled_back_from_is_not_pushed_after_another_evaluation(models, registry, store):
     push_all(registry, models[2], models[1])
     back(registry, store)
     assert "rolled back from" in push(registry, models[4]).reason  # the same model as models[1]
 
 
-def test_once_brought_back_it_is_served_as_before(models, registry, store):
+def test_a_model_that_was_rolled_back_to_can_be_pushed_again_later(models, registry, store):
     push_all(registry, models[1], models[2])
     back(registry, store)
     back(registry, store, 2)
@@ -412,14 +412,16 @@ def test_a_reason_to_force_it_pushes_it_again_but_only_once(models, registry, st
 def test_the_same_force_does_not_undo_a_rollback_to_any_version(models, registry, store, tmp_path):
     push_all(registry, models[1], models[3], variant(models[2], tmp_path / "a", forced="we need it"))
     back(registry, store, 1)
-    anew = variant(models[2], tmp_path / "b", forced="we need it", accuracy=0.21)  # judged against model 1 this time
-    assert "version 3 served this model and was rolled back from" in push(registry, anew).reason
+    forced_again = variant(
+        models[2], tmp_path / "b", forced="we need it", accuracy=0.21
+    )  # judged against model 1 this time
+    assert "version 3 served this model and was rolled back from" in push(registry, forced_again).reason
 
 
 # --- what else is not pushed
 
 
-def test_the_champion_s_model_judged_anew_is_not_pushed_again(models, registry, tmp_path):
+def test_the_champion_is_not_pushed_again_after_another_evaluation(models, registry, tmp_path):
     push_all(registry, models[1])
     outcome = push(registry, models[4])
     assert (outcome.new, outcome.reason) == (False, "not pushed: version 1 serves this model already")
@@ -441,7 +443,7 @@ def test_a_verdict_against_another_champion_is_not_pushed(models, registry, tmp_
     assert registry.push(models[3], "run 3", by="ann").version == 3
 
 
-def test_a_model_that_was_replaced_is_pushed_again_only_if_somebody_asks(models, registry):
+def test_a_replaced_model_is_pushed_again_only_if_a_user_asks(models, registry):
     push_all(registry, models[1], models[2])
     outcome = push(registry, models[1], by="")
     assert (outcome.new, outcome.version) == (False, 2)
@@ -453,7 +455,7 @@ def test_a_model_that_was_replaced_is_pushed_again_only_if_somebody_asks(models,
     assert push(registry, models[1], by="ann").version == 3
 
 
-def test_a_new_model_needs_nobody_to_ask_for_it(models, registry):
+def test_a_scheduled_run_pushes_a_new_model(models, registry):
     push_all(registry, models[1])
     assert push(registry, models[2], by="").version == 2
 
@@ -473,7 +475,7 @@ def test_a_push_deletes_old_versions_but_not_the_one_that_a_rollback_goes_to(mod
     assert push(registry, models[3]).reason.endswith("a run that forces it with a new reason pushes it again")
 
 
-def test_a_version_half_deleted_by_a_killed_push_is_cleared(models, registry):
+def test_a_version_half_deleted_by_a_killed_push_is_deleted(models, registry):
     push_all(registry, models[1])
     (registry.root / NAME / ".pruned-dead").mkdir()
     push_all(registry, models[1])
@@ -499,7 +501,7 @@ def test_a_model_that_cannot_be_read_is_left_out_and_the_others_are_pushed(model
     assert 'name: "shoes"' in (registry.root / "models.config").read_text()  # what it served last
 
 
-def test_tf_serving_is_told_to_serve_the_champion_of_every_model(models, registry, store, model, tmp_path):
+def test_models_config_names_the_champion_of_every_model(models, registry, store, model, tmp_path):
     push_all(registry, models[1], models[2])
     registry.base_path = "/models/"
     registry.push(variant(model, tmp_path / "other", model_name='odd"name'), "run 1")

@@ -4,7 +4,7 @@ from ridgeline import pipeline
 from ridgeline.run_summary import summary
 
 
-def test_summary_tells_what_came_of_each_step(synthetic):
+def test_summary_lists_the_outcome_of_each_step(synthetic):
     settings, results = synthetic
     records = pipeline.run_records(settings, "synthetic")
     assert [records[r.execution.component] for r in results] == [r.execution for r in results]

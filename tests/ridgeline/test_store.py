@@ -101,7 +101,7 @@ def test_find_by_beginning_or_path(store, number):
             store.find(name)
 
 
-def test_killed_owner_leaves_rubbish_that_the_next_start_clears(store):
+def test_leftovers_of_a_killed_owner_are_deleted_at_the_next_start(store):
     program = textwrap.dedent(
         """
         import sys, time
@@ -116,7 +116,7 @@ def test_killed_owner_leaves_rubbish_that_the_next_start_clears(store):
         [sys.executable, "-c", program, str(store.root)], stdout=subprocess.PIPE, text=True
     ) as killed:
         assert killed.stdout.readline() == "staged\n"
-        with store.stage():  # its owner lives: left alone
+        with store.stage():  # the folder of a live owner stays
             assert len(list(store.local.glob("staging/*/half"))) == 1
         killed.send_signal(signal.SIGKILL)
     with store.stage():
@@ -135,7 +135,7 @@ def test_executions_are_listed_newest_first(store):
 def test_unwritable_root_is_explained(tmp_path):
     (tmp_path / "file").write_text("")
     for root in (tmp_path / "file", tmp_path / "file" / "store", "/proc/store"):
-        with pytest.raises(StoreError, match=r"RIDGELINE_STORE.*What the store held before"), Store(root).stage():
+        with pytest.raises(StoreError, match=r"RIDGELINE_STORE.*earlier content of the store"), Store(root).stage():
             pass
 
 
@@ -186,7 +186,7 @@ def test_remote_store_serves_a_fresh_mirror(tmp_path, number):
     assert elsewhere.open(ref, number.Number).path == tmp_path / "there" / "artifacts" / ref
     assert [e.output for e in elsewhere.executions("seed")] == [ref]
 
-    (elsewhere.path(ref) / "sub" / "number.txt").write_text("2")  # a damaged mirror is brought again
+    (elsewhere.path(ref) / "sub" / "number.txt").write_text("2")  # a damaged mirror is copied again
     assert elsewhere.open(ref, number.Number).facts.digits == 1
 
     remote_file = UPath(root) / "artifacts" / ref / "sub" / "number.txt"
@@ -209,7 +209,7 @@ def test_remote_upload_is_complete_only_with_its_manifest(tmp_path, number):
     assert Store(root, mirror=tmp_path / "there").refs() == []
 
 
-def test_staging_waits_for_no_one(store):
+def test_staging_folders_do_not_block_each_other(store):
     start = time.monotonic()
     with store.stage() as one, store.stage() as two:
         assert one != two

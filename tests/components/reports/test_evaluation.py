@@ -283,9 +283,7 @@ def test_a_forced_blessing_is_shown_with_its_reason(examples, model, network):
     html = render(FACTS.model_copy(update={"verdict": verdict}), BINS, examples, model, network)
     assert "<i>demo" not in html
     text = Page(html).text
-    assert (
-        "Blessed by force A person blessed this model, whatever the checks say. The reason given: <i>demo</i>" in text
-    )
+    assert "Blessed by force A person blessed this model although a check failed. Reason: <i>demo</i>" in text
     assert "accuracy 0.5 < 0.75" in text
 
 
@@ -293,7 +291,7 @@ def test_the_champion_is_shown_beside_the_model(page, examples, model, network):
     assert "Against the champion" not in page.text
     text = Page(render(FACTS.model_copy(update={"comparison": COMPARISON}), BINS, examples, model, network)).text
     for part in (
-        "It alone is right on 1,234 of them, this one alone on 5.",
+        "The champion alone is right on 1,234 of them, this model alone on 5.",
         "probability p = 0.01235",
         "Accuracy 50.00 % 62.50 % -12.50",
         "95 % interval 18.76 to 81.24 29.99 to 86.54",
@@ -304,7 +302,7 @@ def test_the_champion_is_shown_beside_the_model(page, examples, model, network):
         assert part in text
 
 
-def test_equal_input_gives_equal_bytes_whatever_the_users_matplotlib_settings(html, examples, model, network):
+def test_equal_input_gives_equal_bytes_with_other_matplotlib_settings(html, examples, model, network):
     with matplotlib.rc_context({"font.size": 30, "svg.hashsalt": None, "lines.linewidth": 9}):
         assert render(FACTS, BINS, examples, model, network) == html
         assert matplotlib.rcParams["font.size"] == 30

@@ -131,7 +131,7 @@ def test_adam_is_keras_own(bars):
         np.testing.assert_allclose(received, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_orders_are_these():
+def test_part_and_row_orders_are_golden():
     assert part_order(42, 1, range(0, 50, 10)) == [40, 0, 10, 20, 30]
     assert row_order(42, 1, 0, 10).tolist() == [0, 8, 7, 4, 3, 1, 2, 9, 6, 5]
     assert row_order(42, 2, 0, 10).tolist() == [0, 8, 5, 9, 7, 4, 2, 6, 3, 1]
@@ -174,7 +174,7 @@ def test_validation_metrics_are_the_formula(bars):
     assert fit.metrics["val_accuracy"] == np.mean(p.argmax(1) == split.labels)
 
 
-def test_other_strengths_rates_and_seeds_compile_nothing_anew_and_leave_no_trace(bars):
+def test_other_strengths_rates_and_seeds_reuse_the_compiled_code_and_leave_no_state(bars):
     shared = engine(bars, momentum=0.9)
     first = shared.fit(**VALUES, epochs=2)
     shared.fit(penalty=Penalty.at("l2", 0.5), learning_rate=0.001, seed=8, epochs=1)
@@ -222,7 +222,7 @@ def test_augmentation_shifts_and_flips_whole_images(bars, shape, flip):
     assert {key[2] for key in seen} == ({False, True} if flip else {False})
 
 
-def test_only_the_wanted_share_of_images_is_shifted(bars):
+def test_shift_share_limits_the_share_of_shifted_images(bars):
     import tensorflow as tf
 
     images = np.random.default_rng(1).integers(1, 256, (2_000, 6, 5), np.uint8)
@@ -233,7 +233,7 @@ def test_only_the_wanted_share_of_images_is_shifted(bars):
 
 @pytest.mark.parametrize(("l2", "epochs", "tolerance"), [(0.0, 1_200, 5e-3), (0.01, 400, 1e-3)])  # L1 alone is flat
 def test_proximal_solver_reaches_scikit_learns_optimum(bars, l2, epochs, tolerance):
-    """Softmax regression is convex. scikit-learn's ``a * (r * sum(abs(w)) + (1 - r) / 2 * sum(w**2))`` is ours."""
+    """Softmax regression is convex; scikit-learn's penalty is ``a * (r * sum(abs(w)) + (1 - r) / 2 * sum(w**2))``."""
     from sklearn.linear_model import LogisticRegression
 
     split, l1 = bars.split("train"), 0.02
@@ -262,12 +262,12 @@ class Killed(BaseException):
     pass
 
 
-class Mortal(Checkpoint):
-    """A checkpoint whose process dies after the save of an epoch."""
+class KillingCheckpoint(Checkpoint):
+    """A checkpoint that kills the training after saving an epoch."""
 
     def save(self, arrays, facts):
         super().save(arrays, facts)
-        if len(facts["history"]["loss"]) == self.identity["dies"]:
+        if len(facts["history"]["loss"]) == self.identity["killed_after"]:
             raise Killed
 
 
@@ -283,7 +283,7 @@ def test_resumed_after_any_epoch_gives_the_same_bytes(bars, tmp_path, caplog, re
     trainer = engine(bars, **recipe)
     whole = trainer.fit(**VALUES, epochs=4, patience=2)
     for epoch in range(1, len(whole.history["loss"]) + 1):
-        checkpoint = Mortal(tmp_path / str(epoch), {"dies": epoch})
+        checkpoint = KillingCheckpoint(tmp_path / str(epoch), {"killed_after": epoch})
         with pytest.raises(Killed):
             trainer.fit(**VALUES, epochs=4, patience=2, checkpoint=checkpoint)
         trainer.fit(**{**VALUES, "seed": 99}, epochs=1)
@@ -295,7 +295,7 @@ def test_resumed_after_any_epoch_gives_the_same_bytes(bars, tmp_path, caplog, re
     assert list(tmp_path.glob(".*")) == []
 
 
-def test_damaged_checkpoint_is_refused_and_training_starts_anew(bars, tmp_path, caplog):
+def test_damaged_checkpoint_is_refused_and_training_restarts(bars, tmp_path, caplog):
     trainer, checkpoint = engine(bars), Checkpoint(tmp_path / "checkpoint", {"params": 1})
     whole = trainer.fit(**VALUES, epochs=2, checkpoint=checkpoint)
     content = bytearray(checkpoint.path.read_bytes())

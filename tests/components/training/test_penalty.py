@@ -32,7 +32,7 @@ def test_a_kind_needs_all_of_its_strengths() -> None:
 
 
 @pytest.mark.parametrize("smooth_only", [False, True])
-def test_the_regularizer_is_the_formula_and_its_gradient_leaves_l1_out_if_it_is_to(smooth_only: bool) -> None:
+def test_the_regularizer_follows_its_formula_and_smooth_only_leaves_l1_out_of_the_gradient(smooth_only: bool) -> None:
     import tensorflow as tf
 
     penalty = regularizer(smooth_only)
