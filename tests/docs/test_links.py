@@ -34,3 +34,14 @@ def test_every_document_is_named_in_the_readme():
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 130
+
+
+def test_the_documents_that_sources_name_exist():
+    folders = ("benchmarks", "components", "dags", "docker", "ridgeline")
+    files = [ROOT / "Makefile", *(path for name in folders for path in (ROOT / name).rglob("*") if path.is_file())]
+    for file in [file for file in files if file.suffix not in (".pyc", ".env")]:
+        text = file.read_text()
+        for name, _, title in re.findall(r"(docs/\w+\.md|README)(?:, ([\"'`])(.+?)\2)?", text):
+            document = ROOT / (name if name.endswith(".md") else "README.md")
+            assert document.exists(), (file, name)
+            assert not title or title.lower().replace(" ", "-") in anchors(document), (file, name, title)
