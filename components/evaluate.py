@@ -174,6 +174,11 @@ def mean_cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
     Returns:
         Nats, in [0, 87.4].
+
+    Example:
+        >>> certain, undecided = [1.0, 0.0], [0.5, 0.5]
+        >>> round(mean_cross_entropy(np.array([certain, undecided], np.float32), np.array([0, 1])), 4)
+        0.3466
     """
     chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return float(-np.mean(np.log(np.clip(chosen, np.finfo(np.float32).tiny, 1.0))))
@@ -190,6 +195,13 @@ def calibration_bins(probabilities: np.ndarray, labels: np.ndarray) -> Calibrati
 
     Returns:
         The bins' counts, mean confidences and accuracies.
+
+    Example:
+        >>> bins = calibration_bins(np.array([[0.9, 0.1], [0.1, 0.9]], np.float32), np.array([0, 0]))
+        >>> [(number, count) for number, count in enumerate(bins.counts.tolist(), start=1) if count]
+        [(14, 2)]
+        >>> float(bins.accuracy[13])
+        0.5
     """
     confidence = probabilities.max(axis=1).astype(np.float64)
     correct = probabilities.argmax(axis=1) == labels
@@ -213,6 +225,11 @@ def calibration_error(bins: CalibrationBins) -> float:
 
     Returns:
         The error, in [0, 1]; 0 is perfect.
+
+    Example:
+        >>> confident, half_right = np.array([[0.9, 0.1], [0.1, 0.9]], np.float32), np.array([0, 0])
+        >>> round(calibration_error(calibration_bins(confident, half_right)), 4)
+        0.4
     """
     return float(np.average(np.abs(bins.accuracy - bins.confidence), weights=bins.counts))
 
@@ -281,6 +298,12 @@ def mcnemar_p_value(only_champion_right: int, only_candidate_right: int) -> floa
 
     Returns:
         The probability that chance puts the champion at least this far ahead; 1 if the two never differ.
+
+    Example:
+        >>> mcnemar_p_value(only_champion_right=5, only_candidate_right=0)  # 1 in 2 ** 5
+        0.03125
+        >>> mcnemar_p_value(only_champion_right=0, only_candidate_right=0)
+        1.0
     """
     from scipy.stats import binomtest
 

@@ -95,7 +95,7 @@ def ingest(params: Params, output: Path) -> DatasetFacts:
 def _builder(dataset: str, data_dir: Path) -> Any:
     import tensorflow_datasets as tfds
 
-    import components.datasets.synthetic_garments  # noqa: F401 - registers it with tfds
+    import components.datasets  # noqa: F401 - registers the project's own with tfds
 
     try:
         return tfds.builder(dataset, data_dir=data_dir, file_format="tfrecord", try_gcs=False)

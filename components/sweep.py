@@ -150,7 +150,7 @@ def _try_all(examples: Examples, points: list[tuple[int, TrainParams]]) -> list[
 
 def _try(engine: Engine, params: TrainParams) -> tuple[Trial, np.ndarray]:
     """Train once; return the trial and its histogram, int64 ``[kernels, bins]``."""
-    point: dict[str, Any] = {**params.penalty.model_dump(), "solver": params.solver}
+    point: dict[str, Any] = params.penalty.model_dump(include=set(Trial.model_fields)) | {"solver": params.solver}
     names = [*(f"hidden_{i}" for i, _ in enumerate(params.hidden_units, start=1)), "output"]
     try:
         result = fit(engine, params)

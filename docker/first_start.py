@@ -164,7 +164,7 @@ def prepare_database(migrate: bool) -> None:
         raise Refusal(
             f"Expected a database of Airflow {airflow.__version__}; received one of "
             f"{versions.get(current, f'an older version (revision {current})')}. The migration cannot be "
-            "undone: make a backup (README, `Backup`), then run `make up MIGRATE=1`."
+            "undone: make a backup (docs/server.md, `Backup and restore`), then run `make up MIGRATE=1`."
         )
     if current != revisions.get_current_head():
         subprocess.run(["airflow", "db", "migrate"], check=True)

@@ -40,7 +40,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Ridgeline: regularized classifiers, from dataset to served model. Settings: RIDGELINE_STORE, "
-    "RIDGELINE_SERVING, RIDGELINE_MANUAL_DIR and others, see the README.",
+    "RIDGELINE_SERVING, RIDGELINE_MANUAL_DIR and others, see docs/operating.md.",
 )
 app.add_typer(models_cli.app, name="models")
 

@@ -38,6 +38,10 @@ def shown_as(**labels: str) -> dict[str, Any]:
 
     Args:
         **labels: Label of each value.
+
+    Example:
+        >>> shown_as(sgd="SGD: stochastic gradient descent", adam="Adam")
+        {'values_display': {'sgd': 'SGD: stochastic gradient descent', 'adam': 'Adam'}}
     """
     return {"values_display": labels}
 
@@ -224,13 +228,23 @@ def _is_artifact(kind: Any) -> bool:
 
 
 def members(names: Iterable[str], group: str) -> list[str]:
-    """Return a group's inputs, ``<group>.0``, ``<group>.1`` and so on, in their order."""
+    """Return a group's inputs, ``<group>.0``, ``<group>.1`` and so on, in their order.
+
+    Example:
+        >>> members(["examples", "trials.10", "trials.9"], "trials")
+        ['trials.9', 'trials.10']
+    """
     found = [name for name in names if name.rpartition(".")[0] == group]
     return sorted(found, key=lambda name: int(name.rpartition(".")[2]))
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield a nested mapping's leaves by dotted name."""
+    """Yield a nested mapping's leaves by dotted name.
+
+    Example:
+        >>> dict(flatten({"penalty": {"kind": "l2", "l2": 0.01}, "hidden_units": [100, 100]}))
+        {'penalty.kind': 'l2', 'penalty.l2': 0.01, 'hidden_units': [100, 100]}
+    """
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{name}.")

@@ -48,7 +48,22 @@ class KeyParts(BaseModel):
         return digest_of(self.model_dump())
 
     def differences(self, earlier: KeyParts) -> list[str]:
-        """Return the changes since an earlier execution, one phrase each."""
+        """Return the changes since an earlier execution, one phrase each.
+
+        Example:
+            >>> earlier = KeyParts(
+            ...     component="train",
+            ...     inputs={"examples": "ed28f8e23ae6"},
+            ...     params={"epochs": 2, "penalty.l2": 0.01},
+            ...     code={"components/train.py": "b0c4"},
+            ...     libraries={"keras": "3.14.0"},
+            ... )
+            >>> now = earlier.model_copy(update={"params": {"epochs": 2, "penalty.l2": 0.001}})
+            >>> now.differences(earlier)
+            ['parameter train.penalty.l2 0.01 → 0.001']
+            >>> now.key() == earlier.key()
+            False
+        """
         return [
             *(_input_change(n, a, b) for n, a, b in _changes(earlier.inputs, self.inputs)),
             *(f"parameter {self.component}.{n} {a} → {b}" for n, a, b in _changes(earlier.params, self.params)),

@@ -155,6 +155,12 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 
     Raises:
         ParameterError: If one has no name or no ``=``.
+
+    Example:
+        >>> parse_assignments(["train.epochs=3", "train.hidden_units=[300, 100]", "train.patience=null"])
+        {'train.epochs': 3, 'train.hidden_units': [300, 100], 'train.patience': None}
+        >>> parse_assignments(["ingest.dataset=mnist:3.0.1"])
+        {'ingest.dataset': 'mnist:3.0.1'}
     """
     values = {}
     for assignment in assignments:

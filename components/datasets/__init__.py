@@ -1,1 +1,6 @@
-"""The project's own tfds builders; importing one registers it with tfds."""
+"""The project's own tfds builders, one module each; importing this package registers all of them with tfds.
+
+To add one, write its module and import it here.
+"""
+
+from components.datasets import synthetic_garments as synthetic_garments

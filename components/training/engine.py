@@ -393,6 +393,13 @@ def row_order(seed: int, epoch: int, start: int, size: int) -> np.ndarray:
         epoch: From 1.
         start: The part's first row in the training split.
         size: Its number of rows.
+
+    Example:
+        >>> order = row_order(seed=42, epoch=1, start=0, size=5)
+        >>> sorted(order.tolist())
+        [0, 1, 2, 3, 4]
+        >>> np.array_equal(order, row_order(seed=42, epoch=1, start=0, size=5))
+        True
     """
     return np.random.default_rng([seed, epoch, start]).permutation(size)
 

@@ -21,8 +21,8 @@ def build_model(examples: Examples, params: Params, regularizer: keras.Regulariz
     """
     import keras
 
-    if regularizer is None and any(params.penalty.strengths.values()):
-        regularizer = keras.regularizers.L1L2(**params.penalty.strengths)
+    if regularizer is None:
+        regularizer = params.penalty.keras_regularizer()
     norm = examples.facts.normalization
 
     def dense(units: int, name: str, activation: str, initializer: str) -> keras.layers.Dense:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ridgeline.component import shown_as
+
+if TYPE_CHECKING:
+    import keras
 
 STRENGTHS = ("l1", "l2")
 
@@ -72,6 +75,8 @@ class Penalty(BaseModel):
         Example:
             >>> Penalty.at("l1_l2", 0.001, 0.01).strengths
             {'l1': 0.001, 'l2': 0.01}
+            >>> Penalty.at("l1", 0.001).label
+            'L1 0.001'
         """
         given = dict(zip(KINDS[kind].strengths, strengths, strict=True))
         return cls(kind=kind, **{**dict.fromkeys(STRENGTHS, 0.0), **given})
@@ -92,6 +97,13 @@ class Penalty(BaseModel):
     def strengths(self) -> dict[str, float]:
         """Each strength by name; 0 where it does not apply."""
         return {name: getattr(self, name) if name in KINDS[self.kind].strengths else 0.0 for name in STRENGTHS}
+
+    def keras_regularizer(self) -> keras.Regularizer | None:
+        """Return the part of the penalty that Keras's own regularizer expresses, for a saved model; None for none."""
+        import keras
+
+        known = {name: self.strengths[name] for name in ("l1", "l2")}
+        return keras.regularizers.L1L2(**known) if any(known.values()) else None
 
     @property
     def label(self) -> str:

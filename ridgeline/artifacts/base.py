@@ -60,7 +60,12 @@ class Manifest(BaseModel):
 
 
 def canonical_json(value: object) -> str:
-    """Return the one JSON text of a value: sorted keys, no spaces, no NaN."""
+    """Return the one JSON text of a value: sorted keys, no spaces, no NaN.
+
+    Example:
+        >>> canonical_json({"b": [1, 2.5], "a": None})
+        '{"a":null,"b":[1,2.5]}'
+    """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 

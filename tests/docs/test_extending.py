@@ -1,0 +1,187 @@
+"""The examples of docs/extending.md, taken from its text: files written, changes applied, commands run."""
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ridgeline.airflow.server import environment
+from ridgeline.artifacts.examples import Examples
+from ridgeline.artifacts.model import Model
+from ridgeline.artifacts.sweep_result import SweepResult
+from ridgeline.store import Store
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "docs" / "extending.md").read_text()
+BLOCK = re.compile(r"^`([^`\n]+)`:\n\n```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+COMMANDS = [
+    shlex.split(line)[1:]
+    for block in re.findall(r"^```console\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+    for line in block.splitlines()
+]
+RUN_ALL = """
+import json, os, sys
+from ridgeline.cli import app
+for arguments in json.loads(sys.argv[1]):
+    print("$", *arguments, flush=True)
+    try:
+        app(arguments, standalone_mode=False)
+    except SystemExit as end:
+        assert not end.code, end.code
+"""
+LOAD_DAG = """
+import json
+from airflow.dag_processing.dagbag import DagBag
+bag = DagBag()
+assert not bag.import_errors, bag.import_errors
+dag = bag.dags["fashion_mnist_training"]
+print(json.dumps([list(dag.params), {task.task_id: sorted(task.upstream_task_ids) for task in dag.tasks}]))
+"""
+
+
+def apply_change(file: Path, change: str) -> None:
+    """Apply the hunks of a documented change: context and removed lines occur exactly once, in this order."""
+    text = file.read_text()
+    for hunk in change.split("@@\n"):
+        lines = hunk.splitlines(keepends=True)
+        old = "".join(line[1:] or "\n" for line in lines if not line.startswith("+"))
+        new = "".join(line[1:] or "\n" for line in lines if not line.startswith("-"))
+        assert text.count(old) == 1, f"{file.name} has {text.count(old)} times:\n{old}"
+        text = text.replace(old, new)
+    file.write_text(text)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with copies of ``components`` and ``dags``, changed as documented, and the documented files."""
+    folder = tmp_path_factory.mktemp("extending")
+    for package in ("components", "dags"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, language, text in BLOCK.findall(TEXT):
+        file = folder / name
+        if language == "diff":
+            apply_change(file, text)
+        else:
+            file.parent.mkdir(exist_ok=True)
+            assert not file.exists(), name
+            file.write_text(text)
+    install(folder / "pyproject.toml", folder)
+    return folder
+
+
+def install(pyproject: Path, folder: Path) -> None:
+    """Write what an installation of the package writes beside it: its name, version and entry points."""
+    project = tomllib.loads(pyproject.read_text())["project"]
+    name = project["name"].replace("-", "_")
+    info = folder / f"{name}-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    lines = []
+    for group, entries in project["entry-points"].items():
+        lines += [f"[{group}]", *(f"{key} = {value}" for key, value in entries.items())]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+
+
+def python(tree: Path, *arguments: str, env: dict[str, str]) -> str:
+    env = {**env, "PYTHONPATH": f"{tree}{os.pathsep}{ROOT}", "RIDGELINE_STORE": str(tree / "store")}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, env=env, cwd=tree, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def output(tree: Path) -> dict[str, str]:
+    """What each documented command printed; all run in one process, on the documented dataset."""
+    dataset = next(command[2:] for command in COMMANDS if "ingest.dataset=" in " ".join(command))
+    commands = [[*c, *dataset] if c[0] in ("run", "explain") and c[2:] != dataset else c for c in COMMANDS]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RIDGELINE_")}
+    printed = python(tree, "-c", RUN_ALL, json.dumps(commands), env=env).split("\n$ ")
+    return {" ".join(command): text for command, text in zip(COMMANDS, printed, strict=True)}
+
+
+@pytest.fixture
+def store(tree: Path, output: dict[str, str]) -> Store:
+    """The store that the documented commands wrote."""
+    return Store(tree / "store")
+
+
+def artifacts(store: Store, step: str) -> list[str]:
+    """Return the name of each artifact that a step made, oldest first."""
+    made = [execution for execution in store.executions() if execution.component == step]
+    return [e.output for e in reversed(made) if e.state == "complete" and e.output]
+
+
+def test_a_step_runs_explains_and_describes_itself(store, output):
+    assert "count_labels runs: first run of count_labels" in output["run count_labels"]
+    explained = output["explain count_labels --set count_labels.min_count=10"]
+    assert "runs: parameter count_labels.min_count 1 → 10" in explained
+    assert "--min-count" in output["step count_labels --help"]
+    (ref,) = artifacts(store, "count_labels")
+    report = (store.path(ref) / "report.html").read_text()
+    assert "<th>vertical</th>" in report
+    assert "SYNTHETIC" in report
+
+
+def test_the_test_of_the_step_passes(tree):
+    flags = ["-q", "-p", "no:cacheprovider", "test_label_counts.py"]
+    assert "2 passed" in python(tree, "-m", "pytest", *flags, env=dict(os.environ))
+
+
+def test_the_step_is_a_task_with_parameters_on_the_form(tree):
+    env = environment(tree, "airflow", os.environ)
+    params, upstream = json.loads(python(tree, "-c", LOAD_DAG, env=env).splitlines()[-1])
+    assert "count_labels.min_count" in params
+    assert upstream["count_labels"] == ["transform"]
+
+
+def test_a_dataset_is_prepared(store):
+    (ref,) = artifacts(store, "transform")
+    facts = store.open(ref, Examples).facts
+    assert facts.class_names == ("horizontal", "vertical")
+    assert facts.num_examples == {"train": 500, "validation": 100, "test": 100}
+    assert facts.synthetic
+
+
+def test_a_network_trains_and_does_what_it_is_for(store):
+    examples = store.open(artifacts(store, "transform")[0], Examples)
+    model = store.open(artifacts(store, "train")[0], Model)
+    images = examples.split("validation").images
+    assert model.facts.metrics["val_accuracy"] > 0.9
+    network = model.load_keras()
+    assert network.get_layer("pixel_normalization").count_params() == 2 * 8 * 8
+    brighter = network.predict(images + np.uint8(20), verbose=0)
+    np.testing.assert_allclose(network.predict(images, verbose=0), brighter, atol=1e-3)
+
+
+def test_a_penalty_is_part_of_the_loss(store):
+    examples = store.open(artifacts(store, "transform")[0], Examples)
+    model = store.open(artifacts(store, "train")[1], Model)
+    assert model.facts.params["penalty"]["group"] == 0.01
+    network, validation = model.load_keras(), examples.split("validation")
+    probabilities = network.predict(validation.images, verbose=0)
+    entropy = -np.mean(np.log(probabilities[np.arange(len(validation)), validation.labels]))
+    norms = sum(np.linalg.norm(np.asarray(w), axis=1).sum() for w in network.weights if w.name == "kernel")
+    assert norms > 10
+    np.testing.assert_allclose(model.facts.metrics["val_loss"], entropy + 0.01 * norms, rtol=1e-4)
+
+
+def test_a_sweep_runs_beside_a_new_penalty(store):
+    (ref,) = artifacts(store, "select")
+    assert [str(trial) for trial in store.open(ref, SweepResult).facts.trials] == ["none", "l2 0.001"]
+
+
+def test_every_example_is_complete():
+    assert {name for name, _, _ in BLOCK.findall(TEXT)} >= {"label_counts/step.py", "components/training/penalty.py"}
+    named = TEXT.count("```python") + TEXT.count("```toml") + TEXT.count("```diff")
+    assert len(BLOCK.findall(TEXT)) == named
+    assert importlib.util.find_spec("label_counts") is None
