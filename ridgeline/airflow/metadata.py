@@ -50,7 +50,7 @@ def find_problem(dag_id: str, run_id: str) -> str:
     from sqlalchemy import select
     from sqlalchemy.exc import DatabaseError
 
-    url = get_engine().url
+    url = get_engine().url  # type: ignore[no-untyped-call]
     shown = url.render_as_string(hide_password=True)
     if url.get_backend_name() == "sqlite" and url.database and not Path(url.database).is_file():  # would be created
         return f"the configured database {shown} does not exist."

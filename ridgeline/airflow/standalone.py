@@ -20,7 +20,7 @@ def main() -> None:
     initdb()
     create_pool()
     sys.argv = ["airflow", "standalone"]
-    airflow()
+    airflow()  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":
