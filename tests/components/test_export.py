@@ -51,14 +51,14 @@ def test_saved_model_equals_the_live_model(synthetic_store, refs, inputs):
     assert_serves(pushed, inputs["model"], images)
 
 
-def test_signature_takes_raw_uint8_images(synthetic_store, refs, monkeypatch, capsys):
-    from tensorflow.python.tools import saved_model_cli
-
+@pytest.mark.fresh_process
+def test_signature_takes_raw_uint8_images(synthetic_store, refs):
     saved_model = synthetic_store.open(refs["export"], PushedModel).saved_model
-    arguments = ["show", "--dir", str(saved_model), "--tag_set", "serve", "--signature_def", "serving_default"]
-    monkeypatch.setattr(sys, "argv", ["saved_model_cli", *arguments])
-    saved_model_cli.main()
-    shown = capsys.readouterr().out
+    script = "from tensorflow.python.tools.saved_model_cli import main; main()"
+    shown = subprocess.run(
+        [sys.executable, "-c", script, "show", "--dir", saved_model, "--tag_set", "serve", "--signature_def",
+         "serving_default"], capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
     assert "inputs['images'] tensor_info:\n      dtype: DT_UINT8\n      shape: (-1, 28, 28)" in shown
     for name, dtype in (("class_id", "INT64"), ("class_name", "STRING"), ("probabilities", "FLOAT")):
         assert f"outputs['{name}'] tensor_info:\n      dtype: DT_{dtype}" in shown
