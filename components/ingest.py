@@ -72,8 +72,8 @@ def ingest(params: Params, output: Path) -> DatasetFacts:
         The dataset's facts.
 
     Raises:
-        IngestError: If tfds has no such dataset or version, or the dataset has no ``image`` and ``label``, files
-            that are unavailable or have a wrong checksum, or images of different sizes.
+        IngestError: If tfds has no such dataset or version, the dataset has no ``image`` and ``label``, its
+            files are unavailable or have a wrong checksum, or its images differ in size.
     """
     with tempfile.TemporaryDirectory(prefix="downloads-", dir=output) as scratch:
         builder = _builder(params.dataset, output / "tfds")

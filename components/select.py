@@ -96,7 +96,7 @@ def _order(trial: Trial) -> tuple[int, float, float]:
 
 
 def _training_params(training: dict[str, Any], trial: Trial) -> dict[str, Any]:
-    """Return a trial's training parameters, with the profile `seed`: `tuned` would replace strengths again."""
+    """Return a trial's training parameters, with the profile `seed`: `tuned` would replace default strengths."""
     penalty = {"kind": trial.kind, "l1": trial.l1, "l2": trial.l2}
     return {**training, "profile": "seed", "penalty": penalty, "solver": trial.solver}
 

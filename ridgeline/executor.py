@@ -118,7 +118,7 @@ def execute(
     """Run a step, or reuse its output, and record the execution.
 
     The step writes into a staging folder, which is digested and appears in the store by one rename. After a
-    failure, the store is unchanged but for the record of the failure. A step that resumes keeps its scratch
+    failure, the store is unchanged except for the record of the failure. A step that resumes keeps its scratch
     folder for the next execution with the same key.
 
     Args:

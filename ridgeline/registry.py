@@ -140,7 +140,7 @@ class Registry:
             entries = [HistoryEntry.model_validate_json(line) for line in self._lines(name)]
             if path.exists() and not entries:
                 raise ValueError("an empty file")
-        except ValueError as error:  # invalid JSON, or not UTF-8
+        except ValueError as error:  # an invalid entry, or not UTF-8
             raise StoreError(
                 f"Expected a history entry in each line of {path}; received: {error}. Restore the file from a backup."
             ) from error

@@ -72,7 +72,7 @@ class Trial(Facts):
 
     @property
     def cross_entropy(self) -> float:
-        """Mean cross-entropy on the validation split, in nats, with smoothed labels: the loss less the penalty."""
+        """Mean validation cross-entropy in nats, with the training's label smoothing: the loss less the penalty."""
         return self.metrics["val_loss"] - self.l1 * self.l1_norm - self.l2 * self.l2_norm**2
 
     def __str__(self) -> str:
