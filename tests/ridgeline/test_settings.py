@@ -31,6 +31,14 @@ def test_the_registry_takes_its_settings(monkeypatch, tmp_path):
         Settings()
 
 
+def test_an_empty_variable_is_not_set(monkeypatch):
+    for name in ("STORE", "SCHEDULE", "KEEP_VERSIONS", "DEFAULTS", "SERVING"):  # as docker/compose.yaml passes them
+        monkeypatch.setenv(f"RIDGELINE_{name}", "")
+    settings = Settings()
+    assert (settings.store, settings.schedule, settings.keep_versions) == ("var/store", "@weekly", 10)
+    assert (settings.defaults, settings.serving) == ({}, None)
+
+
 def test_remote_store_needs_a_serving_folder():
     with pytest.raises(StoreError, match="RIDGELINE_SERVING"):
         Settings(store="memory://bucket").serving_dir()

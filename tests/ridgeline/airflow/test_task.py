@@ -108,6 +108,29 @@ def test_a_bad_parameter_of_any_step_fails_the_first_task_without_a_retry(
     assert list(Settings().open_store().executions()) == []
 
 
+@pytest.mark.parametrize(("error", "retried"), [("StepError", False), ("TransientStepError", True)])
+def test_only_an_error_that_another_try_may_remove_is_retried(
+    task_module: ModuleType,
+    toys: dict[str, Component],
+    task: Task,
+    monkeypatch: pytest.MonkeyPatch,
+    error: str,
+    retried: bool,
+) -> None:
+    from airflow.sdk.exceptions import AirflowFailException
+
+    from ridgeline import component
+
+    kind = getattr(component, error)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise kind("no network")
+
+    monkeypatch.setattr(task_module, "run_step", fail)
+    with pytest.raises(kind if retried else AirflowFailException, match="no network"):
+        task(toys["seed"], {})
+
+
 def test_a_step_s_own_error_passes_so_that_airflow_retries(task: Task, toys: dict[str, Component]) -> None:
     with pytest.raises(ArithmeticError, match="asked to fail"):
         task(toys["seed"], {"seed.fail": True})
