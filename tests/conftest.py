@@ -89,6 +89,7 @@ LONGEST = (
     "tests/e2e/test_regularization_path.py",
     "tests/ridgeline/test_gate.py",
     "tests/e2e/test_make_run.py",
+    "tests/docs/test_extending.py",
     "tests/components/test_train.py",
     "tests/ridgeline/test_registry.py",
     "tests/ridgeline/test_cli.py",

@@ -20,6 +20,7 @@ from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.sweep_result import SweepResult
 from ridgeline.store import Store
 
+pytestmark = pytest.mark.fresh_process
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "extending.md").read_text()
 BLOCK = re.compile(r"^`([^`\n]+)`:\n\n```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
