@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DAG := fashion_mnist_training
 # Two workers; a group, see tests/conftest.py, stays on one, and the groups start in their order.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install run ui test test-fast screenshots test-containers up down logs backup restore lint format bench constraints clean
