@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,17 +49,17 @@ def select(trials: tuple[Trials, ...], params: Params, output: Path) -> SweepRes
 
     Raises:
         FloatingPointError: If every training diverged.
-        ValueError: If there are no trials, or they differ in their training or examples.
+        ValueError: If there are no trials, a point occurs twice, or they differ in their training or examples.
     """
     _expect_one_training(trials)
     common, edges = trials[0].facts, trials[0].edges()
-    found = {
-        _order(t): (t, counts)
-        for part in trials
-        for t, counts in zip(part.facts.trials, part.histograms(), strict=True)
-    }
-    all_trials = tuple(found[place][0] for place in sorted(found))
-    histograms = np.stack([found[place][1] for place in sorted(found)])
+    found = [pair for part in trials for pair in zip(part.facts.trials, part.histograms(), strict=True)]
+    found.sort(key=lambda pair: _order(pair[0]))
+    for (one, _), (other, _) in itertools.pairwise(found):
+        if _order(one) == _order(other):
+            raise ValueError(f"Expected each point of the grid once; received {one} twice. Leave one of them out.")
+    all_trials = tuple(trial for trial, _ in found)
+    histograms = np.stack([counts for _, counts in found])
     winner, reason = choose(all_trials, params.tolerance)
     log.info("winner: %s, %s", all_trials[winner], reason)
     facts = SweepResultFacts(

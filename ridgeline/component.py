@@ -208,11 +208,25 @@ def component(*, output: type[Artifact[Any]]) -> Callable[[Callable[..., Facts]]
         optional = {
             n: found[0] for n, found in alternatives.items() if len(found) == 1 and NoneType in get_args(hints[n])
         }
+        required = {name for name, value in inspect.signature(run).parameters.items() if value.default is value.empty}
+        for name, hint in hints.items():
+            if get_origin(hint) is Champion or (name in optional and name in required and name != "scratch"):
+                raise TypeError(
+                    f"Expected `{name}: X | None = None` for an input of {run.__name__} that may be left out; received "
+                    f"{hint} {'without a default' if name in required else ''}. Correct its annotation."
+                )
+        inputs = {name: hint for name, hint in hints.items() if _is_artifact(hint)}
+        for name, kind in optional.items():
+            if get_origin(kind) is Champion and get_args(kind)[0] not in inputs.values():
+                raise TypeError(
+                    f"Expected an input of the type of {name} in {run.__name__} to compare the champion with; received "
+                    f"{', '.join(inputs) or 'none'}. Add one of type {get_args(kind)[0].__name__}."
+                )
         return Component(
             name=run.__name__,
             run=run,
             params=hints["params"],
-            inputs={name: hint for name, hint in hints.items() if _is_artifact(hint)},
+            inputs=inputs,
             output=output,
             optional={name: kind for name, kind in optional.items() if _is_artifact(kind)},
             groups={name: get_args(hint)[0] for name, hint in hints.items() if get_origin(hint) is tuple},

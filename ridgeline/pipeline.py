@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from pydantic import BaseModel
+
 from ridgeline.artifacts.base import Artifact, ArtifactError
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.component import Component, ParameterError, Params
@@ -26,7 +28,15 @@ T = TypeVar("T")
 
 def load_components() -> dict[str, Component]:
     """Return the installed steps by name, from the entry points ``ridgeline.components``."""
-    components = {entry.name: entry.load() for entry in importlib.metadata.entry_points(group="ridgeline.components")}
+    components: dict[str, Component] = {}
+    for entry in importlib.metadata.entry_points(group="ridgeline.components"):
+        component = entry.load()
+        if component.name in components or component.name != entry.name:
+            raise ParameterError(
+                f"Expected entry points of ridgeline.components with the names of their steps, each once; received "
+                f"{entry.name} = {entry.value}, whose step is named {component.name}. Rename one of them."
+            )
+        components[component.name] = component
     for component in components.values():
         reachable_code(component.module)  # digest the code as imported, before anyone edits it
     return components
@@ -52,7 +62,8 @@ def optional_steps(target: str) -> list[str]:
     optional = []
     for name in load_components().keys() - planned:
         with contextlib.suppress(ParameterError):
-            optional += [name] if plan(target, [name]) else []
+            plan(target, [name])
+            optional.append(name)
     return sorted(optional)
 
 
@@ -75,14 +86,25 @@ def plan(target: str, extra: Collection[str] = ()) -> list[Component]:
             raise ParameterError(f"Expected a step of {', '.join(sorted(components))}; received {name!r}.")
     producers = _producers(components.values())
 
+    open_steps: list[str] = []
+
     def with_needed(component: Component) -> dict[str, Component]:
         """Return a step, by name, after those that it needs."""
+        if component.name in open_steps:
+            cycle = " → ".join([*open_steps, component.name])
+            raise ParameterError(
+                f"Expected steps of which none needs its own output; received {cycle}. Give one of them another "
+                "input or output type."
+            )
+        open_steps.append(component.name)
         steps: dict[str, Component] = {}
         for kind in (*component.inputs.values(), *component.groups.values()):
             steps |= with_needed(_producer(producers, component, kind))
         for kind in component.optional.values():
-            optional = with_needed(producers[kind]) if kind in producers else {}
+            known = kind in producers and producers[kind].name not in open_steps
+            optional = with_needed(producers[kind]) if known else {}
             steps |= optional if set(extra) & (optional.keys() - steps.keys()) else {}
+        open_steps.pop()
         return {**steps, component.name: component}
 
     ordered = list(with_needed(components[target]).values())
@@ -223,7 +245,12 @@ def parse_params(steps: list[Component], values: Mapping[str, Any], settings: Se
 def shared_params(steps: Iterable[Component]) -> list[tuple[Component, Component]]:
     """Return the pairs of steps in which a field of the first one's parameters is named after the second one."""
     by_name = {step.name: step for step in steps}
-    return [(s, by_name[name]) for s in by_name.values() for name in s.params.model_fields if name in by_name]
+    return [
+        (step, by_name[name])
+        for step in by_name.values()
+        for name, field in step.params.model_fields.items()
+        if name in by_name and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    ]
 
 
 @dataclass(frozen=True)
@@ -341,8 +368,9 @@ def explain(
             yield step.name, str(decision)
         else:
             outputs[step.output] = None
-            unknown = ", ".join(name.partition(".")[0] for name in inputs if name not in known)
-            yield step.name, f"depends: runs unless {unknown} comes out as before"
+            unknown = [name.partition(".")[0] for name in inputs if name not in known]
+            verb = "come" if len(unknown) > 1 else "comes"
+            yield step.name, f"depends: runs unless {' and '.join(unknown)} {verb} out as before"
 
 
 def run_records(settings: Settings, run_id: str) -> dict[str, Execution]:

@@ -13,7 +13,7 @@ from pydantic import DirectoryPath, Field, ValidationError, create_model
 from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource
 
 from ridgeline.artifacts.base import Artifact
-from ridgeline.component import Component, Params, StepSkipped
+from ridgeline.component import Champion, Component, Params, StepSkipped
 
 
 class _CommandLine(BaseSettings):
@@ -44,14 +44,15 @@ def run_step(component: Component, arguments: list[str]) -> Artifact[Any]:
     Raises:
         SystemExit: If an argument is bad or the step fails; nothing is left behind but a step's scratch folder.
     """
-    singles = {**component.inputs, **component.optional}
+    singles = {**component.inputs, **component.optional, **component.champions}
     model = _arguments_type(component)
     try:
         given: Any = CliApp.run(model, cli_args=arguments)
         values = given.model_dump(exclude={"output", *singles, *component.groups})
         values |= {name: getattr(given, name) for name, field in component.params.model_fields.items() if field.exclude}
         paths = {name: getattr(given, name) for name in singles}
-        inputs = {name: kind.load(paths[name]) for name, kind in singles.items() if paths[name]}
+        inputs: dict[str, Any] = {name: kind.load(paths[name]) for name, kind in singles.items() if paths[name]}
+        inputs |= {name: Champion(inputs[name].digest, inputs[name]) for name in component.champions if name in inputs}
         for name, kind in component.groups.items():
             inputs |= {f"{name}.{i}": kind.load(path) for i, path in enumerate(getattr(given, name))}
         return _write(component, component.parse(values), given.output, inputs)
@@ -69,7 +70,7 @@ def _arguments_type(component: Component) -> Any:
     }
     paths |= {
         name: (DirectoryPath | None, Field(None, description=f"Directory of a {kind.__name__} artifact, or none."))
-        for name, kind in component.optional.items()
+        for name, kind in {**component.optional, **component.champions}.items()
     }
     paths |= {
         name: (list[DirectoryPath], Field([], description=f"Directories of {kind.__name__} artifacts."))
@@ -92,7 +93,7 @@ def _arguments_type(component: Component) -> Any:
     return model
 
 
-def _write(component: Component, params: Params, output: Path, inputs: dict[str, Artifact[Any]]) -> Artifact[Any]:
+def _write(component: Component, params: Params, output: Path, inputs: dict[str, Any]) -> Artifact[Any]:
     if output.exists():
         raise FileExistsError(f"Expected a new directory; received {output}, which exists. Name another.")
     output.parent.mkdir(parents=True, exist_ok=True)

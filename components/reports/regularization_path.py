@@ -6,6 +6,7 @@ The step `select` writes it as part of its output.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,8 +26,8 @@ USEFUL = 0.1  # the same for the pictures of distributions; a trial beyond it is
 SHOWN = 4  # distributions in one picture, besides the one without a penalty
 BINS = 120  # at most, in one picture
 # By kind of penalty, in its order. The last three are of the same colour-blind-safe palette.
-COLOURS = dict(zip(KINDS, (GREY, BLUE, VERMILION, "#009e73", "#cc79a7", "#e69f00"), strict=False))
-LINES = dict(zip(KINDS, (":", "o-", "s--", "D", "^-.", "v:"), strict=False))
+COLOURS = dict(zip(KINDS, cycle((GREY, BLUE, VERMILION, "#009e73", "#cc79a7", "#e69f00")), strict=False))
+LINES = dict(zip(KINDS, cycle((":", "o-", "s--", "D", "^-.", "v:")), strict=False))
 
 
 def render(facts: SweepResultFacts, histograms: np.ndarray, edges: np.ndarray) -> str:

@@ -1,7 +1,8 @@
 """The penalties: their strengths, their names, their term in the loss and their proximal step.
 
-To add a penalty, change this module alone: add an entry to `KINDS`, and its term to `Penalty`, `regularizer` and
-`proximal_step`. The form, the sweep and the reports read the rest from `KINDS`.
+To add a penalty to `train`, change this module alone: add an entry to `KINDS`, and its term to `Penalty`, `regularizer`
+and `proximal_step`. The form and the evaluation's report read the rest from `KINDS`. A sweep tries the strengths that
+`components.sweep` lists, L1 and L2.
 """
 
 from __future__ import annotations

@@ -76,7 +76,8 @@ def _defaults(components: Iterable[Component]) -> dict[str, Any]:
     parse_params(list(components), defaults, settings)
     for component in components:
         for name, field in component.params.model_fields.items():
-            if field.json_schema_extra == FOR_ONE_RUN and (full_name := f"{component.name}.{name}") in defaults:
+            extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+            if FOR_ONE_RUN.keys() & extra.keys() and (full_name := f"{component.name}.{name}") in defaults:
                 raise ParameterError(
                     f"Expected no {full_name} in RIDGELINE_DEFAULTS, since it applies to one run; received one. Set it "
                     "on the form of that run."

@@ -58,7 +58,10 @@ def find_problem(dag_id: str, run_id: str) -> str:
         with create_session() as session:
             found = session.scalar(select(DagRun.id).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
     except DatabaseError as error:
-        return f"the configured database {shown} does not answer: {str(error.orig).strip()}."
+        message = " ".join(str(error.orig).split())
+        if "no such table" in message or "does not exist" in message:
+            return f"the configured database {shown} is not Airflow's: {message}."
+        raise RuntimeError(f"the configured database {shown} does not respond: {message}.") from error
     return "" if found else f"the configured database {shown} does not hold the run {run_id} of {dag_id}."
 
 

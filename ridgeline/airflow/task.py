@@ -108,6 +108,8 @@ def _resume_command(settings: Settings, component: Component, run_id: str) -> st
     extra = [name for name in optional_steps(component.name) if name in recorded]
     steps, params = plan(component.name, extra), _params_of_all_steps(settings)
     command = ["ridgeline", "run", component.name, *(word for name in extra for word in ("--with", name))]
+    if component.name in get_current_context()["params"].get(RERUN, ()):
+        command += ["--rerun", component.name]
     shared = tuple(f"{step.name}.{other.name}." for step, other in shared_params(steps))  # the other step provides them
     for step in steps:
         defaults = dict(flatten(step.params().model_dump(mode="json")))

@@ -72,6 +72,11 @@ def test_trials_of_another_training_or_of_other_examples_are_refused(examples, o
         run_select(tmp_path / "b", trials, other)
 
 
+def test_a_point_that_occurs_twice_is_refused(trials, tmp_path):
+    with pytest.raises(ValueError, match="Expected each point of the grid once; received none twice"):
+        run_select(tmp_path / "twice", trials, trials)
+
+
 def test_a_result_needs_trials(tmp_path):
     with pytest.raises(ValueError, match="Expected the trials of at least 1 sweep; received none"):
         run_select(tmp_path / "none")

@@ -1,12 +1,15 @@
 import importlib
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ridgeline.artifacts.base import Facts
 from ridgeline.artifacts.examples import Examples
 from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.sweep_result import SweepResult
 from ridgeline.artifacts.trials import Trials
-from ridgeline.component import Champion, ParameterError
+from ridgeline.component import Champion, ParameterError, Params, component
 
 
 def test_signature_is_the_declaration():
@@ -59,3 +62,28 @@ def test_every_kind_of_input_is_declared_by_its_annotation():
 
 def test_a_champion_that_cannot_be_read_is_marked_in_keys():
     assert Champion("ab", None).digest == "unreadable ab"
+
+
+@pytest.mark.parametrize(
+    ("annotations", "message"),
+    [
+        ({"champion": Champion[Model]}, "Expected `champion: X | None = None` for an input of step"),
+        ({"model": Model, "champion": Champion[Model] | None}, "received .* without a default"),
+        ({"examples": Examples | None}, "Expected `examples: X | None = None`"),
+    ],
+)
+def test_an_input_that_may_be_left_out_needs_its_default(annotations, message):
+    names = ", ".join([*annotations, "params", "output"])
+    namespace: dict[str, Any] = {}
+    exec(f"def step({names}): ...", namespace)
+    namespace["step"].__annotations__ = {**annotations, "params": Params, "output": Path}
+    with pytest.raises(TypeError, match=message):
+        component(output=Model)(namespace["step"])
+
+
+def test_a_champion_needs_an_input_to_compare_it_with():
+    def step(examples: Examples, params: Params, output: Path, champion: Champion[Model] | None = None) -> Facts:
+        raise NotImplementedError
+
+    with pytest.raises(TypeError, match="Expected an input of the type of champion in step.*Add one of type Model"):
+        component(output=Model)(step)

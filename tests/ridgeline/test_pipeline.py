@@ -1,4 +1,5 @@
 import importlib
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -82,6 +83,24 @@ def test_two_steps_that_yield_one_artifact_type_are_refused(toy_steps, monkeypat
     )
     with pytest.raises(ParameterError, match=message):
         pipeline.plan("seed")
+
+
+def test_entry_points_that_name_one_step_twice_are_refused(toy_steps, monkeypatch):
+    entry = importlib.metadata.EntryPoint("seed", "toy_steps.seed:seed", "ridgeline.components")
+    other = importlib.metadata.EntryPoint("sead", "toy_steps.seed:seed", "ridgeline.components")
+    for entries in ([entry, entry], [other]):
+        monkeypatch.setattr(importlib.metadata, "entry_points", lambda group, entries=entries: entries)
+        with pytest.raises(ParameterError, match="with the names of their steps, each once; received se"):
+            pipeline.load_components()
+
+
+def test_steps_that_need_their_own_output_are_refused(toy_steps, monkeypatch):
+    text = (toy_steps / "seed.py").read_text().replace("def seed(params", "def seed(doubled: Doubled, params")
+    (toy_steps / "seed.py").write_text(text.replace("import Number,", "import Doubled, Number,"))
+    steps = {name: importlib.import_module(f"toy_steps.{name}").__dict__[name] for name in ("seed", "double")}
+    monkeypatch.setattr(pipeline, "load_components", lambda: steps)
+    with pytest.raises(ParameterError, match="none needs its own output; received double → seed → double"):
+        pipeline.plan("double")
 
 
 def test_a_step_whose_input_no_step_yields_is_refused(toy_steps, monkeypatch):

@@ -187,7 +187,8 @@ def _with_skipped_upstream(task: Task, tasks: list[Task], dag: Any) -> Task:
         return task
     upstream = dag.get_task(task.name).upstream_task_ids
     skipped = [other.name for other in tasks if other.name in upstream and other.state == "skipped"]
-    return replace(task, reason=f"Skipped because {' and '.join(skipped)} was skipped.") if skipped else task
+    verb = "were" if len(skipped) > 1 else "was"
+    return replace(task, reason=f"Skipped because {' and '.join(skipped)} {verb} skipped.") if skipped else task
 
 
 def _merge(task_id: str, mapped: list[TaskInstance], reason: str = "") -> Task:
