@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -24,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DAG = "fashion_mnist_training"
 RUNNING = ExitStack()  # the Airflow of the fixture `airflow`
 SYNTHETIC = {"ingest.dataset": "synthetic_garments:1.0.0", "transform.validation_examples": 1000}
-BAD = {"evaluate.min_accuracy": 1}  # no model is that good
+BAD = {"evaluate.min_accuracy": 1}  # no model reaches it
 
 
 class Airflow(Standalone):
@@ -129,6 +131,24 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
         running = RUNNING.enter_context(start_airflow(tmp_path_factory.mktemp("airflow"), **settings))
         running.ticks, running.messages = ticks, messages
         yield running
+
+
+@pytest.fixture(scope="session")
+def run_dags() -> Callable[[Path, str, Any], Any]:
+    """Run a program on the project's DAGs. It gets a value as JSON and writes its result as JSON into a file."""
+
+    def run(folder: Path, program: str, value: Any) -> Any:
+        env = environment(folder, "airflow", os.environ)
+        env |= {"AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"), "RIDGELINE_STORE": str(folder / "store")}
+        for name in ("RIDGELINE_MANUAL_DIR", "RIDGELINE_SERVING"):
+            env.pop(name, None)
+        report = folder / "results.json"
+        command = [sys.executable, "-c", program, json.dumps(value), str(report)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=800, check=False)
+        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+        return json.loads(report.read_text())
+
+    return run
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ridgeline.airflow.server import environment
 from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.sweep_result import SweepResult
 from ridgeline.artifacts.trials import Trials
@@ -53,16 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, synthetic_store: Store) -> 
 
 
 @pytest.fixture(scope="module")
-def runs(folder: Path) -> dict[str, Any]:
-    env = environment(folder, "airflow", os.environ)
-    env |= {"AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"), "RIDGELINE_STORE": str(folder / "store")}
-    for name in ("RIDGELINE_MANUAL_DIR", "RIDGELINE_SERVING"):
-        env.pop(name, None)
-    report = folder / "results.json"
-    command = [sys.executable, "-c", RUN_DAGS, json.dumps(RUNS), str(report)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=800, check=False)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
-    return json.loads(report.read_text())
+def runs(folder: Path, run_dags: Any) -> dict[str, Any]:
+    return run_dags(folder, RUN_DAGS, RUNS)
 
 
 def executions(folder: Path, run: dict[str, Any]) -> list[Execution]:

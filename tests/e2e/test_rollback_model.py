@@ -73,5 +73,5 @@ def test_what_the_registry_refuses_fails_without_a_retry(airflow: Any, runs: dic
 
 
 def test_a_run_without_a_reason_is_refused_before_it_starts(airflow: Any) -> None:
-    with pytest.raises(ValueError, match="400: .*reason"):
+    with pytest.raises(ValueError, match="400, .*reason"):
         airflow.trigger(DAG, {"model": NAME})

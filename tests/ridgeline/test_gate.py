@@ -198,5 +198,5 @@ def test_a_repeated_export_does_not_replace_a_newer_champion(first_export_again,
     pushed = first_export_again.pushed
     assert (pushed.new, pushed.version) == (False, 2)
     assert "was judged without a champion, but the champion is model" in pushed.reason
-    assert [entry.version for entry in sequence.registry.hisequence(NAME)[:3]] == [1, 2, 3]
+    assert [entry.version for entry in sequence.registry.history(NAME)[:3]] == [1, 2, 3]
     assert runs["other again"].served == (False, 2)
