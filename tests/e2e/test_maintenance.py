@@ -72,6 +72,9 @@ Path(sys.argv[2]).write_text(json.dumps(results))
 """
 
 
+pytestmark = pytest.mark.airflow
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, synthetic_store: Store, refs: dict[str, str]) -> Store:
     """The synthetic store, and an artifact that no run made."""
