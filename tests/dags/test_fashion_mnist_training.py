@@ -10,6 +10,7 @@ import pytest
 from ridgeline import pipeline
 from ridgeline.component import flatten
 
+pytestmark = pytest.mark.airflow
 ROOT = Path(__file__).resolve().parents[2]
 BAD_VALUES = {
     "train.epochs": 0,

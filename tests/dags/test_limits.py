@@ -8,6 +8,7 @@ import pytest
 
 from ridgeline.settings import Settings
 
+pytestmark = pytest.mark.airflow
 LOAD = """
 import json
 from airflow.dag_processing.dagbag import DagBag

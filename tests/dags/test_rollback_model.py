@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.airflow
 ROOT = Path(__file__).resolve().parents[2]
 LOAD = """
 import json, sys

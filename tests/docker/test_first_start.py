@@ -109,6 +109,7 @@ def test_tf_serving_finds_a_configuration_before_the_first_push(tmp_path: Path, 
     assert config.read_text() == "pushed"
 
 
+@pytest.mark.airflow
 def test_only_a_matching_database_is_used_and_its_pool_is_created_once(tmp_path: Path) -> None:
     env = environment(tmp_path, "airflow", os.environ) | {"AIRFLOW__CORE__FERNET_KEY": Fernet.generate_key().decode()}
     env["RIDGELINE_TENSORFLOW_SLOTS"] = "3"
