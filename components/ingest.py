@@ -95,7 +95,9 @@ def ingest(params: Params, output: Path) -> DatasetFacts:
 def _builder(dataset: str, data_dir: Path) -> Any:
     import tensorflow_datasets as tfds
 
-    import components.datasets  # noqa: F401 - registers the project's own with tfds
+    from components import datasets
+
+    datasets.register()
 
     try:
         return tfds.builder(dataset, data_dir=data_dir, file_format="tfrecord", try_gcs=False)

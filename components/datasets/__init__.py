@@ -1,6 +1,6 @@
-"""The project's own tfds builders, one module each; importing this package registers all of them with tfds.
+"""The project's own tfds builders, one module each. To add one, write its module and import it in `register`."""
 
-To add one, write its module and import it here.
-"""
 
-from components.datasets import synthetic_garments as synthetic_garments
+def register() -> None:
+    """Import every builder, which registers it with tfds."""
+    from components.datasets import synthetic_garments as synthetic_garments
