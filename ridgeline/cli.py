@@ -187,10 +187,9 @@ def gc(
     garbage = collect_garbage(settings.open_store(), settings.open_registry(), keep_runs, dry_run)
     for ref, size in garbage.artifacts.items():
         typer.echo(f"{'would delete' if dry_run else 'deleted'} {ref}  {size / 1e6:.1f} MB")
-    freed = sum(garbage.artifacts.values()) + sum(garbage.scratch.values())
     typer.echo(
-        f"{'would free' if dry_run else 'freed'} {freed / 1e6:.1f} MB: {len(garbage.artifacts)} artifacts, "
-        f"{garbage.num_executions} execution records, {len(garbage.scratch)} abandoned scratch folders"
+        f"{'would free' if dry_run else 'freed'} {garbage.freed_bytes / 1e6:.1f} MB: {len(garbage.artifacts)} "
+        f"artifacts, {garbage.num_executions} execution records, {len(garbage.scratch)} abandoned scratch folders"
     )
 
 

@@ -29,6 +29,11 @@ class Garbage:
     num_executions: int
     scratch: dict[str, int]
 
+    @property
+    def freed_bytes(self) -> int:
+        """Size of all artifacts and scratch folders together."""
+        return sum(self.artifacts.values()) + sum(self.scratch.values())
+
 
 def collect_garbage(store: Store, registry: Registry, keep_runs: int, dry_run: bool) -> Garbage:
     """Delete the artifacts and records that no served version and none of the last runs need.

@@ -85,10 +85,9 @@ def collect_garbage_in_task() -> str:
     garbage = collect_garbage(settings.open_store(), settings.open_registry(), params["keep_runs"], dry_run)
     for ref, size in garbage.artifacts.items():
         log.info("%s %s, %.1f MB", _verb(dry_run), ref, size / 1e6)
-    freed = sum(garbage.artifacts.values()) + sum(garbage.scratch.values())
     return _report(
         f"{_verb(dry_run)} {len(garbage.artifacts)} artifacts, {garbage.num_executions} execution records and "
-        f"{len(garbage.scratch)} scratch folders, {freed / 1e6:.1f} MB"
+        f"{len(garbage.scratch)} scratch folders, {garbage.freed_bytes / 1e6:.1f} MB"
     )
 
 

@@ -10,19 +10,6 @@ from ridgeline.lineage import lineage
 from ridgeline.registry import HistoryEntry, Registry
 
 
-@pytest.fixture
-def runs(toy_steps, store):
-    """Three runs with another number each; their outputs by run."""
-    seed = importlib.import_module("toy_steps.seed").seed
-    double = importlib.import_module("toy_steps.double").double
-    outputs = {}
-    for value in (1, 2, 3):
-        first = execute(store, seed, {}, seed.parse({"value": value}), f"run {value}").output or ""
-        second = execute(store, double, {"number": first}, double.parse({}), f"run {value}").output
-        outputs[value] = (first, second)
-    return outputs
-
-
 def test_gc_keeps_the_last_runs(store, runs, tmp_path):
     garbage = collect_garbage(store, Registry(tmp_path / "serving"), keep_runs=2, dry_run=False)
     assert set(garbage.artifacts) == set(runs[1])
