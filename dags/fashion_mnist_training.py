@@ -78,12 +78,13 @@ PUSHED_MODEL = Asset("fashion_mnist_pushed_model")
         ),
     ),
     deadline=deadline(),
+    on_failure_callback=Notifier("run_failed"),
     default_args={
         "queue": "tensorflow",
         "pool": TENSORFLOW,
         "retries": 1,
         "retry_delay": timedelta(seconds=10),
-        "on_failure_callback": Notifier("failed"),
+        "on_failure_callback": Notifier("task_failed"),
     },
 )
 def fashion_mnist_training() -> None:

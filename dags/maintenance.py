@@ -25,11 +25,12 @@ from ridgeline.airflow.notifications import Notifier, deadline
     tags=["maintenance"],
     params=tasks.form(),
     deadline=deadline(),
+    on_failure_callback=Notifier("run_failed"),
     default_args={
         "retries": 1,
         "retry_delay": timedelta(minutes=1),
         "execution_timeout": timedelta(hours=1),
-        "on_failure_callback": Notifier("failed"),
+        "on_failure_callback": Notifier("task_failed"),
     },
 )
 def maintenance() -> None:

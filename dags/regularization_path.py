@@ -47,12 +47,13 @@ from ridgeline.airflow.task import params_in_task, run_in_task
         first=("sweep.l1", "sweep.l2", "sweep.dense", "select.tolerance", "sweep.train.epochs", "sweep.train.profile"),
     ),
     deadline=deadline(),
+    on_failure_callback=Notifier("run_failed"),
     default_args={
         "queue": "tensorflow",
         "pool": TENSORFLOW,
         "retries": 1,
         "retry_delay": timedelta(seconds=10),
-        "on_failure_callback": Notifier("failed"),
+        "on_failure_callback": Notifier("task_failed"),
     },
 )
 def regularization_path() -> None:

@@ -51,7 +51,8 @@ from ridgeline.airflow.task import rollback_in_task
         ),
     },
     deadline=deadline(),
-    default_args={"retries": 0, "on_failure_callback": Notifier("failed")},
+    on_failure_callback=Notifier("run_failed"),
+    default_args={"retries": 0, "on_failure_callback": Notifier("task_failed")},
 )
 def rollback_model() -> None:
     """Declare the one task."""

@@ -67,11 +67,17 @@ class _PipelineCommand(TyperCommand):
 
 def _declared_options() -> dict[str, str]:
     """Return the options that fields of steps declare, see `ridgeline.component.with_option`, with their parameters."""
-    options = {}
+    options: dict[str, str] = {}
     for step in pipeline.load_components().values():
         for name, field in step.params.model_fields.items():
             if isinstance(extra := field.json_schema_extra, dict) and "option" in extra:
-                options[str(extra["option"])] = f"{step.name}.{name}"
+                option, full_name = str(extra["option"]), f"{step.name}.{name}"
+                if option in options:
+                    raise ParameterError(
+                        f"Expected another option for {full_name}; received {option}, which {options[option]} has. "
+                        "Change one of them."
+                    )
+                options[option] = full_name
     return options
 
 

@@ -15,20 +15,21 @@ from ridgeline.settings import Settings
 from ridgeline.store import Execution
 
 
-def summary(settings: Settings, outcomes: Mapping[str, Execution | str]) -> Iterator[str]:
+def summary(settings: Settings, outcomes: Mapping[str, Execution | tuple[str, str]]) -> Iterator[str]:
     """Yield the lines.
 
     Args:
         settings: Where the store and the served models are.
-        outcomes: Each step's execution, in order; the state alone of a step that has none.
+        outcomes: Each step's execution, in order; the state of a step that has none, and the reason if it is known.
     """
     yield f"{'step':<11} {'state':<15} seconds  reason"
     for name, outcome in outcomes.items():
-        if isinstance(outcome, str):
-            yield f"{name:<11} {outcome}"
-        else:
+        if isinstance(outcome, Execution):
             reason = outcome.reason.partition("\n")[0]
             yield f"{name:<11} {outcome.state:<15} {outcome.seconds:>7.1f}  {reason}"
+        else:
+            state, reason = outcome
+            yield f"{name:<11} {state:<15} {'':>7}  {reason}".rstrip()
     yield ""
     store, types = settings.open_store(), output_types()
     for outcome in outcomes.values():

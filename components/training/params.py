@@ -12,6 +12,8 @@ from components.training.penalty import KINDS, Penalty
 from ridgeline.component import Params as StepParams
 from ridgeline.component import shown_as, with_option
 
+WITH_L1 = " or ".join(name for name, kind in KINDS.items() if "l1" in kind.strengths)
+
 # The profile `tuned`: found by sweeps and searches on the validation split of Fashion-MNIST, for the seed's network.
 # Validation accuracy over 3 seeds in the last search: 0.9171 with 160 epochs; 0.9155 with the cosine schedule, 0.9146
 # at twice the rate; 0.9151 with 80 epochs.
@@ -41,8 +43,8 @@ class Regularization(StepParams):
         "subgradient",
         title="Solver",
         description="How L1 is applied. subgradient: in the loss, as in Keras; weights become small, none zero. "
-        "proximal: by soft-thresholding after each update; weights become exactly zero; needs l1 or l1_l2 with sgd, "
-        "without averaging.",
+        "proximal: by soft-thresholding after each update; weights become exactly zero; needs "
+        f"{WITH_L1} with sgd, without averaging.",
         json_schema_extra=shown_as(subgradient="subgradient, as in Keras", proximal="proximal: L1 gives exact zeros"),
     )
 
@@ -159,7 +161,7 @@ class Params(Training, Regularization):
         if self.solver == "proximal" and "l1" not in KINDS[self.penalty.kind].strengths:
             raise ValueError(
                 "solver: expected subgradient with a penalty that has no L1 part; received 'proximal' with "
-                f"penalty.kind={self.penalty.kind!r}. Set penalty.kind=l1 or l1_l2, or solver=subgradient."
+                f"penalty.kind={self.penalty.kind!r}. Set penalty.kind={WITH_L1}, or solver=subgradient."
             )
         if self.solver == "proximal" and self.optimizer != "sgd":
             raise ValueError(

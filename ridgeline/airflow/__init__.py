@@ -5,6 +5,7 @@
 - `task`: the work of tasks: run a step, or roll back a model
 - `maintenance`: the tasks that delete old artifacts, logs and metadata; `metadata` cleans Airflow's database
 - `pool`: the pool that limits how many tasks use TensorFlow at a time
+- `reasons`: why tasks were skipped or failed without running a step
 - `notifications`: messages about failures and late runs
 - `plugin`: the pages in Airflow's web interface
 - `server`: start, query and stop a complete Airflow; `standalone` is its main process

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from ridgeline.airflow import RERUN
 from ridgeline.airflow.local_data import choose_data, find_official_files
+from ridgeline.airflow.reasons import find_reasons
 from ridgeline.airflow.server import Standalone, environment
 from ridgeline.component import ParameterError
 from ridgeline.pipeline import parse_assignments, run_records
@@ -80,6 +81,7 @@ def _run_dag(dag_id: str, conf: Mapping[str, Any], log_file: Path) -> int:
             from airflow.dag_processing.dagbag import DagBag
             from airflow.sdk.listener import get_listener_manager
             from airflow.utils.db import initdb
+            from airflow.utils.session import create_session
 
             initdb()
             bag = DagBag()
@@ -99,7 +101,10 @@ def _run_dag(dag_id: str, conf: Mapping[str, Any], log_file: Path) -> int:
             records = run_records(Settings(), dag_run.run_id)
             names = [task.task_id for task in dag.topological_sort()]  # type: ignore[no-untyped-call]
             done = {name: record for name, record in records.items() if states.get(name) in ("success", "skipped")}
-            lines = summary(Settings(), {name: done.get(name, states[name]) for name in names})
+            with create_session() as session:
+                reasons = find_reasons(session, dag_id, dag_run.run_id)
+            outcomes = {name: done.get(name) or (states[name], reasons.get(name, "")) for name in names}
+            lines = summary(Settings(), outcomes)
             print("", *lines, sep="\n", file=terminal)
             failed = dag_run.state != "success"
         except KeyboardInterrupt:

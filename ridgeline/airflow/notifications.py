@@ -1,4 +1,4 @@
-"""Notify people of failed tasks and late runs."""
+"""Notify people of failed tasks, failed runs and late runs."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ class Notifier(BaseNotifier):
     """Logs a message and sends it to the recipients in `Settings.notify`: e-mail, webhooks, other Apprise services.
 
     Args:
-        event: ``failed`` for the failure callback of a task, ``late`` for the deadline of a run.
+        event: ``task_failed`` for the failure callback of a task, ``run_failed`` for that of a DAG, ``late`` for the
+            deadline of a run. A run that failed because of a task sends no message of its own.
         context: Airflow's context, if it is known in advance.
     """
 
-    def __init__(self, event: Literal["failed", "late"], context: Any = None) -> None:
+    def __init__(self, event: Literal["task_failed", "run_failed", "late"], context: Any = None) -> None:
         super().__init__(context=context)
         self.event = event
 
     def notify(self, context: Any) -> None:
-        """Notify from a task's process."""
+        """Notify from the process of a task, or from the DAG processor, which runs the callbacks of DAGs."""
+        if self.event == "run_failed" and context["reason"] == "task_failure":
+            return
         title, body = self._message(context)
         if (recipients := _recipients()) and not recipients.notify(title=title, body=body):
             self._not_delivered()
@@ -44,6 +47,10 @@ class Notifier(BaseNotifier):
             run = context["dag_run"]
             title = f"{run['dag_id']} is late"
             body = f"Run {run['dag_run_id']} has not succeeded by its deadline, {context['deadline']['deadline_time']}."
+        elif self.event == "run_failed":
+            dag, reason = context["dag"], context["reason"]
+            cause = f"exceeded its time limit, {dag.dagrun_timeout}" if reason == "timed_out" else f"failed: {reason}"
+            title, body = f"{dag.dag_id} failed", f"Run {context['run_id']} {cause}."
         else:
             task = context["ti"]
             title = f"{task.dag_id} failed at {task.task_id}"

@@ -20,11 +20,16 @@ def longest(dag):
         seconds[task.task_id] = task.execution_timeout.total_seconds() + max(before, default=0)
     return max(seconds.values())
 
+def events(owner):
+    callbacks = owner.on_failure_callback
+    return {callback.event for callback in (callbacks if isinstance(callbacks, list) else [callbacks])}
+
 facts = {
     dag_id: {
         "timeout": dag.dagrun_timeout and dag.dagrun_timeout.total_seconds(),
         "longest": longest(dag),
         "deadlines": [alert.interval.total_seconds() for alert in dag.deadline or []],
+        "callbacks": [*events(dag), *set.union(*map(events, dag.tasks))],
         "pools": {task.task_id: task.pool for task in dag.tasks},
     }
     for dag_id, dag in DagBag().dags.items()
@@ -48,6 +53,11 @@ def test_every_run_has_a_time_limit_above_that_of_its_tasks_and_above_the_deadli
 def test_every_dag_reports_late_runs(dags: dict[str, Any]) -> None:
     deadlines = {dag_id: dag["deadlines"] for dag_id, dag in dags.items()}
     assert deadlines == {dag_id: [Settings().deadline_minutes * 60] for dag_id in dags}
+
+
+def test_every_dag_reports_failed_runs_and_failed_tasks(dags: dict[str, Any]) -> None:
+    callbacks = {dag_id: dag["callbacks"] for dag_id, dag in dags.items()}
+    assert callbacks == {dag_id: ["run_failed", "task_failed"] for dag_id in dags}
 
 
 def test_the_metadata_of_a_run_in_progress_is_never_old(dags: dict[str, Any]) -> None:

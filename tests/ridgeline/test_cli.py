@@ -2,12 +2,14 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
 
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.cli import app
+from ridgeline.pipeline import load_components
 from ridgeline.registry import Registry
 from ridgeline.settings import Settings
 
@@ -74,6 +76,15 @@ def test_help_names_the_installed_steps_and_the_options_that_their_parameters_de
 def test_a_declared_option_is_short_for_its_parameter(invoke, profile):
     sets = ["--set", "ingest.dataset=synthetic_garments:1.0.0", "--set", "transform.validation_examples=1000"]
     assert "parameter train.profile seed → tuned" in invoke("explain", "train", *profile, *sets).stdout
+
+
+def test_an_option_that_two_steps_declare_is_refused(invoke, monkeypatch):
+    steps = load_components()
+    monkeypatch.setattr(
+        "ridgeline.pipeline.load_components", lambda: steps | {"tune": replace(steps["train"], name="tune")}
+    )
+    message = "error: Expected another option for tune.profile; received --profile, which train.profile has."
+    assert invoke("run").stderr.startswith(message)
 
 
 def test_a_step_can_be_asked_to_run_again(invoke):

@@ -15,6 +15,8 @@ from airflow.plugins_manager import AirflowPlugin
 from airflow.providers.standard.decorators.python import _PythonDecoratedOperator
 from airflow.sdk import BaseOperatorLink
 
+from ridgeline.airflow import RERUN
+
 PREFIX = "/ridgeline"
 TAB = "ridgeline-report"
 
@@ -27,8 +29,10 @@ class ReportLink(BaseOperatorLink):
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
         """Return the link, or for other tasks an empty string, which Airflow does not show."""
-        # A DAG with a step has the step's parameters on its form, such as train.epochs.
-        if not any(name.startswith(f"{operator.task_id}.") for name in operator.dag.params):
+        # A DAG with steps has a param that lists them. Another DAG may have a task of the same name.
+        if RERUN not in operator.dag.params:
+            return ""
+        if operator.task_id not in operator.dag.params.get_param(RERUN).schema["items"]["enum"]:
             return ""
         if operator.task_id not in _steps_with_report():
             return ""

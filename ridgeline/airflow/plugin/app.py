@@ -10,7 +10,6 @@ import itertools
 import logging
 from collections.abc import Collection
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Annotated, Any
 
 from airflow.api_fastapi.app import get_auth_manager
@@ -24,16 +23,15 @@ from airflow.api_fastapi.core_api.security import (
 from airflow.models.dagbag import DBDagBag
 from airflow.models.dagrun import DagRun
 from airflow.models.taskinstance import TaskInstance
-from airflow.models.xcom import XComModel
 from fastapi import Depends, FastAPI, Header, Request, Response
 from fastapi.responses import HTMLResponse
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from ridgeline.airflow import REASON
 from ridgeline.airflow.plugin import models_page, run_page
 from ridgeline.airflow.plugin.run_page import Run, Task
 from ridgeline.airflow.plugin.template import render_template
+from ridgeline.airflow.reasons import find_reasons
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.settings import Settings
 from ridgeline.store import StoreError
@@ -138,7 +136,7 @@ def _find_run(session: Session, dag_id: str, run_id: str) -> Run | None:
         .where(TaskInstance.dag_id == dag_id, TaskInstance.run_id == run_id)
         .order_by(TaskInstance.task_id, TaskInstance.map_index)
     )
-    reasons = _reasons(session, dag_id, run_id)
+    reasons = find_reasons(session, dag_id, run_id)
     tasks = [
         _merge(task_id, list(mapped), reasons.get(task_id, ""))
         for task_id, mapped in itertools.groupby(instances, lambda found: found.task_id)
@@ -169,16 +167,6 @@ def _differs(value: Any, default: Any) -> bool:
         return float(value) != float(default)
     except (TypeError, ValueError):
         return bool(value != default)
-
-
-def _reasons(session: Session, dag_id: str, run_id: str) -> dict[str, str]:
-    """Return why tasks were skipped or failed without running a step, by task."""
-    found = session.execute(
-        select(XComModel.task_id, XComModel.value).where(
-            XComModel.dag_id == dag_id, XComModel.run_id == run_id, XComModel.key == REASON
-        )
-    )
-    return {task_id: str(XComModel.deserialize_value(SimpleNamespace(value=value))) for task_id, value in found}
 
 
 def _with_skipped_upstream(task: Task, tasks: list[Task], dag: Any) -> Task:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -52,7 +53,7 @@ def test_a_failure_is_sent_and_a_refused_message_is_logged(
     module: ModuleType, webhook: SimpleNamespace, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     webhook.status = status
-    module.Notifier("failed").notify(FAILED)
+    module.Notifier("task_failed").notify(FAILED)
     log = capsys.readouterr().out
     assert webhook.received[0]["title"] == "shoes failed at train"
     assert "Run run 1, try 2: no data" in webhook.received[0]["message"]
@@ -72,11 +73,31 @@ def test_a_late_run_is_sent_and_a_refused_message_is_logged(
     assert ("Cannot deliver the message" in log) == (status == 500)
 
 
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        ("timed_out", "Run run 1 exceeded its time limit, 6:00:00."),
+        ("all_tasks_deadlocked", "Run run 1 failed: all_tasks_deadlocked."),
+        ("task_failure", None),  # the task has sent a message
+    ],
+)
+def test_a_failed_run_is_sent_unless_one_of_its_tasks_was(
+    module: ModuleType, webhook: SimpleNamespace, reason: str, message: str | None
+) -> None:
+    from airflow.sdk import DAG
+
+    dag = DAG("shoes", schedule=None, dagrun_timeout=timedelta(hours=6))
+    module.Notifier("run_failed")({"dag": dag, "run_id": "run 1", "reason": reason})
+    assert [(sent["title"], sent["message"]) for sent in webhook.received] == (
+        [("shoes failed", message)] if message else []
+    )
+
+
 def test_without_recipients_the_message_is_logged_alone(
     module: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("RIDGELINE_NOTIFY", raising=False)
-    module.Notifier("failed").notify(FAILED)
+    module.Notifier("task_failed").notify(FAILED)
     log = capsys.readouterr().out
     assert "shoes failed at train" in log
     assert "Cannot deliver" not in log

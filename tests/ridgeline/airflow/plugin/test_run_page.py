@@ -187,6 +187,11 @@ def test_a_task_that_failed_without_a_record_points_to_its_log(synthetic: Synthe
     assert rows(render(synthetic[0], run))["ingest"][:2] == ["failed", "The error is in the task's log."]
 
 
+def test_a_run_that_exceeded_its_time_limit_says_so(synthetic: Synthetic) -> None:
+    run = run_of(synthetic, state="failed", train="skipped", evaluate="skipped", export="skipped")
+    assert "The run exceeded its time limit, or a user ended it." in body(render(synthetic[0], run))
+
+
 def test_another_dag_s_run_has_nothing_to_show(synthetic: Synthetic) -> None:
     now = datetime.now(UTC)
     run = Run("other", "synthetic", "success", now, now, "", {}, (Task("extract", "success", now, now),))
