@@ -74,7 +74,14 @@ def export(
     )
 
 
-SAVE = "import sys; from pathlib import Path; from components.export import save; save(*map(Path, sys.argv[1:]))"
+SAVE = """
+import sys
+from pathlib import Path
+from ridgeline import quiet_tensorflow
+quiet_tensorflow.install()
+from components.export import save
+save(*map(Path, sys.argv[1:]))
+"""
 
 
 def save_in_a_fresh_process(model: Path, folder: Path) -> None:

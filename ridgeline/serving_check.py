@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ridgeline import quiet_tensorflow
+
 TOLERANCE = 1e-5
 TIMEOUT_SECONDS = 300
 
@@ -52,6 +54,7 @@ def main(saved_model: Path, expected: Path, class_names: list[str]) -> None:
     Raises:
         SystemExit: If any response differs.
     """
+    quiet_tensorflow.install()
     import tensorflow as tf
 
     images = np.load(expected / "images.npy", allow_pickle=False)
