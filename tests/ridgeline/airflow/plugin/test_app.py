@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -41,6 +42,7 @@ other()
 MAKE_RUNS = """
 import json, sys
 from pathlib import Path
+from typing import Any
 from airflow.dag_processing.dagbag import DagBag
 from airflow.utils.db import initdb
 from airflow.utils.session import create_session
@@ -177,6 +179,22 @@ def test_no_page_for_a_user_without_a_role(server: Server) -> None:
 
 def test_a_reader_reads_all_pages(server: Server) -> None:
     assert [server.get(path).status_code for path in paths(server)] == [200] * 3
+
+
+@pytest.mark.parametrize(
+    ("dag_id", "conf"),
+    [
+        ("rollback_model", {"model": "synthetic_garments", "reason": "a viewer wants it"}),
+        ("fashion_mnist_training", {**SYNTHETIC, "evaluate.force_reason": "a viewer wants it"}),
+        ("maintenance", {}),
+    ],
+)
+def test_a_viewer_starts_no_run_and_clears_no_task(server: Server, dag_id: str, conf: dict[str, Any]) -> None:
+    with server.client("reader") as client:
+        assert client.get(f"/api/v2/dags/{dag_id}").status_code == 200
+        body = {"logical_date": None, "conf": conf}
+        assert client.post(f"/api/v2/dags/{dag_id}/dagRuns", json=body).status_code == 403
+        assert client.post(f"/api/v2/dags/{dag_id}/clearTaskInstances", json={"dry_run": False}).status_code == 403
 
 
 def test_there_is_no_page_but_these(server: Server) -> None:

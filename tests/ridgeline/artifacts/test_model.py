@@ -1,0 +1,110 @@
+"""An architecture or an array that holds code is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ridgeline.artifacts.examples import Examples
+from ridgeline.artifacts.model import Model
+from ridgeline.artifacts.model_evaluation import ModelEvaluation
+from ridgeline.store import Store
+
+
+class Touches:
+    """An object that creates a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.file,)
+
+
+def publish_changed(store: Store, artifact: Any, folder: Path, change: Any) -> Any:
+    """Publish a copy of an artifact with a changed file, as whoever can write to the store could."""
+    shutil.copytree(artifact.path, folder)
+    (folder / "manifest.json").unlink()
+    change(folder)
+    return store.open(store.publish(type(artifact).seal(folder, artifact.facts)), type(artifact))
+
+
+def layer_with(**config: Any) -> Any:
+    def change(folder: Path) -> None:
+        architecture = json.loads((folder / "architecture.json").read_text())
+        architecture["config"]["layers"].insert(1, config)
+        (folder / "architecture.json").write_text(json.dumps(architecture))
+
+    return change
+
+
+def call_of(module: str, name: str, *arguments: Any) -> Any:
+    """A layer that would call a function when it is loaded."""
+    function = {"module": module, "class_name": "function", "config": name, "registered_name": name}
+    return layer_with(
+        module="keras.layers",
+        class_name="Lambda",
+        name="code",
+        registered_name=None,
+        build_config=None,
+        config={"name": "code", "function": function, "arguments": list(arguments)},
+        inbound_nodes=[],
+    )
+
+
+LAMBDA = {"class_name": "__lambda__", "config": {"code": "4wAAAA==", "defaults": None, "closure": None}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        layer_with(
+            module="keras.layers", class_name="Lambda", name="code", registered_name=None, inbound_nodes=[],
+            config={"name": "code", "function": LAMBDA},
+        ),
+        layer_with(module="builtins", class_name="exec", config="raise SystemExit", registered_name="exec"),
+        layer_with(module="os", class_name="system", config={"command": "true"}, registered_name="system"),
+        call_of("os", "system"),
+        call_of("keras.utils", "get_file"),
+    ],
+)  # fmt: skip
+def test_an_architecture_with_code_is_refused(
+    synthetic_store: Store, refs: dict[str, str], store: Store, tmp_path: Path, change: Any
+) -> None:
+    model = publish_changed(store, synthetic_store.open(refs["train"], Model), tmp_path / "model", change)
+    with pytest.raises((ValueError, TypeError), match=r"(?i)deseriali[sz]|lambda|unsafe|could not locate|safe"):
+        model.load_keras()
+
+
+@pytest.mark.parametrize(
+    ("step", "kind", "file", "read"),
+    [
+        ("transform", Examples, "test/labels-00000-of-00001.npy", lambda found: found.split("test").labels),
+        ("evaluate", ModelEvaluation, "predictions.npy", lambda found: found.predictions()),
+    ],
+)
+def test_a_pickled_array_is_refused(
+    synthetic_store: Store,
+    refs: dict[str, str],
+    store: Store,
+    tmp_path: Path,
+    step: str,
+    kind: Any,
+    file: str,
+    read: Any,
+) -> None:
+    witness = tmp_path / "witness"
+
+    def change(folder: Path) -> None:
+        assert (folder / file).exists()
+        np.save(folder / file, np.array([Touches(witness)], dtype=object), allow_pickle=True)
+
+    artifact = publish_changed(store, synthetic_store.open(refs[step], kind), tmp_path / "changed", change)
+    with pytest.raises(ValueError, match="allow_pickle|Python object"):
+        read(artifact)
+    assert not witness.exists()
