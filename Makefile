@@ -7,7 +7,7 @@ DAG := fashion_mnist_training
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install run ui test test-fast screenshots test-containers up down logs backup restore lint format bench constraints clean
+.PHONY: help install run ui audit test test-fast screenshots test-containers up down logs backup restore lint format bench constraints clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -55,6 +55,10 @@ lint: $(INSTALLED) ## Check style, types and the direction of imports
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+audit: $(INSTALLED) ## Look for security faults in the code, and for known ones of the pinned packages
+	$(BIN)/bandit --quiet --recursive --severity-level medium ridgeline components dags docker
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
 format: $(INSTALLED) ## Format the code
 	$(BIN)/ruff check --fix
