@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ridgeline.airflow.server import environment
+from ridgeline.airflow.server import environment, free_port
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store
@@ -92,12 +91,6 @@ class Server:
     def get(self, path: str, user: str | None = "reader") -> httpx.Response:
         with self.client(user) as client:
             return client.get(path)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> None:
