@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,7 @@ def texts(path: Path) -> Iterator[str]:
             yield node.value
 
 
+@functools.cache
 def forbidden() -> re.Pattern[str]:
     """Match a step's name that stands alone or names a parameter, a parameter's full name, or a dataset's."""
     steps = pipeline.load_components().values()

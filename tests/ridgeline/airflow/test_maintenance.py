@@ -170,6 +170,7 @@ def test_a_failed_clean_up_fails_the_task_with_its_last_line(
         maintenance.clean_metadata_in_task()
 
 
+@pytest.mark.airflow
 def test_without_the_database_of_the_run_it_is_skipped_with_the_reason(
     task: Task, maintenance: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -184,6 +185,7 @@ def test_without_the_database_of_the_run_it_is_skipped_with_the_reason(
     assert not (tmp_path / "home/airflow.db").exists()
 
 
+@pytest.mark.airflow
 def test_another_airflow_s_database_is_left_alone(tmp_path: Path) -> None:
     env = {**os.environ, "AIRFLOW_HOME": str(tmp_path)}
     make = [sys.executable, "-c", "from airflow.utils.db import initdb; initdb()"]
