@@ -98,13 +98,13 @@ def decide(
     parts = key_parts(component, inputs, params)
     if rerun:
         return Decision(parts, REQUESTED, None)
-    hit = next((e.output for e in store.executions(component.name, parts.key()) if e.output), None)
+    hit = next((e.output for e in store.executions(component.name, parts.key(), with_output=True)), None)
     if hit is not None:
         try:
             return Decision(parts, UNCHANGED, store.open(hit, component.output))
         except ArtifactError as error:
             return Decision(parts, f"artifact missing or damaged: {error}", None)
-    earlier = (e.parts for e in store.executions(component.name) if e.output)
+    earlier = (e.parts for e in store.executions(component.name, with_output=True))
     changes = [parts.differences(other) for other in itertools.islice(earlier, COMPARED_EXECUTIONS)]
     if changes:
         nearest = sorted(changes, key=len)[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from ridgeline.store import Execution
 
 SHORT = 16  # hexadecimal digits of a digest in a name
+NO_OUTPUT = "none"
 NAME = re.compile(
     r"([0-9]{8}T[0-9]{6}\.[0-9]{6}Z)-([^-]+)(?:-([^-]+)-([a-z]+)-([^-]+)-([0-9]+))?-[0-9a-f]+\.json", re.ASCII
 )
@@ -54,8 +54,8 @@ class RecordFile(NamedTuple):
             execution.key[:SHORT],
             short_run(execution.run_id),
             execution.state,
-            short_ref(execution.output) if execution.output else "none",
-            f"{math.ceil(execution.seconds)}",
+            short_ref(execution.output) if execution.output else NO_OUTPUT,
+            f"{int(execution.seconds)}",
         )
         return cls("-".join([*fields, f"{uuid.uuid4().hex[:8]}.json"]), execution.component, *fields)
 
@@ -64,15 +64,14 @@ class RecordFile(NamedTuple):
         """End of the execution, UTC."""
         return datetime.fromisoformat(self.start) + timedelta(seconds=int(self.seconds))
 
-    def may_match(self, key: str, run: str, output: str) -> bool:
-        """Return whether the record may have a key, a run and an output.
+    def may_match(self, key: str, run: str) -> bool:
+        """Return whether the record may have a key and a run.
 
         Args:
             key: The shortened key; empty for any.
             run: The shortened id of the run; empty for any.
-            output: The shortened digest of the output; empty for any.
         """
-        pairs = ((key, self.key), (run, self.run), (output, self.output))
+        pairs = ((key, self.key), (run, self.run))
         return all(not wanted or not stated or wanted == stated for wanted, stated in pairs)
 
 

@@ -24,7 +24,7 @@ from upath import UPath
 
 from ridgeline.artifacts.base import MANIFEST, Artifact, ArtifactError, Manifest, verify
 from ridgeline.keys import KeyParts
-from ridgeline.records import SHORT, RecordFile, short_ref, short_run
+from ridgeline.records import NO_OUTPUT, SHORT, RecordFile, short_ref, short_run
 
 log = logging.getLogger(__name__)
 
@@ -387,7 +387,10 @@ class Store:
         sizes = {}
         for folder in _folders(self.local / "scratch"):
             held = _is_held(folder.with_name(f"{folder.name}.lock"))
-            with nullcontext(not held) if dry_run else self._owned(folder) as owned:
+            with (
+                suppress(FileNotFoundError),  # its execution just ended
+                nullcontext(not held) if dry_run else self._owned(folder) as owned,
+            ):
                 if not owned:
                     continue
                 files = [path.stat() for path in folder.rglob("*") if path.is_file()]
@@ -503,7 +506,7 @@ class Store:
                 unfinished.rename(target)
 
     def executions(
-        self, component: str = "*", key: str = "", run_id: str = "", output: str = ""
+        self, component: str = "*", key: str = "", run_id: str = "", with_output: bool = False
     ) -> Iterator[Execution]:
         """Yield records, newest first; only those are read.
 
@@ -511,14 +514,15 @@ class Store:
             component: The component's name, or ``*`` for all.
             key: Only executions with this key, or with any if empty.
             run_id: Only those of this pipeline run, or of any if empty.
-            output: Only those with this output, or with any if empty.
+            with_output: Only those with an output.
         """
-        wanted = key[:SHORT], short_run(run_id) if run_id else "", short_ref(output)
+        run = short_run(run_id) if run_id else ""
         for file in self.record_files(component):
-            execution = self.read_record(file) if file.may_match(*wanted) else None
-            if execution and key in ("", execution.key) and run_id in ("", execution.run_id):
-                if output in ("", execution.output):
-                    yield execution
+            if file.may_match(key[:SHORT], run) and not (with_output and file.output == NO_OUTPUT):
+                execution = self.read_record(file)
+                if execution and key in ("", execution.key) and run_id in ("", execution.run_id):
+                    if execution.output or not with_output:
+                        yield execution
 
     def record_files(self, component: str = "*") -> list[RecordFile]:
         """Return the files of the records, newest first; nothing is read.

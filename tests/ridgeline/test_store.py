@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ from upath import UPath
 
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.keys import KeyParts
+from ridgeline.lineage import lineage
 from ridgeline.store import Execution, Store, StoreError
 
 
@@ -223,12 +225,45 @@ def test_staging_folders_do_not_block_each_other(store):
     assert time.monotonic() - start < 5
 
 
-def test_unreadable_record_is_left_out_with_a_warning(store, caplog):
-    store.record(execution())
-    (store.local / "executions" / "seed" / "20260101T000000.000000Z-torn.json").write_text("")
-    assert len(list(store.executions())) == 1
-    assert "can't be read" in caplog.text
-    assert store.delete_executions(lambda _: True, dry_run=False) == 1
+def test_damaged_record_is_left_out_with_a_warning(store, caplog):
+    store.record(execution(run_id="good"))
+    folder = store.local / "executions" / "seed"
+    good = next(folder.iterdir())
+    (folder / "20260101T000000.000000Z-torn.json").write_text("")
+    (folder / "20260101T000000.000000Z-kkkkkkkkkkkkkkkk-00000000.json").mkdir()
+    (folder / good.name.replace("00Z", "01Z")).write_bytes(good.read_bytes()[:-9])
+    (folder.parent / "file").touch()
+    assert [e.run_id for e in store.executions()] == ["good"]
+    assert caplog.text.count("can't be read") == 3
+
+
+def test_records_are_found_by_name_and_only_those_are_read(store, number, monkeypatch):
+    for minutes in range(3):
+        run_id, key = f"run {minutes}", f"{minutes}" * 64
+        store.record(execution(run_id=run_id, key=key, output=f"Number/{key}", minutes=minutes))
+        store.record(execution(run_id=run_id, key=key, minutes=minutes).model_copy(update={"state": "failed"}))
+    read, work = [], Store.read_record
+    monkeypatch.setattr(Store, "read_record", lambda store, file: read.append(file) or work(store, file))
+    assert {e.state for e in store.executions(run_id="run 1")} == {"failed", "complete"}
+    assert [e.output for e in store.executions("seed", "2" * 64, with_output=True)] == [f"Number/{'2' * 64}"]
+    assert lineage(store, f"Number/{'0' * 64}").execution.run_id == "run 0"
+    assert len(read) == 4
+
+
+def test_records_with_old_names_are_read(store):
+    """Version 0.2 named them after start and key alone."""
+    folder = store.local / "executions" / "seed"
+    folder.mkdir(parents=True)
+    for minutes in range(3):
+        old = execution(run_id=f"run {minutes}", key=f"{minutes}" * 64, output=f"Number/{minutes}", minutes=minutes)
+        name = f"{old.started_at:%Y%m%dT%H%M%S.%fZ}-{old.key[:16]}-0123abcd.json"
+        (folder / name).write_text(old.model_dump_json(indent=2))
+    store.record(execution(run_id="run 3", minutes=3))
+    assert [e.run_id for e in store.executions()] == ["run 3", "run 2", "run 1", "run 0"]
+    assert [e.run_id for e in store.executions(key="1" * 64)] == ["run 1"]
+    assert [e.run_id for e in store.executions(run_id="run 2")] == ["run 2"]
+    assert len(list(store.executions(with_output=True))) == 3
+    assert lineage(store, "Number/1").execution.run_id == "run 1"
 
 
 def test_type_alone_is_the_latest(store, number):
@@ -279,14 +314,27 @@ def test_scratch_without_content_leaves_nothing(store):
 
 
 def test_scratch_has_one_owner_at_a_time(store, caplog):
+    caplog.set_level("INFO", logger="ridgeline")
+    order = []
+
+    def second():
+        with Store(store.local).scratch("key") as scratch:
+            order.append("second")
+            assert list(scratch.iterdir()) == []
+
+    thread = threading.Thread(target=second)
     with store.scratch("key") as scratch:
         (scratch / "state").write_text("mine")
-        with Store(store.local).scratch("key") as second:
-            assert second is None
+        thread.start()
         with store.scratch("other") as other:
             assert other.name == "other"
+        while "waits: another process runs the same step" not in caplog.text:
+            time.sleep(0.01)
         assert (scratch / "state").read_text() == "mine"
-    assert "the same step is running elsewhere" in caplog.text
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    assert list((store.local / "scratch").iterdir()) == []
 
 
 def test_old_scratch_is_cleared_unless_someone_works_in_it(store):
