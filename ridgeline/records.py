@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 SHORT = 16  # hexadecimal digits of a digest in a name
 NO_OUTPUT = "none"
+OLD_FIELDS = 3
 NAME = re.compile(
     r"([0-9]{8}T[0-9]{6}\.[0-9]{6}Z)-([^-]+)(?:-([^-]+)-([a-z]+)-([^-]+)-([0-9]+))?-[0-9a-f]+\.json", re.ASCII
 )
@@ -64,15 +65,19 @@ class RecordFile(NamedTuple):
         """End of the execution, UTC."""
         return datetime.fromisoformat(self.start) + timedelta(seconds=int(self.seconds))
 
-    def may_match(self, key: str, run: str) -> bool:
-        """Return whether the record may have a key and a run.
 
-        Args:
-            key: The shortened key; empty for any.
-            run: The shortened id of the run; empty for any.
-        """
-        pairs = ((key, self.key), (run, self.run))
-        return all(not wanted or not stated or wanted == stated for wanted, stated in pairs)
+def may_match(name: str, key: str, run: str) -> bool:
+    """Return whether a file may hold the record of an execution with a key and of a run.
+
+    Args:
+        name: The file's name.
+        key: The shortened key; empty for any.
+        run: The shortened id of the run; empty for any.
+    """
+    if not name[0].isdecimal() or not name.endswith(".json"):
+        return False
+    stated = name.split("-")
+    return not ((key and key not in stated) or (run and run not in stated and len(stated) > OLD_FIELDS))
 
 
 def short_run(run_id: str) -> str:

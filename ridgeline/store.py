@@ -24,7 +24,7 @@ from upath import UPath
 
 from ridgeline.artifacts.base import MANIFEST, Artifact, ArtifactError, Manifest, verify
 from ridgeline.keys import KeyParts
-from ridgeline.records import NO_OUTPUT, SHORT, RecordFile, short_ref, short_run
+from ridgeline.records import NO_OUTPUT, SHORT, RecordFile, may_match, short_ref, short_run
 
 log = logging.getLogger(__name__)
 
@@ -260,10 +260,13 @@ class Store:
     def refs(self) -> list[str]:
         """Return the store-relative names of all artifacts."""
         if not self.remote:
-            folders = (folder for kind in _folders(self.local / "artifacts") for folder in _folders(kind))
-            return sorted(f"{path.parent.name}/{path.name}" for path in folders if (path / MANIFEST).exists())
-        found = (self.root / "artifacts").glob(f"*/*/{MANIFEST}")
-        return sorted("/".join(path.parts[-3:-1]) for path in found)
+            kinds = _folders(self.local / "artifacts")
+            refs = [f"{kind.name}/{name}" for kind in kinds for name in os.listdir(kind)]
+            refs = [ref for ref in refs if os.path.exists(f"{self.local}/artifacts/{ref}/{MANIFEST}")]
+        else:
+            found = (self.root / "artifacts").glob(f"*/*/{MANIFEST}")
+            refs = ["/".join(path.parts[-3:-1]) for path in found]
+        return sorted(ref for ref in refs if REF.fullmatch(ref))
 
     def holds(self, ref: str) -> bool:
         """Return whether an artifact is in the store, without verifying it."""
@@ -467,7 +470,7 @@ class Store:
         Raises:
             ArtifactError: If it is missing or damaged.
         """
-        folder = self.root / "artifacts" / ref
+        folder = (self.root if self.remote else self.local) / "artifacts" / ref
         try:
             return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
         except (OSError, ValueError) as error:
@@ -516,29 +519,29 @@ class Store:
             run_id: Only those of this pipeline run, or of any if empty.
             with_output: Only those with an output.
         """
-        run = short_run(run_id) if run_id else ""
-        for file in self.record_files(component):
-            if file.may_match(key[:SHORT], run) and not (with_output and file.output == NO_OUTPUT):
+        for file in self.record_files(component, key, run_id):
+            if not (with_output and file.output == NO_OUTPUT):
                 execution = self.read_record(file)
                 if execution and key in ("", execution.key) and run_id in ("", execution.run_id):
                     if execution.output or not with_output:
                         yield execution
 
-    def record_files(self, component: str = "*") -> list[RecordFile]:
-        """Return the files of the records, newest first; nothing is read.
+    def record_files(self, component: str = "*", key: str = "", run_id: str = "") -> list[RecordFile]:
+        """Return the files of the records that may have a key and a run, newest first; nothing is read.
 
         Args:
             component: The component's name, or ``*`` for all.
+            key: The key; any if empty.
+            run_id: The pipeline run; any if empty.
         """
-        root = self.root / "executions"
+        root, run = self.root / "executions", short_run(run_id) if run_id else ""
         with translate_os_errors("read", self.root):
             if self.remote:
                 names = [(path.parent.name, path.name) for path in root.glob(f"{component}/[0-9]*.json")]
             else:
-                folders = _folders(self.local / "executions") if component == "*" else [Path(root.path) / component]
-                names = [(folder.name, name) for folder in folders if folder.is_dir() for name in os.listdir(folder)]
-        files = [RecordFile.parse(*pair) for pair in names if pair[1][0].isdigit() and pair[1].endswith(".json")]
-        return sorted(files, reverse=True)
+                folders = _folders(self.local / "executions")
+                names = [(f.name, name) for f in folders if component in ("*", f.name) for name in os.listdir(f)]
+        return sorted((RecordFile.parse(*n) for n in names if may_match(n[1], key[:SHORT], run)), reverse=True)
 
     def read_record(self, file: RecordFile) -> Execution | None:
         """Return a record; None if it is damaged, which is logged, or was deleted meanwhile.
@@ -546,7 +549,7 @@ class Store:
         Raises:
             StoreError: If it can't be read.
         """
-        path = self.root / "executions" / file.component / file.name
+        path = (self.root if self.remote else self.local) / "executions" / file.component / file.name
         try:
             with translate_os_errors("read", self.root):
                 return Execution.model_validate_json(path.read_bytes())
