@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 from ridgeline import models_cli, pipeline, step_cli
 from ridgeline.artifacts.base import MANIFEST, ArtifactError, verify
 from ridgeline.component import ParameterError, Params, StepError
-from ridgeline.gc import collect_garbage
+from ridgeline.gc import RECENT, collect_garbage
 from ridgeline.lineage import Origin
 from ridgeline.lineage import lineage as lineage_of
 from ridgeline.registry import RegistryError
@@ -186,17 +187,28 @@ def _made(execution: Execution) -> str:
 @app.command()
 def gc(
     keep_runs: Annotated[int, typer.Option(min=1, help="How many of the latest runs to keep whole.")] = 10,
+    keep_hours: Annotated[
+        float,
+        typer.Option(min=0, help="Keep also the runs whose last step ended in these hours: they may be in progress."),
+    ] = RECENT / timedelta(hours=1),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be deleted.")] = False,
 ) -> None:
-    """Delete artifacts that no served version and none of the last runs need."""
+    """Delete artifacts that no served version, none of the last runs and no run in progress need."""
     settings = Settings()
-    garbage = collect_garbage(settings.open_store(), settings.open_registry(), keep_runs, dry_run)
+    garbage = collect_garbage(
+        settings.open_store(), settings.open_registry(), keep_runs, dry_run, timedelta(hours=keep_hours)
+    )
     for ref, size in garbage.artifacts.items():
         typer.echo(f"{'would delete' if dry_run else 'deleted'} {ref}  {size / 1e6:.1f} MB")
     typer.echo(
         f"{'would free' if dry_run else 'freed'} {garbage.freed_bytes / 1e6:.1f} MB: {len(garbage.artifacts)} "
-        f"artifacts, {garbage.num_executions} execution records, {len(garbage.scratch)} abandoned scratch folders"
+        f"artifacts, {garbage.num_executions} execution records, {len(garbage.scratch)} abandoned scratch folders, "
+        f"{len(garbage.staging)} staging folders of killed steps"
     )
+    if garbage.num_in_progress:
+        typer.echo(
+            f"kept {garbage.num_in_progress} more runs that may be in progress; --keep-hours 0 keeps only those that run now"
+        )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from ridgeline import quiet_tensorflow
@@ -97,13 +98,13 @@ def decide(
     parts = key_parts(component, inputs, params)
     if rerun:
         return Decision(parts, REQUESTED, None)
-    hit = next((e.output for e in store.executions(component.name, parts.key()) if e.output), None)
+    hit = next((e.output for e in store.executions(component.name, parts.key(), with_output=True)), None)
     if hit is not None:
         try:
             return Decision(parts, UNCHANGED, store.open(hit, component.output))
         except ArtifactError as error:
             return Decision(parts, f"artifact missing or damaged: {error}", None)
-    earlier = (e.parts for e in store.executions(component.name) if e.output)
+    earlier = (e.parts for e in store.executions(component.name, with_output=True))
     changes = [parts.differences(other) for other in itertools.islice(earlier, COMPARED_EXECUTIONS)]
     if changes:
         nearest = sorted(changes, key=len)[0]
@@ -119,7 +120,8 @@ def execute(
 
     The step writes into a staging folder, which is digested and appears in the store by one rename. After a
     failure, the store is unchanged except for the record of the failure. A step that resumes keeps its scratch
-    folder for the next execution with the same key.
+    folder for the next execution with the same key. Of several executions with one key at a time, one runs the step;
+    the others wait for it and reuse its output. Garbage collection keeps the inputs meanwhile.
 
     Args:
         store: The store.
@@ -138,11 +140,8 @@ def execute(
         Exception: Any exception of the component.
     """
     started_at, start = datetime.now(UTC), time.monotonic()
-    artifacts = open_inputs(store, component, inputs)
-    decision = decide(store, component, artifacts, params, rerun)
-    log.info("%s %s", component.name, decision)
 
-    def record(state: str, reason: str, output: str | None) -> Execution:
+    def ended(decision: Decision, state: str, reason: str, output: str | None) -> Execution:
         execution = Execution(
             component=component.name,
             run_id=run_id,
@@ -155,26 +154,48 @@ def execute(
             started_at=started_at,
             seconds=round(time.monotonic() - start, 3),
         )
-        store.record(execution)
         log.info("%s %s in %.1f s%s", component.name, state, execution.seconds, f": {output}" if output else "")
         return execution
 
-    if decision.output is not None:
-        with store.lock():
-            if store.holds(decision.output.ref):
-                return record("cached", decision.reason, decision.output.ref)
-        return execute(store, component, inputs, params, run_id)  # garbage collection deleted it: look again
-    try:
-        with contextlib.ExitStack() as stack:
-            scratch = stack.enter_context(store.scratch(decision.parts.key())) if component.resumes else None
-            folder = stack.enter_context(store.stage())
-            quiet_tensorflow.install()
-            artifact = component(params=params, output=folder, scratch=scratch, **artifacts)
+    def record(execution: Execution) -> Execution:
+        store.record(execution)
+        return execution
+
+    def reuse(decision: Decision, ref: str) -> Execution | None:
+        try:
             with store.lock():
-                return record("complete", decision.reason, store.publish(artifact))
-    except StepSkipped as skipped:
-        return record("skipped", str(skipped), None)
-    except BaseException as error:
-        with contextlib.suppress(StoreError):  # on a full disk, the first error is the one to show
-            record("failed", f"{type(error).__name__}: {error}", None)
-        raise
+                return record(ended(decision, "cached", decision.reason, ref)) if store.holds(ref) else None
+        except StoreError as error:  # a full or read-only disk
+            log.warning("%s is reused, but that can't be recorded: %s", component.name, error)
+            return ended(decision, "cached", decision.reason, ref)
+
+    def run(decision: Decision, scratch: Path) -> Execution:
+        try:
+            with store.stage() as folder:
+                quiet_tensorflow.install()
+                artifact = component(params=params, output=folder, scratch=scratch, **artifacts)
+                with store.lock():
+                    return record(ended(decision, "complete", decision.reason, store.publish(artifact)))
+        except StepSkipped as skipped:
+            return record(ended(decision, "skipped", str(skipped), None))
+        except BaseException as error:
+            with contextlib.suppress(StoreError):  # on a full disk, the first error is the one to show
+                record(ended(decision, "failed", f"{type(error).__name__}: {error}", None))
+            raise
+
+    with store.lease(run_id, inputs.values()) as unprotected:
+        artifacts = open_inputs(store, component, inputs)
+        while True:
+            decision = decide(store, component, artifacts, params, rerun)
+            with contextlib.ExitStack() as stack:
+                if decision.output is None:
+                    if unprotected:
+                        raise unprotected
+                    scratch = stack.enter_context(store.scratch(decision.parts.key()))
+                    if not rerun:  # another process may have run it meanwhile
+                        decision = decide(store, component, artifacts, params)
+                log.info("%s %s", component.name, decision)
+                if decision.output is None:
+                    return run(decision, scratch)
+                if execution := reuse(decision, decision.output.ref):
+                    return execution  # else garbage collection deleted the artifact: look again

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.model import Model
 from ridgeline.lineage import producers
+from ridgeline.records import RecordFile, described, short_ref, short_run
 from ridgeline.registry import Registry
 from ridgeline.store import Execution, Store
 
 SCRATCH_AGE = timedelta(days=7)  # longer than any retry waits
+RECENT = timedelta(hours=24)  # longer than a run may take: between two steps, nothing else shows that it is in progress
 
 
 @dataclass(frozen=True)
@@ -23,29 +26,38 @@ class Garbage:
         artifacts: Size in bytes of each unneeded artifact, by store-relative name.
         num_executions: Number of unneeded execution records.
         scratch: Size in bytes of each abandoned scratch folder, by execution key.
+        staging: Size in bytes of each folder that a killed process left, by name.
+        num_in_progress: Number of runs that are kept, beyond the last runs, because they may be in progress.
     """
 
     artifacts: dict[str, int]
     num_executions: int
     scratch: dict[str, int]
+    staging: dict[str, int]
+    num_in_progress: int
 
     @property
     def freed_bytes(self) -> int:
-        """Size of all artifacts and scratch folders together."""
-        return sum(self.artifacts.values()) + sum(self.scratch.values())
+        """Size of everything that is deleted, records left out."""
+        return sum(sum(sizes.values()) for sizes in (self.artifacts, self.scratch, self.staging))
 
 
-def collect_garbage(store: Store, registry: Registry, keep_runs: int, dry_run: bool) -> Garbage:
-    """Delete the artifacts and records that no served version and none of the last runs need.
+def collect_garbage(
+    store: Store, registry: Registry, keep_runs: int, dry_run: bool, recent: timedelta = RECENT
+) -> Garbage:
+    """Delete the artifacts and records that no served version, none of the last runs and no run in progress need.
 
     A version that was deleted from the registry needs nothing. A needed artifact is kept with all artifacts that it
     was made from. Scratch folders of unfinished executions are deleted if unchanged for `SCRATCH_AGE`.
+
+    What is unneeded is found before the store's lock is taken. Under the lock, only what changed meanwhile is read.
 
     Args:
         store: The store.
         registry: The served models.
         keep_runs: Number of latest runs to keep, at least 1.
         dry_run: Only report what would be deleted.
+        recent: A run counts as in progress while one of its steps runs, and for this time after its last step ended.
 
     Returns:
         What was, or would be, deleted.
@@ -55,43 +67,69 @@ def collect_garbage(store: Store, registry: Registry, keep_runs: int, dry_run: b
     """
     if keep_runs < 1:
         raise ValueError(f"Expected to keep at least 1 run; received {keep_runs}. Give a positive number.")
-    with store.lock():
-        made_by = producers(store)
-        runs: list[str] = []
-        needed: set[str] = set()
+    staging = store.clear_staging(dry_run)  # first: on a full disk, it makes space for the rest
+    scratch = store.clear_scratch(SCRATCH_AGE, dry_run)
 
-        def need(refs: Iterable[str]) -> None:
-            for ref in refs:
-                if ref not in needed:
-                    needed.add(ref)
-                    need(made_by[ref].inputs.values() if ref in made_by else ())
+    @functools.cache
+    def size_bytes(ref: str) -> int:
+        try:
+            return store.size_bytes(ref)
+        except ArtifactError:
+            return 0
 
-        for execution in store.executions():
-            if execution.run_id not in runs:
-                runs.append(execution.run_id)
-            if execution.run_id in runs[:keep_runs]:
-                need([*execution.inputs.values(), *filter(None, [execution.output])])
-        for name in registry.model_names():
-            present = registry.versions(name)
-            for entry in registry.history(name):
-                if entry.version in present:  # the model itself, too: the next one is compared with it
-                    need([entry.artifact, f"{Model.__name__}/{entry.model_digest}"])
+    read = functools.cache(store.read_record)
+    artifacts, records, num_in_progress = _unneeded(store, registry, keep_runs, recent, read)
+    sizes = {ref: size_bytes(ref) for ref in artifacts}
+    if not dry_run and (artifacts or records):
+        with store.deletion() as hide:
+            with store.lock():
+                artifacts, records, num_in_progress = _unneeded(store, registry, keep_runs, recent, read)
+                sizes = {ref: size_bytes(ref) for ref in artifacts}
+                for ref in artifacts:
+                    hide(ref)
+            store.delete_records(records)
+    return Garbage(sizes, len(records), scratch, staging, num_in_progress)
 
-        sizes = {}
-        for ref in store.refs():
+
+def _unneeded(
+    store: Store,
+    registry: Registry,
+    keep_runs: int,
+    recent: timedelta,
+    read: Callable[[RecordFile], Execution | None],
+) -> tuple[list[str], list[RecordFile], int]:
+    """Return the unneeded artifacts and records, and the number of runs in progress beyond those to keep."""
+    leases = store.leases()
+    files = list(described(store.record_files(), read))
+    last_runs = set(list(dict.fromkeys(file.run for file in files))[:keep_runs])
+    since = datetime.now(UTC) - recent
+    in_progress = {short_run(lease.run_id) for lease in leases}
+    in_progress |= {file.run for file in files if file.run not in last_runs and file.ended_at > since}
+    runs = last_runs | in_progress
+
+    producer = producers(files, read)
+    needed: set[str] = set()
+
+    def need(refs: Iterable[str]) -> None:
+        for ref in refs:
             if ref not in needed:
-                try:
-                    sizes[ref] = store.size_bytes(ref)
-                except ArtifactError:
-                    sizes[ref] = 0
+                needed.add(ref)
+                need(made.inputs.values() if (made := producer(ref)) else ())
 
-        def unneeded(execution: Execution) -> bool:
-            makes_needed = execution.output in needed and execution.state == "complete"
-            return execution.run_id not in runs[:keep_runs] and not makes_needed
+    for lease in leases:
+        need(lease.artifacts)
+    for execution in filter(None, (read(file) for file in files if file.run in runs)):
+        need([*execution.inputs.values(), *filter(None, [execution.output])])
+    for name in registry.model_names():
+        present = registry.versions(name)
+        for entry in registry.history(name):
+            if entry.version in present:  # the model itself, too: the next one is compared with it
+                need([entry.artifact, f"{Model.__name__}/{entry.model_digest}"])
 
-        num_executions = store.delete_executions(unneeded, dry_run)
-        scratch = store.clear_scratch(SCRATCH_AGE, dry_run)
-        if not dry_run:
-            for ref in sizes:
-                store.delete(ref)
-    return Garbage(sizes, num_executions, scratch)
+    makes_needed = {short_ref(ref) for ref in needed}
+    records = [
+        file
+        for file in files
+        if file.run not in runs and not (file.state == "complete" and file.output in makes_needed)
+    ]
+    return [ref for ref in store.refs() if ref not in needed], records, len(in_progress - last_runs)

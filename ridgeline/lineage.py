@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from ridgeline.records import RecordFile, described, short_ref
 from ridgeline.store import Execution, Store
 
 
@@ -46,19 +48,33 @@ def lineage(store: Store, ref: str) -> Origin:
         store: The store.
         ref: The artifact's store-relative name.
     """
-    made_by = producers(store)
+    producer = producers(store.record_files(), store.read_record)
 
     def origin(ref: str) -> Origin:
-        execution = made_by.get(ref)
+        execution = producer(ref)
         inputs = execution.inputs if execution else {}
         return Origin(ref, execution, {name: origin(source) for name, source in inputs.items()})
 
     return origin(ref)
 
 
-def producers(store: Store) -> dict[str, Execution]:
-    """Return the first execution that made each artifact."""
-    newest_first = store.executions()
-    return {
-        execution.output: execution for execution in newest_first if execution.output and execution.state == "complete"
-    }
+def producers(
+    files: Iterable[RecordFile], read: Callable[[RecordFile], Execution | None]
+) -> Callable[[str], Execution | None]:
+    """Return a function that returns the first execution that made an artifact, or None.
+
+    Args:
+        files: The files of the records, newest first.
+        read: Reads a record; returns None if it is damaged.
+    """
+    makers: dict[str, list[RecordFile]] = {}
+    for file in described(files, read):
+        if file.state == "complete":
+            makers.setdefault(file.output, []).append(file)
+
+    @functools.cache
+    def producer(ref: str) -> Execution | None:
+        found = (read(file) for file in reversed(makers.get(short_ref(ref), [])))
+        return next((execution for execution in found if execution and execution.output == ref), None)
+
+    return producer

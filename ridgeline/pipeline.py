@@ -318,13 +318,14 @@ def run(
     """
     expect_steps(rerun, steps)
     outputs: dict[type[Artifact[Any]], str] = {}
-    for step in steps:
-        inputs = _inputs(step, outputs)
-        result = run_step(settings, step, inputs, params[step.name], run_id, by, step.name in rerun)
-        yield result
-        if result.execution.output is None:
-            return
-        outputs[step.output] = result.execution.output
+    with settings.open_store().lease(run_id):
+        for step in steps:
+            inputs = _inputs(step, outputs)
+            result = run_step(settings, step, inputs, params[step.name], run_id, by, step.name in rerun)
+            yield result
+            if result.execution.output is None:
+                return
+            outputs[step.output] = result.execution.output
 
 
 def expect_steps(names: Iterable[str], steps: Iterable[Component]) -> None:
@@ -381,7 +382,6 @@ def run_records(settings: Settings, run_id: str) -> dict[str, Execution]:
         run_id: The run.
     """
     records: dict[str, Execution] = {}
-    for execution in settings.open_store().executions():
-        if execution.run_id == run_id:
-            records.setdefault(execution.component, execution)  # newest first
+    for execution in settings.open_store().executions(run_id=run_id):
+        records.setdefault(execution.component, execution)  # newest first
     return records

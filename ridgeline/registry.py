@@ -447,6 +447,8 @@ def _succession(history: list[HistoryEntry]) -> Iterator[HistoryEntry]:
 
 def _replace(path: Path, text: str) -> None:
     """Replace a file by one rename, so that no reader sees half of it, even after a kill."""
+    if path.exists() and path.read_bytes() == text.encode():
+        return  # on a full disk, an unchanged file needs no space
     unfinished = path.with_name(f".{path.name}")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.rename(path)

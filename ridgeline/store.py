@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import logging
 import os
 import re
@@ -11,8 +12,8 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -23,12 +24,16 @@ from upath import UPath
 
 from ridgeline.artifacts.base import MANIFEST, Artifact, ArtifactError, Manifest, verify
 from ridgeline.keys import KeyParts
+from ridgeline.records import NO_OUTPUT, SHORT, RecordFile, may_match, short_ref, short_run
 
 log = logging.getLogger(__name__)
 
 REF = re.compile(r"[A-Z][A-Za-z]*/[0-9a-f]{64}")
 
 A = TypeVar("A", bound=Artifact[Any])
+
+LEASE_AGE = timedelta(days=1)  # how long an unfinished execution on another host counts, if its lock can't be seen
+WAIT_SECONDS = 0.1  # between two looks whether another execution of the same key has ended
 
 
 class StoreError(RuntimeError):
@@ -71,34 +76,87 @@ class Execution(BaseModel):
     pid: int = Field(default_factory=os.getpid)
 
 
+class Lease(BaseModel):
+    """What a running execution, or a running pipeline, needs.
+
+    Attributes:
+        host: Name of the machine.
+        run_id: The pipeline run; its records and all artifacts that they name are needed.
+        artifacts: Store-relative names of the artifacts that it reads.
+        started_at: Start, UTC.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = Field(default_factory=socket.gethostname)
+    run_id: str
+    artifacts: list[str]
+    started_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+
+# NumPy loses the number of a write's error; libraries and child processes hand on only its text.
+DISK_FULL = re.compile(
+    f"{os.strerror(errno.ENOSPC)}|{os.strerror(errno.EDQUOT)}|[0-9]+ requested and [0-9]+ written", re.IGNORECASE
+)
+
+
+def _disk_full(error: BaseException) -> OSError | None:
+    """Return the error in a chain that says that a disk is full, or None; also one that a library wrapped or renamed."""
+    pending: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while pending:
+        found = pending.pop()
+        if found is None or id(found) in seen:
+            continue
+        seen.add(id(found))
+        if isinstance(found, OSError) and found.errno in (errno.ENOSPC, errno.EDQUOT):
+            return found
+        inner = [*found.args, *getattr(found, "exceptions", ())]
+        pending += [found.__context__, found.__cause__, *(part for part in inner if isinstance(part, BaseException))]
+        line = next((line for line in str(found).splitlines() if DISK_FULL.search(line)), None)
+        if line is not None:
+            return OSError(errno.ENOSPC, line.strip()[:300])
+    return None
+
+
 @contextmanager
 def translate_os_errors(action: str, root: object) -> Iterator[None]:
-    """Turn an `OSError` into a `StoreError` that says what to do.
+    """Turn an `OSError`, and any error that a full disk caused, into a `StoreError` that says what to do.
 
     Args:
-        action: What was being done, for example ``"write"``.
+        action: What was being done, for example ``"write to"``.
         root: Where.
     """
+    full = "Free disk space, for example with `ridgeline gc`, and run again"
     advice = {
-        errno.ENOSPC: "Free disk space, for example with `ridgeline gc`, and run again",
-        errno.EDQUOT: "Free disk space, for example with `ridgeline gc`, and run again",
+        errno.ENOSPC: full,
+        errno.EDQUOT: full,
         errno.EROFS: "Name a writable folder in RIDGELINE_STORE",
         errno.ENOENT: "Name a folder that can be created in RIDGELINE_STORE",
-        errno.EACCES: "Give this user write access, or name another folder in RIDGELINE_STORE",
-        errno.EPERM: "Give this user write access, or name another folder in RIDGELINE_STORE",
+        errno.EACCES: "Give this user access, or name another folder in RIDGELINE_STORE",
+        errno.EPERM: "Give this user access, or name another folder in RIDGELINE_STORE",
         errno.ENOTDIR: "Name a folder in RIDGELINE_STORE; a part of this path is a file",
         errno.EEXIST: "Name a folder in RIDGELINE_STORE; a part of this path is a file",
+        errno.EXDEV: "Keep artifacts/ and staging/ on one file system: a finished step is moved by one rename",
     }
     try:
         yield
-    except OSError as error:
-        elsewhere = error.filename is not None and not str(error.filename).startswith(str(root))
-        if error.errno not in advice or elsewhere:
+    except StoreError:
+        raise
+    except Exception as caught:
+        error = _disk_full(caught) or caught
+        if not isinstance(error, OSError) or error.errno not in advice:
             raise
+        elsewhere = error.filename is not None and not str(error.filename).startswith(str(root))
+        place, todo = f"the store {root}", advice[error.errno]
+        if elsewhere and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            place, todo = str(error.filename), "Free disk space there, and run again"
+        elif elsewhere or (error.errno == errno.ENOENT and Path(str(root)).exists()):
+            raise
+        file = "" if error.filename is None else f" ({error.filename})"
         raise StoreError(
-            f"Cannot {action} the store {root}: {error.strerror} ({error.filename}). {advice[error.errno]}. "
-            "The earlier content of the store is unchanged."
-        ) from error
+            f"Cannot {action} {place}: {error.strerror}{file}. {todo}. The earlier content of the store is unchanged."
+        ) from caught
 
 
 class Store:
@@ -107,9 +165,11 @@ class Store:
     On disk::
 
         <root>/artifacts/<Type>/<digest>/        whole artifacts; appear by one atomic rename
-        <root>/executions/<component>/<start>-<key>-<id>.json
+        <root>/executions/<component>/<start>-...json   a record; its name is explained in `RecordFile`
+        <root>/leases/<id>.json                  what a running execution needs
         <root>/staging/<id>/, <id>.lock          what a running step writes; the lock's owner is that step
         <root>/scratch/<key>/, <key>.lock        what an unfinished execution left for the next one with its key
+        <local>/leases/<id>.lock                 its owner is the execution
 
     With a remote root, components still see local paths: artifacts are mirrored into a local folder of the
     same layout, and an upload is complete when its manifest, written last, is there.
@@ -156,7 +216,10 @@ class Store:
         Raises:
             ArtifactError: If it is missing, damaged or of another type.
         """
-        artifact = kind.load(self.fetch(ref))
+        try:
+            artifact = kind.load(self.fetch(ref))
+        except FileNotFoundError as error:  # while it was read
+            raise ArtifactError(f"Expected {ref}; it was deleted. Rerun the step that writes it.") from error
         if artifact.ref != ref:
             raise ArtifactError(f"Expected {ref}; received the content of {artifact.ref}. The artifact is damaged.")
         return artifact
@@ -196,8 +259,14 @@ class Store:
 
     def refs(self) -> list[str]:
         """Return the store-relative names of all artifacts."""
-        found = (self.root / "artifacts").glob(f"*/*/{MANIFEST}")
-        return sorted("/".join(path.parts[-3:-1]) for path in found)
+        if not self.remote:
+            kinds = _folders(self.local / "artifacts")
+            refs = [f"{kind.name}/{name}" for kind in kinds for name in os.listdir(kind)]
+            refs = [ref for ref in refs if os.path.exists(f"{self.local}/artifacts/{ref}/{MANIFEST}")]
+        else:
+            found = (self.root / "artifacts").glob(f"*/*/{MANIFEST}")
+            refs = ["/".join(path.parts[-3:-1]) for path in found]
+        return sorted(ref for ref in refs if REF.fullmatch(ref))
 
     def holds(self, ref: str) -> bool:
         """Return whether an artifact is in the store, without verifying it."""
@@ -214,11 +283,14 @@ class Store:
             ArtifactError: If none or several match.
         """
         wanted = "/".join(Path(name).parts[-2:]) if "artifacts/" in name else name
-        outputs = (execution.output or "" for execution in self.executions())
-        latest = next((ref for ref in outputs if ref.startswith(f"{wanted}/") and self.holds(ref)), None)
-        if latest is not None:
-            return latest
-        found = [ref for ref in self.refs() if ref.startswith(wanted) or ref.split("/")[1].startswith(wanted)]
+        refs = self.refs()
+        of_type = {short_ref(ref): ref for ref in refs if ref.startswith(f"{wanted}/")}
+        for file in self.record_files() if of_type else ():
+            if not file.output or file.output in of_type:
+                execution = self.read_record(file)
+                if execution and execution.output and execution.output in of_type.values():
+                    return execution.output
+        found = [ref for ref in refs if ref.startswith(wanted) or ref.split("/")[1].startswith(wanted)]
         if len(found) != 1 or not wanted:
             received = f"{len(found)} matches" if found else "none"
             raise ArtifactError(
@@ -233,42 +305,77 @@ class Store:
 
         Folders of dead processes are deleted first.
         """
-        staging = self.local / "staging"
-        with translate_os_errors("write to", self.root), self.lock():
-            staging.mkdir(parents=True, exist_ok=True)
-            self._clear_dead(staging)
-            name = uuid.uuid4().hex
-            owner = FileLock(staging / f"{name}.lock")
-            owner.acquire()
-            folder = staging / name
+        with self._own_staging() as folder, translate_os_errors("write to", self.root):
             folder.mkdir()
-        try:
-            with translate_os_errors("write to", self.root):
-                yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            owner.release()
-            Path(owner.lock_file).unlink(missing_ok=True)
+            self._expect_one_file_system(folder)
+            yield folder
 
     @contextmanager
-    def scratch(self, key: str) -> Iterator[Path | None]:
+    def scratch(self, key: str) -> Iterator[Path]:
         """Yield the folder of an execution's unfinished work; it is deleted afterwards, unless the body failed.
 
-        Only one execution of a key holds it. A concurrent one gets None and works without it.
+        Only one execution of a key holds it: another one waits, and finds the result of the first.
 
         Args:
             key: The execution's key.
         """
         folder = self.local / "scratch" / key
-        with self._owned(folder) as owned:
-            if not owned:
-                log.warning("the same step is running elsewhere: this execution can't be resumed if it fails")
-                yield None
-                return
+        with self._owned(folder, wait=True):
             with translate_os_errors("write to", self.root):
                 folder.mkdir(exist_ok=True)
             yield folder
             shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def lease(self, run_id: str, artifacts: Iterable[str] = ()) -> Iterator[StoreError | None]:
+        """Keep artifacts, and all that a run made or used, from garbage collection while the body runs.
+
+        A lease ends with its process, however that dies.
+
+        Args:
+            run_id: The pipeline run.
+            artifacts: Store-relative names of artifacts.
+
+        Yields:
+            None, or the error if the lease can't be written: then nothing is kept.
+        """
+        name, failure = uuid.uuid4().hex, None
+        owner = FileLock(self.local / "leases" / f"{name}.lock")
+        file = self.root / "leases" / f"{name}.json"
+        try:
+            with translate_os_errors("write to", self.root), self.lock():
+                for folder in (Path(owner.lock_file).parent, file.parent):
+                    folder.mkdir(parents=True, exist_ok=True)
+                self.leases()  # deletes those of dead processes
+                owner.acquire()
+                file.write_text(Lease(run_id=run_id, artifacts=list(artifacts)).model_dump_json())
+        except StoreError as error:
+            failure = error
+        try:
+            yield failure
+        finally:
+            if owner.is_locked:
+                self._end_lease(name)
+                owner.release()
+
+    def leases(self) -> list[Lease]:
+        """Return the leases of running processes, on other hosts those of the last `LEASE_AGE`; delete all others."""
+        found = []
+        folder, locks = self.root / "leases", self.local / "leases"
+        names = {path.stem for path in folder.glob("*.json")} | {path.stem for path in locks.glob("*.lock")}
+        for name in names:
+            try:
+                lease = Lease.model_validate_json((folder / f"{name}.json").read_bytes())
+            except (FileNotFoundError, ValueError):  # its process just ended, or died while it wrote
+                lease = None
+            elsewhere = lease is not None and lease.host != socket.gethostname()
+            young = elsewhere and lease is not None and datetime.now(UTC) - lease.started_at < LEASE_AGE
+            if young or _is_held(locks / f"{name}.lock"):
+                found += [lease] if lease else []
+            else:
+                with suppress(OSError):
+                    self._end_lease(name)
+        return found
 
     def clear_scratch(self, older_than: timedelta, dry_run: bool) -> dict[str, int]:
         """Delete the scratch folders that no execution uses and that have not changed for some time.
@@ -281,8 +388,12 @@ class Store:
             Size in bytes of each such folder, by key.
         """
         sizes = {}
-        for folder in sorted(path for path in (self.local / "scratch").glob("*") if path.is_dir()):
-            with self._owned(folder) as owned:
+        for folder in _folders(self.local / "scratch"):
+            held = _is_held(folder.with_name(f"{folder.name}.lock"))
+            with (
+                suppress(FileNotFoundError),  # its execution just ended
+                nullcontext(not held) if dry_run else self._owned(folder) as owned,
+            ):
                 if not owned:
                     continue
                 files = [path.stat() for path in folder.rglob("*") if path.is_file()]
@@ -318,12 +429,36 @@ class Store:
 
     def delete(self, ref: str) -> None:
         """Delete an artifact; it is first hidden by one rename."""
-        if self.remote:
-            (self.root / "artifacts" / ref / MANIFEST).unlink(missing_ok=True)
-            self.root.fs.rm((self.root / "artifacts" / ref).path, recursive=True)
-        if (path := self.path(ref)).exists():
-            with self.stage() as staging:
-                path.rename(staging / "deleted")
+        with self.deletion() as hide:
+            hide(ref)
+
+    @contextmanager
+    def deletion(self) -> Iterator[Callable[[str], None]]:
+        """Yield a function that hides an artifact by one rename; afterwards, the hidden files are deleted."""
+        with self._own_staging() as place:
+            numbers = itertools.count()
+
+            def hide(ref: str) -> None:
+                with translate_os_errors("write to", self.root):
+                    if self.remote:
+                        (self.root / "artifacts" / ref / MANIFEST).unlink(missing_ok=True)
+                        self.root.fs.rm((self.root / "artifacts" / ref).path, recursive=True)
+                    if (path := self.path(ref)).exists():
+                        path.rename(place.with_name(f"{place.name}-{next(numbers)}"))
+
+            yield hide
+
+    def clear_staging(self, dry_run: bool) -> dict[str, int]:
+        """Delete what dead processes left in the staging folder.
+
+        Args:
+            dry_run: Only report what would be deleted.
+
+        Returns:
+            Size in bytes of each such folder, by name.
+        """
+        with nullcontext() if dry_run else self.lock():
+            return self._clear_dead(self.local / "staging", dry_run)
 
     def size_bytes(self, ref: str) -> int:
         """Return the size of an artifact's files as its manifest states it."""
@@ -335,25 +470,34 @@ class Store:
         Raises:
             ArtifactError: If it is missing or damaged.
         """
-        folder = self.root / "artifacts" / ref
+        folder = (self.root if self.remote else self.local) / "artifacts" / ref
         try:
             return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
         except (OSError, ValueError) as error:
             raise ArtifactError(f"Expected an artifact at {folder}; received: {error}.") from error
 
-    def lock(self) -> FileLock:
-        """Return the store's lock, which is held while an artifact and its record change together."""
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the store's lock, as while an artifact and its record change together.
+
+        Raises:
+            StoreError: If the store can't be written.
+        """
         with translate_os_errors("write to", self.root):
             self.local.mkdir(parents=True, exist_ok=True)
-            return FileLock(self.local / ".lock", is_singleton=True)
+            lock = FileLock(self.local / ".lock", is_singleton=True)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     # --- executions
 
     def record(self, execution: Execution) -> None:
         """Write an execution's record."""
-        start = execution.started_at.astimezone(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         folder = self.root / "executions" / execution.component
-        target = folder / f"{start}-{execution.key[:16]}-{uuid.uuid4().hex[:8]}.json"
+        target = folder / RecordFile.of(execution).name
         content = execution.model_dump_json(indent=2).encode()
         with translate_os_errors("write to", self.root):
             folder.mkdir(parents=True, exist_ok=True)
@@ -364,40 +508,110 @@ class Store:
                 unfinished.write_bytes(content)
                 unfinished.rename(target)
 
-    def executions(self, component: str = "*", key: str = "") -> Iterator[Execution]:
-        """Yield records, newest first.
+    def executions(
+        self, component: str = "*", key: str = "", run_id: str = "", with_output: bool = False
+    ) -> Iterator[Execution]:
+        """Yield records, newest first; only those are read.
 
         Args:
             component: The component's name, or ``*`` for all.
             key: Only executions with this key, or with any if empty.
+            run_id: Only those of this pipeline run, or of any if empty.
+            with_output: Only those with an output.
         """
-        pattern = f"{component}/[0-9]*-{key[:16]}*.json" if key else f"{component}/[0-9]*.json"
-        for path in sorted((self.root / "executions").glob(pattern), key=lambda path: path.name, reverse=True):
-            execution = self._read_execution(path)
-            if execution and (not key or execution.key == key):
-                yield execution
+        for file in self.record_files(component, key, run_id):
+            if not (with_output and file.output == NO_OUTPUT):
+                execution = self.read_record(file)
+                if execution and key in ("", execution.key) and run_id in ("", execution.run_id):
+                    if execution.output or not with_output:
+                        yield execution
 
-    def delete_executions(self, unwanted: Callable[[Execution], bool], dry_run: bool) -> int:
-        """Delete the records that a function picks, and return their number; with `dry_run`, only count."""
-        paths = list((self.root / "executions").glob("*/[0-9]*.json"))
-        found = [path for path in paths if (execution := self._read_execution(path)) and unwanted(execution)]
-        for path in [] if dry_run else found:
-            path.unlink()
-        return len(found)
+    def record_files(self, component: str = "*", key: str = "", run_id: str = "") -> list[RecordFile]:
+        """Return the files of the records that may have a key and a run, newest first; nothing is read.
+
+        Args:
+            component: The component's name, or ``*`` for all.
+            key: The key; any if empty.
+            run_id: The pipeline run; any if empty.
+        """
+        root, run = self.root / "executions", short_run(run_id) if run_id else ""
+        with translate_os_errors("read", self.root):
+            if self.remote:
+                names = [(path.parent.name, path.name) for path in root.glob(f"{component}/[0-9]*.json")]
+            else:
+                folders = _folders(self.local / "executions")
+                names = [(f.name, name) for f in folders if component in ("*", f.name) for name in os.listdir(f)]
+        return sorted((RecordFile.parse(*n) for n in names if may_match(n[1], key[:SHORT], run)), reverse=True)
+
+    def read_record(self, file: RecordFile) -> Execution | None:
+        """Return a record; None if it is damaged, which is logged, or was deleted meanwhile.
+
+        Raises:
+            StoreError: If it can't be read.
+        """
+        path = (self.root if self.remote else self.local) / "executions" / file.component / file.name
+        try:
+            with translate_os_errors("read", self.root):
+                return Execution.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (IsADirectoryError, ValueError) as error:
+            log.warning("Left out the execution record %s, which can't be read: %s", path, error)
+            return None
+
+    def delete_records(self, files: Iterable[RecordFile]) -> None:
+        """Delete the files of records."""
+        for file in files:
+            with translate_os_errors("write to", self.root):
+                (self.root / "executions" / file.component / file.name).unlink(missing_ok=True)
 
     # --- internals
 
     @contextmanager
-    def _owned(self, folder: Path) -> Iterator[bool]:
-        """Yield whether this process alone uses a scratch folder; an empty one is deleted afterwards."""
-        owner = FileLock(folder.with_name(f"{folder.name}.lock"))
+    def _own_staging(self) -> Iterator[Path]:
+        """Yield an unused path in the staging folder; afterwards, what has a name that begins with it is deleted."""
+        staging = self.local / "staging"
         with translate_os_errors("write to", self.root), self.lock():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(Timeout):
-                owner.acquire(timeout=0)
-        if not owner.is_locked:
-            yield False
-            return
+            staging.mkdir(parents=True, exist_ok=True)
+            self._clear_dead(staging)
+            name = uuid.uuid4().hex
+            owner = FileLock(staging / f"{name}.lock")
+            owner.acquire()
+        try:
+            yield staging / name
+        finally:
+            for folder in staging.glob(f"{name}*"):
+                if folder != Path(owner.lock_file):
+                    shutil.rmtree(folder, ignore_errors=True)
+            owner.release()
+            Path(owner.lock_file).unlink(missing_ok=True)
+
+    def _expect_one_file_system(self, folder: Path) -> None:
+        """Refuse an artifacts folder that a staged folder can't be renamed into, before any work is done."""
+        artifacts = self.local / "artifacts"
+        artifacts.mkdir(exist_ok=True)
+        for place in (artifacts, *_folders(artifacts)):
+            with suppress(FileNotFoundError):  # where a rename is possible; else EXDEV
+                (folder / "nothing").rename(place / folder.name)
+
+    @contextmanager
+    def _owned(self, folder: Path, wait: bool = False) -> Iterator[bool]:
+        """Yield whether this execution alone uses a scratch folder; an empty one is deleted afterwards."""
+        owner, waits = FileLock(folder.with_name(f"{folder.name}.lock")), False
+        while not owner.is_locked:
+            with translate_os_errors("write to", self.root), self.lock():
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                with suppress(Timeout):
+                    owner.acquire(timeout=0)
+            if owner.is_locked:
+                break
+            if not wait:
+                yield False
+                return
+            if not waits:
+                log.info("waits: another process runs the same step on the same inputs (key %s)", folder.name[:SHORT])
+                waits = True
+            time.sleep(WAIT_SECONDS)
         try:
             yield True
         finally:
@@ -408,27 +622,24 @@ class Store:
                     Path(owner.lock_file).unlink(missing_ok=True)
                 owner.release()
 
-    @staticmethod
-    def _read_execution(path: UPath) -> Execution | None:
-        try:
-            return Execution.model_validate_json(path.read_bytes())
-        except ValueError as error:
-            log.warning("Left out the execution record %s, which can't be read: %s", path, error)
-            return None
+    def _end_lease(self, name: str) -> None:
+        (self.root / "leases" / f"{name}.json").unlink(missing_ok=True)
+        (self.local / "leases" / f"{name}.lock").unlink(missing_ok=True)
 
     @staticmethod
-    def _clear_dead(staging: Path) -> None:
+    def _clear_dead(staging: Path, dry_run: bool = False) -> dict[str, int]:
+        sizes = {}
         for lock_file in staging.glob("*.lock"):
-            lock = FileLock(lock_file)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
+            if _is_held(lock_file):
                 continue
             for leftovers in staging.glob(f"{lock_file.stem}*"):
                 if leftovers != lock_file:
-                    shutil.rmtree(leftovers, ignore_errors=True)
-            lock.release()
-            lock_file.unlink(missing_ok=True)
+                    sizes[leftovers.name] = sum(path.stat().st_size for path in leftovers.rglob("*") if path.is_file())
+                    if not dry_run:
+                        shutil.rmtree(leftovers, ignore_errors=True)
+            if not dry_run:
+                lock_file.unlink(missing_ok=True)
+        return sizes
 
     def _uploaded(self, artifact: Artifact[Any]) -> bool:
         try:
@@ -444,3 +655,21 @@ class Store:
             copy = target / path.relative_to(source).as_posix()
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Return the folders in a folder, which may be missing."""
+    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+
+
+def _is_held(lock_file: Path) -> bool:
+    """Return whether a process holds a lock, or may hold it."""
+    if not lock_file.exists():
+        return False
+    lock = FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError):
+        return True
+    lock.release()
+    return False

@@ -87,7 +87,7 @@ def collect_garbage_in_task() -> str:
         log.info("%s %s, %.1f MB", _verb(dry_run), ref, size / 1e6)
     return _report(
         f"{_verb(dry_run)} {len(garbage.artifacts)} artifacts, {garbage.num_executions} execution records and "
-        f"{len(garbage.scratch)} scratch folders, {garbage.freed_bytes / 1e6:.1f} MB"
+        f"{len(garbage.scratch) + len(garbage.staging)} scratch folders, {garbage.freed_bytes / 1e6:.1f} MB"
     )
 
 

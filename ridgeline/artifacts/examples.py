@@ -141,21 +141,21 @@ def write_split(
     for shard in range(num_shards):
         size = min(per_shard, num_examples - shard * per_shard)
         suffix = f"{shard:05d}-of-{num_shards:05d}.npy"
-        image_out = np.lib.format.open_memmap(
-            directory / f"images-{suffix}", mode="w+", dtype=np.uint8, shape=(size, *image_shape)
-        )
         label_out = np.empty(size, np.int64)
         filled = 0
-        while filled < size:
-            if not len(labels):
-                images, labels = next(rows, (images, labels))
+        # Not into a memory map: on a full disk, that ends the process without an error.
+        with (directory / f"images-{suffix}").open("wb") as image_out:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (size, *image_shape)}
+            np.lib.format.write_array_header_1_0(image_out, header)
+            while filled < size:
                 if not len(labels):
-                    raise ValueError(f"Expected {num_examples} examples for {directory.name}; received fewer.")
-            take = min(size - filled, len(labels))
-            image_out[filled : filled + take] = images[:take].reshape(take, *image_shape)
-            label_out[filled : filled + take] = labels[:take]
-            images, labels, filled = images[take:], labels[take:], filled + take
-        image_out.flush()
+                    images, labels = next(rows, (images, labels))
+                    if not len(labels):
+                        raise ValueError(f"Expected {num_examples} examples for {directory.name}; received fewer.")
+                take = min(size - filled, len(labels))
+                image_out.write(images[:take].astype(np.uint8, "C", copy=False).reshape(take, *image_shape).data)
+                label_out[filled : filled + take] = labels[:take]
+                images, labels, filled = images[take:], labels[take:], filled + take
         np.save(directory / f"labels-{suffix}", label_out, allow_pickle=False)
     if len(labels) or next(rows, None) is not None:
         raise ValueError(f"Expected {num_examples} examples for {directory.name}; received more.")

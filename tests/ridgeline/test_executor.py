@@ -1,4 +1,8 @@
 import importlib
+import signal
+import subprocess
+import sys
+from collections import Counter
 
 import pytest
 
@@ -162,13 +166,6 @@ def test_step_that_resumes_finds_what_its_failed_attempt_left(store, count):
     assert len(list((store.local / "scratch").glob("*/count.txt"))) == 1
 
 
-def test_second_execution_of_a_key_at_the_same_time_works_without_scratch(store, count):
-    key = decide(store, count, {}, count.parse({})).parts.key()
-    with store.scratch(key) as scratch:
-        assert execute(store, count, {}, count.parse({}), "run").state == "complete"
-        assert list(scratch.iterdir()) == []
-
-
 def test_a_resuming_step_run_by_itself_keeps_its_scratch_beside_the_output(tmp_path, count, monkeypatch):
     for done in (1, 2):
         with pytest.raises(SystemExit, match=f"error: stopped after {done}"):
@@ -228,3 +225,83 @@ def test_an_input_of_no_group_is_refused(store, steps, total):
     (one,) = numbers(store, steps, 1)
     with pytest.raises(ArtifactError, match="Expected the inputs"):
         execute(store, total, {"letters.0": one}, total.parse({}), "run")
+
+
+# --- several executions of one key at a time
+
+PATIENT = """
+import time
+from pathlib import Path
+from ridgeline.component import Params, component
+from toy_steps.number import Number, NumberFacts
+
+class PatientParams(Params):
+    go: str
+    value: int = 1
+
+@component(output=Number)
+def patient(params: PatientParams, output: Path) -> NumberFacts:
+    print("works", flush=True)
+    while not Path(params.go).exists():
+        time.sleep(0.01)
+    (output / "number.txt").write_text(str(params.value))
+    return NumberFacts(digits=1)
+"""
+EXECUTE = """
+import logging, sys
+logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
+sys.path.insert(0, sys.argv[2])
+from toy_steps.patient import patient
+from ridgeline.executor import execute
+from ridgeline.store import Store
+params = patient.parse({"go": sys.argv[3], "value": int(sys.argv[4])})
+print(execute(Store(sys.argv[1]), patient, {}, params, sys.argv[5]).state)
+"""
+
+
+@pytest.fixture
+def start(store, toy_steps, tmp_path):
+    """A function that starts an execution in a process of its own; it works until the file ``go`` is there."""
+    (toy_steps / "patient.py").write_text(PATIENT)
+    started = []
+
+    def start(value=1, run_id="run"):
+        arguments = [str(a) for a in (store.root, toy_steps.parent, tmp_path / "go", value, run_id)]
+        command = [sys.executable, "-c", EXECUTE, *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def wait_for_line(process, *words):
+    for line in process.stdout:
+        if word := next((word for word in words if line.startswith(word)), None):
+            return word
+    raise AssertionError(f"ended without {words}")
+
+
+def test_one_execution_of_a_key_works_and_the_others_wait_and_reuse(store, start, tmp_path):
+    processes = [start() for _ in range(4)]
+    assert Counter(wait_for_line(process, "works", "waits") for process in processes) == {"works": 1, "waits": 3}
+    other = start(value=2)
+    assert wait_for_line(other, "works", "waits") == "works", "another key waits for nothing"
+    (tmp_path / "go").touch()
+    states = [process.communicate()[0].splitlines()[-1] for process in [*processes, other]]
+    assert Counter(states) == {"complete": 2, "cached": 3}
+    assert list(store.local.glob("scratch/*")) == []
+
+
+def test_a_killed_execution_makes_room_for_one_that_waits(store, start, tmp_path):
+    processes = {start() for _ in range(3)}
+    worker = next(process for process in processes if wait_for_line(process, "works", "waits") == "works")
+    worker.send_signal(signal.SIGKILL)
+    assert worker.wait() == -signal.SIGKILL
+    (tmp_path / "go").touch()
+    states = [process.communicate()[0].splitlines()[-1] for process in processes - {worker}]
+    assert sorted(states) == ["cached", "complete"]

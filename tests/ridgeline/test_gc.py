@@ -1,17 +1,26 @@
 import importlib
 import os
+import signal
+import subprocess
+import sys
+import textwrap
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from ridgeline.artifacts.base import ArtifactError
 from ridgeline.executor import execute
 from ridgeline.gc import collect_garbage
 from ridgeline.lineage import lineage
 from ridgeline.registry import HistoryEntry, Registry
+from ridgeline.store import LEASE_AGE, Lease, Store
+
+NONE = timedelta(0)  # a run is in progress only while a step runs
 
 
 def test_gc_keeps_the_last_runs(store, runs, tmp_path):
-    garbage = collect_garbage(store, Registry(tmp_path / "serving"), keep_runs=2, dry_run=False)
+    garbage = collect_garbage(store, Registry(tmp_path / "serving"), keep_runs=2, dry_run=False, recent=NONE)
     assert set(garbage.artifacts) == set(runs[1])
     assert garbage.num_executions == 2
     assert set(store.refs()) == {*runs[2], *runs[3]}
@@ -20,7 +29,7 @@ def test_gc_keeps_the_last_runs(store, runs, tmp_path):
 
 def test_gc_dry_run_deletes_nothing(store, runs, tmp_path):
     before = set(store.refs())
-    garbage = collect_garbage(store, Registry(tmp_path / "serving"), keep_runs=1, dry_run=True)
+    garbage = collect_garbage(store, Registry(tmp_path / "serving"), keep_runs=1, dry_run=True, recent=NONE)
     assert set(garbage.artifacts) == {*runs[1], *runs[2]}
     assert all(size > 0 for size in garbage.artifacts.values())
     assert set(store.refs()) == before
@@ -35,7 +44,7 @@ def test_gc_keeps_the_artifacts_and_ancestors_of_served_versions(store, runs, tm
         for v in (2, 1)  # the folder of version 2 is gone
     ]
     (folder / "history.jsonl").write_text("".join(f"{line.model_dump_json()}\n" for line in lines))
-    garbage = collect_garbage(store, Registry(tmp_path / "serving"), keep_runs=1, dry_run=False)
+    garbage = collect_garbage(store, Registry(tmp_path / "serving"), keep_runs=1, dry_run=False, recent=NONE)
     assert set(garbage.artifacts) == set(runs[2])
     assert lineage(store, runs[1][1]).inputs["number"].execution is not None
 
@@ -43,7 +52,7 @@ def test_gc_keeps_the_artifacts_and_ancestors_of_served_versions(store, runs, tm
 def test_gc_keeps_what_a_recent_run_reused(store, runs, tmp_path):
     seed = importlib.import_module("toy_steps.seed").seed
     assert execute(store, seed, {}, seed.parse({"value": 1}), "run 4").state == "cached"
-    garbage = collect_garbage(store, Registry(tmp_path / "serving"), keep_runs=1, dry_run=False)
+    garbage = collect_garbage(store, Registry(tmp_path / "serving"), keep_runs=1, dry_run=False, recent=NONE)
     assert runs[1][0] not in garbage.artifacts
     assert execute(store, seed, {}, seed.parse({"value": 1}), "run 5").state == "cached"
 
@@ -61,5 +70,179 @@ def test_gc_deletes_scratch_that_did_not_change_for_a_week(store, runs, tmp_path
         then = time.time() - days * 86_400
         os.utime(scratch / "checkpoint", (then, then))
         os.utime(scratch, (then, then))
-        assert collect_garbage(store, Registry(tmp_path), keep_runs=3, dry_run=False).scratch == found
+        assert collect_garbage(store, Registry(tmp_path), keep_runs=3, dry_run=False, recent=NONE).scratch == found
     assert not scratch.exists()
+
+
+# --- beside running work
+
+
+def collect(store, tmp_path, keep_runs=1, recent=NONE):
+    return collect_garbage(store, Registry(tmp_path / "serving"), keep_runs, dry_run=False, recent=recent)
+
+
+def start(program, *arguments):
+    command = [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+SLOW = """
+from pathlib import Path
+from ridgeline.component import Params, component
+from toy_steps.number import Doubled, DoubledFacts, Number
+
+@component(output=Doubled)
+def slow(number: Number, params: Params, output: Path) -> DoubledFacts:
+    print("started", flush=True)
+    input()
+    (output / "number.txt").write_text((number.path / "number.txt").read_text())
+    return DoubledFacts(digits=1)
+"""
+RUN_SLOW = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from toy_steps.slow import slow
+from ridgeline.executor import execute
+from ridgeline.store import Store
+print(execute(Store(sys.argv[1]), slow, {"number": sys.argv[3]}, slow.parse({}), "run 1").state)
+"""
+
+
+@pytest.fixture
+def slow(store, runs, toy_steps):
+    """A process that runs a step on the outputs of the first run, and works until it gets a line."""
+    (toy_steps / "slow.py").write_text(SLOW)
+    with start(RUN_SLOW, store.root, toy_steps.parent, runs[1][0]) as process:
+        assert process.stdout.readline() == "started\n", process.stderr.read()
+        yield process
+
+
+def test_gc_keeps_what_a_running_step_reads_and_all_of_its_run(store, runs, slow, tmp_path):
+    garbage = collect(store, tmp_path)
+    assert set(garbage.artifacts) == set(runs[2])
+    assert garbage.num_in_progress == 1
+    assert slow.communicate("\n")[0] == "complete\n"
+    assert list(store.local.glob("leases/*")) == []
+
+
+def test_a_killed_step_needs_nothing(store, runs, slow, tmp_path):
+    slow.send_signal(signal.SIGKILL)
+    slow.wait()
+    assert set(collect(store, tmp_path).artifacts) == {*runs[1], *runs[2]}
+    assert list(store.local.glob("leases/*")) == []
+
+
+def test_a_step_on_another_host_counts_for_a_day_if_its_lock_cannot_be_seen(store, runs, tmp_path):
+    folder = store.local / "leases"
+    lease = Lease(host="elsewhere", run_id="run 9", artifacts=[runs[1][1]], started_at=datetime.now(UTC))
+    (folder / "a.json").write_text(lease.model_dump_json())
+    assert set(collect(store, tmp_path).artifacts) == set(runs[2])
+    (folder / "a.json").write_text(lease.model_copy(update={"started_at": datetime.now(UTC) - LEASE_AGE}).model_dump_json())
+    assert set(collect(store, tmp_path).artifacts) == set(runs[1])
+    assert list(folder.iterdir()) == []
+
+
+def test_gc_keeps_runs_that_may_be_between_two_steps(store, runs, tmp_path):
+    garbage = collect(store, tmp_path, recent=timedelta(hours=1))
+    assert (garbage.artifacts, garbage.num_executions, garbage.num_in_progress) == ({}, 0, 2)
+    assert collect(store, tmp_path).num_executions == 4
+
+
+def test_a_run_is_in_progress_from_the_end_of_its_last_step(store, runs, tmp_path):
+    for execution in list(store.executions(run_id="run 1")):  # it began long ago and has just ended
+        now = datetime.now(UTC)
+        store.record(execution.model_copy(update={"started_at": now - timedelta(days=3), "seconds": 3 * 86_400}))
+    for file in store.record_files():
+        if not store.read_record(file).started_at < datetime.now(UTC) - timedelta(days=2):
+            execution = store.read_record(file)
+            store.delete_records([file])
+            store.record(execution.model_copy(update={"started_at": execution.started_at - timedelta(days=1)}))
+    assert collect(store, tmp_path, recent=timedelta(hours=1)).num_in_progress == 1
+    assert set(store.refs()) == {*runs[1], *runs[3]}
+
+
+def test_reuse_of_what_gc_deletes_meanwhile_runs_the_step_again(store, runs, tmp_path, monkeypatch):
+    """The artifact disappears at each moment of a look-up in turn."""
+    seed = importlib.import_module("toy_steps.seed").seed
+    for method in ("open", "lock", "holds"):
+        work = getattr(Store, method)
+
+        def vanish(*args, method=method, work=work):
+            monkeypatch.setattr(Store, method, work)
+            if method != "open":
+                store.delete(runs[1][0])
+                return work(*args)
+            found = work(*args)
+            store.delete(runs[1][0])
+            return found
+
+        monkeypatch.setattr(Store, method, vanish)
+        assert execute(store, seed, {}, seed.parse({"value": 1}), "again").state == "complete"
+        assert store.holds(runs[1][0])
+
+
+def test_an_artifact_that_vanishes_while_it_is_read_is_missing(store, runs, monkeypatch):
+    number = importlib.import_module("toy_steps.number").Number
+
+    def load(path):
+        store.delete(runs[1][0])
+        return (path / "number.txt").read_text()
+
+    monkeypatch.setattr(number, "load", load)
+    with pytest.raises(ArtifactError, match=r"it was deleted\. Rerun the step that writes it"):
+        store.open(runs[1][0], number)
+
+
+RUNNER = """
+import random, sys, time
+sys.path.insert(0, sys.argv[2])
+from toy_steps.seed import seed
+from toy_steps.double import double
+from ridgeline.executor import execute
+from ridgeline.store import Store
+store, chance, end, states = Store(sys.argv[1]), random.Random(sys.argv[3]), time.monotonic() + 3, []
+while time.monotonic() < end:
+    run_id = f"{sys.argv[3]} {len(states)}"
+    with store.lease(run_id):
+        first = execute(store, seed, {}, seed.parse({"value": chance.randrange(20, 26)}), run_id)
+        second = execute(store, double, {"number": first.output}, double.parse({}), run_id)
+        third = execute(store, double, {"number": first.output}, double.parse({"factor": 3}), run_id)
+    states += [first.state, second.state, third.state]
+print(len(states), set(states) == {"complete", "cached"})
+"""
+
+
+def test_gc_that_keeps_one_run_disturbs_no_runner(store, toy_steps, tmp_path):
+    runners = [start(RUNNER, store.root, toy_steps.parent, i) for i in range(3)]
+    deleted = 0
+    while any(runner.poll() is None for runner in runners):
+        deleted += len(collect(store, tmp_path).artifacts)
+    for runner in runners:
+        printed, errors = runner.communicate()
+        assert runner.returncode == 0, errors
+        assert printed.split()[1] == "True", printed
+    assert deleted > 0
+    left = [path.name for place in ("leases", "staging", "scratch") for path in (store.local / place).iterdir()]
+    assert left == []
+
+
+# --- what is left of killed processes
+
+
+def test_gc_frees_what_killed_steps_left_in_staging(store, runs, tmp_path):
+    program = """
+    import os, sys
+    from ridgeline.store import Store
+    with Store(sys.argv[1]).stage() as folder:
+        (folder / "half").write_bytes(bytes(1000))
+        os.kill(os.getpid(), 9)
+    """
+    with start(program, store.root) as killed:
+        killed.wait()
+    registry = Registry(tmp_path)
+    found = collect_garbage(store, registry, keep_runs=3, dry_run=True)
+    assert list(found.staging.values()) == [1000]
+    assert list(store.local.glob("staging/*/half"))
+    with store.stage():  # that of a running step stays
+        assert collect_garbage(store, registry, keep_runs=3, dry_run=False).freed_bytes in (1000, 0)
+    assert list((store.local / "staging").iterdir()) == []

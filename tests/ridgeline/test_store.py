@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 from upath import UPath
 
 from ridgeline.artifacts.base import ArtifactError
+from ridgeline.executor import execute
 from ridgeline.keys import KeyParts
+from ridgeline.lineage import lineage
 from ridgeline.store import Execution, Store, StoreError
 
 
@@ -140,19 +143,37 @@ def test_unwritable_root_is_explained(tmp_path):
             pass
 
 
+def run_with_mounts(tmp_path: Path, mounts: str, program: str, *arguments: object) -> str:
+    """Return what a program prints in a mount namespace of its own, where a shell script mounts file systems."""
+    (tmp_path / "mount").mkdir()
+    mounted = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    probe = subprocess.run([*mounted, mounts], capture_output=True, text=True, check=False)
+    if probe.returncode:  # in a chroot, most containers and Ubuntu's default
+        pytest.skip(f"a user may not mount a file system of their own here: {probe.stderr.strip()}")
+    script = f'{mounts} && exec "$0" -c "$@"'
+    command = [*mounted, script, sys.executable, textwrap.dedent(program), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def run_on_a_full_disk(tmp_path: Path, program: str, toy_steps: Path) -> str:
     """Return what a program prints that gets a store on a disk of 1 MB, and the folder of the toy steps."""
     mount = tmp_path / "mount"
-    mount.mkdir()
-    mounted = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
-    script = f"mount -t tmpfs -o size=1m tmpfs {mount}"
-    probe = subprocess.run([*mounted, script], capture_output=True, text=True, check=False)
-    if probe.returncode:  # in a chroot, most containers and Ubuntu's default
-        pytest.skip(f"a user may not mount a file system of their own here: {probe.stderr.strip()}")
-    script = f'{script} && {sys.executable} -c "$0" {mount}/store {toy_steps.parent}'
-    done = subprocess.run([*mounted, script, program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return run_with_mounts(
+        tmp_path, f"mount -t tmpfs -o size=1m tmpfs {mount}", program, mount / "store", toy_steps.parent
+    )
+
+
+FILL = """
+        def fill():
+            with open(sys.argv[1] + "-filler", "wb", buffering=0) as filler:
+                try:
+                    while True:
+                        filler.write(bytes(4096))
+                except OSError:
+                    pass
+"""
 
 
 def test_full_disk_is_explained_and_leaves_the_store_whole(toy_steps, tmp_path):
@@ -223,12 +244,45 @@ def test_staging_folders_do_not_block_each_other(store):
     assert time.monotonic() - start < 5
 
 
-def test_unreadable_record_is_left_out_with_a_warning(store, caplog):
-    store.record(execution())
-    (store.local / "executions" / "seed" / "20260101T000000.000000Z-torn.json").write_text("")
-    assert len(list(store.executions())) == 1
-    assert "can't be read" in caplog.text
-    assert store.delete_executions(lambda _: True, dry_run=False) == 1
+def test_damaged_record_is_left_out_with_a_warning(store, caplog):
+    store.record(execution(run_id="good"))
+    folder = store.local / "executions" / "seed"
+    good = next(folder.iterdir())
+    (folder / "20260101T000000.000000Z-torn.json").write_text("")
+    (folder / "20260101T000000.000000Z-kkkkkkkkkkkkkkkk-00000000.json").mkdir()
+    (folder / good.name.replace("00Z", "01Z")).write_bytes(good.read_bytes()[:-9])
+    (folder.parent / "file").touch()
+    assert [e.run_id for e in store.executions()] == ["good"]
+    assert caplog.text.count("can't be read") == 3
+
+
+def test_records_are_found_by_name_and_only_those_are_read(store, number, monkeypatch):
+    for minutes in range(3):
+        run_id, key = f"run {minutes}", f"{minutes}" * 64
+        store.record(execution(run_id=run_id, key=key, output=f"Number/{key}", minutes=minutes))
+        store.record(execution(run_id=run_id, key=key, minutes=minutes).model_copy(update={"state": "failed"}))
+    read, work = [], Store.read_record
+    monkeypatch.setattr(Store, "read_record", lambda store, file: read.append(file) or work(store, file))
+    assert {e.state for e in store.executions(run_id="run 1")} == {"failed", "complete"}
+    assert [e.output for e in store.executions("seed", "2" * 64, with_output=True)] == [f"Number/{'2' * 64}"]
+    assert lineage(store, f"Number/{'0' * 64}").execution.run_id == "run 0"
+    assert len(read) == 4
+
+
+def test_records_with_old_names_are_read(store):
+    """Version 0.2 named them after start and key alone."""
+    folder = store.local / "executions" / "seed"
+    folder.mkdir(parents=True)
+    for minutes in range(3):
+        old = execution(run_id=f"run {minutes}", key=f"{minutes}" * 64, output=f"Number/{minutes}", minutes=minutes)
+        name = f"{old.started_at:%Y%m%dT%H%M%S.%fZ}-{old.key[:16]}-0123abcd.json"
+        (folder / name).write_text(old.model_dump_json(indent=2))
+    store.record(execution(run_id="run 3", minutes=3))
+    assert [e.run_id for e in store.executions()] == ["run 3", "run 2", "run 1", "run 0"]
+    assert [e.run_id for e in store.executions(key="1" * 64)] == ["run 1"]
+    assert [e.run_id for e in store.executions(run_id="run 2")] == ["run 2"]
+    assert len(list(store.executions(with_output=True))) == 3
+    assert lineage(store, "Number/1").execution.run_id == "run 1"
 
 
 def test_type_alone_is_the_latest(store, number):
@@ -238,27 +292,180 @@ def test_type_alone_is_the_latest(store, number):
 
 
 def test_full_disk_during_a_step_is_explained(toy_steps, tmp_path):
-    program = textwrap.dedent(
-        """
+    program = f"""
         import sys
         sys.path.insert(0, sys.argv[2])
         from toy_steps.seed import seed
         from ridgeline.executor import execute
         from ridgeline.store import Store, StoreError
+        {FILL}
         store = Store(sys.argv[1])
-        with open(sys.argv[1] + "-filler", "wb", buffering=0) as filler:
-            try:
-                while True:
-                    filler.write(bytes(4096))
-            except OSError:
-                pass
+        fill()
         try:
-            execute(store, seed, {}, seed.parse({}), "first")
+            execute(store, seed, {{}}, seed.parse({{}}), "first")
         except StoreError as error:
             print(error)
         """
-    )
     assert "No space left on device" in run_on_a_full_disk(tmp_path, program, toy_steps)
+
+
+def test_full_disk_is_explained_however_a_library_reports_it(toy_steps, tmp_path):
+    program = """
+        import shutil, sys, traceback
+        from pathlib import Path
+        import numpy as np
+        from ridgeline.artifacts.examples import write_split
+        from ridgeline.store import Store, StoreError
+
+        def split(folder):
+            images = np.zeros((2000, 28, 28), np.uint8)
+            write_split(folder / "train", [(images, np.zeros(2000, np.int64))], 2000, (28, 28))
+
+        def short_write(folder):
+            np.save(folder / "array.npy", np.zeros(2_000_000, np.uint8))
+
+        def copied(folder):
+            source = Path(sys.argv[2]) / "source"
+            source.mkdir(exist_ok=True)
+            (source / "big").write_bytes(bytes(2_000_000))
+            shutil.copytree(source, folder / "copy")
+
+        def cause(folder):
+            try:
+                (folder / "big").write_bytes(bytes(2_000_000))
+            except OSError as error:
+                raise ValueError("cannot save the model") from error
+
+        def argument(folder):
+            try:
+                (folder / "big").write_bytes(bytes(2_000_000))
+            except OSError as error:
+                kept = error
+            raise RuntimeError("worker failed", kept)
+
+        def text(folder):  # as TensorFlow and child processes
+            raise RuntimeError(f"{{{{function_node x}}}} {folder}/v; No space left on device [Op:SaveV2]")
+
+        store = Store(sys.argv[1])
+        for write in (split, short_write, copied, cause, argument, text):
+            try:
+                with store.stage() as folder:
+                    write(folder)
+            except StoreError as error:
+                print(write.__name__, error)
+        assert list(Path(sys.argv[1], "staging").iterdir()) == []
+        """
+    printed = run_on_a_full_disk(tmp_path, program, toy_steps).splitlines()
+    assert [line.split()[0] for line in printed] == ["split", "short_write", "copied", "cause", "argument", "text"]
+    for line in printed:
+        assert f"Cannot write to the store {tmp_path}/mount/store: " in line
+        assert "Free disk space, for example with `ridgeline gc`, and run again. The earlier content" in line
+
+
+def test_other_errors_of_a_step_are_not_taken_for_a_full_disk(store):
+    for error in (ValueError("out of memory"), OSError(5, "Input/output error"), FileNotFoundError(2, "gone")):
+        with pytest.raises(type(error)) as caught, store.stage():
+            raise error
+        assert caught.value is error
+
+
+def test_another_disk_that_is_full_is_named(store):
+    with pytest.raises(StoreError, match=r"write to /tmp/x: No space .* Free disk space there, and run again"):
+        with store.stage():
+            raise OSError(28, "No space left on device", "/tmp/x")
+
+
+def test_reuse_and_gc_work_on_a_full_disk(toy_steps, tmp_path):
+    program = f"""
+        import os, subprocess, sys
+        from pathlib import Path
+        sys.path.insert(0, sys.argv[2])
+        from toy_steps.seed import seed
+        from toy_steps.double import double
+        from ridgeline.executor import execute
+        from ridgeline.gc import collect_garbage
+        from ridgeline.registry import Registry
+        from ridgeline.store import Store, StoreError
+        {FILL}
+        store = Store(sys.argv[1])
+        dies = "import os, sys; from ridgeline.store import Store\\nwith Store(sys.argv[1]).stage() as folder:\\n"
+        dies += "    (folder / 'half').write_bytes(bytes(500_000)); os.kill(os.getpid(), 9)"
+        subprocess.run([sys.executable, "-c", dies, sys.argv[1]])
+
+        def run():
+            first = execute(store, seed, {{}}, seed.parse({{}}), "run")
+            second = execute(store, double, {{"number": first.output}}, double.parse({{}}), "run")
+            return first.state, second.state
+
+        run()
+        if not list(Path(sys.argv[1]).glob("staging/*")):  # what stages clears it, too
+            subprocess.run([sys.executable, "-c", dies, sys.argv[1]])
+        fill()
+        assert run() == ("cached", "cached")
+        try:
+            execute(store, seed, {{}}, seed.parse({{"value": 2}}), "run")
+        except StoreError as error:
+            print(error)
+        registry = Registry(Path(sys.argv[1]) / "serving")
+        print(collect_garbage(store, registry, 1, dry_run=False).freed_bytes)
+        assert execute(store, seed, {{}}, seed.parse({{"value": 2}}), "run").state == "complete"
+        """
+    printed = run_on_a_full_disk(tmp_path, program, toy_steps)
+    assert "Free disk space, for example with `ridgeline gc`" in printed
+    assert printed.splitlines()[-1] == "500000"
+
+
+READ_ONLY = """
+        import sys
+        sys.path.insert(0, sys.argv[2])
+        from toy_steps.seed import seed
+        from ridgeline.executor import execute
+        from ridgeline.gc import collect_garbage
+        from ridgeline.registry import Registry
+        from ridgeline.store import Store, StoreError
+        store = Store(sys.argv[1])
+        print(execute(store, seed, {}, seed.parse({}), "run").state)
+        print(collect_garbage(store, Registry(store.local / "serving"), 1, dry_run=True).artifacts)
+        for work in (
+            lambda: execute(store, seed, {}, seed.parse({"value": 2}), "run"),
+            lambda: collect_garbage(store, Registry(store.local / "serving"), 1, dry_run=False),
+        ):
+            try:
+                work()
+            except StoreError as error:
+                print(error)
+"""
+
+
+def test_a_read_only_store_reuses_and_refuses_everything_else(store, toy_steps, tmp_path):
+    seed = importlib.import_module("toy_steps.seed").seed
+    execute(store, seed, {}, seed.parse({}), "run")
+    mounts = f"mount --bind {store.root} {tmp_path}/mount && mount -o remount,ro,bind {tmp_path}/mount"
+    printed = run_with_mounts(tmp_path, mounts, READ_ONLY, tmp_path / "mount", toy_steps.parent).splitlines()
+    assert printed[:2] == ["cached", "{}"]
+    assert len(printed) == 4
+    assert all("Name a writable folder in RIDGELINE_STORE" in line for line in printed[2:]), printed
+
+
+@pytest.mark.parametrize("place", ["artifacts", "artifacts/Number"])
+@pytest.mark.parametrize("how", ["-t tmpfs tmpfs", "--bind {tmp_path}/mount"])
+def test_artifacts_on_another_disk_are_refused_before_the_work(store, toy_steps, tmp_path, place, how):
+    (store.local / place).mkdir(parents=True)
+    program = """
+        import sys
+        sys.path.insert(0, sys.argv[2])
+        from toy_steps.seed import seed
+        from ridgeline.executor import execute
+        from ridgeline.store import Store, StoreError
+        try:
+            execute(Store(sys.argv[1]), seed, {}, seed.parse({"fail": True}), "run")
+        except StoreError as error:
+            print(error)
+        """
+    mounts = f"mount {how.format(tmp_path=tmp_path)} {store.local / place}"
+    printed = run_with_mounts(tmp_path, mounts, program, store.root, toy_steps.parent)
+    assert "Cannot write to the store" in printed
+    assert "Keep artifacts/ and staging/ on one file system" in printed
 
 
 def test_scratch_outlives_a_failure_and_goes_after_success(store):
@@ -279,14 +486,27 @@ def test_scratch_without_content_leaves_nothing(store):
 
 
 def test_scratch_has_one_owner_at_a_time(store, caplog):
+    caplog.set_level("INFO", logger="ridgeline")
+    order = []
+
+    def second():
+        with Store(store.local).scratch("key") as scratch:
+            order.append("second")
+            assert list(scratch.iterdir()) == []
+
+    thread = threading.Thread(target=second)
     with store.scratch("key") as scratch:
         (scratch / "state").write_text("mine")
-        with Store(store.local).scratch("key") as second:
-            assert second is None
+        thread.start()
         with store.scratch("other") as other:
             assert other.name == "other"
+        while "waits: another process runs the same step" not in caplog.text:
+            time.sleep(0.01)
         assert (scratch / "state").read_text() == "mine"
-    assert "the same step is running elsewhere" in caplog.text
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    assert list((store.local / "scratch").iterdir()) == []
 
 
 def test_old_scratch_is_cleared_unless_someone_works_in_it(store):

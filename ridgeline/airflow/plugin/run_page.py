@@ -136,17 +136,17 @@ def find_steps(store: Store, run: Run) -> list[Step]:
 def _record(store: Store, run_id: str, task: Task) -> Execution | None:
     if task.state not in ENDED or task.started_at is None:
         return None
-    for execution in store.executions(task.name):  # newest first
+    for execution in store.executions(task.name, run_id=run_id):  # newest first
         if execution.started_at < task.started_at:
             break
-        if execution.run_id == run_id and (task.ended_at is None or execution.started_at <= task.ended_at):
+        if task.ended_at is None or execution.started_at <= task.ended_at:
             return execution
     return None
 
 
 def _worked(store: Store, run: Run) -> bool:
     """Return whether any step of a run was executed instead of reused, mapped tasks included."""
-    return any(execution.state == "complete" for execution in store.executions() if execution.run_id == run.run_id)
+    return any(execution.state == "complete" for execution in store.executions(run_id=run.run_id))
 
 
 def reported(store: Store, run: Run, task: str) -> Artifact[Any] | None:

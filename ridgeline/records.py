@@ -1,0 +1,104 @@
+"""The file names of execution records: they say what a search needs, so that it reads only the records that it wants."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from ridgeline.store import Execution
+
+SHORT = 16  # hexadecimal digits of a digest in a name
+NO_OUTPUT = "none"
+OLD_FIELDS = 3
+NAME = re.compile(
+    r"([0-9]{8}T[0-9]{6}\.[0-9]{6}Z)-([^-]+)(?:-([^-]+)-([a-z]+)-([^-]+)-([0-9]+))?-[0-9a-f]+\.json", re.ASCII
+)
+
+
+class RecordFile(NamedTuple):
+    """A record's file, and what its name says. Names sort by the start of the execution.
+
+    A name is ``<start>-<key>-<run>-<state>-<output>-<seconds>-<id>.json``, with shortened digests of the key, the run's
+    id and the output. Up to version 0.2 it was ``<start>-<key>-<id>.json``; the fields that it lacks are empty.
+    """
+
+    name: str
+    component: str
+    start: str
+    key: str
+    run: str = ""
+    state: str = ""
+    output: str = ""
+    seconds: str = ""
+
+    @classmethod
+    def parse(cls, component: str, name: str) -> RecordFile:
+        """Return what a name says.
+
+        Args:
+            component: The name of the component, and so of the file's folder.
+            name: The file's name.
+        """
+        fields = NAME.fullmatch(name)
+        return cls(name, component, *(fields.groups("") if fields else ("", "")))
+
+    @classmethod
+    def of(cls, execution: Execution) -> RecordFile:
+        """Return a new file for the record of an execution."""
+        fields = (
+            execution.started_at.astimezone(UTC).strftime("%Y%m%dT%H%M%S.%fZ"),
+            execution.key[:SHORT],
+            short_run(execution.run_id),
+            execution.state,
+            short_ref(execution.output) if execution.output else NO_OUTPUT,
+            f"{int(execution.seconds)}",
+        )
+        return cls("-".join([*fields, f"{uuid.uuid4().hex[:8]}.json"]), execution.component, *fields)
+
+    @property
+    def ended_at(self) -> datetime:
+        """End of the execution, UTC."""
+        return datetime.fromisoformat(self.start) + timedelta(seconds=int(self.seconds))
+
+
+def may_match(name: str, key: str, run: str) -> bool:
+    """Return whether a file may hold the record of an execution with a key and of a run.
+
+    Args:
+        name: The file's name.
+        key: The shortened key; empty for any.
+        run: The shortened id of the run; empty for any.
+    """
+    if not name[0].isdecimal() or not name.endswith(".json"):
+        return False
+    stated = name.split("-")
+    return not ((key and key not in stated) or (run and run not in stated and len(stated) > OLD_FIELDS))
+
+
+def short_run(run_id: str) -> str:
+    """Return a run's id as it stands in names."""
+    return hashlib.sha256(run_id.encode()).hexdigest()[:SHORT]
+
+
+def short_ref(ref: str) -> str:
+    """Return an artifact's store-relative name as it stands in names."""
+    return ref.rpartition("/")[2][:SHORT]
+
+
+def described(files: Iterable[RecordFile], read: Callable[[RecordFile], Execution | None]) -> Iterator[RecordFile]:
+    """Yield records' files with all fields; only records with old names are read, and left out if they are damaged.
+
+    Args:
+        files: The files.
+        read: Reads a record; returns None if it is damaged.
+    """
+    for file in files:
+        if file.state:
+            yield file
+        elif execution := read(file):
+            yield RecordFile.of(execution)._replace(name=file.name)
