@@ -165,7 +165,7 @@ def clean_metadata_in_task() -> str:
     arguments = [context["dag"].dag_id, context["run_id"], before.isoformat(), *["--dry-run"] * params["dry_run"]]
     # Airflow replaces these variables in a task's environment. Without them the other sources of the URL apply.
     env = {n: v for n, v in os.environ.items() if n not in URL_VARIABLES or not v.startswith(BLOCKED)}
-    command = [sys.executable, "-m", metadata.__name__, *arguments]
+    command = [sys.executable, "-P", "-m", metadata.__name__, *arguments]
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.strip()]
     for line in lines:

@@ -34,6 +34,7 @@ def environment(folder: Path, name: str, outer: Mapping[str, str], port: int = 8
         "RIDGELINE_STORE": str(folder / "var" / "store"),
         **{key: value for key, value in outer.items() if not key.startswith("AIRFLOW_")},
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{outer.get('PATH', os.defpath)}",
+        "PYTHONSAFEPATH": "1",  # no process of Airflow takes code from the working directory
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(folder / "dags"),
@@ -76,7 +77,7 @@ class Standalone:
 
     def __enter__(self) -> Self:
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "ridgeline.airflow.standalone"]
+        command = [sys.executable, "-P", "-m", "ridgeline.airflow.standalone"]
         with self.log_file.open("w") as log:
             # In a separate session: Ctrl-C would signal all processes of the terminal, and the scheduler would hang.
             self.process = subprocess.Popen(command, env=self.env, start_new_session=True, stdout=log, stderr=log)
