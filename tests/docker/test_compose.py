@@ -91,6 +91,19 @@ def test_no_password_stands_in_a_file(compose: dict[str, Any]) -> None:
                 assert str(value).startswith(("cat /secrets/", "/secrets/", "/service-secrets/")), (name, variable)
 
 
+def test_no_service_reaches_another_through_a_proxy(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        if environment := service.get("environment", {}).copy():
+            if "NO_PROXY" not in environment:
+                assert service["image"].startswith("postgres:"), name
+                continue
+            direct = set(environment["NO_PROXY"].split(","))
+            assert set(environment["no_proxy"].split(",")) == direct
+            assert {"api-server", "database", "broker", "127.0.0.1", "localhost"} <= direct & (
+                compose["services"].keys() | {"127.0.0.1", "localhost"}
+            )
+
+
 def test_workers_take_the_queues_that_the_dags_use(compose: dict[str, Any]) -> None:
     command = compose["services"]["worker"]["command"]
     queues = set(command[command.index("--queues") + 1].split(","))
