@@ -1,8 +1,8 @@
 """Prepare the stack before its servers start: ``python first_start.py STAGE``.
 
-``secrets`` checks that the volumes are writable, and creates missing secrets. ``database`` waits for PostgreSQL,
-creates Airflow's tables in an empty database, refuses the database of another version of Airflow, and creates the pool
-of tasks that use TensorFlow. Both stages can run again at any time: they do not change what exists.
+``secrets`` checks the settings and that the volumes are writable, and creates missing secrets. ``database`` waits for
+PostgreSQL, creates Airflow's tables in an empty database, refuses the database of another version of Airflow, and
+creates the pool of tasks that use TensorFlow. Both stages can run again at any time: they do not change what exists.
 """
 
 from __future__ import annotations
@@ -27,6 +27,20 @@ DATABASE_SECONDS = 120
 
 class Refusal(RuntimeError):
     """The stack cannot start; the text says what to do."""
+
+
+def check_settings() -> None:
+    """Check the variables that users set.
+
+    Raises:
+        Refusal: If one has a value that can't be used.
+    """
+    from ridgeline.settings import Settings, SettingsError
+
+    try:
+        Settings()
+    except SettingsError as error:
+        raise Refusal(str(error)) from None
 
 
 def check_volumes(volumes: dict[str, Path]) -> None:
@@ -206,6 +220,7 @@ def main(stage: str) -> None:
     """
     try:
         if stage == "secrets":
+            check_settings()
             check_volumes(VOLUMES)
             users = os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"]
             make_secrets(VOLUMES["secrets"], VOLUMES["service-secrets"], users)

@@ -100,6 +100,12 @@ def test_a_volume_that_cannot_be_written_is_refused_with_advice(tmp_path: Path, 
     assert not list(tmp_path.glob(".probe-*"))
 
 
+def test_a_bad_setting_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch, first_start: Any) -> None:
+    monkeypatch.setenv("RIDGELINE_NOTIFY", "foo://hunter22")
+    with pytest.raises(SystemExit, match=r"error: Setting RIDGELINE_NOTIFY: expected .*; received foo://\*\*\*\."):
+        first_start.main("secrets")
+
+
 def test_tf_serving_finds_a_configuration_before_the_first_push(tmp_path: Path, first_start: Any) -> None:
     first_start.prepare_serving(tmp_path / "serving")
     config = tmp_path / "serving" / "models.config"
