@@ -65,13 +65,14 @@ def check_volumes(volumes: dict[str, Path]) -> None:
             ) from error
 
 
-def make_secrets(private: Path, services: Path, users: str) -> None:
-    """Create the missing secrets; existing ones are never replaced.
+def make_secrets(private: Path, services: Path, users: str, notify: str = "") -> None:
+    """Create the missing secrets; existing ones are never replaced, except the recipients of messages.
 
     Args:
         private: The folder for Airflow only.
         services: The folder for the database and the broker, which run as other users.
         users: Airflow's ``simple_auth_manager_users``: ``name:role``, separated by commas.
+        notify: The recipients of messages, as in ``RIDGELINE_NOTIFY``.
     """
     password = _secret(services / "database_password", secrets.token_urlsafe(32), 0o444)
     broker_password = secrets.token_urlsafe(32)
@@ -82,6 +83,7 @@ def make_secrets(private: Path, services: Path, users: str) -> None:
     _secret(private / "fernet_key", base64.urlsafe_b64encode(os.urandom(32)).decode())
     _secret(private / "jwt_secret", secrets.token_urlsafe(64))
     _secret(private / "api_secret_key", secrets.token_urlsafe(64))
+    _replace(private / "notify", notify, 0o400)
     passwords = private / "passwords.json"
     known: dict[str, str] = json.loads(passwords.read_text()) if passwords.exists() else {}
     names = [user.split(":")[0].strip() for user in users.split(",")]
@@ -223,7 +225,8 @@ def main(stage: str) -> None:
             check_settings()
             check_volumes(VOLUMES)
             users = os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"]
-            make_secrets(VOLUMES["secrets"], VOLUMES["service-secrets"], users)
+            notify = os.environ.get("RIDGELINE_NOTIFY", "")
+            make_secrets(VOLUMES["secrets"], VOLUMES["service-secrets"], users, notify)
             prepare_serving(Path(os.environ["RIDGELINE_SERVING"]))
         else:
             wait_for_database((VOLUMES["secrets"] / "database_url").read_text())

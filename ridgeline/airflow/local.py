@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from ridgeline.airflow import RERUN
 from ridgeline.airflow.local_data import choose_data, find_official_files
-from ridgeline.airflow.server import Standalone, environment
+from ridgeline.airflow.server import Standalone, environment, make_private, private_opener
 from ridgeline.component import ParameterError
 from ridgeline.masking import mask
 from ridgeline.pipeline import parse_assignments, run_records
@@ -66,7 +66,7 @@ def run(
     for name in os.environ.keys() - env.keys():
         del os.environ[name]
     home = Path(env["AIRFLOW_HOME"])
-    home.mkdir(parents=True, exist_ok=True)
+    make_private(home)
     try:
         with FileLock(home / ".lock", blocking=False):
             conf = choose_data(folder, parse_assignments(values))
@@ -123,7 +123,10 @@ def _run_dag(dag_id: str, conf: Mapping[str, Any], log_file: Path) -> int:
 def _output_to(log_file: Path) -> Iterator[TextIO]:
     """Redirect the output of this process and its native libraries to a file; yield the terminal."""
     sys.stdout.flush()
-    with os.fdopen(os.dup(1), "w", buffering=1) as terminal, log_file.open("w") as log:
+    with (
+        os.fdopen(os.dup(1), "w", buffering=1) as terminal,
+        open(log_file, "w", opener=private_opener) as log,  # noqa: PTH123 - Path.open takes no opener
+    ):
         saved = os.dup(1), os.dup(2)
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -184,7 +187,7 @@ def ui(port: Annotated[int, typer.Option(help="The web server's port.")] = 8080)
             message = f"error: Expected a free port; received {port}: {error.strerror}. Choose another: --port 8081."
             raise SystemExit(message) from None
     home = Path(env["AIRFLOW_HOME"])
-    home.mkdir(parents=True, exist_ok=True)
+    make_private(home)
     try:
         with FileLock(home / ".lock", blocking=False):
             _serve(Standalone(env, home / "standalone.log"))

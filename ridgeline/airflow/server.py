@@ -55,6 +55,19 @@ def environment(folder: Path, name: str, outer: Mapping[str, str], port: int = 8
     }
 
 
+def make_private(folder: Path) -> None:
+    """Create a folder that only this user can read, or make one so: Airflow's holds passwords and keys."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+
+
+def private_opener(path: str, flags: int) -> int:
+    """Open a file that only this user can read: an opener for `open`, for logs that may hold a password."""
+    number = os.open(path, flags, 0o600)
+    os.fchmod(number, 0o600)  # an earlier version may have left it readable
+    return number
+
+
 def _direct_hosts(outer: Mapping[str, str]) -> str:
     """Return the hosts that are reached without the user's HTTP proxy: those that the user set, and this machine."""
     given = [host.strip() for name in ("no_proxy", "NO_PROXY") for host in outer.get(name, "").split(",")]
@@ -88,9 +101,10 @@ class Standalone:
         self._token = ""
 
     def __enter__(self) -> Self:
+        make_private(self.home)
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-P", "-m", "ridgeline.airflow.standalone"]
-        with self.log_file.open("w") as log:
+        with open(self.log_file, "w", opener=private_opener) as log:  # noqa: PTH123 - Path.open takes no opener
             # In a separate session: Ctrl-C would signal all processes of the terminal, and the scheduler would hang.
             self.process = subprocess.Popen(command, env=self.env, start_new_session=True, stdout=log, stderr=log)
         return self
