@@ -15,10 +15,10 @@ help: ## List the targets
 install: $(INSTALLED) ## Install Ridgeline and its tools into .venv (other targets do so first)
 
 run: $(INSTALLED) ## Run the whole pipeline; ARGS="--set train.epochs=3"
-	@$(BIN)/python -m ridgeline.airflow.local run $(DAG) $(ARGS)
+	@$(BIN)/python -P -m ridgeline.airflow.local run $(DAG) $(ARGS)
 
 ui: $(INSTALLED) ## Start Airflow's web interface; ARGS="--port 8090"
-	@exec $(BIN)/python -m ridgeline.airflow.local ui $(ARGS)
+	@exec $(BIN)/python -P -m ridgeline.airflow.local ui $(ARGS)
 
 test: $(INSTALLED) ## Run all tests; ARGS="-k name"
 	$(PYTEST) $(ARGS)

@@ -87,6 +87,8 @@ save(*map(Path, sys.argv[1:]))
 def save_in_a_fresh_process(model: Path, folder: Path) -> None:
     """Call `save` in a fresh process, since TensorFlow numbers functions by a counter of the process.
 
+    The process takes no code from the working directory (``-P``).
+
     Args:
         model: Directory of a `Model` artifact.
         folder: The folder to create.
@@ -95,7 +97,7 @@ def save_in_a_fresh_process(model: Path, folder: Path) -> None:
         RuntimeError: If `save` fails.
     """
     done = subprocess.run(
-        [sys.executable, "-c", SAVE, str(model), str(folder)], capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-c", SAVE, str(model), str(folder)], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         raise RuntimeError(f"Expected a SavedModel of {model}; received: {done.stderr.strip()[-2000:]}")

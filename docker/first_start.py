@@ -1,8 +1,8 @@
 """Prepare the stack before its servers start: ``python first_start.py STAGE``.
 
-``secrets`` checks that the volumes are writable, and creates missing secrets. ``database`` waits for PostgreSQL,
-creates Airflow's tables in an empty database, refuses the database of another version of Airflow, and creates the pool
-of tasks that use TensorFlow. Both stages can run again at any time: they do not change what exists.
+``secrets`` checks the settings and that the volumes are writable, and creates missing secrets. ``database`` waits for
+PostgreSQL, creates Airflow's tables in an empty database, refuses the database of another version of Airflow, and
+creates the pool of tasks that use TensorFlow. Both stages can run again at any time: they do not change what exists.
 """
 
 from __future__ import annotations
@@ -29,6 +29,20 @@ class Refusal(RuntimeError):
     """The stack cannot start; the text says what to do."""
 
 
+def check_settings() -> None:
+    """Check the variables that users set.
+
+    Raises:
+        Refusal: If one has a value that can't be used.
+    """
+    from ridgeline.settings import Settings, SettingsError
+
+    try:
+        Settings()
+    except SettingsError as error:
+        raise Refusal(str(error)) from None
+
+
 def check_volumes(volumes: dict[str, Path]) -> None:
     """Check that this user can write to the volumes.
 
@@ -51,13 +65,14 @@ def check_volumes(volumes: dict[str, Path]) -> None:
             ) from error
 
 
-def make_secrets(private: Path, services: Path, users: str) -> None:
-    """Create the missing secrets; existing ones are never replaced.
+def make_secrets(private: Path, services: Path, users: str, notify: str = "") -> None:
+    """Create the missing secrets; existing ones are never replaced, except the recipients of messages.
 
     Args:
         private: The folder for Airflow only.
         services: The folder for the database and the broker, which run as other users.
         users: Airflow's ``simple_auth_manager_users``: ``name:role``, separated by commas.
+        notify: The recipients of messages, as in ``RIDGELINE_NOTIFY``.
     """
     password = _secret(services / "database_password", secrets.token_urlsafe(32), 0o444)
     broker_password = secrets.token_urlsafe(32)
@@ -68,6 +83,7 @@ def make_secrets(private: Path, services: Path, users: str) -> None:
     _secret(private / "fernet_key", base64.urlsafe_b64encode(os.urandom(32)).decode())
     _secret(private / "jwt_secret", secrets.token_urlsafe(64))
     _secret(private / "api_secret_key", secrets.token_urlsafe(64))
+    _replace(private / "notify", notify, 0o400)
     passwords = private / "passwords.json"
     known: dict[str, str] = json.loads(passwords.read_text()) if passwords.exists() else {}
     names = [user.split(":")[0].strip() for user in users.split(",")]
@@ -206,9 +222,11 @@ def main(stage: str) -> None:
     """
     try:
         if stage == "secrets":
+            check_settings()
             check_volumes(VOLUMES)
             users = os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"]
-            make_secrets(VOLUMES["secrets"], VOLUMES["service-secrets"], users)
+            notify = os.environ.get("RIDGELINE_NOTIFY", "")
+            make_secrets(VOLUMES["secrets"], VOLUMES["service-secrets"], users, notify)
             prepare_serving(Path(os.environ["RIDGELINE_SERVING"]))
         else:
             wait_for_database((VOLUMES["secrets"] / "database_url").read_text())

@@ -30,8 +30,9 @@ def main(*parts: str) -> None:
 
 def _airflow() -> dict[str, dict[str, str]]:
     url = f"http://{os.environ['RIDGELINE_API_SERVER']}/api/v2/monitor/health"
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the stack's own services need no proxy
     try:
-        with urllib.request.urlopen(url, timeout=SECONDS) as response:
+        with direct.open(url, timeout=SECONDS) as response:
             return json.load(response)
     except OSError as error:
         sys.exit(f"Cannot reach {url}: {error}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Annotated, Any
@@ -18,21 +19,34 @@ from ridgeline.component import ParameterError, Params, StepError
 from ridgeline.gc import RECENT, collect_garbage
 from ridgeline.lineage import Origin
 from ridgeline.lineage import lineage as lineage_of
+from ridgeline.masking import mask
 from ridgeline.registry import RegistryError
 from ridgeline.run_summary import summary
-from ridgeline.settings import Settings
+from ridgeline.settings import Settings, SettingsError
 from ridgeline.store import Execution, Store, StoreError
 
 
 class _PlainErrors(TyperGroup):
-    """Shows an error that a user can act on as one message; any other keeps its traceback."""
+    """Shows an error that a user can act on as one message; any other keeps its traceback, without secrets of URLs."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (StepError, FloatingPointError, ArtifactError, StoreError, RegistryError) as error:
-            typer.echo(f"error: {error}", err=True)
+        except (StepError, FloatingPointError, ArtifactError, StoreError, RegistryError, SettingsError) as error:
+            typer.echo(f"error: {mask(error)}", err=True)
             raise typer.Exit(1) from None
+        except Exception as error:
+            if not any(mask(other) != str(other) for other in _chain(error)):
+                raise
+            typer.echo(mask("".join(traceback.format_exception(error))), err=True)
+            raise typer.Exit(1) from None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those that led to it: all that a traceback shows."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 app = typer.Typer(

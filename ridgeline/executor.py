@@ -16,6 +16,7 @@ from ridgeline import quiet_tensorflow
 from ridgeline.artifacts.base import Artifact, ArtifactError
 from ridgeline.component import Champion, Component, Params, StepSkipped, members
 from ridgeline.keys import KeyParts, key_parts
+from ridgeline.masking import mask
 from ridgeline.store import Execution, Store, StoreError
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def _open_champion(store: Store, ref: str, kind: type[Artifact[Any]]) -> Champio
     try:
         return Champion(digest, store.open(ref, kind))
     except (ArtifactError, OSError) as error:
-        log.warning("cannot read the champion: %s", error)
+        log.warning("cannot read the champion: %s", mask(error))
         return Champion(digest, None)
 
 

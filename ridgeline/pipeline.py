@@ -17,6 +17,7 @@ from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.component import Component, ParameterError, Params
 from ridgeline.executor import decide, execute, open_inputs
 from ridgeline.keys import reachable_code
+from ridgeline.masking import mask
 from ridgeline.registry import Pushed
 from ridgeline.settings import Settings
 from ridgeline.store import Execution
@@ -163,7 +164,7 @@ def _champions(settings: Settings, component: Component, inputs: Mapping[str, st
                 try:
                     store.open(ref, kind)
                 except (ArtifactError, OSError) as error:
-                    log.warning("%s can't read version %d: %s", component.name, other.version, error)
+                    log.warning("%s can't read version %d: %s", component.name, other.version, mask(error))
                     continue
             champions[name] = ref
     return champions

@@ -32,11 +32,19 @@ def check(saved_model: Path, expected: Path, class_names: Sequence[str]) -> None
     Raises:
         ServingError: If it can't be loaded or any response differs.
     """
-    names = json.dumps(list(class_names))
-    command = [sys.executable, "-m", "ridgeline.serving_check", str(saved_model), str(expected), names]
+    command = [sys.executable, "-P", "-m", "ridgeline.serving_check", str(saved_model), str(expected)]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    names = json.dumps(list(class_names))  # read from standard input: a command line has a limited length
     try:
-        subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=True)
+        subprocess.run(
+            command,
+            env=environment,
+            input=names,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+            check=True,
+        )
     except subprocess.SubprocessError as error:
         received = str(getattr(error, "stderr", None) or error).strip()[-2000:]
         message = f"Expected {saved_model} to serve the evaluation's predictions; received: {received}."
@@ -70,9 +78,10 @@ def main(saved_model: Path, expected: Path, class_names: list[str]) -> None:
         if not np.array_equal(served["class_id"], served["probabilities"].argmax(axis=1)):
             raise SystemExit("expected class_id to be the most probable class; received another")
         names = [name.decode() for name in served["class_name"]]
-        if names != [class_names[i] for i in served["class_id"]]:
-            raise SystemExit(f"expected class_name to be the name of class_id in {class_names}; received {names}")
+        right = [class_names[i] for i in served["class_id"]]
+        if wrong := [pair for pair in zip(right, names, strict=True) if pair[0] != pair[1]]:
+            raise SystemExit(f"expected class_name to be the name of class_id, {wrong[0][0]}; received {wrong[0][1]}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), json.load(sys.stdin))

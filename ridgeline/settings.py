@@ -2,19 +2,112 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ridgeline.component import Component
+from ridgeline.masking import HIDDEN, mask, remember
 from ridgeline.registry import Registry
 from ridgeline.store import Store, StoreError
+
+PREFIX = "RIDGELINE_"
+MAX_DEADLINE_MINUTES = 10 * 366 * 24 * 60
+MAX_RETENTION_DAYS = 100 * 366
+
+
+class SettingsError(ValueError):
+    """An environment variable has a value that can't be used."""
+
+
+def _json_object(value: Any) -> Any:
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError('a JSON object such as {"STEP.PARAMETER": 3}')
+    return found
+
+
+def _store(value: str) -> str:
+    from fsspec import available_protocols
+
+    scheme, mark, _ = value.partition("://")
+    if not mark:
+        _folder(value)
+    elif unknown := set(scheme.split("::")) - {*available_protocols(), "local"}:
+        raise ValueError(f"a folder, or a URL that fsspec can open, which has no {'::'.join(sorted(unknown))}://")
+    return value
+
+
+def _folder(value: Any) -> Any:
+    if "://" in str(value):
+        raise ValueError("a folder of this machine")
+    try:
+        return Path(value).expanduser() if isinstance(value, str | Path) else value
+    except RuntimeError:  # ~name of an unknown user
+        raise ValueError("a folder; there is no such user") from None
+
+
+def _schedule(value: str) -> str:
+    from croniter import croniter
+
+    try:
+        if value not in ("never", "@quarterly"):  # Airflow's own preset
+            croniter(value).get_next()
+    except (ValueError, KeyError, AttributeError):
+        raise ValueError("a cron expression such as 0 6 * * 0, a preset such as @weekly, or never") from None
+    return value
+
+
+def _recipients(urls: str) -> None:
+    """Refuse URLs that Apprise can't use; they are never shown, since any part of one may be secret."""
+    if not urls.split():
+        return
+    log = logging.getLogger("apprise")  # prints the URLs that it refuses
+    before, log.disabled = log.disabled, True
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            from apprise import Apprise
+
+            for url in urls.split():
+                if Apprise.instantiate(url) is None:
+                    shown = f"{url.partition('://')[0]}://{HIDDEN}" if "://" in url else "a text that is no URL"
+                    raise ValueError(f"Apprise URLs, separated by spaces; received {shown}")
+    finally:
+        log.disabled = before
+
+
+def _notify(value: SecretStr) -> SecretStr:
+    _recipients(value.get_secret_value())
+    return value
+
+
+def _notify_file(value: Path) -> Path:
+    try:
+        _recipients(value.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ValueError(f"a file that can be read ({reason})") from None
+    return value
+
+
+Folder = Annotated[Path | None, BeforeValidator(_folder)]
+Schedule = Annotated[str, AfterValidator(_schedule)]
 
 
 class Settings(BaseSettings):
     """Locations and ways of running, each from an environment variable ``RIDGELINE_<NAME>``.
+
+    All variables are checked when any is read, so that a bad one is refused before any work.
 
     Attributes:
         store: The store's root: a folder or any `universal_pathlib` URL.
@@ -29,30 +122,50 @@ class Settings(BaseSettings):
         deadline_minutes: Minutes after a DAG run was queued until it is reported as late.
         notify: Recipients of failures and missed deadlines, besides the log: Apprise URLs, separated by spaces, such
             as ``mailto://user:password@example.org`` or, for a webhook, ``jsons://example.org/path``.
+        notify_file: A file with further recipients, so that no environment variable holds a password.
         tensorflow_slots: Slots of Airflow's pool ``tensorflow``: tasks that use TensorFlow at a time. It applies when
             the pool is created.
         maintenance_schedule: When the maintenance DAG runs, like `schedule`.
         keep_runs: Number of latest runs whose artifacts maintenance keeps.
         log_retention_days: Age in days after which maintenance deletes logs of tasks.
         metadata_retention_days: Age in days after which maintenance deletes runs from Airflow's database.
+
+    Raises:
+        SettingsError: If a variable has a value that can't be used.
     """
 
-    model_config = SettingsConfigDict(env_prefix="RIDGELINE_", env_ignore_empty=True, frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True)
 
-    store: str = "var/store"
-    serving: Path | None = None
+    store: Annotated[str, AfterValidator(_store)] = "var/store"
+    serving: Folder = None
     serving_base_path: str | None = None
     keep_versions: int = Field(10, ge=1)
-    manual_dir: Path | None = None
-    schedule: str = "@weekly"
-    defaults: dict[str, Any] = {}
-    deadline_minutes: float = Field(120.0, gt=0.0)
-    notify: SecretStr = SecretStr("")
-    tensorflow_slots: int = Field(2, ge=1)
-    maintenance_schedule: str = "0 6 * * 0"
+    manual_dir: Folder = None
+    schedule: Schedule = "@weekly"
+    defaults: Annotated[dict[str, Any], NoDecode, BeforeValidator(_json_object)] = {}
+    deadline_minutes: float = Field(120.0, gt=0.0, le=MAX_DEADLINE_MINUTES, allow_inf_nan=False)
+    notify: Annotated[SecretStr, AfterValidator(_notify)] = SecretStr("")
+    notify_file: Annotated[Path, AfterValidator(_notify_file)] | None = None
+    tensorflow_slots: int = Field(2, ge=1, le=10_000)
+    maintenance_schedule: Schedule = "0 6 * * 0"
     keep_runs: int = Field(50, ge=1)
-    log_retention_days: int = Field(30, ge=1)
-    metadata_retention_days: int = Field(90, ge=2)
+    log_retention_days: int = Field(30, ge=1, le=MAX_RETENTION_DAYS)
+    metadata_retention_days: int = Field(90, ge=2, le=MAX_RETENTION_DAYS)
+
+    def __init__(self, **values: Any) -> None:
+        for name in type(self).model_fields:
+            remember(str(values.get(name, os.environ.get(f"{PREFIX}{name.upper()}", ""))))
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            message = mask(" ".join(_sentences(error)))
+            raise SettingsError(f"{message} Correct or unset the environment variable.") from None
+
+    @property
+    def recipients(self) -> list[str]:
+        """The URLs of `notify` and of `notify_file`."""
+        further = self.notify_file.read_text(encoding="utf-8") if self.notify_file else ""
+        return [*self.notify.get_secret_value().split(), *further.split()]
 
     def open_store(self) -> Store:
         """Return the store."""
@@ -65,7 +178,7 @@ class Settings(BaseSettings):
             StoreError: If the store is remote and no folder is set.
         """
         if self.serving is not None:
-            return self.serving.expanduser().absolute()
+            return self.serving.absolute()
         store = self.open_store()
         if store.remote:
             raise StoreError(
@@ -87,3 +200,12 @@ class Settings(BaseSettings):
         fields = component.params.model_fields.items()
         values = {name: getattr(self, name, None) for name, field in fields if field.exclude}
         return {name: value for name, value in values.items() if value is not None}
+
+
+def _sentences(error: ValidationError) -> Iterator[str]:
+    """Yield a sentence about each bad variable: its name, what was expected, what was received."""
+    for item in error.errors(include_url=False):
+        expected = str(item["ctx"]["error"]) if item["type"] == "value_error" else item["msg"].split(", unable")[0]
+        expected = expected.replace("Input should be ", "a number " if " than " in expected else "")
+        received = "" if "; received " in expected else f"; received {item['input']!r}"
+        yield f"Setting {PREFIX}{str(item['loc'][0]).upper()}: expected {expected}{received}."

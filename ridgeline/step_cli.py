@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource
 
 from ridgeline.artifacts.base import Artifact
 from ridgeline.component import Champion, Component, Params, StepSkipped
+from ridgeline.masking import mask
 
 
 class _CommandLine(BaseSettings):
@@ -59,7 +60,7 @@ def run_step(component: Component, arguments: list[str]) -> Artifact[Any]:
     except ValidationError as error:
         raise SystemExit(f"error: {component.explain(error)}") from None
     except (ValueError, RuntimeError, OSError, ArithmeticError, StepSkipped) as error:
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(f"error: {mask(error)}") from None
 
 
 def _arguments_type(component: Component) -> Any:

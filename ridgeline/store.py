@@ -16,14 +16,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from upath import UPath
 
 from ridgeline.artifacts.base import MANIFEST, Artifact, ArtifactError, Manifest, verify
 from ridgeline.keys import KeyParts
+from ridgeline.masking import mask, remember
 from ridgeline.records import NO_OUTPUT, SHORT, RecordFile, may_match, short_ref, short_run
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,10 @@ WAIT_SECONDS = 0.1  # between two looks whether another execution of the same ke
 
 
 class StoreError(RuntimeError):
-    """The store can't be read or written."""
+    """The store can't be read or written. The secrets of URLs in the message are hidden."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(mask(message))
 
 
 class Execution(BaseModel):
@@ -48,7 +52,7 @@ class Execution(BaseModel):
         component: The component's name.
         run_id: The pipeline run that it belongs to.
         state: MLMD's terms: ``complete`` (it ran), ``cached`` (reused), ``skipped`` or ``failed``.
-        reason: Why it ran, was reused or was skipped; the error if it failed.
+        reason: Why it ran, was reused or was skipped; the error if it failed. The secrets of URLs in it are hidden.
         key: Digest of `parts`.
         parts: What the key covers.
         inputs: Store-relative names of the input artifacts, by input name.
@@ -65,7 +69,7 @@ class Execution(BaseModel):
     component: str
     run_id: str
     state: Literal["complete", "cached", "skipped", "failed"]
-    reason: str
+    reason: Annotated[str, AfterValidator(mask)]
     key: str
     parts: KeyParts
     inputs: dict[str, str]
@@ -181,6 +185,7 @@ class Store:
     """
 
     def __init__(self, root: str | Path, mirror: Path | None = None) -> None:
+        remember(str(root))
         try:
             path = UPath(root)
             self.remote = path.protocol not in ("", "file", "local")
@@ -240,7 +245,9 @@ class Store:
         source, manifest = self.root / "artifacts" / ref, self.manifest(ref)
         for name, entry in manifest.files.items():
             if not (source / name).exists() or (source / name).stat().st_size != entry.bytes:
-                raise ArtifactError(f"Expected {source / name} with {entry.bytes} bytes; it is missing or damaged.")
+                raise ArtifactError(
+                    mask(f"Expected {source / name} with {entry.bytes} bytes; it is missing or damaged.")
+                )
         try:
             if verify(self.path(ref)) == manifest:
                 return self.path(ref)
@@ -294,8 +301,8 @@ class Store:
         if len(found) != 1 or not wanted:
             received = f"{len(found)} matches" if found else "none"
             raise ArtifactError(
-                f"Expected one artifact named {name!r} in {self.root}; received {received}. "
-                "Give <Type>/<digest> or a longer prefix of the digest."
+                mask(f"Expected one artifact named {name!r} in {self.root}; received {received}. ")
+                + "Give <Type>/<digest> or a longer prefix of the digest."
             )
         return found[0]
 
@@ -474,7 +481,7 @@ class Store:
         try:
             return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
         except (OSError, ValueError) as error:
-            raise ArtifactError(f"Expected an artifact at {folder}; received: {error}.") from error
+            raise ArtifactError(mask(f"Expected an artifact at {folder}; received: {error}.")) from error
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -556,7 +563,7 @@ class Store:
         except FileNotFoundError:
             return None
         except (IsADirectoryError, ValueError) as error:
-            log.warning("Left out the execution record %s, which can't be read: %s", path, error)
+            log.warning("Left out the execution record %s, which can't be read: %s", mask(path), mask(error))
             return None
 
     def delete_records(self, files: Iterable[RecordFile]) -> None:

@@ -23,11 +23,12 @@ from filelock import FileLock, Timeout
 from ridgeline.airflow import RERUN
 from ridgeline.airflow.local_data import choose_data, find_official_files
 from ridgeline.airflow.reasons import find_reasons
-from ridgeline.airflow.server import Standalone, environment
+from ridgeline.airflow.server import Standalone, environment, make_private, private_opener
 from ridgeline.component import ParameterError
+from ridgeline.masking import mask
 from ridgeline.pipeline import parse_assignments, run_records
 from ridgeline.run_summary import summary
-from ridgeline.settings import Settings
+from ridgeline.settings import Settings, SettingsError
 
 DAGS_READ_SECONDS = 60  # after this time, a healthy Airflow has read all DAG files
 app = typer.Typer(
@@ -58,11 +59,15 @@ def run(
 ) -> None:
     """Run a DAG once, to the end, without a scheduler."""
     folder = _checkout()
+    try:
+        Settings()
+    except SettingsError as error:
+        raise SystemExit(f"error: {error}") from None
     os.environ |= (env := environment(folder, "airflow-run", os.environ))
     for name in os.environ.keys() - env.keys():
         del os.environ[name]
     home = Path(env["AIRFLOW_HOME"])
-    home.mkdir(parents=True, exist_ok=True)
+    make_private(home)
     try:
         with FileLock(home / ".lock", blocking=False):
             conf = choose_data(folder, parse_assignments(values))
@@ -71,7 +76,7 @@ def run(
     except Timeout:
         raise SystemExit(f"error: Cannot start a run: another one is in progress in {home}. Wait for it.") from None
     except (ParameterError, FileNotFoundError) as error:
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(f"error: {mask(error)}") from None
 
 
 def _run_dag(dag_id: str, conf: Mapping[str, Any], log_file: Path) -> int:
@@ -111,8 +116,8 @@ def _run_dag(dag_id: str, conf: Mapping[str, Any], log_file: Path) -> int:
             print("\nInterrupted. The next run resumes after the last finished step.", file=terminal)
             return 130
         except Exception as error:
-            traceback.print_exc()
-            print(f"failed: {error}", file=terminal)
+            print(mask(traceback.format_exc()), file=sys.stderr)
+            print(f"failed: {mask(error)}", file=terminal)
             failed = True
         if failed:
             print(f"\nThe run failed. Airflow's log: {log_file}", file=terminal)
@@ -123,7 +128,10 @@ def _run_dag(dag_id: str, conf: Mapping[str, Any], log_file: Path) -> int:
 def _output_to(log_file: Path) -> Iterator[TextIO]:
     """Redirect the output of this process and its native libraries to a file; yield the terminal."""
     sys.stdout.flush()
-    with os.fdopen(os.dup(1), "w", buffering=1) as terminal, log_file.open("w") as log:
+    with (
+        os.fdopen(os.dup(1), "w", buffering=1) as terminal,
+        open(log_file, "w", opener=private_opener) as log,
+    ):
         saved = os.dup(1), os.dup(2)
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -160,7 +168,7 @@ def _failure_listener(terminal: TextIO) -> SimpleNamespace:
     def on_task_instance_failed(task_instance: Any, error: Any) -> None:
         if isinstance(error, KeyboardInterrupt):
             raise error
-        print(f"{task_instance.task_id} failed: {error}", file=terminal)
+        print(f"{task_instance.task_id} failed: {mask(error)}", file=terminal)
 
     return SimpleNamespace(on_task_instance_failed=on_task_instance_failed)
 
@@ -172,6 +180,10 @@ def ui(port: Annotated[int, typer.Option(help="The web server's port.")] = 8080)
     env = environment(folder, "airflow-ui", os.environ, port)
     if found := find_official_files(folder):
         env.setdefault("RIDGELINE_MANUAL_DIR", str(found))
+    try:
+        Settings()
+    except SettingsError as error:
+        raise SystemExit(f"error: {error}") from None
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -180,7 +192,7 @@ def ui(port: Annotated[int, typer.Option(help="The web server's port.")] = 8080)
             message = f"error: Expected a free port; received {port}: {error.strerror}. Choose another: --port 8081."
             raise SystemExit(message) from None
     home = Path(env["AIRFLOW_HOME"])
-    home.mkdir(parents=True, exist_ok=True)
+    make_private(home)
     try:
         with FileLock(home / ".lock", blocking=False):
             _serve(Standalone(env, home / "standalone.log"))

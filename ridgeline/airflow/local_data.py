@@ -89,7 +89,7 @@ def _is_prepared(values: Mapping[str, Any]) -> bool:
 def _host_responds(dataset: str) -> bool:
     print("data: no official files found; checking whether their host responds ...")
     try:
-        command = [sys.executable, "-c", HOST_CHECK, dataset]
+        command = [sys.executable, "-P", "-c", HOST_CHECK, dataset]
         return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
     except subprocess.TimeoutExpired:
         return False

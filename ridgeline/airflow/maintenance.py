@@ -19,10 +19,10 @@ from airflow.sdk.exceptions import AirflowFailException
 from ridgeline.airflow import metadata
 from ridgeline.airflow.form import refuse_unknown
 from ridgeline.airflow.schedule import cron
-from ridgeline.airflow.task import skip
+from ridgeline.airflow.task import settings_in_task, skip
 from ridgeline.component import ParameterError
 from ridgeline.gc import collect_garbage
-from ridgeline.settings import Settings
+from ridgeline.settings import MAX_RETENTION_DAYS, Settings
 
 log = logging.getLogger(__name__)
 
@@ -49,13 +49,18 @@ def form() -> dict[str, Param]:
             minimum=1,
         ),
         "log_retention_days": _whole_number(
-            "Log retention (days)", "Older logs of tasks are deleted.", settings.log_retention_days, minimum=1
+            "Log retention (days)",
+            "Older logs of tasks are deleted.",
+            settings.log_retention_days,
+            minimum=1,
+            maximum=MAX_RETENTION_DAYS,
         ),
         "metadata_retention_days": _whole_number(
             "Metadata retention (days)",
             "Older runs are deleted from Airflow's database. The last scheduled run of each DAG stays.",
             settings.metadata_retention_days,
             minimum=2,  # longer than any run may take: a run in progress is never deleted
+            maximum=MAX_RETENTION_DAYS,
         ),
         "dry_run": Param(
             False,
@@ -66,9 +71,10 @@ def form() -> dict[str, Param]:
     }
 
 
-def _whole_number(title: str, description: str, default: int, minimum: int) -> Param:
+def _whole_number(title: str, description: str, default: int, minimum: int, maximum: int | None = None) -> Param:
     # The form would silently move a value into bounds that it sees; it does not see those in allOf.
-    return Param(default, description, title=title, type="integer", allOf=[{"minimum": minimum}])
+    bounds = {"minimum": minimum} | ({"maximum": maximum} if maximum else {})
+    return Param(default, description, title=title, type="integer", allOf=[bounds])
 
 
 def collect_garbage_in_task() -> str:
@@ -80,7 +86,7 @@ def collect_garbage_in_task() -> str:
     Raises:
         AirflowFailException: If a param is unknown; not retried.
     """
-    params, settings = _params(), Settings()
+    params, settings = _params(), settings_in_task()
     dry_run = params["dry_run"]
     garbage = collect_garbage(settings.open_store(), settings.open_registry(), params["keep_runs"], dry_run)
     for ref, size in garbage.artifacts.items():
@@ -165,7 +171,7 @@ def clean_metadata_in_task() -> str:
     arguments = [context["dag"].dag_id, context["run_id"], before.isoformat(), *["--dry-run"] * params["dry_run"]]
     # Airflow replaces these variables in a task's environment. Without them the other sources of the URL apply.
     env = {n: v for n, v in os.environ.items() if n not in URL_VARIABLES or not v.startswith(BLOCKED)}
-    command = [sys.executable, "-m", metadata.__name__, *arguments]
+    command = [sys.executable, "-P", "-m", metadata.__name__, *arguments]
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.strip()]
     for line in lines:

@@ -9,6 +9,7 @@ from airflow.sdk import BaseNotifier
 from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 
+from ridgeline.masking import mask
 from ridgeline.settings import Settings
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Notifier(BaseNotifier):
-    """Logs a message and sends it to the recipients in `Settings.notify`: e-mail, webhooks, other Apprise services.
+    """Logs a message and sends it to the recipients in `Settings.recipients`: e-mail, webhooks, other Apprise services.
 
     Args:
         event: ``task_failed`` for the failure callback of a task, ``run_failed`` for that of a DAG, ``late`` for the
@@ -55,11 +56,11 @@ class Notifier(BaseNotifier):
             task = context["ti"]
             title = f"{task.dag_id} failed at {task.task_id}"
             body = f"Run {task.run_id}, try {task.try_number}: {context.get('exception')}\nLog: {task.log_url}"
-        self.log.error("%s. %s", title, body)
-        return title, body
+        self.log.error("%s. %s", title, mask(body))
+        return title, mask(body)
 
     def _not_delivered(self) -> None:
-        self.log.error("Cannot deliver the message: RIDGELINE_NOTIFY has a recipient that refused it. Check its URLs.")
+        self.log.error("Cannot deliver the message: RIDGELINE_NOTIFY or RIDGELINE_NOTIFY_FILE has a recipient that refused it. Check its URLs.")
 
 
 def deadline() -> DeadlineAlert:
@@ -73,7 +74,7 @@ def deadline() -> DeadlineAlert:
 
 def _recipients() -> Apprise | None:
     """Return the recipients of messages, or None if `Settings` has none."""
-    urls = Settings().notify.get_secret_value().split()
+    urls = Settings().recipients
     if not urls:
         return None
     from apprise import Apprise

@@ -18,6 +18,7 @@ from typing import Any, Self
 PASSWORD_FILE = "simple_auth_manager_passwords.json.generated"
 STOP_SECONDS = 60
 REQUEST_SECONDS = 60  # the first request of a task blocks the API server for 3.4 s of CPU time
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # this machine is behind no proxy
 
 
 def environment(folder: Path, name: str, outer: Mapping[str, str], port: int = 8080) -> dict[str, str]:
@@ -30,10 +31,14 @@ def environment(folder: Path, name: str, outer: Mapping[str, str], port: int = 8
         port: The port of the web server.
     """
     home = folder / "var" / name
+    direct = _direct_hosts(outer)
     return {
         "RIDGELINE_STORE": str(folder / "var" / "store"),
         **{key: value for key, value in outer.items() if not key.startswith("AIRFLOW_")},
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{outer.get('PATH', os.defpath)}",
+        "NO_PROXY": direct,
+        "no_proxy": direct,
+        "PYTHONSAFEPATH": "1",  # no process of Airflow takes code from the working directory
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(folder / "dags"),
@@ -48,6 +53,27 @@ def environment(folder: Path, name: str, outer: Mapping[str, str], port: int = 8
         "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
     }
+
+
+def make_private(folder: Path) -> None:
+    """Create a folder that only this user can read, or make one so: Airflow's holds passwords and keys."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+
+
+def private_opener(path: str, flags: int) -> int:
+    """Open a file that only this user can read: an opener for `open`, for logs that may hold a password."""
+    number = os.open(path, flags, 0o600)
+    os.fchmod(number, 0o600)  # an earlier version may have left it readable
+    return number
+
+
+def _direct_hosts(outer: Mapping[str, str]) -> str:
+    """Return the hosts that are reached without the user's HTTP proxy: those that the user set, and this machine."""
+    given = [host.strip() for name in ("no_proxy", "NO_PROXY") for host in outer.get(name, "").split(",")]
+    if "*" in given:  # all hosts; it counts only where it stands alone
+        return "*"
+    return ",".join(dict.fromkeys([*filter(None, given), "127.0.0.1", "localhost"]))
 
 
 def free_port() -> int:
@@ -75,9 +101,10 @@ class Standalone:
         self._token = ""
 
     def __enter__(self) -> Self:
+        make_private(self.home)
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "ridgeline.airflow.standalone"]
-        with self.log_file.open("w") as log:
+        command = [sys.executable, "-P", "-m", "ridgeline.airflow.standalone"]
+        with open(self.log_file, "w", opener=private_opener) as log:
             # In a separate session: Ctrl-C would signal all processes of the terminal, and the scheduler would hang.
             self.process = subprocess.Popen(command, env=self.env, start_new_session=True, stdout=log, stderr=log)
         return self
@@ -158,7 +185,7 @@ class Standalone:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=REQUEST_SECONDS) as response:
+            with _DIRECT.open(request, timeout=REQUEST_SECONDS) as response:
                 return response.status, json.load(response)
         except urllib.error.HTTPError as error:
             with error:

@@ -5,22 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import re
 import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from airflow.sdk import get_current_context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
+from airflow.sdk.log import mask_secret
 
 from ridgeline.airflow import REASON, RERUN
 from ridgeline.airflow.form import parse_form, refuse_unknown
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.component import Component, ParameterError, Params, StepError, TransientStepError, flatten
+from ridgeline.masking import known, mask
 from ridgeline.pipeline import StepResult, optional_steps, plan, run_records, run_step, shared_params
 from ridgeline.registry import RegistryError
-from ridgeline.settings import Settings
+from ridgeline.settings import Settings, SettingsError
 from ridgeline.store import StoreError
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def run_in_task(
         AirflowFailException: If a parameter is bad, or the step cannot process its inputs; not retried.
         AirflowSkipException: If the step has no output.
     """
-    context, settings = get_current_context(), Settings()
+    context, settings = get_current_context(), settings_in_task()
     params, run_id = params_in_task(component, values), context["run_id"]
     shown = flatten(params.model_dump(mode="json"))
     log.info("parameters of %s: %s", component.name, ", ".join(f"{name}={value!r}" for name, value in shown))
@@ -61,7 +62,7 @@ def run_in_task(
         with contextlib.suppress(Exception):  # the error of the step matters more
             log.error("%s", _resume_command(settings, component, run_id))
         if isinstance(error, StepError | FloatingPointError) and not isinstance(error, TransientStepError):
-            raise AirflowFailException(str(error)) from error
+            raise AirflowFailException(mask(error)) from error
         raise
     if component.output is PushedModel:
         states = {record.state for record in run_records(settings, run_id).values()}
@@ -72,6 +73,21 @@ def run_in_task(
     for asset in context["task"].outlets:
         context["outlet_events"][asset].extra = _facts(settings, result)
     return result.execution.output
+
+
+def settings_in_task() -> Settings:
+    """Return the settings inside a task; Airflow hides the secrets of their URLs in the task's log from now on.
+
+    Raises:
+        AirflowFailException: If an environment variable is bad; not retried.
+    """
+    try:
+        settings = Settings()
+    except SettingsError as error:
+        raise AirflowFailException(str(error)) from None
+    for secret in known():
+        mask_secret(secret)
+    return settings
 
 
 def _facts(settings: Settings, result: StepResult) -> dict[str, Any]:
@@ -98,8 +114,8 @@ def skip(reason: str) -> NoReturn:
     Raises:
         AirflowSkipException: Always.
     """
-    get_current_context()["ti"].xcom_push(REASON, reason)
-    raise AirflowSkipException(reason)
+    get_current_context()["ti"].xcom_push(REASON, mask(reason))
+    raise AirflowSkipException(mask(reason))
 
 
 def _resume_command(settings: Settings, component: Component, run_id: str) -> str:
@@ -118,9 +134,9 @@ def _resume_command(settings: Settings, component: Component, run_id: str) -> st
                 command += ["--set", f"{step.name}.{name}={json.dumps(value)}"]
     places = {"STORE": settings.store, "SERVING": settings.serving, "MANUAL_DIR": settings.manual_dir}
     variables = [f"RIDGELINE_{name}={shlex.quote(str(place))}" for name, place in places.items() if place]
-    without_password = re.sub(r"(?<=//)[^/@]*@", "...@", " ".join([*variables, shlex.join(command)]))
     return (
-        f"To resume after you removed the cause, clear this task in the UI, or run {without_password}\n"
+        "To resume after you removed the cause, clear this task in the UI, or run "
+        f"{mask(' '.join([*variables, shlex.join(command)]))}\n"
         "Finished steps are reused; training resumes after its last finished epoch."
     )
 
@@ -135,7 +151,7 @@ def rollback_in_task() -> str:
         AirflowFailException: If the registry refuses the rollback; not retried.
     """
     context = get_current_context()
-    params, run, settings = context["params"], context["dag_run"], Settings()
+    params, run, settings = context["params"], context["dag_run"], settings_in_task()
     try:
         refuse_unknown(context["dag"].params, params)
         entry = settings.open_registry().rollback(
@@ -147,7 +163,7 @@ def rollback_in_task() -> str:
             run_id=run.run_id,
         )
     except (ParameterError, RegistryError, ArtifactError, StoreError) as error:
-        raise AirflowFailException(str(error)) from error
+        raise AirflowFailException(mask(error)) from error
     summary = f"rolled back {params['model']} to version {entry.version}, accuracy {entry.accuracy:.4f}: {entry.reason}"
     log.info("%s", summary)
     return summary
@@ -163,7 +179,7 @@ def params_in_task(component: Component, values: Mapping[str, Any] | None = None
     Raises:
         AirflowFailException: If a parameter of any of the DAG's steps is unknown, of the wrong type or out of range.
     """
-    return _params_of_all_steps(Settings(), values)[component.name]
+    return _params_of_all_steps(settings_in_task(), values)[component.name]
 
 
 def _params_of_all_steps(settings: Settings, values: Mapping[str, Any] | None = None) -> dict[str, Params]:
@@ -171,5 +187,5 @@ def _params_of_all_steps(settings: Settings, values: Mapping[str, Any] | None = 
     try:
         return parse_form(context["dag"].params, {**context["params"], **(values or {})}, settings)
     except ParameterError as error:
-        context["ti"].xcom_push(REASON, str(error))
-        raise AirflowFailException(str(error)) from error
+        context["ti"].xcom_push(REASON, mask(error))
+        raise AirflowFailException(mask(error)) from error

@@ -18,6 +18,23 @@ KEYS = {
     "stop_grace_period", "tmpfs", "user", "volumes",
 }  # fmt: skip
 
+CAPABILITIES = {
+    "database-files": ["DAC_OVERRIDE"],
+    "database": ["CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"],
+    "broker": ["CHOWN", "DAC_OVERRIDE", "SETGID", "SETUID"],
+}
+WRITERS = {
+    "secrets": {"artifacts", "logs", "secrets", "service-secrets"},
+    "database": {"database"},
+    "broker": {"broker"},
+    "scheduler": {"artifacts", "logs"},
+    "worker": {"artifacts", "logs"},
+    "dag-processor": {"logs"},
+    "triggerer": {"logs"},
+}
+# The one-time service writes it to a file; the second value there is empty.
+FROM_THE_USER = {("secrets", "RIDGELINE_NOTIFY"), ("secrets", "RIDGELINE_NOTIFY_FILE")}
+
 
 def known_options() -> dict[str, dict[str, Any]]:
     """Airflow's and the Celery provider's options, by section."""
@@ -87,8 +104,45 @@ def test_every_airflow_option_exists_and_commands_give_secrets_only(compose: dic
 def test_no_password_stands_in_a_file(compose: dict[str, Any]) -> None:
     for name, service in compose["services"].items():
         for variable, value in service.get("environment", {}).items():
-            if re.search(r"PASSWORD|SECRET|KEY|TOKEN", variable):
-                assert str(value).startswith(("cat /secrets/", "/secrets/", "/service-secrets/")), (name, variable)
+            if re.search(r"PASSWORD|SECRET|KEY|TOKEN|NOTIFY", variable) and (name, variable) not in FROM_THE_USER:
+                places = ("cat /secrets/", "/secrets/", "/service-secrets/", "/tmp/")
+                assert str(value).startswith(places), (name, variable)
+
+
+def test_a_service_has_no_capability_but_those_that_it_needs(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert service.get("cap_add", []) == CAPABILITIES.get(name, []), name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+
+
+def test_no_service_can_write_what_it_only_reads(compose: dict[str, Any]) -> None:
+    writable = {
+        name: {volume.split(":")[0] for volume in service["volumes"] if not volume.endswith(":ro")}
+        for name, service in compose["services"].items()
+    }
+    assert {name: volumes for name, volumes in writable.items() if volumes} == WRITERS
+
+
+def test_the_api_server_logs_users_in_from_a_copy_that_it_may_write(compose: dict[str, Any]) -> None:
+    service = compose["services"]["api-server"]
+    copy = service["environment"]["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"]
+    assert service["command"][:2] == ["sh", "-c"]
+    assert service["command"][2].startswith(f"install -m 0600 /secrets/passwords.json {copy} && exec airflow ")
+    assert copy.startswith(service["tmpfs"][0])
+
+
+def test_no_service_reaches_another_through_a_proxy(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        if environment := service.get("environment", {}).copy():
+            if "NO_PROXY" not in environment:
+                assert service["image"].startswith("postgres:"), name
+                continue
+            direct = set(environment["NO_PROXY"].split(","))
+            assert set(environment["no_proxy"].split(",")) == direct
+            assert {"api-server", "database", "broker", "127.0.0.1", "localhost"} <= direct & (
+                compose["services"].keys() | {"127.0.0.1", "localhost"}
+            )
 
 
 def test_workers_take_the_queues_that_the_dags_use(compose: dict[str, Any]) -> None:

@@ -76,12 +76,20 @@ def test_secrets_are_made_once_and_only_for_their_readers(tmp_path: Path, first_
         "fernet_key": "0o400",
         "jwt_secret": "0o400",
         "api_secret_key": "0o400",
+        "notify": "0o400",
         "passwords.json": "0o600",
     }
     Fernet(files[private / "fernet_key"])
     assert files[services / "database_password"] in files[private / "database_url"]
     first_start.make_secrets(private, services, "admin:admin")
     assert {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == files
+
+
+def test_the_recipients_of_messages_follow_the_setting(tmp_path: Path, first_start: Any) -> None:
+    for notify in ("mailto://user:password@example.org", ""):
+        first_start.make_secrets(tmp_path, tmp_path, "admin:admin", notify)
+        assert (tmp_path / "notify").read_text() == notify
+        assert stat.S_IMODE((tmp_path / "notify").stat().st_mode) == 0o400
 
 
 def test_a_user_that_is_added_gets_a_password_and_the_others_keep_theirs(tmp_path: Path, first_start: Any) -> None:
@@ -98,6 +106,12 @@ def test_a_volume_that_cannot_be_written_is_refused_with_advice(tmp_path: Path, 
     with pytest.raises(first_start.Refusal, match=r"Cannot write to the volume 'logs', .*chown -R .*make up"):
         first_start.check_volumes({"artifacts": tmp_path, "logs": tmp_path / "file"})
     assert not list(tmp_path.glob(".probe-*"))
+
+
+def test_a_bad_setting_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch, first_start: Any) -> None:
+    monkeypatch.setenv("RIDGELINE_NOTIFY", "foo://hunter22")
+    with pytest.raises(SystemExit, match=r"error: Setting RIDGELINE_NOTIFY: expected .*; received foo://\*\*\*\."):
+        first_start.main("secrets")
 
 
 def test_tf_serving_finds_a_configuration_before_the_first_push(tmp_path: Path, first_start: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -50,3 +51,23 @@ def test_an_unknown_command_is_refused(tmp_path: Path) -> None:
     done = stack(with_commands(tmp_path, docker="exit 0"), "start")
     assert done.returncode == 1
     assert "Expected up, down, logs, backup or restore; received 'start'." in done.stderr
+
+
+def test_a_backup_is_readable_by_its_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    with_commands(commands, docker='[ "$1" = info ] || echo content')
+    for name in ("mkdir", "rm", "realpath", "date", "sh"):
+        (commands / name).symlink_to(shutil.which(name) or "")
+    (tmp_path / "old").mkdir()
+    for name in ("database.dump", "volumes.tar"):
+        (tmp_path / "old" / name).touch(0o644)
+    for folder in ("new", "old"):
+        env = {"PATH": str(commands), "BACKUP": str(tmp_path / folder)}
+        command = ["/bin/bash", "-c", f"umask 000; exec /bin/bash {ROOT / 'docker' / 'stack'} backup"]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        modes = {path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / folder).iterdir()}
+        assert modes == {"database.dump": "0o600", "volumes.tar": "0o600"}
+        assert (tmp_path / folder / "database.dump").read_text() == "content\n"
+    assert oct((tmp_path / "new").stat().st_mode & 0o777) == "0o700"

@@ -235,3 +235,27 @@ def test_killed_run_is_followed_by_a_whole_one(synthetic_store, refs, tmp_path):
     assert "train runs: parameter train.seed 42 → 5" in again
     assert "train complete" in again
     assert not list((tmp_path / "store" / "staging").iterdir())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run", "ingest"],
+        ["explain"],
+        ["show", "Model"],
+        ["lineage", "Model"],
+        ["gc", "--dry-run"],
+        ["models", "list"],
+        ["models", "show", "synthetic_garments"],
+        ["models", "verify", "synthetic_garments"],
+        ["models", "rollback", "synthetic_garments", "--reason", "test"],
+    ],
+)
+def test_a_bad_setting_is_one_line_in_every_command(invoke, monkeypatch, command):
+    monkeypatch.setenv("RIDGELINE_LOG_RETENTION_DAYS", "a month")  # none of the commands needs it
+    result = invoke(*command)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        "error: Setting RIDGELINE_LOG_RETENTION_DAYS: expected a valid integer; received 'a month'. "
+        "Correct or unset the environment variable.\n"
+    )

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from ridgeline.settings import Settings
+from ridgeline.settings import Settings, SettingsError
 from ridgeline.store import StoreError
 
 
@@ -42,3 +42,92 @@ def test_an_empty_variable_is_not_set(monkeypatch):
 def test_remote_store_needs_a_serving_folder():
     with pytest.raises(StoreError, match="RIDGELINE_SERVING"):
         Settings(store="memory://bucket").serving_dir()
+
+
+# --- bad values
+
+BAD = {
+    "store": ["foo://bucket/store", "~no_such_user/store"],
+    "serving": ["s3://bucket/serving", "~no_such_user/serving"],
+    "serving_base_path": [],  # any text: it is a path or URL on another machine
+    "keep_versions": ["abc", "0", "2.5", "[]"],
+    "manual_dir": ["https://example.org/data", "~no_such_user/data"],
+    "schedule": ["weekly", "* * * *", "61 * * * *", "0 0 30 2 *", "@never", "{}"],
+    "defaults": ["[1", "[1]", "1", '"text"', "train.epochs=3"],
+    "deadline_minutes": ["inf", "-inf", "nan", "0", "1e300", "soon"],
+    "notify": ["foo://token", "hunter2", "jsons://example.org mailto://", "://"],
+    "notify_file": ["/nowhere", "/"],
+    "tensorflow_slots": ["0", "two", "99999999999999999999"],
+    "maintenance_schedule": ["daily", "0 6 * * 8"],
+    "keep_runs": ["-1", "all"],
+    "log_retention_days": ["0", "999999999", "1 week"],
+    "metadata_retention_days": ["1", "999999999", "ninety"],
+}
+
+
+def test_every_setting_has_bad_values_to_test_with():
+    assert BAD.keys() == Settings.model_fields.keys()
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in BAD.items() for value in values])
+def test_a_bad_value_is_refused_in_one_line_when_settings_are_read(monkeypatch, capfd, field, value):
+    name = f"RIDGELINE_{field.upper()}"
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        Settings()
+    message = str(caught.value)
+    assert message.startswith(f"Setting {name}: expected ")
+    assert "; received " in message
+    assert message.endswith(". Correct or unset the environment variable.")
+    assert "\n" not in message
+    assert capfd.readouterr() == ("", "")  # no library prints the value
+
+
+def test_all_bad_values_are_named_in_one_line(monkeypatch):
+    for field, values in BAD.items():
+        if values:
+            monkeypatch.setenv(f"RIDGELINE_{field.upper()}", values[0])
+    with pytest.raises(SettingsError) as caught:
+        Settings()
+    named = [word for word in str(caught.value).split() if word.startswith("RIDGELINE_")]
+    assert named == [f"RIDGELINE_{field.upper()}:" for field, values in BAD.items() if values]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("store", "s3://user:hunter22@bucket/store?token=hunter22"),
+        ("store", "foo://user:hunter22@bucket"),
+        ("serving", "s3://user:p@ss/hunter22@bucket"),
+        ("notify", "foo://hunter22/hunter22@x"),
+        ("notify", "hunter22"),
+        ("notify", "slack://hunter22"),
+    ],
+)
+def test_a_message_about_a_setting_shows_no_secret(monkeypatch, field, value):
+    monkeypatch.setenv("RIDGELINE_KEEP_VERSIONS", "abc")
+    monkeypatch.setenv(f"RIDGELINE_{field.upper()}", value)
+    with pytest.raises(SettingsError) as caught:
+        Settings()
+    assert "hunter22" not in str(caught.value)
+
+
+@pytest.mark.parametrize("schedule", ["never", "@weekly", "@quarterly", "30 4 * * 1-5"])
+def test_schedules_that_airflow_reads_are_accepted(monkeypatch, schedule):
+    monkeypatch.setenv("RIDGELINE_SCHEDULE", schedule)
+    assert Settings().schedule == schedule
+
+
+def test_recipients_come_from_the_variable_and_from_a_file(monkeypatch, tmp_path):
+    (tmp_path / "notify").write_text("mailto://user:password@example.org\njsons://example.org/a\n")
+    monkeypatch.setenv("RIDGELINE_NOTIFY", "json://example.org/b")
+    monkeypatch.setenv("RIDGELINE_NOTIFY_FILE", str(tmp_path / "notify"))
+    assert Settings().recipients == [
+        "json://example.org/b",
+        "mailto://user:password@example.org",
+        "jsons://example.org/a",
+    ]
+    (tmp_path / "notify").write_text("mailto://user:password@example.org foo://")
+    with pytest.raises(SettingsError, match=r"RIDGELINE_NOTIFY_FILE: expected Apprise URLs.*received foo://\*\*\*\."):
+        Settings()

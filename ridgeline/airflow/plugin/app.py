@@ -33,7 +33,8 @@ from ridgeline.airflow.plugin.run_page import Run, Task
 from ridgeline.airflow.plugin.template import render_template
 from ridgeline.airflow.reasons import find_reasons
 from ridgeline.artifacts.base import ArtifactError
-from ridgeline.settings import Settings
+from ridgeline.masking import mask
+from ridgeline.settings import Settings, SettingsError
 from ridgeline.store import StoreError
 
 log = logging.getLogger(__name__)
@@ -75,9 +76,10 @@ def create() -> FastAPI:
     @app.exception_handler(StoreError)
     @app.exception_handler(ArtifactError)
     @app.exception_handler(OSError)
+    @app.exception_handler(SettingsError)
     async def unreadable(request: Request, error: Exception) -> Response:
-        log.warning("Cannot show %s: %s", request.url.path, error)
-        return _message("Cannot read the store", str(error), 503)
+        log.warning("Cannot show %s: %s", request.url.path, mask(error))
+        return _message("Cannot read the store", mask(error), 503)
 
     @app.get("/dags/{dag_id}/runs/{run_id}", dependencies=[readers_of_runs])
     def run_report(dag_id: str, run_id: str, session: SessionDep) -> Response:

@@ -19,6 +19,7 @@ from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.artifacts.sweep_result import SweepResult
 from ridgeline.lineage import Origin, lineage
+from ridgeline.masking import mask
 from ridgeline.pipeline import output_types
 from ridgeline.registry import HistoryEntry
 from ridgeline.settings import Settings
@@ -240,7 +241,7 @@ def render(settings: Settings, run: Run) -> str:
             if isinstance(artifact, PushedModel):
                 served = _served(settings, artifact, run.run_id)
         except (ArtifactError, StoreError) as error:
-            problems.append(f"{task}: {error}")
+            problems.append(f"{task}: {mask(error)}")
             continue
         if artifact:
             found[type(artifact)] = artifact
@@ -252,7 +253,7 @@ def render(settings: Settings, run: Run) -> str:
     try:
         rollbacks = list(_rollbacks(settings, run))
     except StoreError as error:
-        problems.append(str(error))
+        problems.append(mask(error))
     return render_template(
         "run",
         rollbacks=rollbacks,

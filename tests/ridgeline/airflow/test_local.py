@@ -32,3 +32,17 @@ def test_one_at_a_time_in_a_folder(command: str, home: str, tmp_path: Path) -> N
     assert done.returncode == 1
     assert done.stderr.startswith("error: Cannot start ")
     assert f"in {tmp_path / 'var' / home}. " in done.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "ui"])
+def test_a_bad_setting_is_refused_before_airflow_starts(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dags").mkdir()
+    monkeypatch.setenv("RIDGELINE_SCHEDULE", "weekly")
+    arguments = [sys.executable, "-P", "-m", "ridgeline.airflow.local", command, *DAG[command]]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Setting RIDGELINE_SCHEDULE: expected a cron expression")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "var").exists()

@@ -154,7 +154,7 @@ def test_the_blocked_url_is_not_handed_on(
     with caplog.at_level("INFO", logger="ridgeline"):
         assert maintenance.clean_metadata_in_task().startswith("would delete metadata of runs before ")
     command, env = received[0]
-    assert command[3:5] == ["maintenance", "manual__1"]
+    assert command[1:6] == ["-P", "-m", "ridgeline.airflow.metadata", "maintenance", "manual__1"]
     assert command[-1] == "--dry-run"
     assert "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN" not in env
     assert env["AIRFLOW__CORE__SQL_ALCHEMY_CONN"] == "sqlite:////a.db"
