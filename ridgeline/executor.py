@@ -14,6 +14,7 @@ from typing import Any
 from ridgeline import quiet_tensorflow
 from ridgeline.artifacts.base import Artifact, ArtifactError
 from ridgeline.component import Champion, Component, Params, StepSkipped, members
+from ridgeline.files import flush_tree
 from ridgeline.keys import KeyParts, key_parts
 from ridgeline.store import Execution, Store, StoreError
 
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 COMPARED_EXECUTIONS = 20  # the latest ones; the reason to run is the difference from the nearest of them
 UNCHANGED = "same inputs, parameters and code"
 REQUESTED = "the user asked to run it again"
+NAMED_FILES = 3  # of a damaged champion
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,11 @@ def _open_champion(store: Store, ref: str, kind: type[Artifact[Any]]) -> Champio
         return Champion(digest, store.open(ref, kind))
     except (ArtifactError, OSError) as error:
         log.warning("cannot read the champion: %s", error)
-        return Champion(digest, None)
+        files = getattr(error, "files", ())
+        if not files:
+            return Champion(digest, None)
+        more = f" and {len(files) - NAMED_FILES} more" if len(files) > NAMED_FILES else ""
+        return Champion(digest, None, f"missing, changed or extra: {', '.join(files[:NAMED_FILES])}{more}")
 
 
 def decide(
@@ -137,6 +143,7 @@ def execute(
         StoreError: If the store can't be written.
         Exception: Any exception of the component.
     """
+    store.clear_leftovers()
     started_at, start = datetime.now(UTC), time.monotonic()
     artifacts = open_inputs(store, component, inputs)
     decision = decide(store, component, artifacts, params, rerun)
@@ -170,6 +177,7 @@ def execute(
             folder = stack.enter_context(store.stage())
             quiet_tensorflow.install()
             artifact = component(params=params, output=folder, scratch=scratch, **artifacts)
+            flush_tree(folder)  # here, since it takes a while, and others wait for the lock
             with store.lock():
                 return record("complete", decision.reason, store.publish(artifact))
     except StepSkipped as skipped:

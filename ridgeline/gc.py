@@ -55,6 +55,9 @@ def collect_garbage(store: Store, registry: Registry, keep_runs: int, dry_run: b
     """
     if keep_runs < 1:
         raise ValueError(f"Expected to keep at least 1 run; received {keep_runs}. Give a positive number.")
+    if not dry_run:
+        store.clear_leftovers()
+        registry.recover()
     with store.lock():
         made_by = producers(store)
         runs: list[str] = []
@@ -73,8 +76,10 @@ def collect_garbage(store: Store, registry: Registry, keep_runs: int, dry_run: b
                 need([*execution.inputs.values(), *filter(None, [execution.output])])
         for name in registry.model_names():
             present = registry.versions(name)
-            for entry in registry.history(name):
-                if entry.version in present:  # the model itself, too: the next one is compared with it
+            history = registry.history(name)
+            for entry in history:
+                # the model itself, too: the next one is compared with it. A killed push may not have its folder yet.
+                if entry.version in present or entry is history[-1]:
                     need([entry.artifact, f"{Model.__name__}/{entry.model_digest}"])
 
         sizes = {}

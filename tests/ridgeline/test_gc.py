@@ -7,7 +7,8 @@ import pytest
 from ridgeline.executor import execute
 from ridgeline.gc import collect_garbage
 from ridgeline.lineage import lineage
-from ridgeline.registry import HistoryEntry, Registry
+from ridgeline.history import HistoryEntry
+from ridgeline.registry import Registry
 
 
 def test_gc_keeps_the_last_runs(store, runs, tmp_path):

@@ -62,7 +62,7 @@ def test_missing_or_extra_file_is_found(tmp_path, change):
         (tmp_path / "note" / "deep" / "note.txt").unlink()
     else:
         (tmp_path / "note" / "extra.txt").write_text("")
-    with pytest.raises(ArtifactError, match="missing or extra"):
+    with pytest.raises(ArtifactError, match="missing, changed or extra"):
         verify(tmp_path / "note")
 
 
