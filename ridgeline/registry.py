@@ -486,9 +486,9 @@ class Registry:
         A push or rollback that was killed is undone or completed, damaged lines of a history are restored, and the
         damaged file is kept beside it. A model that another process changes meanwhile is left to that process.
         """
-        for name in self.model_names():
+        for lock_file in self.root.glob("*/.lock"):  # also where the first push was killed
             try:
-                with suppress(Timeout), self._locked(name, timeout=0):
+                with suppress(Timeout), self._locked(lock_file.parent.name, timeout=0):
                     pass
             except (StoreError, OSError) as error:
                 log.warning("%s", error)

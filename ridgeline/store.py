@@ -357,7 +357,7 @@ class Store:
     def lock(self) -> FileLock:
         """Return the store's lock, which is held while an artifact and its record change together."""
         with translate_os_errors("write to", self.root):
-            self.local.mkdir(parents=True, exist_ok=True)
+            files.make_folder(self.local)
             return FileLock(self.local / ".lock", is_singleton=True)
 
     # --- executions

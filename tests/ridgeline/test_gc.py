@@ -6,8 +6,8 @@ import pytest
 
 from ridgeline.executor import execute
 from ridgeline.gc import collect_garbage
-from ridgeline.lineage import lineage
 from ridgeline.history import HistoryEntry
+from ridgeline.lineage import lineage
 from ridgeline.registry import Registry
 
 
