@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +12,6 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ridgeline import files
-
-log = logging.getLogger(__name__)
 
 HISTORY, COPY, CHAMPION = "history.jsonl", "history-copy.jsonl", "champion.json"
 
@@ -62,12 +59,20 @@ class Lines:
     """What a file of history lines holds.
 
     Attributes:
-        valid: The lines that can be read, in their order.
-        damaged: Numbers of the lines that can't, from 1.
+        lines: The lines in their order; None for each that is damaged.
     """
 
-    valid: list[str]
-    damaged: list[int]
+    lines: list[str | None]
+
+    @property
+    def valid(self) -> list[str]:
+        """The lines that can be read."""
+        return [line for line in self.lines if line is not None]
+
+    @property
+    def damaged(self) -> list[int]:
+        """The numbers of those that can't, from 1."""
+        return [number for number, line in enumerate(self.lines, start=1) if line is None]
 
 
 def read_lines(path: Path) -> Lines:
@@ -76,15 +81,15 @@ def read_lines(path: Path) -> Lines:
     Args:
         path: The file; one that is missing has no lines.
     """
-    lines = path.read_bytes().split(b"\n") if path.exists() else []  # not splitlines: a reason may hold others
-    valid, damaged = [], []
-    for number, line in enumerate((line for line in lines if line), start=1):
+    lines: list[str | None] = []
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:  # not splitlines: a reason may hold others
         try:
-            parse(text := line.decode())
-            valid.append(text)
+            if line:
+                parse(text := line.decode())
+                lines.append(text)
         except ValueError:  # not UTF-8, another checksum, or no entry
-            damaged.append(number)
-    return Lines(valid, damaged)
+            lines.append(None)
+    return Lines(lines)
 
 
 def parse(line: str) -> HistoryEntry:
@@ -114,7 +119,7 @@ def merge(lines: list[str], copy: list[str]) -> list[str]:
 
 
 def rebuild(
-    entries: list[HistoryEntry],
+    entries: Sequence[HistoryEntry | None],
     versions: Iterable[int],
     champion: int | None,
     find: Callable[[int], HistoryEntry | None],
@@ -122,21 +127,32 @@ def rebuild(
     """Add to a history what the version folders and the pointer to the champion tell about lost entries.
 
     Args:
-        entries: What is left of the history.
+        entries: What is left of the history; None where an entry was.
         versions: The versions that have a folder, oldest first.
-        champion: The version that the pointer names, if the end of the history is lost; else None.
+        champion: The version that the pointer names; it counts only if the last entry is lost.
         find: Returns the entry of a version's push as records tell it; None if they don't.
     """
     rebuilt = list(entries)
+    known = {entry.version for entry in rebuilt if entry and entry.action == "push"}
+    last_is_lost = not rebuilt or rebuilt[-1] is None
     for version in versions:
-        if all(entry.version != version or entry.action != "push" for entry in rebuilt) and (entry := find(version)):
-            place = next((i for i, other in enumerate(rebuilt) if other.version >= version), len(rebuilt))
-            rebuilt.insert(place, entry)
-    served = next((entry for entry in rebuilt if entry.version == champion), None)
-    if served and rebuilt[-1].version != champion:
+        if version in known or not (entry := find(version)):
+            continue
+        end = next((i for i, e in enumerate(rebuilt) if e and e.version >= version), len(rebuilt))
+        if not last_is_lost:
+            end = min(end, len(rebuilt) - 1)
+        start = max((i for i, e in enumerate(rebuilt[:end]) if e and e.action == "push"), default=-1) + 1
+        place = next((i for i in range(start, end) if rebuilt[i] is None), None)
+        if place is None:
+            rebuilt.insert(end, entry)
+        else:
+            rebuilt[place] = entry
+    found = [entry for entry in rebuilt if entry]
+    served = next((entry for entry in found if entry.version == champion), None)
+    if last_is_lost and served and found[-1].version != champion:
         now = {"action": "rollback", "at": datetime.now(UTC), "run_id": "", "by": "", "reason": f"{CHAMPION} named it"}
-        rebuilt.append(served.model_copy(update=now))
-    return rebuilt
+        found.append(served.model_copy(update=now))
+    return found
 
 
 def pointed_version(folder: Path) -> int | None:

@@ -384,16 +384,16 @@ class Registry:
         lost = not own.valid and ((folder / HISTORY).exists() or (folder / CHAMPION).exists())
         if not own.damaged and not lost and lines == own.valid:
             return lines, ""
-        total = max(len(part.valid) + len(part.damaged) for part in (own, copy))
+        total = max(len(own.lines), len(copy.lines))
         if len(lines) < total or not lines:  # the copy does not have them all
-            at_end = lost or bool(own.damaged and own.damaged[-1] > len(own.valid))
+            known = {parse(line): line for line in lines}
+            left = own.lines if lines == own.valid else lines
             entries = rebuild(
-                [parse(line) for line in lines],
+                [parse(line) if line else None for line in left],
                 self.versions(name),
-                pointed_version(folder) if at_end else None,
+                pointed_version(folder),
                 lambda version: self._recorded_push(name, version),
             )
-            known = {parse(line): line for line in lines}
             lines = [known.get(entry) or entry.line() for entry in entries]
         if not lines:
             raise StoreError(

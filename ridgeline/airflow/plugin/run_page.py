@@ -18,9 +18,9 @@ from ridgeline.artifacts.base import Artifact, ArtifactError
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.artifacts.sweep_result import SweepResult
+from ridgeline.history import HistoryEntry
 from ridgeline.lineage import Origin, lineage
 from ridgeline.pipeline import output_types
-from ridgeline.history import HistoryEntry
 from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store, StoreError
 
