@@ -344,8 +344,8 @@ def _judge(
     elif champion.artifact is None:
         passed = False
         reasons.append(
-            f"the champion, model {champion.artifact_digest[:12]}, can't be read, as the log says: restore it, roll "
-            "back, or give a reason in force_blessing"
+            f"the champion, model {champion.artifact_digest[:12]}, can't be read ({champion.problem}): restore it, "
+            "roll back, or give a reason in force_blessing"
         )
     elif not comparison:
         reasons.append(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +82,9 @@ import sys
 from pathlib import Path
 from ridgeline import quiet_tensorflow
 quiet_tensorflow.install()
-from components.export import save
-save(*map(Path, sys.argv[1:]))
+from components.export import end_with, save
+end_with(int(sys.argv[1]))
+save(*map(Path, sys.argv[2:]))
 """
 
 
@@ -97,10 +101,28 @@ def save_in_a_fresh_process(model: Path, folder: Path) -> None:
         RuntimeError: If `save` fails.
     """
     done = subprocess.run(
-        [sys.executable, "-P", "-c", SAVE, str(model), str(folder)], capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-c", SAVE, str(os.getpid()), str(model), str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
         raise RuntimeError(f"Expected a SavedModel of {model}; received: {done.stderr.strip()[-2000:]}")
+
+
+def end_with(parent: int) -> None:
+    """End this process when its parent ends, even if that was killed: nobody waits for its files then.
+
+    Args:
+        parent: Process id of the parent.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.05)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def save(model_dir: Path, folder: Path) -> None:

@@ -75,7 +75,7 @@ def ingest(params: Params, output: Path) -> DatasetFacts:
         IngestError: If tfds has no such dataset or version, the dataset has no ``image`` and ``label``, its
             files are unavailable or have a wrong checksum, or its images differ in size.
     """
-    with tempfile.TemporaryDirectory(prefix="downloads-", dir=output) as scratch:
+    with tempfile.TemporaryDirectory(prefix="downloads-", dir=output) as scratch, _temporary_files_in(scratch):
         builder = _builder(params.dataset, output / "tfds")
         shape, class_names = _expect_images_and_labels(builder, params.dataset)
         log.info("preparing %s with tfds", params.dataset)
@@ -90,6 +90,16 @@ def ingest(params: Params, output: Path) -> DatasetFacts:
         raw_files=_raw_files(builder),
         synthetic=builder.name.startswith("synthetic_"),
     )
+
+
+@contextmanager
+def _temporary_files_in(folder: str) -> Iterator[None]:
+    """Let tfds make its temporary folders, which it does not delete, in a folder that is deleted."""
+    before, tempfile.tempdir = tempfile.tempdir, folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _builder(dataset: str, data_dir: Path) -> Any:

@@ -68,15 +68,17 @@ class Champion(Generic[A]):
     Attributes:
         artifact_digest: The digest of the artifact.
         artifact: The artifact; None if it is missing or damaged.
+        problem: What is wrong with it, by the names of its files.
     """
 
     artifact_digest: str
     artifact: A | None
+    problem: str = "it is missing or damaged"
 
     @property
     def digest(self) -> str:
         """Its entry in a key: the artifact's digest, marked if it can't be read."""
-        return self.artifact_digest if self.artifact else f"unreadable {self.artifact_digest}"
+        return self.artifact_digest if self.artifact else f"unreadable ({self.problem}) {self.artifact_digest}"
 
 
 class StepError(ValueError):

@@ -15,6 +15,7 @@ from typing import Any
 from ridgeline import quiet_tensorflow
 from ridgeline.artifacts.base import Artifact, ArtifactError
 from ridgeline.component import Champion, Component, Params, StepSkipped, members
+from ridgeline.files import flush_tree
 from ridgeline.keys import KeyParts, key_parts
 from ridgeline.masking import mask
 from ridgeline.store import Execution, Store, StoreError
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 COMPARED_EXECUTIONS = 20  # the latest ones; the reason to run is the difference from the nearest of them
 UNCHANGED = "same inputs, parameters and code"
 REQUESTED = "the user asked to run it again"
+NAMED_FILES = 3  # of a damaged champion
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,11 @@ def _open_champion(store: Store, ref: str, kind: type[Artifact[Any]]) -> Champio
         return Champion(digest, store.open(ref, kind))
     except (ArtifactError, OSError) as error:
         log.warning("cannot read the champion: %s", mask(error))
-        return Champion(digest, None)
+        files = getattr(error, "files", ())
+        if not files:
+            return Champion(digest, None)
+        more = f" and {len(files) - NAMED_FILES} more" if len(files) > NAMED_FILES else ""
+        return Champion(digest, None, f"missing, changed or extra: {', '.join(files[:NAMED_FILES])}{more}")
 
 
 def decide(
@@ -140,6 +146,8 @@ def execute(
         StoreError: If the store can't be written.
         Exception: Any exception of the component.
     """
+    with contextlib.suppress(StoreError):  # on a full or read-only disk, a step may be reused all the same
+        store.clear_leftovers()
     started_at, start = datetime.now(UTC), time.monotonic()
 
     def ended(decision: Decision, state: str, reason: str, output: str | None) -> Execution:
@@ -175,6 +183,7 @@ def execute(
             with store.stage() as folder:
                 quiet_tensorflow.install()
                 artifact = component(params=params, output=folder, scratch=scratch, **artifacts)
+                flush_tree(folder)  # here, since it takes a while, and others wait for the lock
                 with store.lock():
                     return record(ended(decision, "complete", decision.reason, store.publish(artifact)))
         except StepSkipped as skipped:

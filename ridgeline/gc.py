@@ -68,6 +68,9 @@ def collect_garbage(
     if keep_runs < 1:
         raise ValueError(f"Expected to keep at least 1 run; received {keep_runs}. Give a positive number.")
     staging = store.clear_staging(dry_run)  # first: on a full disk, it makes space for the rest
+    if not dry_run:
+        store.clear_leftovers()
+        registry.recover()
     scratch = store.clear_scratch(SCRATCH_AGE, dry_run)
 
     @functools.cache
@@ -122,8 +125,10 @@ def _unneeded(
         need([*execution.inputs.values(), *filter(None, [execution.output])])
     for name in registry.model_names():
         present = registry.versions(name)
-        for entry in registry.history(name):
-            if entry.version in present:  # the model itself, too: the next one is compared with it
+        history = registry.history(name)
+        for entry in history:
+            # the model itself, too: the next one is compared with it. A killed push may not have its folder yet.
+            if entry.version in present or entry is history[-1]:
                 need([entry.artifact, f"{Model.__name__}/{entry.model_digest}"])
 
     makes_needed = {short_ref(ref) for ref in needed}

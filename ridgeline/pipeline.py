@@ -290,6 +290,8 @@ def run_step(
         rerun: Run it even if nothing changed.
     """
     store = settings.open_store()
+    if component.champions:
+        settings.open_registry().recover()
     champions = _champions(settings, component, inputs)
     execution = execute(store, component, {**inputs, **champions}, params, run_id, rerun)
     pushed = None

@@ -7,21 +7,37 @@ import logging
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
-from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field
+from filelock import FileLock, Timeout
 
-from ridgeline.artifacts.base import file_entry
+from ridgeline import files
+from ridgeline.artifacts.base import ArtifactError, FileEntry, different_files, digest_of, file_entry, is_os_file
+from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.pushed_model import PushedModel
+from ridgeline.history import (
+    CHAMPION,
+    COPY,
+    HISTORY,
+    HistoryEntry,
+    merge,
+    parse,
+    pointed_version,
+    read_lines,
+    rebuild,
+)
+from ridgeline.model_function import function_digest
 from ridgeline.serving_check import ServingError, check
 from ridgeline.store import Store, StoreError, translate_os_errors
 
 log = logging.getLogger(__name__)
+
+# A version is not deleted while a server may still load it: for this long after it was the champion.
+STILL_LOADED = timedelta(minutes=10)
 
 MODEL_CONFIG = """\
   config {{
@@ -35,36 +51,6 @@ MODEL_CONFIG = """\
 
 class RegistryError(RuntimeError):
     """A version is missing or serves other predictions than its evaluation, or a request is refused."""
-
-
-class HistoryEntry(BaseModel):
-    """One line of a model's history.
-
-    Attributes:
-        schema_version: Version of this entry's layout.
-        version: The version that became the champion.
-        action: What happened.
-        artifact: Store-relative name of the `PushedModel`.
-        model_digest: The trained model's digest.
-        accuracy: Its accuracy on the test split, in [0, 1].
-        run_id: The pipeline run that pushed it, or the run that rolled back.
-        at: When, UTC.
-        reason: Why it was rolled back, or the reason that a person gave for serving it by force; else empty.
-        by: The user who asked for it; empty for a scheduled run, or if the user is not known.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    schema_version: Literal[1] = 1
-    version: int
-    action: Literal["push", "rollback"]
-    artifact: str
-    model_digest: str
-    accuracy: float
-    run_id: str
-    at: datetime = Field(default_factory=lambda: datetime.now(UTC))
-    reason: str = ""
-    by: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,46 +91,48 @@ class Registry:
         <root>/models.config                TF Serving's own configuration: every model, its champion alone
         <root>/<model name>/<version>/      SavedModel; integers that only grow, never rewritten
         <root>/<model name>/history.jsonl   one `HistoryEntry` a line, append-only; the last one made the champion
+        <root>/<model name>/history-copy.jsonl   the same lines, from which a damaged history is repaired
         <root>/<model name>/champion.json   {"version": 3}: the same, for other readers
-        <root>/<model name>/.push-<id>/     being copied and checked; TF Serving ignores it
+        <root>/<model name>/.push-<version>/   being copied and checked; TF Serving ignores it
         <root>/<model name>/.pruned-<id>/   being deleted
 
-    The last line of the history decides. The two files for other readers follow it, with the next push at the latest.
+    The history decides: with its new line, a push or a rollback is done. All else follows from it, the name of the
+    pushed folder, too. If a process is killed before, the next one that may write undoes or completes what it began.
 
     Args:
         root: The serving folder, on a local file system.
         keep_versions: How many of the newest versions of a model a push keeps. The champion and the version that it
             would be rolled back to are also kept.
         base_path: The serving folder as TF Serving sees it; `root` if None.
+        store: Its artifacts tell what a model computes, and its records what a damaged history held. Without it, a
+            model is recognized by its digest alone.
     """
 
-    def __init__(self, root: Path, keep_versions: int = 10, base_path: str | None = None) -> None:
+    def __init__(
+        self, root: Path, keep_versions: int = 10, base_path: str | None = None, store: Store | None = None
+    ) -> None:
         self.root = root
         self.keep_versions = keep_versions
         self.base_path = base_path or str(root.absolute())
+        self.store = store
+        self._functions: dict[str, str] = {}
 
     # --- queries
 
     def model_names(self) -> list[str]:
         """Return the names of the models that were ever pushed."""
-        return sorted(path.parent.name for path in self.root.glob("*/history.jsonl"))
+        found = {path.parent.name for name in (HISTORY, COPY, CHAMPION) for path in self.root.glob(f"*/{name}")}
+        return sorted(found)
 
     def history(self, name: str) -> list[HistoryEntry]:
         """Return a model's history, oldest first; empty if it was never pushed.
 
+        Damaged and missing lines are filled in, see `recover`.
+
         Raises:
-            StoreError: If it is damaged.
+            StoreError: If nothing tells what it was.
         """
-        path = self.root / name / "history.jsonl"
-        try:
-            entries = [HistoryEntry.model_validate_json(line) for line in self._lines(name)]
-            if path.exists() and not entries:
-                raise ValueError("an empty file")
-        except ValueError as error:  # an invalid entry, or not UTF-8
-            raise StoreError(
-                f"Expected a history entry in each line of {path}; received: {error}. Restore the file from a backup."
-            ) from error
-        return entries
+        return [parse(line) for line in self._lines(name)[0]]
 
     def known_history(self, name: str) -> list[HistoryEntry]:
         """Return the history of a model that was pushed.
@@ -176,7 +164,20 @@ class Registry:
             name: The model's name.
             model_digest: Digest of the model that is compared.
         """
-        return next((e for e in _succession(self.history(name)) if e.model_digest != model_digest), None)
+        history = self.history(name)
+        own = self._twins(history, model_digest)
+        return next((e for e in _succession(history) if e.model_digest not in own), None)
+
+    def entries_of(self, name: str, model_digest: str) -> list[HistoryEntry]:
+        """Return the entries of the history that are about a model, or about one that computes the same.
+
+        Args:
+            name: The model's name.
+            model_digest: Digest of the model.
+        """
+        history = self.history(name)
+        own = self._twins(history, model_digest)
+        return [entry for entry in history if entry.model_digest in own]
 
     def previous(self, name: str) -> HistoryEntry | None:
         """Return the entry of the default rollback: that of the last other model that the champion replaced.
@@ -184,7 +185,8 @@ class Registry:
         Versions that were rolled back from are left out.
         """
         history, present = self.history(name), self.versions(name)
-        others = (e for e in _succession(history) if e.model_digest != history[-1].model_digest)
+        own = self._twins(history, history[-1].model_digest) if history else set()
+        others = (e for e in _succession(history) if e.model_digest not in own)
         return next((e for e in others if e.version in present), None)
 
     def verify(self, store: Store, name: str, version: int | None = None) -> HistoryEntry:
@@ -205,10 +207,11 @@ class Registry:
         entry = self._entry(name, version)
         folder = self.root / name / str(entry.version)
         model = store.open(entry.artifact, PushedModel)
-        if not _serves(folder, model):
+        if different := _different(folder, model):
             raise RegistryError(
-                f"Expected {folder} to hold the files of {entry.artifact}, byte for byte; they were changed. "
-                "Roll back to another version; the next run of the pipeline pushes a damaged champion again."
+                f"Expected {folder} to hold the files of {entry.artifact}, byte for byte; they were changed: "
+                f"{', '.join(different)}. Roll back to another version; the next run of the pipeline "
+                "pushes a damaged champion again."
             )
         _check(folder, model)
         return entry
@@ -216,7 +219,8 @@ class Registry:
     def decide_push(self, model: PushedModel, by: str = "") -> PushDecision:
         """Decide whether a model is to be pushed.
 
-        The first rule that holds decides. A model is identified by its digest, however often it was evaluated.
+        The first rule that holds decides. A model is recognized by what it computes, however often it was trained and
+        evaluated.
 
         =====================================================  ===================================================
         a person gave a reason by which it was never pushed    pushed: a reason counts once for a model
@@ -233,16 +237,17 @@ class Registry:
         """
         name, facts = model.facts.model_name, model.facts
         history = self.history(name)
-        own = [i for i, entry in enumerate(history) if entry.model_digest == facts.model_digest]
+        twins = self._twins(history, facts.model_digest)
+        own = [i for i, entry in enumerate(history) if entry.model_digest in twins]
         used = {history[i].reason for i in own if history[i].action == "push"}
         if not history or (facts.forced and facts.forced not in used):
             return PushDecision(True)
         champion = history[-1]
-        if champion.model_digest == facts.model_digest:
-            if not _serves(self.root / name / str(champion.version), model):
+        if champion.model_digest in twins:
+            if _different(self.root / name / str(champion.version), model):
                 return PushDecision(True)
             return PushDecision(False, f"version {champion.version} serves this model already")
-        if champion.model_digest != facts.champion:
+        if facts.champion not in self._twins(history, champion.model_digest):
             judged = f"against model {facts.champion[:12]}" if facts.champion else "without a champion"
             return PushDecision(
                 False,
@@ -267,7 +272,7 @@ class Registry:
     # --- changes
 
     def push(self, model: PushedModel, run_id: str, by: str = "") -> Pushed:
-        """Serve a model: copy it, check the copy in a fresh process, rename it into place, make it champion.
+        """Serve a model: copy it, check the copy in a fresh process, append to the history, rename it into place.
 
         Nothing is done if `decide_push` refuses. After a push, old versions are deleted.
 
@@ -288,30 +293,19 @@ class Registry:
             history = self.history(name)
             decision = self.decide_push(model, by)
             if not decision.push:
-                self._publish(name)
                 version = history[-1].version
                 return Pushed(folder / str(version), version, f"not pushed: {decision.reason}", new=False)
             version = 1 + max([*(entry.version for entry in history), *self.versions(name)], default=0)
-            staging = folder / f".push-{uuid.uuid4().hex}"
+            staging = folder / f".push-{version}"
             try:
-                shutil.copytree(model.saved_model, staging)
+                shutil.copytree(model.saved_model, staging, ignore=lambda _, names: list(filter(is_os_file, names)))
                 _check(staging, model)
-                staging.rename(folder / str(version))
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
-            self._make_champion(
-                name,
-                HistoryEntry(
-                    version=version,
-                    action="push",
-                    artifact=model.ref,
-                    model_digest=model.facts.model_digest,
-                    accuracy=model.facts.accuracy,
-                    run_id=run_id,
-                    reason=model.facts.forced or "",
-                    by=by,
-                ),
-            )
+                files.flush_tree(staging)
+                files.flush(folder)
+            except BaseException:
+                files.remove(staging)
+                raise
+            self._make_champion(name, self._push_entry(model, version, run_id).model_copy(update={"by": by}))
             self._prune(name)
         return Pushed(folder / str(version), version, f"pushed as version {version}", new=True)
 
@@ -320,7 +314,8 @@ class Registry:
     ) -> HistoryEntry:
         """Make an earlier version the champion again, once it is verified. Nothing is copied or deleted.
 
-        A run rolls back only once: if it is repeated, the entry that it made is returned.
+        A run rolls back only once: if it is repeated, the entry that it made is returned, or the repetition is refused
+        because another version was made champion since.
 
         Args:
             store: Holds the artifact that the version is verified against.
@@ -334,8 +329,8 @@ class Registry:
             The run's entry of the history, its last.
 
         Raises:
-            RegistryError: If no reason is given, or the version does not exist, is the champion already, or has
-                files or responses that differ from what was pushed.
+            RegistryError: If no reason is given, the run rolled back before the last change, or the version does not
+                exist, is the champion already, or has files or responses that differ from what was pushed.
             ArtifactError: If the artifact is missing or damaged.
             StoreError: If the folder can't be written.
         """
@@ -343,9 +338,17 @@ class Registry:
             raise RegistryError("Expected a reason for the rollback; received none. Give one for the history.")
         self.known_history(name)
         with self._locked(name):
-            champion = self.known_history(name)[-1]
-            if (champion.action, champion.run_id) == ("rollback", run_id):
+            history = self.known_history(name)
+            champion = history[-1]
+            done = next((entry for entry in history if (entry.action, entry.run_id) == ("rollback", run_id)), None)
+            if done == champion:
                 return champion
+            if done:
+                raise RegistryError(
+                    f"Expected a run that has not rolled back {name} yet; received {run_id}, which rolled back to "
+                    f"version {done.version} on {done.at:%Y-%m-%d}, before version {champion.version} became the "
+                    "champion. Start a new run to roll back again."
+                )
             target = self.previous(name) if version is None else self._entry(name, version)
             if target is None:
                 raise RegistryError(
@@ -365,10 +368,91 @@ class Registry:
 
     # --- internals
 
-    def _lines(self, name: str) -> list[str]:
-        path = self.root / name / "history.jsonl"
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        return [line for line in text.split("\n") if line]  # not splitlines: a reason may hold other separators
+    def _lines(self, name: str) -> tuple[list[str], str]:
+        """Return the lines of a model's history, and what had to be repaired; empty if nothing.
+
+        A damaged or missing line comes from the copy. What the copy lacks, too, comes from the version folders, the
+        records of the runs that pushed them, and the pointer to the champion.
+
+        Raises:
+            StoreError: If nothing is left of a history.
+        """
+        folder = self.root / name
+        own, copy = read_lines(folder / HISTORY), read_lines(folder / COPY)
+        by_time = {parse(line).at: line for line in own.valid}  # the copy may hold another text of the same entry
+        lines = merge(own.valid, [by_time.get(parse(line).at, line) for line in copy.valid])
+        lost = not own.valid and ((folder / HISTORY).exists() or (folder / CHAMPION).exists())
+        if not own.damaged and not lost and lines == own.valid:
+            return lines, ""
+        total = max(len(own.lines), len(copy.lines))
+        if len(lines) < total or not lines:  # the copy does not have them all
+            known = {parse(line): line for line in lines}
+            left = own.lines if lines == own.valid else lines
+            entries = rebuild(
+                [parse(line) if line else None for line in left],
+                self.versions(name),
+                pointed_version(folder),
+                lambda version: self._recorded_push(name, version),
+            )
+            lines = [known.get(entry) or entry.line() for entry in entries]
+        if not lines:
+            raise StoreError(
+                f"Cannot read {folder / HISTORY}: it is empty or damaged, and neither {COPY} nor the records of runs "
+                "tell what it held. Restore the file from a backup."
+            )
+        number = f"line {', '.join(map(str, own.damaged))} damaged" if own.damaged else "lines missing"
+        missing = total - len(lines)
+        gone = f"; {missing} could not be restored" if missing > 0 else ""
+        return lines, f"{number}, {len(lines) - len(own.valid)} restored{gone}"
+
+    def _recorded_push(self, name: str, version: int) -> HistoryEntry | None:
+        """Return the entry of a version's push as the record of the run tells it that made the version's files."""
+        if self.store is None:
+            return None
+        for execution in self.store.executions():
+            ref = execution.output or ""
+            if execution.state == "complete" and ref.startswith(f"{PushedModel.__name__}/"):
+                try:
+                    model = self.store.open(ref, PushedModel)
+                except ArtifactError:
+                    continue
+                if model.facts.model_name == name and not _different(self.root / name / str(version), model):
+                    at = execution.started_at + timedelta(seconds=execution.seconds)
+                    return self._push_entry(model, version, execution.run_id).model_copy(update={"at": at})
+        return None
+
+    def _push_entry(self, model: PushedModel, version: int, run_id: str) -> HistoryEntry:
+        return HistoryEntry(
+            version=version,
+            action="push",
+            artifact=model.ref,
+            model_digest=model.facts.model_digest,
+            accuracy=model.facts.accuracy,
+            run_id=run_id,
+            reason=model.facts.forced or "",
+            computes=self._function(model.facts.model_digest),
+            files=_files_digest(_saved_model_files(model)),
+        )
+
+    def _function(self, model_digest: str) -> str:
+        """Return the digest of what a model of the store computes; empty if it can't be read."""
+        if self.store is None:
+            return ""
+        if model_digest not in self._functions:
+            try:
+                model = self.store.open(f"{Model.__name__}/{model_digest}", Model)
+                self._functions[model_digest] = function_digest(model)
+            except (ArtifactError, OSError):
+                self._functions[model_digest] = ""
+        return self._functions[model_digest]
+
+    def _twins(self, history: list[HistoryEntry], model_digest: str) -> set[str]:
+        """Return the digests of the models in a history that compute the same as a model, with its own."""
+        recorded = {entry.model_digest: entry.computes for entry in history if entry.computes}
+        if not (function := recorded.get(model_digest) or self._function(model_digest)):
+            return {model_digest}
+        others = {entry.model_digest for entry in history}
+        return {model_digest} | {d for d in others if (recorded.get(d) or self._function(d)) == function}
 
     def _entry(self, name: str, version: int | None) -> HistoryEntry:
         """Return the entry of the push of a version that is still there; the champion's if None."""
@@ -387,54 +471,118 @@ class Registry:
         return f"{'is version' if len(versions) == 1 else 'are versions'} {', '.join(map(str, versions)) or 'none'}"
 
     @contextmanager
-    def _locked(self, name: str) -> Iterator[Path]:
-        """Yield a model's folder, for this process alone to change."""
+    def _locked(self, name: str, timeout: float = -1) -> Iterator[Path]:
+        """Yield a model's folder, for this process alone to change, after what killed processes left is put right."""
         folder = self.root / name
         with translate_os_errors("write to", self.root):
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / ".lock"):
-                for leftovers in [*folder.glob(".push-*"), *folder.glob(".pruned-*")]:  # of a killed process
-                    shutil.rmtree(leftovers, ignore_errors=True)
+            files.make_folder(folder)
+            with FileLock(folder / ".lock", timeout=timeout):
+                self._repair(name)
                 yield folder
 
-    def _make_champion(self, name: str, entry: HistoryEntry) -> None:
-        lines = [*self._lines(name), entry.model_dump_json()]
-        _replace(self.root / name / "history.jsonl", "".join(f"{line}\n" for line in lines))
-        self._publish(name)
+    def recover(self) -> None:
+        """Put right what killed processes, power cuts and damage left, as far as this process may write.
 
-    def _publish(self, name: str) -> None:
-        """Write the files for other readers from the history."""
-        _replace(self.root / name / "champion.json", json.dumps({"version": self.history(name)[-1].version}) + "\n")
+        A push or rollback that was killed is undone or completed, damaged lines of a history are restored, and the
+        damaged file is kept beside it. A model that another process changes meanwhile is left to that process.
+        """
+        for lock_file in self.root.glob("*/.lock"):  # also where the first push was killed
+            try:
+                with suppress(Timeout), self._locked(lock_file.parent.name, timeout=0):
+                    pass
+            except (StoreError, OSError) as error:
+                log.warning("%s", error)
+
+    def _repair(self, name: str) -> None:
+        """Make all files of a model follow its history; the caller holds the model's lock."""
+        folder = self.root / name
+        lines, problem = self._lines(name)
+        if problem:
+            if (folder / HISTORY).exists():
+                kept = folder / f"{HISTORY}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+                shutil.copyfile(folder / HISTORY, kept)
+                files.flush(kept)
+                problem += f"; the damaged file is {kept.name}"
+            files.write(folder / HISTORY, _text(lines))
+            log.warning("repaired the history of %s: %s", name, problem)
+        for leftover in [*folder.glob(".pruned-*"), *(folder / f".{file}" for file in (HISTORY, COPY, CHAMPION))]:
+            files.remove(leftover)
+        self._follow(name)
+
+    def _make_champion(self, name: str, entry: HistoryEntry) -> None:
+        files.write(self.root / name / HISTORY, _text([*self._lines(name)[0], entry.line()]))
+        self._follow(name)
+
+    def _follow(self, name: str) -> None:
+        """Rename or delete what a push prepared, and write the files that repeat the history."""
+        folder = self.root / name
+        lines = self._lines(name)[0]
+        history = [parse(line) for line in lines]
+        pushed = {str(entry.version) for entry in history}
+        for staging in folder.glob(".push-*"):
+            version = staging.name.removeprefix(".push-")
+            if version in pushed and not (folder / version).exists():
+                files.move(staging, folder / version)
+            else:
+                files.remove(staging)
+        if history:
+            _update(folder / COPY, _text(lines))
+            _update(folder / CHAMPION, json.dumps({"version": history[-1].version}) + "\n")
+            self._write_models_config()
+
+    def _write_models_config(self) -> None:
         with FileLock(self.root / ".lock"):
+            files.remove(self.root / ".models.config")  # of a killed process
             configs = []
             for model in self.model_names():
                 try:
-                    version = self.history(model)[-1].version
+                    version: int | None = self.history(model)[-1].version
                 except StoreError as error:  # TF Serving keeps the version that it served last
                     log.error("%s", error)
-                    pointer = self.root / model / "champion.json"
-                    try:
-                        version = int(json.loads(pointer.read_text(encoding="utf-8"))["version"])
-                    except (OSError, ValueError, KeyError, TypeError):
-                        log.error(
-                            "models.config leaves out %s until its history is restored: its champion is unknown", model
-                        )
-                        continue
+                    version = pointed_version(self.root / model)
+                if version is None:
+                    log.error(
+                        "models.config leaves out %s until its history is restored: its champion is unknown", model
+                    )
+                    continue
                 base_path = f"{self.base_path.rstrip('/')}/{model}"
                 configs.append(
                     MODEL_CONFIG.format(name=json.dumps(model), base_path=json.dumps(base_path), version=version)
                 )
-            _replace(self.root / "models.config", f"model_config_list {{\n{''.join(configs)}}}\n")
+            _update(self.root / "models.config", f"model_config_list {{\n{''.join(configs)}}}\n")
 
     def _prune(self, name: str) -> None:
-        """Delete old versions; each is first hidden by one rename."""
-        needed = {entry.version for entry in (self.champion(name), self.previous(name)) if entry}
-        for version in self.versions(name)[: -self.keep_versions]:
-            if version not in needed:
-                hidden = self.root / name / f".pruned-{uuid.uuid4().hex}"
-                (self.root / name / str(version)).rename(hidden)
-                shutil.rmtree(hidden, ignore_errors=True)
-                log.info("%s: deleted version %d; the newest %d are kept", name, version, self.keep_versions)
+        """Delete old versions; each is first hidden by one rename.
+
+        The champion, the version that it would be rolled back to, versions that a server may still load, and what was
+        not pushed are left.
+        """
+        history = self.history(name)
+        needed = {entry.version for entry in (history[-1], self.previous(name)) if entry}
+        for entry, successor in pairwise(history):
+            if successor.at > datetime.now(UTC) - STILL_LOADED:
+                needed.add(entry.version)
+        pushes = {entry.version: entry for entry in reversed(history)}
+        for version in [v for v in self.versions(name) if v in pushes][: -self.keep_versions]:
+            folder = self.root / name / str(version)
+            if version in needed:
+                continue
+            if not self._was_pushed(folder, pushes[version]):
+                log.warning("%s holds other files than were pushed: it is not deleted. Move it elsewhere.", folder)
+                continue
+            hidden = self.root / name / f".pruned-{uuid.uuid4().hex}"
+            folder.rename(hidden)
+            files.flush(self.root / name)
+            files.remove(hidden)
+            log.info("%s: deleted version %d; the newest %d are kept", name, version, self.keep_versions)
+
+    def _was_pushed(self, folder: Path, entry: HistoryEntry) -> bool:
+        """Return whether a version's folder holds what was pushed, as far as that is known."""
+        expected = entry.files
+        if not expected and self.store:
+            with suppress(ArtifactError):
+                expected = _files_digest(_saved_model_files(self.store.open(entry.artifact, PushedModel)))
+        return not expected or expected == _files_digest({n: file_entry(p) for n, p in _found(folder).items()})
 
 
 def _succession(history: list[HistoryEntry]) -> Iterator[HistoryEntry]:
@@ -445,21 +593,35 @@ def _succession(history: list[HistoryEntry]) -> Iterator[HistoryEntry]:
         history = history[:pushed]
 
 
-def _replace(path: Path, text: str) -> None:
-    """Replace a file by one rename, so that no reader sees half of it, even after a kill."""
-    if path.exists() and path.read_bytes() == text.encode():
-        return  # on a full disk, an unchanged file needs no space
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.rename(path)
+def _text(lines: list[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
 
 
-def _serves(folder: Path, model: PushedModel) -> bool:
-    """Return whether a version's folder holds a model's files and no others, byte for byte."""
+def _update(path: Path, text: str) -> None:
+    """Write a file if its content is another."""
+    if not path.exists() or path.read_bytes() != text.encode():
+        files.write(path, text)
+
+
+def _saved_model_files(model: PushedModel) -> dict[str, FileEntry]:
+    """Return the files of a model's version, by name."""
     prefix = "saved_model/"
-    files = {n.removeprefix(prefix): e for n, e in model.manifest.files.items() if n.startswith(prefix)}
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    return found == files.keys() and all(file_entry(folder / name) == entry for name, entry in files.items())
+    return {n.removeprefix(prefix): e for n, e in model.manifest.files.items() if n.startswith(prefix)}
+
+
+def _found(folder: Path) -> dict[str, Path]:
+    """Return the files in a version's folder by name, those of operating systems left out."""
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path for name, path in found.items() if not is_os_file(name)}
+
+
+def _files_digest(entries: dict[str, FileEntry]) -> str:
+    return digest_of({name: entry.model_dump() for name, entry in entries.items()})
+
+
+def _different(folder: Path, model: PushedModel) -> list[str]:
+    """Return the names of the files of a version's folder that are not a model's, byte for byte."""
+    return different_files(_found(folder), _saved_model_files(model))
 
 
 def _check(folder: Path, model: PushedModel) -> None:

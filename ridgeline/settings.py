@@ -193,7 +193,7 @@ class Settings(BaseSettings):
         Raises:
             StoreError: If the store is remote and no folder is set.
         """
-        return Registry(self.serving_dir(), self.keep_versions, self.serving_base_path)
+        return Registry(self.serving_dir(), self.keep_versions, self.serving_base_path, self.open_store())
 
     def locations(self, component: Component) -> dict[str, Path]:
         """Return the values of a component's location parameters (``exclude=True``) that are set here."""

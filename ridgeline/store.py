@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from upath import UPath
 
+from ridgeline import files
 from ridgeline.artifacts.base import MANIFEST, Artifact, ArtifactError, Manifest, verify
 from ridgeline.keys import KeyParts
 from ridgeline.masking import mask, remember
@@ -172,6 +173,7 @@ class Store:
         <root>/executions/<component>/<start>-...json   a record; its name is explained in `RecordFile`
         <root>/leases/<id>.json                  what a running execution needs
         <root>/staging/<id>/, <id>.lock          what a running step writes; the lock's owner is that step
+        <root>/staging/<id>.json                 a record that is being written, by the owner of the store's lock
         <root>/scratch/<key>/, <key>.lock        what an unfinished execution left for the next one with its key
         <local>/leases/<id>.lock                 its owner is the execution
 
@@ -260,8 +262,8 @@ class Store:
             verify(folder)
             with self.lock():
                 shutil.rmtree(self.path(ref), ignore_errors=True)
-                self.path(ref).parent.mkdir(parents=True, exist_ok=True)
-                folder.rename(self.path(ref))
+                files.make_folder(self.path(ref).parent)
+                files.move(folder, self.path(ref))
         return self.path(ref)
 
     def refs(self) -> list[str]:
@@ -310,7 +312,7 @@ class Store:
     def stage(self) -> Iterator[Path]:
         """Yield an empty folder on the store's own file system; it is deleted afterwards, unless published.
 
-        Folders of dead processes are deleted first.
+        What dead processes left there is deleted first.
         """
         with self._own_staging() as folder, translate_os_errors("write to", self.root):
             folder.mkdir()
@@ -411,8 +413,19 @@ class Store:
                         shutil.rmtree(folder)
         return sizes
 
+    def clear_leftovers(self) -> None:
+        """Delete what killed processes left: staging folders, unfinished records, scratch of finished executions."""
+        with translate_os_errors("write to", self.root), self.lock():
+            self._clear_dead(self.local / "staging")
+            for hidden in (self.local / "executions").glob("*/.*.json"):  # of earlier releases
+                files.remove(hidden)
+            for folder in {path.with_suffix("") for path in (self.local / "scratch").glob("[0-9a-z]*")}:
+                with self._owned(folder) as owned:  # it also deletes the lock file of a folder that is gone
+                    if owned and folder.is_dir() and self._is_finished(folder):
+                        files.remove(folder)
+
     def publish(self, artifact: Artifact[Any]) -> str:
-        """Move a staged, sealed artifact into place, whole, by one rename.
+        """Move a staged, sealed artifact into place, whole and flushed, by one rename.
 
         If equal content is there already, it stays; damaged content is replaced.
 
@@ -421,14 +434,14 @@ class Store:
         """
         with translate_os_errors("write to", self.root), self.lock():
             target = self.path(artifact.ref)
-            target.parent.mkdir(parents=True, exist_ok=True)
+            files.make_folder(target.parent)
             if target.exists():
                 try:
                     verify(target)
                 except ArtifactError:
                     target.rename(artifact.path.with_name(f"{artifact.path.name}-damaged"))
             if not target.exists():
-                artifact.path.rename(target)
+                files.move(artifact.path, target)
             shutil.rmtree(artifact.path.with_name(f"{artifact.path.name}-damaged"), ignore_errors=True)
             if self.remote and not self._uploaded(artifact):
                 self._upload(artifact.ref)
@@ -491,7 +504,7 @@ class Store:
             StoreError: If the store can't be written.
         """
         with translate_os_errors("write to", self.root):
-            self.local.mkdir(parents=True, exist_ok=True)
+            files.make_folder(self.local)
             lock = FileLock(self.local / ".lock", is_singleton=True)
             lock.acquire()
         try:
@@ -502,18 +515,18 @@ class Store:
     # --- executions
 
     def record(self, execution: Execution) -> None:
-        """Write an execution's record."""
+        """Write an execution's record, whole and flushed."""
         folder = self.root / "executions" / execution.component
         target = folder / RecordFile.of(execution).name
-        content = execution.model_dump_json(indent=2).encode()
-        with translate_os_errors("write to", self.root):
-            folder.mkdir(parents=True, exist_ok=True)
+        text = files.sign(execution.model_dump_json(indent=2))
+        with translate_os_errors("write to", self.root), self.lock():
             if self.remote:
-                target.write_bytes(content)
+                folder.mkdir(parents=True, exist_ok=True)
+                target.write_text(text, encoding="utf-8")
             else:
-                unfinished = target.with_name(f".{target.name}")
-                unfinished.write_bytes(content)
-                unfinished.rename(target)
+                files.make_folder(Path(folder.path))
+                (staging := self.local / "staging").mkdir(exist_ok=True)
+                files.write(Path(target.path), text, unfinished=staging / f"{uuid.uuid4().hex}.json")
 
     def executions(
         self, component: str = "*", key: str = "", run_id: str = "", with_output: bool = False
@@ -559,7 +572,7 @@ class Store:
         path = (self.root if self.remote else self.local) / "executions" / file.component / file.name
         try:
             with translate_os_errors("read", self.root):
-                return Execution.model_validate_json(path.read_bytes())
+                return Execution.model_validate_json(files.unsign(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
         except (IsADirectoryError, ValueError) as error:
@@ -635,18 +648,22 @@ class Store:
 
     @staticmethod
     def _clear_dead(staging: Path, dry_run: bool = False) -> dict[str, int]:
+        """Delete all that no running step owns; the caller holds the store's lock, so that none starts meanwhile."""
         sizes = {}
-        for lock_file in staging.glob("*.lock"):
-            if _is_held(lock_file):
-                continue
-            for leftovers in staging.glob(f"{lock_file.stem}*"):
-                if leftovers != lock_file:
-                    sizes[leftovers.name] = sum(path.stat().st_size for path in leftovers.rglob("*") if path.is_file())
-                    if not dry_run:
-                        shutil.rmtree(leftovers, ignore_errors=True)
-            if not dry_run:
-                lock_file.unlink(missing_ok=True)
+        running = {lock_file.stem for lock_file in staging.glob("*.lock") if _is_held(lock_file)}
+        for path in staging.glob("*"):
+            if re.split(r"[-.]", path.name)[0] not in running:
+                if path.is_dir():
+                    sizes[path.name] = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+                if not dry_run:
+                    files.remove(path)
         return sizes
+
+    def _is_finished(self, scratch: Path) -> bool:
+        """Return whether the execution that a scratch folder belongs to finished after the folder's last change."""
+        changed = max(path.stat().st_mtime for path in [scratch, *scratch.rglob("*")])
+        done = (e for e in self.executions(key=scratch.name) if e.output)
+        return any(e.started_at.timestamp() + e.seconds >= changed for e in done)
 
     def _uploaded(self, artifact: Artifact[Any]) -> bool:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -13,8 +14,21 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 
 
+# Files that operating systems and network file systems put into any folder.
+OS_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
+OS_PREFIXES = ("._", ".nfs")
+
+
 class ArtifactError(RuntimeError):
-    """An artifact is missing, damaged, or not of the expected type."""
+    """An artifact is missing, damaged, or not of the expected type.
+
+    Attributes:
+        files: Names, relative to the artifact, of the files that are missing, changed or extra; empty if none is known.
+    """
+
+    def __init__(self, message: str, files: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.files = tuple(files)
 
 
 class Facts(BaseModel):
@@ -79,6 +93,29 @@ def file_entry(path: Path) -> FileEntry:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return FileEntry(bytes=file.tell(), sha256=sha256)
+
+
+def is_os_file(name: str) -> bool:
+    """Return whether a file's name is one that an operating system or a network file system makes by itself.
+
+    Example:
+        >>> [is_os_file(name) for name in ("a/.DS_Store", ".nfs0000000000a1b2c3", "model.weights.h5")]
+        [True, True, False]
+    """
+    own = name.rpartition("/")[2]
+    return own in OS_FILES or own.startswith(OS_PREFIXES)
+
+
+def different_files(found: dict[str, Path], expected: dict[str, FileEntry]) -> list[str]:
+    """Return the names of the files that are missing, changed or extra; those of operating systems are never extra.
+
+    Args:
+        found: Paths by name.
+        expected: What the files are expected to be, by name.
+    """
+    extra = {name for name in found.keys() - expected.keys() if not is_os_file(name)}
+    changed = {name for name in found.keys() & expected.keys() if file_entry(found[name]) != expected[name]}
+    return sorted(extra | changed | (expected.keys() - found.keys()))
 
 
 def _files_in(directory: Path) -> dict[str, Path]:
@@ -158,7 +195,7 @@ class Artifact(Generic[F]):
             schema_version=SCHEMA_VERSION,
             type=cls.__name__,
             facts=facts.model_dump(mode="json"),
-            files={name: file_entry(path) for name, path in _files_in(directory).items()},
+            files={name: file_entry(path) for name, path in _files_in(directory).items() if not is_os_file(name)},
             digest="",
         )
         manifest = manifest.model_copy(update={"digest": manifest.expected_digest()})
@@ -199,24 +236,28 @@ def _read_manifest(directory: Path) -> Manifest:
     except OSError as error:
         raise ArtifactError(
             f"Expected an artifact at {directory}; received: no readable {MANIFEST} ({error.strerror}). "
-            "Rerun the step that writes it."
+            "Rerun the step that writes it.",
+            [MANIFEST],
         ) from error
     except ValueError as error:
-        raise ArtifactError(f"Expected JSON in {path}; received: {error}. The artifact is damaged.") from error
+        message = f"Expected JSON in {path}; received: {error}. The artifact is damaged."
+        raise ArtifactError(message, [MANIFEST]) from error
     version = fields.get("schema_version") if isinstance(fields, dict) else None
     if version != SCHEMA_VERSION:
         raise ArtifactError(
             f"Expected schema version {SCHEMA_VERSION} in {path}; received {version!r}. "
-            "Rerun the step that writes it with this version of Ridgeline."
+            "Rerun the step that writes it with this version of Ridgeline.",
+            [MANIFEST],
         )
     try:
         return Manifest.model_validate(fields)
     except ValidationError as error:
-        raise ArtifactError(f"Expected a manifest in {path}; received: {error}. The artifact is damaged.") from error
+        message = f"Expected a manifest in {path}; received: {error}. The artifact is damaged."
+        raise ArtifactError(message, [MANIFEST]) from error
 
 
 def verify(directory: Path, manifest: Manifest | None = None) -> Manifest:
-    """Check that a directory holds exactly the files that its manifest lists.
+    """Check that a directory holds exactly the files that its manifest lists, those of operating systems left out.
 
     Args:
         directory: The artifact's local directory.
@@ -230,11 +271,12 @@ def verify(directory: Path, manifest: Manifest | None = None) -> Manifest:
     """
     manifest = manifest or _read_manifest(directory)
     if manifest.expected_digest() != manifest.digest:
-        raise ArtifactError(f"Expected the digest {manifest.digest} of {directory / MANIFEST}; it was changed.")
-    files = _files_in(directory)
-    if different := sorted(files.keys() ^ manifest.files.keys()):
-        raise ArtifactError(f"Expected the files that {directory / MANIFEST} lists; missing or extra: {different}.")
-    for name, path in files.items():
-        if file_entry(path) != manifest.files[name]:
-            raise ArtifactError(f"Expected {path} to have the SHA-256 that its manifest states; it was changed.")
+        message = f"Expected the digest {manifest.digest} of {directory / MANIFEST}; it was changed."
+        raise ArtifactError(message, [MANIFEST])
+    if different := different_files(_files_in(directory), manifest.files):
+        raise ArtifactError(
+            f"Expected in {directory} the files that its {MANIFEST} lists, with their SHA-256; missing, changed or "
+            f"extra: {different}. The artifact is damaged.",
+            different,
+        )
     return manifest

@@ -383,8 +383,8 @@ def test_an_unreadable_champion_blocks_every_blessing_except_a_forced_one(tmp_pa
     verdict = run(tmp_path / "a", solved, model, Champion("5" * 64, None)).facts.verdict
     assert (verdict.blessed, verdict.champion) == (False, "5" * 64)
     assert verdict.reasons[2] == (
-        "the champion, model 555555555555, can't be read, as the log says: restore it, roll back, or give a reason in "
-        "force_blessing"
+        "the champion, model 555555555555, can't be read (it is missing or damaged): restore it, roll back, or "
+        "give a reason in force_blessing"
     )
     forced = run(tmp_path / "b", solved, model, Champion("5" * 64, None), force_blessing="lost").facts.verdict
     assert (forced.blessed, forced.forced) == (True, "lost")

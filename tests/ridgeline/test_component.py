@@ -61,7 +61,7 @@ def test_every_kind_of_input_is_declared_by_its_annotation():
 
 
 def test_a_champion_that_cannot_be_read_is_marked_in_keys():
-    assert Champion("ab", None).digest == "unreadable ab"
+    assert Champion("ab", None).digest == "unreadable (it is missing or damaged) ab"
 
 
 @pytest.mark.parametrize(

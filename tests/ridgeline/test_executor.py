@@ -78,7 +78,7 @@ def test_missing_artifact_is_made_again(store, steps):
 def test_damaged_input_is_refused(store, steps):
     first, _ = run_both(store, steps)
     (store.path(first.output) / "number.txt").unlink()
-    with pytest.raises(ArtifactError, match="missing or extra"):
+    with pytest.raises(ArtifactError, match="missing, changed or extra"):
         execute(store, steps[1], {"number": first.output or ""}, steps[1].parse({}), "run")
 
 

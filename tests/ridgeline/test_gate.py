@@ -172,8 +172,8 @@ def test_nothing_is_blessed_if_the_champion_cannot_be_read(runs):
         assert run.facts.comparison is None
         assert not run.facts.verdict.blessed
         assert run.facts.verdict.reasons[2:] == (
-            f"the champion, model {digest[:12]}, can't be read, as the log says: restore it, roll back, or give a "
-            "reason in force_blessing",
+            f"the champion, model {digest[:12]}, can't be read (missing, changed or extra: model.weights.h5): "
+            "restore it, roll back, or give a reason in force_blessing",
         )
     assert runs["without champion again"].explained[3] == "reused"
 

@@ -12,8 +12,9 @@ import pytest
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.executor import execute
 from ridgeline.gc import collect_garbage
+from ridgeline.history import HistoryEntry
 from ridgeline.lineage import lineage
-from ridgeline.registry import HistoryEntry, Registry
+from ridgeline.registry import Registry
 from ridgeline.store import LEASE_AGE, Lease, Store
 
 NONE = timedelta(0)  # a run is in progress only while a step runs

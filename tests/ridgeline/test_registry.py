@@ -1,13 +1,14 @@
 import itertools
 import json
 import shutil
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.pushed_model import PushedModel
-from ridgeline.registry import Registry, RegistryError
+from ridgeline.registry import STILL_LOADED, Registry, RegistryError
 from ridgeline.serving_check import ServingError
 from ridgeline.store import StoreError
 
@@ -80,6 +81,7 @@ def test_push_serves_and_makes_champion(model, tmp_path, unchecked):
     assert sorted(path.name for path in (tmp_path / "synthetic_garments").iterdir() if path.name[0] != ".") == [
         "1",
         "champion.json",
+        "history-copy.jsonl",
         "history.jsonl",
     ]
     champion = registry.champion("synthetic_garments")
@@ -140,35 +142,21 @@ def test_pointer_is_json_with_the_version(model, tmp_path, unchecked):
     assert json.loads((tmp_path / "synthetic_garments" / "champion.json").read_text()) == {"version": 1}
 
 
-def test_push_killed_before_its_history_entry_keeps_the_champion_and_uses_up_its_number(
-    model, tmp_path, unchecked, monkeypatch
-):
-    registry = Registry(tmp_path / "serving")
-    registry.push(model, "run 1")
-    other = variant(model, tmp_path / "variant", model_digest="1" * 64)
-    with monkeypatch.context() as patch:
-        patch.setattr(Registry, "_make_champion", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            push(registry, other)
-    assert registry.champion("synthetic_garments").version == 1
-    assert push(registry, other).version == 3
-
-
-@pytest.mark.parametrize("damage", [lambda text: text[:-20], lambda text: b"", lambda text: b"\xff" + text])
-def test_damaged_history_is_refused_and_left_alone(model, tmp_path, unchecked, store, damage):
+def test_a_history_of_which_nothing_is_left_is_refused_and_left_alone(model, tmp_path, unchecked, store):
     registry = Registry(tmp_path)
     registry.push(model, "run 1")
     path = tmp_path / "synthetic_garments" / "history.jsonl"
-    damaged = damage(path.read_bytes())
-    path.write_bytes(damaged)
-    for action in (
-        lambda: registry.push(model, "run 2"),
-        lambda: registry.verify(store, NAME),
-        lambda: back(registry, store),
-    ):
-        with pytest.raises(StoreError, match=r"(?s)history entry in each line of .*Restore the file"):
-            action()
-    assert path.read_bytes() == damaged
+    path.with_name("history-copy.jsonl").unlink()
+    for damaged in (path.read_bytes()[:-20], b"", b"\xff" + path.read_bytes()):
+        path.write_bytes(damaged)
+        for action in (
+            lambda: registry.push(model, "run 2"),
+            lambda: registry.verify(store, NAME),
+            lambda: back(registry, store),
+        ):
+            with pytest.raises(StoreError, match=r"Cannot read .*history\.jsonl: it is empty or damaged.* a backup"):
+                action()
+        assert path.read_bytes() == damaged
 
 
 # --- the history
@@ -178,7 +166,8 @@ def test_history_lines_of_earlier_releases_are_read(model, registry):
     registry.push(model, "run 1")
     path = registry.root / NAME / "history.jsonl"
     line = json.loads(path.read_text())
-    assert (line.pop("reason"), line.pop("by")) == ("", "")
+    assert (line.pop("reason"), line.pop("by"), line.pop("computes")) == ("", "", "")
+    assert len(line.pop("sha256")) == len(line.pop("files")) == 64
     path.write_text(json.dumps(line) + "\n")
     assert (registry.champion(NAME).reason, registry.champion(NAME).by) == ("", "")
 
@@ -195,20 +184,6 @@ def test_appending_keeps_earlier_history_lines_byte_for_byte(models, registry, s
 def test_a_push_records_who_and_a_forced_blessing_why(model, registry, tmp_path):
     registry.push(variant(model, tmp_path / "forced", forced="demo"), "run 1", by="ann")
     assert (registry.champion(NAME).by, registry.champion(NAME).reason) == ("ann", "demo")
-
-
-def test_after_a_kill_the_history_decides_and_the_next_push_updates_the_pointer(models, registry, monkeypatch):
-    push_all(registry, models[1])
-    with monkeypatch.context() as patch:
-        patch.setattr(Registry, "_publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            push(registry, models[2])
-    pointer = registry.root / NAME / "champion.json"
-    assert json.loads(pointer.read_text()) == {"version": 1}
-    assert registry.champion(NAME).version == 2
-    assert not push(registry, models[2]).new
-    assert json.loads(pointer.read_text()) == {"version": 2}
-    assert "versions: 2 " in (registry.root / "models.config").read_text()
 
 
 # --- the baseline
@@ -363,7 +338,11 @@ def test_a_run_that_is_done_again_does_not_roll_back_twice(models, registry, sto
     entries = [registry.rollback(store, NAME, None, reason="worse", by="bob", run_id="one run") for _ in range(2)]
     assert entries[0] == entries[1] == registry.champion(NAME)
     assert [entry.version for entry in registry.history(NAME)] == [1, 2, 3, 2]
-    assert back(registry, store).version == 1
+    push_all(registry, models[1])
+    with pytest.raises(RegistryError, match="rolled back to version 2 on .*, before version 4 became the champion"):
+        registry.rollback(store, NAME, None, reason="worse", by="bob", run_id="one run")
+    assert registry.champion(NAME).version == 4
+    assert back(registry, store).version == 2
 
 
 # --- what was rolled back from
@@ -463,7 +442,13 @@ def test_a_scheduled_run_pushes_a_new_model(models, registry):
 # --- pruning
 
 
-def test_a_push_deletes_old_versions_but_not_the_one_that_a_rollback_goes_to(models, registry, store):
+@pytest.fixture
+def loaded_at_once(monkeypatch):
+    """Let servers load a new champion at once, so that an old one can be deleted at once."""
+    monkeypatch.setattr("ridgeline.registry.STILL_LOADED", timedelta(days=-1))
+
+
+def test_a_push_deletes_old_versions_but_not_the_one_that_a_rollback_goes_to(models, registry, store, loaded_at_once):
     registry.keep_versions = 1
     push_all(registry, models[1], models[2], models[3])
     assert registry.versions(NAME) == [2, 3]
@@ -473,6 +458,34 @@ def test_a_push_deletes_old_versions_but_not_the_one_that_a_rollback_goes_to(mod
     assert registry.versions(NAME) == [2, 4]  # 2 is what 4 replaced
     assert list((registry.root / NAME).glob(".pruned-*")) == []
     assert push(registry, models[3]).reason.endswith("a run that forces it with a new reason pushes it again")
+
+
+def test_a_version_that_was_champion_a_moment_ago_is_not_deleted(models, registry, store, monkeypatch):
+    registry.keep_versions = 1
+    push_all(registry, models[1], models[2], models[3])
+    assert registry.versions(NAME) == [1, 2, 3]
+    later = datetime.now(UTC) + STILL_LOADED + timedelta(seconds=1)
+    monkeypatch.setattr("ridgeline.registry.datetime", type("Later", (datetime,), {"now": lambda _: later}))
+    push_all(registry, models[1])
+    assert registry.versions(NAME) == [3, 4]
+    hour_back = later - timedelta(hours=1)  # a clock that is set back deletes nothing
+    monkeypatch.setattr("ridgeline.registry.datetime", type("Earlier", (datetime,), {"now": lambda _: hour_back}))
+    push_all(registry, models[2])
+    assert registry.versions(NAME) == [3, 4, 5]
+
+
+@pytest.mark.parametrize("number", ["1", "7"])  # of a version that was deleted, and of none
+def test_a_folder_that_a_person_put_there_is_not_deleted(models, registry, loaded_at_once, caplog, number):
+    registry.keep_versions = 1
+    push_all(registry, models[1], models[2], models[3])
+    assert registry.versions(NAME) == [2, 3]
+    (registry.root / NAME / number).mkdir()
+    (registry.root / NAME / number / "mine").write_text("mine")
+    for model in (models[1], models[2], models[3]):
+        push_all(registry, model)
+    assert (registry.root / NAME / number / "mine").read_text() == "mine"
+    assert len(registry.versions(NAME)) == 3
+    assert ("1 holds other files than were pushed: it is not deleted" in caplog.text) == (number == "1")
 
 
 def test_a_version_half_deleted_by_a_killed_push_is_deleted(models, registry):
@@ -491,6 +504,8 @@ def test_a_model_that_cannot_be_read_is_left_out_and_the_others_are_pushed(model
     assert push(registry, models[2]).new  # the history counts
     assert 'name: "shoes"' in (registry.root / "models.config").read_text()
     (registry.root / "shoes" / "history.jsonl").write_bytes(b"")
+    (registry.root / "shoes" / "history-copy.jsonl").write_bytes(b"")
+    (registry.root / "shoes" / "champion.json").write_bytes(b"")
     assert push(registry, models[3]).new
     config = (registry.root / "models.config").read_text()
     assert "versions: 3 " in config

@@ -8,7 +8,8 @@ from typing import Any
 from urllib.parse import quote
 
 from ridgeline.airflow.plugin.template import render_template
-from ridgeline.registry import HistoryEntry, Registry
+from ridgeline.history import HistoryEntry
+from ridgeline.registry import Registry
 from ridgeline.store import StoreError
 
 SHOWN = 30  # the latest entries; the history keeps all

@@ -18,10 +18,10 @@ from ridgeline.artifacts.base import Artifact, ArtifactError
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.artifacts.sweep_result import SweepResult
+from ridgeline.history import HistoryEntry
 from ridgeline.lineage import Origin, lineage
 from ridgeline.masking import mask
 from ridgeline.pipeline import output_types
-from ridgeline.registry import HistoryEntry
 from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store, StoreError
 
@@ -177,7 +177,7 @@ def _open(store: Store, ref: str) -> Artifact[Any] | None:
 def _served(settings: Settings, pushed: PushedModel, run_id: str) -> str:
     """Return whether the model of a run is served, in one or two sentences."""
     registry, name = settings.open_registry(), pushed.facts.model_name
-    own = [entry for entry in registry.history(name) if entry.model_digest == pushed.facts.model_digest]
+    own = registry.entries_of(name, pushed.facts.model_digest)
     pushes = [entry for entry in own if entry.action == "push"]
     champion = registry.champion(name)
     if not pushes or champion is None:

@@ -11,7 +11,8 @@ import pytest
 from ridgeline import pipeline
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.component import Component
-from ridgeline.registry import HistoryEntry, Registry
+from ridgeline.history import HistoryEntry
+from ridgeline.registry import Registry
 from ridgeline.settings import Settings
 
 

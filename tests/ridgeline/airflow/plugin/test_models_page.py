@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ridgeline.airflow.plugin.models_page import render
-from ridgeline.registry import HistoryEntry, Registry
+from ridgeline.history import HistoryEntry
+from ridgeline.registry import Registry
 from ridgeline.settings import Settings
 from ridgeline.store import Execution
 

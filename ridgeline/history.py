@@ -1,0 +1,163 @@
+"""A model's history on disk: read whole, checked line by line, and repaired from its copy and from what was served."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ridgeline import files
+
+HISTORY, COPY, CHAMPION = "history.jsonl", "history-copy.jsonl", "champion.json"
+
+
+class HistoryEntry(BaseModel):
+    """One line of a model's history.
+
+    Attributes:
+        schema_version: Version of this entry's layout.
+        version: The version that became the champion.
+        action: What happened.
+        artifact: Store-relative name of the `PushedModel`.
+        model_digest: The trained model's digest.
+        accuracy: Its accuracy on the test split, in [0, 1].
+        run_id: The pipeline run that pushed it, or the run that rolled back.
+        at: When, UTC.
+        reason: Why it was rolled back, or the reason that a person gave for serving it by force; else empty.
+        by: The user who asked for it; empty for a scheduled run, or if the user is not known.
+        computes: Digest of what the model computes, see `ridgeline.model_function`; empty if it is not known.
+        files: Digest of the version's files; empty in entries of earlier releases.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    version: int
+    action: Literal["push", "rollback"]
+    artifact: str
+    model_digest: str
+    accuracy: float
+    run_id: str
+    at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    reason: str = ""
+    by: str = ""
+    computes: str = ""
+    files: str = ""
+
+    def line(self) -> str:
+        """Return the entry as a line of the history, with its checksum."""
+        return files.sign(self.model_dump_json())
+
+
+@dataclass(frozen=True)
+class Lines:
+    """What a file of history lines holds.
+
+    Attributes:
+        lines: The lines in their order; None for each that is damaged.
+    """
+
+    lines: list[str | None]
+
+    @property
+    def valid(self) -> list[str]:
+        """The lines that can be read."""
+        return [line for line in self.lines if line is not None]
+
+    @property
+    def damaged(self) -> list[int]:
+        """The numbers of those that can't, from 1."""
+        return [number for number, line in enumerate(self.lines, start=1) if line is None]
+
+
+def read_lines(path: Path) -> Lines:
+    """Read a file of history lines.
+
+    Args:
+        path: The file; one that is missing has no lines.
+    """
+    lines: list[str | None] = []
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:  # not splitlines: a reason may hold others
+        try:
+            if line:
+                parse(text := line.decode())
+                lines.append(text)
+        except ValueError:  # not UTF-8, another checksum, or no entry
+            lines.append(None)
+    return Lines(lines)
+
+
+def parse(line: str) -> HistoryEntry:
+    """Return the entry of a line.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    return HistoryEntry.model_validate_json(files.unsign(line))
+
+
+def merge(lines: list[str], copy: list[str]) -> list[str]:
+    """Return a history from two parts of it: all lines of both, in their order.
+
+    Example:
+        >>> merge(["a", "c", "d"], ["a", "b", "c"])
+        ['a', 'b', 'c', 'd']
+    """
+    merged, place = list(copy), 0
+    for line in lines:
+        if line in merged:
+            place = merged.index(line) + 1
+        else:
+            merged.insert(place, line)
+            place += 1
+    return merged
+
+
+def rebuild(
+    entries: Sequence[HistoryEntry | None],
+    versions: Iterable[int],
+    champion: int | None,
+    find: Callable[[int], HistoryEntry | None],
+) -> list[HistoryEntry]:
+    """Add to a history what the version folders and the pointer to the champion tell about lost entries.
+
+    Args:
+        entries: What is left of the history; None where an entry was.
+        versions: The versions that have a folder, oldest first.
+        champion: The version that the pointer names; it counts only if the last entry is lost.
+        find: Returns the entry of a version's push as records tell it; None if they don't.
+    """
+    rebuilt = list(entries)
+    known = {entry.version for entry in rebuilt if entry and entry.action == "push"}
+    last_is_lost = not rebuilt or rebuilt[-1] is None
+    for version in versions:
+        if version in known or not (entry := find(version)):
+            continue
+        end = next((i for i, e in enumerate(rebuilt) if e and e.version >= version), len(rebuilt))
+        if not last_is_lost:
+            end = min(end, len(rebuilt) - 1)
+        start = max((i for i, e in enumerate(rebuilt[:end]) if e and e.action == "push"), default=-1) + 1
+        place = next((i for i in range(start, end) if rebuilt[i] is None), None)
+        if place is None:
+            rebuilt.insert(end, entry)
+        else:
+            rebuilt[place] = entry
+    found = [entry for entry in rebuilt if entry]
+    served = next((entry for entry in found if entry.version == champion), None)
+    if last_is_lost and served and found[-1].version != champion:
+        now = {"action": "rollback", "at": datetime.now(UTC), "run_id": "", "by": "", "reason": f"{CHAMPION} named it"}
+        found.append(served.model_copy(update=now))
+    return found
+
+
+def pointed_version(folder: Path) -> int | None:
+    """Return the version that `champion.json` names; None if it can't be read."""
+    try:
+        return int(json.loads((folder / CHAMPION).read_text(encoding="utf-8"))["version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
