@@ -152,7 +152,8 @@ def translate_os_errors(action: str, root: object) -> Iterator[None]:
         error = _disk_full(caught) or caught
         if not isinstance(error, OSError) or error.errno not in advice:
             raise
-        elsewhere = error.filename is not None and not str(error.filename).startswith(str(root))
+        named = "" if error.filename is None else str(error.filename)
+        elsewhere = not (named.startswith(str(root)) or str(root).startswith(named))
         place, todo = f"the store {root}", advice[error.errno]
         if elsewhere and error.errno in (errno.ENOSPC, errno.EDQUOT):
             place, todo = str(error.filename), "Free disk space there, and run again"
@@ -414,9 +415,10 @@ class Store:
         return sizes
 
     def clear_leftovers(self) -> None:
-        """Delete what killed processes left: staging folders, unfinished records, scratch of finished executions."""
+        """Delete what killed processes left: staging folders, unfinished records, leases, scratch of finished steps."""
         with translate_os_errors("write to", self.root), self.lock():
             self._clear_dead(self.local / "staging")
+            self.leases()  # deletes those of dead processes
             for hidden in (self.local / "executions").glob("*/.*.json"):  # of earlier releases
                 files.remove(hidden)
             for folder in {path.with_suffix("") for path in (self.local / "scratch").glob("[0-9a-z]*")}:
@@ -609,7 +611,7 @@ class Store:
     def _expect_one_file_system(self, folder: Path) -> None:
         """Refuse an artifacts folder that a staged folder can't be renamed into, before any work is done."""
         artifacts = self.local / "artifacts"
-        artifacts.mkdir(exist_ok=True)
+        files.make_folder(artifacts)
         for place in (artifacts, *_folders(artifacts)):
             with suppress(FileNotFoundError):  # where a rename is possible; else EXDEV
                 (folder / "nothing").rename(place / folder.name)

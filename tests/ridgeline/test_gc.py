@@ -138,7 +138,9 @@ def test_a_step_on_another_host_counts_for_a_day_if_its_lock_cannot_be_seen(stor
     lease = Lease(host="elsewhere", run_id="run 9", artifacts=[runs[1][1]], started_at=datetime.now(UTC))
     (folder / "a.json").write_text(lease.model_dump_json())
     assert set(collect(store, tmp_path).artifacts) == set(runs[2])
-    (folder / "a.json").write_text(lease.model_copy(update={"started_at": datetime.now(UTC) - LEASE_AGE}).model_dump_json())
+    (folder / "a.json").write_text(
+        lease.model_copy(update={"started_at": datetime.now(UTC) - LEASE_AGE}).model_dump_json()
+    )
     assert set(collect(store, tmp_path).artifacts) == set(runs[1])
     assert list(folder.iterdir()) == []
 
