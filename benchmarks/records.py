@@ -86,7 +86,7 @@ def longest_wait(store: Store, work: Callable[[], object]) -> float:
     def wait_for_lock() -> None:
         while not done.is_set():
             start = time.monotonic()
-            with Store(store.root).lock():
+            with Store(store.local).lock():
                 waits.append(time.monotonic() - start)
             time.sleep(0.01)
 

@@ -101,7 +101,7 @@ DISK_FULL = re.compile(
 
 
 def _disk_full(error: BaseException) -> OSError | None:
-    """Return the error in a chain that says that a disk is full, or None; also one that a library wrapped or renamed."""
+    """Return the error in a chain that says that a disk is full, or None; also one that a library wrapped."""
     pending: list[BaseException | None] = [error]
     seen: set[int] = set()
     while pending:
@@ -261,8 +261,8 @@ class Store:
         """Return the store-relative names of all artifacts."""
         if not self.remote:
             kinds = _folders(self.local / "artifacts")
-            refs = [f"{kind.name}/{name}" for kind in kinds for name in os.listdir(kind)]
-            refs = [ref for ref in refs if os.path.exists(f"{self.local}/artifacts/{ref}/{MANIFEST}")]
+            refs = [f"{kind.name}/{name}" for kind in kinds for name in _names(kind)]
+            refs = [ref for ref in refs if Path(f"{self.local}/artifacts/{ref}/{MANIFEST}").exists()]
         else:
             found = (self.root / "artifacts").glob(f"*/*/{MANIFEST}")
             refs = ["/".join(path.parts[-3:-1]) for path in found]
@@ -519,29 +519,21 @@ class Store:
             run_id: Only those of this pipeline run, or of any if empty.
             with_output: Only those with an output.
         """
-        for file in self.record_files(component, key, run_id):
-            if not (with_output and file.output == NO_OUTPUT):
-                execution = self.read_record(file)
-                if execution and key in ("", execution.key) and run_id in ("", execution.run_id):
-                    if execution.output or not with_output:
-                        yield execution
+        for name, folder in self._record_names(component, key, run_id):
+            if with_output and NO_OUTPUT in name:
+                continue
+            execution = self.read_record(RecordFile.parse(folder, name))
+            if (
+                execution
+                and key in ("", execution.key)
+                and run_id in ("", execution.run_id)
+                and (execution.output or not with_output)
+            ):
+                yield execution
 
-    def record_files(self, component: str = "*", key: str = "", run_id: str = "") -> list[RecordFile]:
-        """Return the files of the records that may have a key and a run, newest first; nothing is read.
-
-        Args:
-            component: The component's name, or ``*`` for all.
-            key: The key; any if empty.
-            run_id: The pipeline run; any if empty.
-        """
-        root, run = self.root / "executions", short_run(run_id) if run_id else ""
-        with translate_os_errors("read", self.root):
-            if self.remote:
-                names = [(path.parent.name, path.name) for path in root.glob(f"{component}/[0-9]*.json")]
-            else:
-                folders = _folders(self.local / "executions")
-                names = [(f.name, name) for f in folders if component in ("*", f.name) for name in os.listdir(f)]
-        return sorted((RecordFile.parse(*n) for n in names if may_match(n[1], key[:SHORT], run)), reverse=True)
+    def record_files(self) -> list[RecordFile]:
+        """Return the files of all records, newest first; nothing is read."""
+        return [RecordFile.parse(folder, name) for name, folder in self._record_names()]
 
     def read_record(self, file: RecordFile) -> Execution | None:
         """Return a record; None if it is damaged, which is logged, or was deleted meanwhile.
@@ -566,6 +558,21 @@ class Store:
                 (self.root / "executions" / file.component / file.name).unlink(missing_ok=True)
 
     # --- internals
+
+    def _record_names(self, component: str = "*", key: str = "", run_id: str = "") -> list[tuple[str, str]]:
+        """Return the names, and the folders' names, of the records that may have a key and a run, newest first."""
+        short = key[:SHORT], short_run(run_id) if run_id else ""
+        found: list[tuple[str, str]] = []
+        with translate_os_errors("read", self.root):
+            if self.remote:
+                paths = (self.root / "executions").glob(f"{component}/[0-9]*.json")
+                found = [(path.name, path.parent.name) for path in paths if may_match(path.name, *short)]
+            else:
+                for folder in (path.name for path in _folders(self.local / "executions")):
+                    if component in ("*", folder):
+                        names = _names(self.local / "executions" / folder)
+                        found += [(name, folder) for name in names if may_match(name, *short)]
+        return sorted(found, reverse=True)
 
     @contextmanager
     def _own_staging(self) -> Iterator[Path]:
@@ -655,6 +662,12 @@ class Store:
             copy = target / path.relative_to(source).as_posix()
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
+
+
+def _names(folder: Path) -> list[str]:
+    """Return the names in a folder; a path for each would take ten times as long."""
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries]
 
 
 def _folders(folder: Path) -> list[Path]:

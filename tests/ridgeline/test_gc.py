@@ -9,11 +9,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from ridgeline import pipeline
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.executor import execute
 from ridgeline.gc import collect_garbage
 from ridgeline.lineage import lineage
 from ridgeline.registry import HistoryEntry, Registry
+from ridgeline.settings import Settings
 from ridgeline.store import LEASE_AGE, Lease, Store
 
 NONE = timedelta(0)  # a run is in progress only while a step runs
@@ -137,7 +139,9 @@ def test_a_step_on_another_host_counts_for_a_day_if_its_lock_cannot_be_seen(stor
     lease = Lease(host="elsewhere", run_id="run 9", artifacts=[runs[1][1]], started_at=datetime.now(UTC))
     (folder / "a.json").write_text(lease.model_dump_json())
     assert set(collect(store, tmp_path).artifacts) == set(runs[2])
-    (folder / "a.json").write_text(lease.model_copy(update={"started_at": datetime.now(UTC) - LEASE_AGE}).model_dump_json())
+    (folder / "a.json").write_text(
+        lease.model_copy(update={"started_at": datetime.now(UTC) - LEASE_AGE}).model_dump_json()
+    )
     assert set(collect(store, tmp_path).artifacts) == set(runs[1])
     assert list(folder.iterdir()) == []
 
@@ -191,6 +195,18 @@ def test_an_artifact_that_vanishes_while_it_is_read_is_missing(store, runs, monk
     monkeypatch.setattr(number, "load", load)
     with pytest.raises(ArtifactError, match=r"it was deleted\. Rerun the step that writes it"):
         store.open(runs[1][0], number)
+
+
+def test_gc_keeps_what_a_run_of_the_command_line_has_made_between_two_steps(store, runs, toy_steps, tmp_path):
+    seed, double = (getattr(importlib.import_module(f"toy_steps.{name}"), name) for name in ("seed", "double"))
+    params = {"seed": seed.parse({"value": 1}), "double": double.parse({"factor": 3})}
+    steps = pipeline.run(Settings(store=str(store.root)), [seed, double], params, "between")
+    assert next(steps).execution.state == "cached"
+    execute(store, seed, {}, seed.parse({"value": 9}), "newest")
+    collect(store, tmp_path)
+    assert next(steps).execution.state == "complete"
+    assert next(steps, None) is None
+    assert store.leases() == []
 
 
 RUNNER = """
