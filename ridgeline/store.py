@@ -83,6 +83,7 @@ class Lease(BaseModel):
         host: Name of the machine.
         run_id: The pipeline run; its records and all artifacts that they name are needed.
         artifacts: Store-relative names of the artifacts that it reads.
+        lock: Path of the file that the process has locked.
         started_at: Start, UTC.
     """
 
@@ -91,6 +92,7 @@ class Lease(BaseModel):
     host: str = Field(default_factory=socket.gethostname)
     run_id: str
     artifacts: list[str]
+    lock: str
     started_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
 
@@ -341,6 +343,7 @@ class Store:
         """
         name, failure = uuid.uuid4().hex, None
         owner = FileLock(self.local / "leases" / f"{name}.lock")
+        lease = Lease(run_id=run_id, artifacts=list(artifacts), lock=str(owner.lock_file))
         file = self.root / "leases" / f"{name}.json"
         try:
             with translate_os_errors("write to", self.root), self.lock():
@@ -348,7 +351,7 @@ class Store:
                     folder.mkdir(parents=True, exist_ok=True)
                 self.leases()  # deletes those of dead processes
                 owner.acquire()
-                file.write_text(Lease(run_id=run_id, artifacts=list(artifacts)).model_dump_json())
+                file.write_text(lease.model_dump_json())
         except StoreError as error:
             failure = error
         try:
@@ -370,7 +373,9 @@ class Store:
                 lease = None
             elsewhere = lease is not None and lease.host != socket.gethostname()
             young = elsewhere and lease is not None and datetime.now(UTC) - lease.started_at < LEASE_AGE
-            if young or _is_held(locks / f"{name}.lock"):
+            # The path may differ: of a remote root between users, of a local one between mounts.
+            paths = {locks / f"{name}.lock", *([Path(lease.lock)] if lease else [])}
+            if young or any(_is_held(path) for path in paths):
                 found += [lease] if lease else []
             else:
                 with suppress(OSError):
@@ -677,10 +682,10 @@ def _folders(folder: Path) -> list[Path]:
 
 def _is_held(lock_file: Path) -> bool:
     """Return whether a process holds a lock, or may hold it."""
-    if not lock_file.exists():
-        return False
     lock = FileLock(lock_file)
     try:
+        if not lock_file.exists():
+            return False
         lock.acquire(timeout=0)
     except (Timeout, OSError):
         return True

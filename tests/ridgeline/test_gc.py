@@ -136,7 +136,7 @@ def test_a_killed_step_needs_nothing(store, runs, slow, tmp_path):
 
 def test_a_step_on_another_host_counts_for_a_day_if_its_lock_cannot_be_seen(store, runs, tmp_path):
     folder = store.local / "leases"
-    lease = Lease(host="elsewhere", run_id="run 9", artifacts=[runs[1][1]], started_at=datetime.now(UTC))
+    lease = Lease(host="elsewhere", run_id="run 9", artifacts=[runs[1][1]], lock="/elsewhere/a.lock")
     (folder / "a.json").write_text(lease.model_dump_json())
     assert set(collect(store, tmp_path).artifacts) == set(runs[2])
     (folder / "a.json").write_text(
@@ -240,6 +240,21 @@ def test_gc_that_keeps_one_run_disturbs_no_runner(store, toy_steps, tmp_path):
     assert deleted > 0
     left = [path.name for place in ("leases", "staging", "scratch") for path in (store.local / place).iterdir()]
     assert left == []
+
+
+def test_a_remote_store_keeps_what_a_running_step_reads(toy_steps, tmp_path):
+    seed = importlib.import_module("toy_steps.seed").seed
+    double = importlib.import_module("toy_steps.double").double
+    store = Store(f"memory://gc-{tmp_path.name}", mirror=tmp_path / "mirror")
+    first, second = (execute(store, seed, {}, seed.parse({"value": v}), f"run {v}").output or "" for v in (1, 2))
+    execute(store, double, {"number": second}, double.parse({}), "run 2")
+    with store.lease("running", [first]) as failure:
+        assert failure is None
+        another_user = Store(str(store.root), mirror=tmp_path / "other")
+        assert [lease.artifacts for lease in another_user.leases()] == [[first]]
+        assert collect(store, tmp_path).artifacts == {}
+    assert set(collect(store, tmp_path).artifacts) == {first}
+    assert store.leases() == []
 
 
 # --- what is left of killed processes
