@@ -115,9 +115,8 @@ def _disk_full(error: BaseException) -> OSError | None:
             return found
         inner = [*found.args, *getattr(found, "exceptions", ())]
         pending += [found.__context__, found.__cause__, *(part for part in inner if isinstance(part, BaseException))]
-        line = next((line for line in str(found).splitlines() if DISK_FULL.search(line)), None)
-        if line is not None:
-            return OSError(errno.ENOSPC, line.strip()[:300])
+        if match := DISK_FULL.search(text := " ".join(str(found).split())):
+            return OSError(errno.ENOSPC, text[max(0, match.start() - 200) : match.end() + 100])
     return None
 
 
@@ -368,7 +367,8 @@ class Store:
         names = {path.stem for path in folder.glob("*.json")} | {path.stem for path in locks.glob("*.lock")}
         for name in names:
             try:
-                lease = Lease.model_validate_json((folder / f"{name}.json").read_bytes())
+                with translate_os_errors("read", self.root):
+                    lease = Lease.model_validate_json((folder / f"{name}.json").read_bytes())
             except (FileNotFoundError, ValueError):  # its process just ended, or died while it wrote
                 lease = None
             elsewhere = lease is not None and lease.host != socket.gethostname()
