@@ -112,7 +112,7 @@ def _disk_full(error: BaseException) -> OSError | None:
             continue
         seen.add(id(found))
         if isinstance(found, OSError) and found.errno in (errno.ENOSPC, errno.EDQUOT):
-            return found
+            return OSError(found.errno, os.strerror(found.errno), found.filename)  # h5py's text has many lines
         inner = [*found.args, *getattr(found, "exceptions", ())]
         pending += [found.__context__, found.__cause__, *(part for part in inner if isinstance(part, BaseException))]
         if match := DISK_FULL.search(text := " ".join(str(found).split())):
