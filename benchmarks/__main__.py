@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import airflow, engine, steps, sweep, tuned
+from benchmarks import airflow, engine, records, steps, sweep, tuned
 from ridgeline import pipeline
 from ridgeline.settings import Settings
 
@@ -19,6 +19,7 @@ PARTS = {
     "sweep": sweep.main,
     "sparse": sweep.sparse,
     "tuned": tuned.main,
+    "records": records.main,
 }
 
 

@@ -217,11 +217,12 @@ def gc(
     typer.echo(
         f"{'would free' if dry_run else 'freed'} {garbage.freed_bytes / 1e6:.1f} MB: {len(garbage.artifacts)} "
         f"artifacts, {garbage.num_executions} execution records, {len(garbage.scratch)} abandoned scratch folders, "
-        f"{len(garbage.staging)} staging folders of killed steps"
+        f"{len(garbage.staging)} folders of killed steps"
     )
     if garbage.num_in_progress:
         typer.echo(
-            f"kept {garbage.num_in_progress} more runs that may be in progress; --keep-hours 0 keeps only those that run now"
+            f"kept {garbage.num_in_progress} more runs that may be in progress; with --keep-hours 0, only those whose "
+            "step is running"
         )
 
 

@@ -171,12 +171,13 @@ def execute(
         return execution
 
     def reuse(decision: Decision, ref: str) -> Execution | None:
+        execution = ended(decision, "cached", decision.reason, ref)
         try:
             with store.lock():
-                return record(ended(decision, "cached", decision.reason, ref)) if store.holds(ref) else None
+                return record(execution) if store.holds(ref) else None
         except StoreError as error:  # a full or read-only disk
             log.warning("%s is reused, but that can't be recorded: %s", component.name, error)
-            return ended(decision, "cached", decision.reason, ref)
+            return execution
 
     def run(decision: Decision, scratch: Path) -> Execution:
         try:
@@ -200,6 +201,7 @@ def execute(
             with contextlib.ExitStack() as stack:
                 if decision.output is None:
                     if unprotected:
+                        log.info("%s %s", component.name, decision)
                         raise unprotected
                     scratch = stack.enter_context(store.scratch(decision.parts.key()))
                     if not rerun:  # another process may have run it meanwhile

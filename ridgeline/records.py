@@ -1,4 +1,4 @@
-"""The file names of execution records: they say what a search needs, so that it reads only the records that it wants."""
+"""File names of execution records: they say what a search needs, so that it reads only the records that it wants."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ridgeline.store import Execution
 
 SHORT = 16  # hexadecimal digits of a digest in a name
-NO_OUTPUT = "none"
+NO_OUTPUT = "none"  # no digest
 OLD_FIELDS = 3
 NAME = re.compile(
     r"([0-9]{8}T[0-9]{6}\.[0-9]{6}Z)-([^-]+)(?:-([^-]+)-([a-z]+)-([^-]+)-([0-9]+))?-[0-9a-f]+\.json", re.ASCII

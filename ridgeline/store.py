@@ -88,6 +88,7 @@ class Lease(BaseModel):
         host: Name of the machine.
         run_id: The pipeline run; its records and all artifacts that they name are needed.
         artifacts: Store-relative names of the artifacts that it reads.
+        lock: Path of the file that the process has locked.
         started_at: Start, UTC.
     """
 
@@ -96,6 +97,7 @@ class Lease(BaseModel):
     host: str = Field(default_factory=socket.gethostname)
     run_id: str
     artifacts: list[str]
+    lock: str
     started_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
 
@@ -106,7 +108,7 @@ DISK_FULL = re.compile(
 
 
 def _disk_full(error: BaseException) -> OSError | None:
-    """Return the error in a chain that says that a disk is full, or None; also one that a library wrapped or renamed."""
+    """Return the error in a chain that says that a disk is full, or None; also one that a library wrapped."""
     pending: list[BaseException | None] = [error]
     seen: set[int] = set()
     while pending:
@@ -115,12 +117,11 @@ def _disk_full(error: BaseException) -> OSError | None:
             continue
         seen.add(id(found))
         if isinstance(found, OSError) and found.errno in (errno.ENOSPC, errno.EDQUOT):
-            return found
+            return OSError(found.errno, os.strerror(found.errno), found.filename)  # h5py's text has many lines
         inner = [*found.args, *getattr(found, "exceptions", ())]
         pending += [found.__context__, found.__cause__, *(part for part in inner if isinstance(part, BaseException))]
-        line = next((line for line in str(found).splitlines() if DISK_FULL.search(line)), None)
-        if line is not None:
-            return OSError(errno.ENOSPC, line.strip()[:300])
+        if match := DISK_FULL.search(text := " ".join(str(found).split())):
+            return OSError(errno.ENOSPC, text[max(0, match.start() - 200) : match.end() + 100])
     return None
 
 
@@ -271,8 +272,8 @@ class Store:
         """Return the store-relative names of all artifacts."""
         if not self.remote:
             kinds = _folders(self.local / "artifacts")
-            refs = [f"{kind.name}/{name}" for kind in kinds for name in os.listdir(kind)]
-            refs = [ref for ref in refs if os.path.exists(f"{self.local}/artifacts/{ref}/{MANIFEST}")]
+            refs = [f"{kind.name}/{name}" for kind in kinds for name in _names(kind)]
+            refs = [ref for ref in refs if Path(f"{self.local}/artifacts/{ref}/{MANIFEST}").exists()]
         else:
             found = (self.root / "artifacts").glob(f"*/*/{MANIFEST}")
             refs = ["/".join(path.parts[-3:-1]) for path in found]
@@ -351,6 +352,7 @@ class Store:
         """
         name, failure = uuid.uuid4().hex, None
         owner = FileLock(self.local / "leases" / f"{name}.lock")
+        lease = Lease(run_id=run_id, artifacts=list(artifacts), lock=str(owner.lock_file))
         file = self.root / "leases" / f"{name}.json"
         try:
             with translate_os_errors("write to", self.root), self.lock():
@@ -358,7 +360,7 @@ class Store:
                     folder.mkdir(parents=True, exist_ok=True)
                 self.leases()  # deletes those of dead processes
                 owner.acquire()
-                file.write_text(Lease(run_id=run_id, artifacts=list(artifacts)).model_dump_json())
+                file.write_text(lease.model_dump_json())
         except StoreError as error:
             failure = error
         try:
@@ -375,12 +377,15 @@ class Store:
         names = {path.stem for path in folder.glob("*.json")} | {path.stem for path in locks.glob("*.lock")}
         for name in names:
             try:
-                lease = Lease.model_validate_json((folder / f"{name}.json").read_bytes())
+                with translate_os_errors("read", self.root):
+                    lease = Lease.model_validate_json((folder / f"{name}.json").read_bytes())
             except (FileNotFoundError, ValueError):  # its process just ended, or died while it wrote
                 lease = None
             elsewhere = lease is not None and lease.host != socket.gethostname()
             young = elsewhere and lease is not None and datetime.now(UTC) - lease.started_at < LEASE_AGE
-            if young or _is_held(locks / f"{name}.lock"):
+            # The path may differ: of a remote root between users, of a local one between mounts.
+            paths = {locks / f"{name}.lock", *([Path(lease.lock)] if lease else [])}
+            if young or any(_is_held(path) for path in paths):
                 found += [lease] if lease else []
             else:
                 with suppress(OSError):
@@ -541,29 +546,21 @@ class Store:
             run_id: Only those of this pipeline run, or of any if empty.
             with_output: Only those with an output.
         """
-        for file in self.record_files(component, key, run_id):
-            if not (with_output and file.output == NO_OUTPUT):
-                execution = self.read_record(file)
-                if execution and key in ("", execution.key) and run_id in ("", execution.run_id):
-                    if execution.output or not with_output:
-                        yield execution
+        for name, folder in self._record_names(component, key, run_id):
+            if with_output and NO_OUTPUT in name:
+                continue
+            execution = self.read_record(RecordFile.parse(folder, name))
+            if (
+                execution
+                and key in ("", execution.key)
+                and run_id in ("", execution.run_id)
+                and (execution.output or not with_output)
+            ):
+                yield execution
 
-    def record_files(self, component: str = "*", key: str = "", run_id: str = "") -> list[RecordFile]:
-        """Return the files of the records that may have a key and a run, newest first; nothing is read.
-
-        Args:
-            component: The component's name, or ``*`` for all.
-            key: The key; any if empty.
-            run_id: The pipeline run; any if empty.
-        """
-        root, run = self.root / "executions", short_run(run_id) if run_id else ""
-        with translate_os_errors("read", self.root):
-            if self.remote:
-                names = [(path.parent.name, path.name) for path in root.glob(f"{component}/[0-9]*.json")]
-            else:
-                folders = _folders(self.local / "executions")
-                names = [(f.name, name) for f in folders if component in ("*", f.name) for name in os.listdir(f)]
-        return sorted((RecordFile.parse(*n) for n in names if may_match(n[1], key[:SHORT], run)), reverse=True)
+    def record_files(self) -> list[RecordFile]:
+        """Return the files of all records, newest first; nothing is read."""
+        return [RecordFile.parse(folder, name) for name, folder in self._record_names()]
 
     def read_record(self, file: RecordFile) -> Execution | None:
         """Return a record; None if it is damaged, which is logged, or was deleted meanwhile.
@@ -588,6 +585,21 @@ class Store:
                 (self.root / "executions" / file.component / file.name).unlink(missing_ok=True)
 
     # --- internals
+
+    def _record_names(self, component: str = "*", key: str = "", run_id: str = "") -> list[tuple[str, str]]:
+        """Return the names, and the folders' names, of the records that may have a key and a run, newest first."""
+        short = key[:SHORT], short_run(run_id) if run_id else ""
+        found: list[tuple[str, str]] = []
+        with translate_os_errors("read", self.root):
+            if self.remote:
+                paths = (self.root / "executions").glob(f"{component}/[0-9]*.json")
+                found = [(path.name, path.parent.name) for path in paths if may_match(path.name, *short)]
+            else:
+                for folder in (path.name for path in _folders(self.local / "executions")):
+                    if component in ("*", folder):
+                        names = _names(self.local / "executions" / folder)
+                        found += [(name, folder) for name in names if may_match(name, *short)]
+        return sorted(found, reverse=True)
 
     @contextmanager
     def _own_staging(self) -> Iterator[Path]:
@@ -683,6 +695,12 @@ class Store:
             copy.write_bytes(path.read_bytes())
 
 
+def _names(folder: Path) -> list[str]:
+    """Return the names in a folder; a path for each would take ten times as long."""
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries]
+
+
 def _folders(folder: Path) -> list[Path]:
     """Return the folders in a folder, which may be missing."""
     return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
@@ -690,10 +708,10 @@ def _folders(folder: Path) -> list[Path]:
 
 def _is_held(lock_file: Path) -> bool:
     """Return whether a process holds a lock, or may hold it."""
-    if not lock_file.exists():
-        return False
     lock = FileLock(lock_file)
     try:
+        if not lock_file.exists():
+            return False
         lock.acquire(timeout=0)
     except (Timeout, OSError):
         return True

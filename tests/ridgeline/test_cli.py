@@ -130,7 +130,9 @@ def test_errors_are_one_message_and_exit_code_1(invoke, arguments, message):
 
 def test_gc_dry_run_of_one_run_frees_nothing(invoke):
     result = invoke("gc", "--dry-run", "--keep-runs", "1")
-    assert result.stdout == "would free 0.0 MB: 0 artifacts, 0 execution records, 0 abandoned scratch folders\n"
+    assert result.stdout == (
+        "would free 0.0 MB: 0 artifacts, 0 execution records, 0 abandoned scratch folders, 0 folders of killed steps\n"
+    )
 
 
 def test_models_lists_and_shows_what_is_served(invoke, synthetic_store):

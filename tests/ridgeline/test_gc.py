@@ -9,12 +9,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from ridgeline import pipeline
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.executor import execute
 from ridgeline.gc import collect_garbage
 from ridgeline.history import HistoryEntry
 from ridgeline.lineage import lineage
 from ridgeline.registry import Registry
+from ridgeline.settings import Settings
 from ridgeline.store import LEASE_AGE, Lease, Store
 
 NONE = timedelta(0)  # a run is in progress only while a step runs
@@ -135,7 +137,7 @@ def test_a_killed_step_needs_nothing(store, runs, slow, tmp_path):
 
 def test_a_step_on_another_host_counts_for_a_day_if_its_lock_cannot_be_seen(store, runs, tmp_path):
     folder = store.local / "leases"
-    lease = Lease(host="elsewhere", run_id="run 9", artifacts=[runs[1][1]], started_at=datetime.now(UTC))
+    lease = Lease(host="elsewhere", run_id="run 9", artifacts=[runs[1][1]], lock="/elsewhere/a.lock")
     (folder / "a.json").write_text(lease.model_dump_json())
     assert set(collect(store, tmp_path).artifacts) == set(runs[2])
     (folder / "a.json").write_text(
@@ -196,6 +198,18 @@ def test_an_artifact_that_vanishes_while_it_is_read_is_missing(store, runs, monk
         store.open(runs[1][0], number)
 
 
+def test_gc_keeps_what_a_run_of_the_command_line_has_made_between_two_steps(store, runs, toy_steps, tmp_path):
+    seed, double = (getattr(importlib.import_module(f"toy_steps.{name}"), name) for name in ("seed", "double"))
+    params = {"seed": seed.parse({"value": 1}), "double": double.parse({"factor": 3})}
+    steps = pipeline.run(Settings(store=str(store.root)), [seed, double], params, "between")
+    assert next(steps).execution.state == "cached"
+    execute(store, seed, {}, seed.parse({"value": 9}), "newest")
+    collect(store, tmp_path)
+    assert next(steps).execution.state == "complete"
+    assert next(steps, None) is None
+    assert store.leases() == []
+
+
 RUNNER = """
 import random, sys, time
 sys.path.insert(0, sys.argv[2])
@@ -227,6 +241,21 @@ def test_gc_that_keeps_one_run_disturbs_no_runner(store, toy_steps, tmp_path):
     assert deleted > 0
     left = [path.name for place in ("leases", "staging", "scratch") for path in (store.local / place).iterdir()]
     assert left == []
+
+
+def test_a_remote_store_keeps_what_a_running_step_reads(toy_steps, tmp_path):
+    seed = importlib.import_module("toy_steps.seed").seed
+    double = importlib.import_module("toy_steps.double").double
+    store = Store(f"memory://gc-{tmp_path.name}", mirror=tmp_path / "mirror")
+    first, second = (execute(store, seed, {}, seed.parse({"value": v}), f"run {v}").output or "" for v in (1, 2))
+    execute(store, double, {"number": second}, double.parse({}), "run 2")
+    with store.lease("running", [first]) as failure:
+        assert failure is None
+        another_user = Store(str(store.root), mirror=tmp_path / "other")
+        assert [lease.artifacts for lease in another_user.leases()] == [[first]]
+        assert collect(store, tmp_path).artifacts == {}
+    assert set(collect(store, tmp_path).artifacts) == {first}
+    assert store.leases() == []
 
 
 # --- what is left of killed processes

@@ -1,7 +1,10 @@
+import errno
 import itertools
 import json
+import os
 import shutil
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,6 +99,17 @@ def test_unchanged_model_is_not_pushed_again(model, tmp_path, unchecked):
     assert (pushed.version, pushed.new) == (1, False)
     assert "version 1 serves this model already" in pushed.reason
     assert len(registry.history("synthetic_garments")) == 1
+
+
+def test_unchanged_model_is_not_pushed_on_a_full_disk_either(model, tmp_path, unchecked, monkeypatch):
+    registry = Registry(tmp_path / "serving")
+    first = registry.push(model, "run 1")
+
+    def full(path, *_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert registry.push(model, "run 2").version == first.version
 
 
 def test_versions_only_grow_and_are_never_rewritten(model, tmp_path, unchecked):

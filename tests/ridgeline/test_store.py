@@ -262,7 +262,12 @@ def test_records_are_found_by_name_and_only_those_are_read(store, number, monkey
         store.record(execution(run_id=run_id, key=key, output=f"Number/{key}", minutes=minutes))
         store.record(execution(run_id=run_id, key=key, minutes=minutes).model_copy(update={"state": "failed"}))
     read, work = [], Store.read_record
-    monkeypatch.setattr(Store, "read_record", lambda store, file: read.append(file) or work(store, file))
+
+    def read_record(store, file):
+        read.append(file)
+        return work(store, file)
+
+    monkeypatch.setattr(Store, "read_record", read_record)
     assert {e.state for e in store.executions(run_id="run 1")} == {"failed", "complete"}
     assert [e.output for e in store.executions("seed", "2" * 64, with_output=True)] == [f"Number/{'2' * 64}"]
     assert lineage(store, f"Number/{'0' * 64}").execution.run_id == "run 0"
@@ -370,9 +375,9 @@ def test_other_errors_of_a_step_are_not_taken_for_a_full_disk(store):
 
 
 def test_another_disk_that_is_full_is_named(store):
-    with pytest.raises(StoreError, match=r"write to /tmp/x: No space .* Free disk space there, and run again"):
-        with store.stage():
-            raise OSError(28, "No space left on device", "/tmp/x")
+    advice = r"write to /tmp/x: No space .* Free disk space there, and run again"
+    with pytest.raises(StoreError, match=advice), store.stage():
+        raise OSError(28, "No space left on device", "/tmp/x")
 
 
 def test_reuse_and_gc_work_on_a_full_disk(toy_steps, tmp_path):

@@ -35,3 +35,15 @@ def test_one_shard_is_a_memory_map(tmp_path):
 def test_too_few_examples_are_refused(tmp_path):
     with pytest.raises(ValueError, match="Expected 3 examples for train; received fewer"):
         write_split(tmp_path / "train", [(np.zeros((2, 4, 4), np.uint8), np.zeros(2))], 3, (4, 4))
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 2)])
+def test_files_are_those_of_numpy_byte_for_byte(tmp_path, shape):
+    images = np.random.default_rng(0).integers(0, 256, (5, *shape), dtype=np.uint8)
+    fortran: np.ndarray = np.asfortranarray(images[2:])
+    pieces: list[tuple[np.ndarray, np.ndarray]] = [(images[:2], np.zeros(2)), (fortran.astype(np.int64), np.zeros(3))]
+    write_split(tmp_path / "train", pieces, 5, shape)
+    mapped = np.lib.format.open_memmap(tmp_path / "mapped.npy", mode="w+", dtype=np.uint8, shape=images.shape)
+    mapped[:] = images
+    mapped.flush()
+    assert (tmp_path / "train" / "images-00000-of-00001.npy").read_bytes() == (tmp_path / "mapped.npy").read_bytes()
