@@ -83,9 +83,7 @@ def test_the_serving_check_imports_nothing_from_there_and_takes_any_number_of_na
         check(model.saved_model, expected, names)
 
 
-def test_the_check_of_the_host_imports_nothing_from_there(
-    hostile: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_check_of_the_host_imports_nothing_from_there(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_data, "HOST_CHECK", "import json, sys; sys.exit(sys.argv[1] != 'shoes')")
     assert local_data._host_responds("shoes")
 

@@ -125,7 +125,7 @@ def _output_to(log_file: Path) -> Iterator[TextIO]:
     sys.stdout.flush()
     with (
         os.fdopen(os.dup(1), "w", buffering=1) as terminal,
-        open(log_file, "w", opener=private_opener) as log,  # noqa: PTH123 - Path.open takes no opener
+        open(log_file, "w", opener=private_opener) as log,
     ):
         saved = os.dup(1), os.dup(2)
         os.dup2(log.fileno(), 1)

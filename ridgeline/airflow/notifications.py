@@ -53,7 +53,9 @@ class Notifier(BaseNotifier):
         return title, mask(body)
 
     def _not_delivered(self) -> None:
-        self.log.error("Cannot deliver the message: RIDGELINE_NOTIFY or RIDGELINE_NOTIFY_FILE has a recipient that refused it. Check its URLs.")
+        self.log.error(
+            "Cannot deliver the message: RIDGELINE_NOTIFY or RIDGELINE_NOTIFY_FILE has a recipient that refused it. Check its URLs."
+        )
 
 
 def deadline() -> DeadlineAlert:

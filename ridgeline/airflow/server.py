@@ -104,7 +104,7 @@ class Standalone:
         make_private(self.home)
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-P", "-m", "ridgeline.airflow.standalone"]
-        with open(self.log_file, "w", opener=private_opener) as log:  # noqa: PTH123 - Path.open takes no opener
+        with open(self.log_file, "w", opener=private_opener) as log:
             # In a separate session: Ctrl-C would signal all processes of the terminal, and the scheduler would hang.
             self.process = subprocess.Popen(command, env=self.env, start_new_session=True, stdout=log, stderr=log)
         return self
