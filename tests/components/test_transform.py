@@ -75,7 +75,9 @@ def test_a_split_of_one_class_is_refused_with_evidence(dataset, tmp_path, monkey
             yield images, np.full_like(labels, 3) if name.startswith(split) else labels
 
     monkeypatch.setattr(components.transform, "_read", read_as_one_class)
-    expected = f"at least 2 classes in the {split} split of .*; received {size} images that are all of the class 'Dress'"
+    expected = (
+        f"at least 2 classes in the {split} split of .*; received {size} images that are all of the class 'Dress'"
+    )
     with pytest.raises(StepError, match=expected):
         run(dataset, tmp_path / "out", validation_examples=1_000)
 
