@@ -207,7 +207,7 @@ TEMPLATE = """\
 {% block title %}Evaluation on {{ facts.dataset }}{% endblock %}
 {% block style %}
 .pixels img{width:280px;image-rendering:pixelated}
-.matrix td{text-align:center;border:1px solid #fff;min-width:46px;width:{{ (86 / matrix|length)|round(2) }}%}
+.matrix td{text-align:center;border:1px solid #fff;min-width:46px;width:{{ (86 / (matrix|length or 1))|round(2) }}%}
 .matrix th{border-bottom:0}
 .matrix thead th{text-align:center;vertical-align:bottom;font-weight:500;font-size:.8rem;line-height:1.2}
 {% for shade in range(1, shades + 1) %}
