@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from ridgeline.access import expect_readable
 from ridgeline.component import Component
 from ridgeline.masking import HIDDEN, mask, remember
 from ridgeline.registry import Registry
@@ -168,8 +169,17 @@ class Settings(BaseSettings):
         return [*self.notify.get_secret_value().split(), *further.split()]
 
     def open_store(self) -> Store:
-        """Return the store."""
-        return Store(self.store)
+        """Return the store.
+
+        Raises:
+            PermissionError: If this user may not list it.
+        """
+        store = Store(self.store)
+        if not store.remote:
+            expect_readable(store.local, depth=0)
+            for name in ("artifacts", "executions"):
+                expect_readable(store.local / name, depth=1)
+        return store
 
     def serving_dir(self) -> Path:
         """Return the folder of the served models.
@@ -192,7 +202,9 @@ class Settings(BaseSettings):
 
         Raises:
             StoreError: If the store is remote and no folder is set.
+            PermissionError: If this user may not list the served models.
         """
+        expect_readable(self.serving_dir(), depth=1)
         return Registry(self.serving_dir(), self.keep_versions, self.serving_base_path)
 
     def locations(self, component: Component) -> dict[str, Path]:

@@ -160,8 +160,14 @@ class Store:
 
         Raises:
             ArtifactError: If it is missing, damaged or of another type.
+            PermissionError: If this user may not read it.
         """
-        artifact = kind.load(self.fetch(ref))
+        try:
+            artifact = kind.load(self.fetch(ref))
+        except ArtifactError as error:
+            if isinstance(error.__cause__, PermissionError):  # another user's, neither missing nor damaged
+                raise error.__cause__ from None
+            raise
         if artifact.ref != ref:
             raise ArtifactError(f"Expected {ref}; received the content of {artifact.ref}. The artifact is damaged.")
         return artifact

@@ -13,6 +13,7 @@ from airflow.sdk import get_current_context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 from airflow.sdk.log import mask_secret
 
+from ridgeline.access import denied
 from ridgeline.airflow import REASON, RERUN
 from ridgeline.airflow.form import parse_form, refuse_unknown
 from ridgeline.artifacts.base import ArtifactError
@@ -71,6 +72,8 @@ def run_in_task(
             log.error("%s", _resume_command(settings, component, run_id))
         if isinstance(error, StepError | FloatingPointError) and not isinstance(error, TransientStepError):
             raise AirflowFailException(mask(error)) from error
+        if isinstance(error, PermissionError):
+            raise AirflowFailException(mask(denied(error))) from error
         raise
     if component.output is PushedModel:
         states = {record.state for record in run_records(settings, run_id).values()}
@@ -181,6 +184,8 @@ def rollback_in_task() -> str:
         )
     except (ParameterError, RegistryError, ArtifactError, StoreError) as error:
         raise AirflowFailException(mask(error)) from error
+    except PermissionError as error:
+        raise AirflowFailException(mask(denied(error))) from error
     summary = f"rolled back {params['model']} to version {entry.version}, accuracy {entry.accuracy:.4f}: {entry.reason}"
     log.info("%s", summary)
     return summary
