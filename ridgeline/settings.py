@@ -20,6 +20,8 @@ from ridgeline.registry import Registry
 from ridgeline.store import Store, StoreError
 
 PREFIX = "RIDGELINE_"
+BASE_PATH = f"{PREFIX}SERVING_BASE_PATH"
+PATTERN = "*?[\\"
 MAX_DEADLINE_MINUTES = 10 * 366 * 24 * 60
 MAX_RETENTION_DAYS = 100 * 366
 
@@ -196,6 +198,20 @@ class Settings(BaseSettings):
                 "Set RIDGELINE_SERVING."
             )
         return store.local / "serving"
+
+    def expect_servable(self) -> None:
+        """Check that models can be served from the folder of the served models, before a run makes one.
+
+        Raises:
+            StoreError: If the store is remote and no folder is set, or the folder's path has a character that
+                TensorFlow takes for a pattern: it would find no file of the model.
+        """
+        for path, name in ((str(self.serving_dir()), "RIDGELINE_SERVING"), (self.serving_base_path or "", BASE_PATH)):
+            if found := [character for character in PATTERN if character in path]:
+                raise StoreError(
+                    f"Expected a folder for served models without {' '.join(PATTERN)} in its path, which TensorFlow takes "
+                    f"for a pattern; received {path}, with {' '.join(found)}. Name another folder in {name}."
+                )
 
     def open_registry(self) -> Registry:
         """Return the served models.

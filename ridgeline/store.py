@@ -214,7 +214,8 @@ class Store:
 
     def holds(self, ref: str) -> bool:
         """Return whether an artifact is in the store, without verifying it."""
-        return bool((self.root / "artifacts" / ref / MANIFEST).exists())
+        root = self.root if self.remote else self.local  # a local path that can't be read is an error, not False
+        return bool((root / "artifacts" / ref / MANIFEST).exists())
 
     def find(self, name: str) -> str:
         """Return the store-relative name of the one artifact that a name matches.
