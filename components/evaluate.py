@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import Field
 
-from components.reports.evaluation import CalibrationBins, render
+from components.reports.evaluation import MAX_CLASSES, CalibrationBins, render, worst_confusions
 from ridgeline.artifacts.examples import Examples, Split
 from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.model_evaluation import (
@@ -97,8 +98,8 @@ def evaluate(
     """
     if field := _misfit(examples, model):
         raise StepError(
-            f"Expected a model with the examples' {field} {getattr(examples.facts, field)}; received one with "
-            f"{getattr(model.facts, field)}, trained on {model.facts.dataset}. Evaluate it on that dataset, or train "
+            f"Expected a model with the examples' {field} {reprlib.repr(getattr(examples.facts, field))}; received one "
+            f"with {reprlib.repr(getattr(model.facts, field))}, trained on {model.facts.dataset}. Evaluate it on that dataset, or train "
             f"on {examples.facts.dataset}."
         )
     test = examples.split("test")
@@ -125,7 +126,7 @@ def evaluate(
     comparison = None
     if other and not _misfit(examples, other):
         comparison = _compare(other, test, labels, predicted == labels)
-    classes, confusion_matrix = _class_metrics(labels, predicted, examples.facts.class_names)
+    classes, matrix = _class_metrics(labels, predicted, examples.facts.class_names)
     accuracy = float(np.mean(predicted == labels))
     cross_entropy = mean_cross_entropy(probabilities, labels)
     bins = calibration_bins(probabilities, labels)
@@ -139,13 +140,14 @@ def evaluate(
         accuracy_interval=_wilson_interval(int(np.sum(predicted == labels)), len(labels)),
         calibration_error=calibration_error(bins),
         classes=classes,
-        confusion_matrix=confusion_matrix,
+        confusion_matrix=tuple(map(tuple, matrix.tolist())) if len(classes) <= MAX_CLASSES else (),
         mistakes=_worst_mistakes(probabilities, labels, params.num_mistakes),
         verdict=_judge(accuracy, classes, comparison, champion, params),
         synthetic=examples.facts.synthetic or model.facts.synthetic,
         comparison=comparison,
     )
-    (output / "report.html").write_text(render(facts, bins, examples, model, network), encoding="utf-8")
+    report = render(facts, bins, examples, model, network, worst_confusions(matrix))
+    (output / "report.html").write_text(report, encoding="utf-8")
     return facts
 
 
@@ -243,7 +245,8 @@ def _wilson_interval(num_correct: int, num_examples: int) -> tuple[float, float]
 
 def _class_metrics(
     labels: np.ndarray, predicted: np.ndarray, names: tuple[str, ...]
-) -> tuple[tuple[ClassMetrics, ...], tuple[tuple[int, ...], ...]]:
+) -> tuple[tuple[ClassMetrics, ...], np.ndarray]:
+    """Return the metrics of each class, and the confusion matrix, int64 ``[classes, classes]``."""
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     ids = list(range(len(names)))
@@ -252,8 +255,7 @@ def _class_metrics(
         ClassMetrics(name=name, precision=float(p), recall=float(r), f1=float(f1), num_examples=int(n))
         for name, p, r, f1, n in zip(names, *columns, strict=True)
     )
-    matrix = confusion_matrix(labels, predicted, labels=ids)
-    return classes, tuple(tuple(row) for row in matrix.tolist())
+    return classes, confusion_matrix(labels, predicted, labels=ids)
 
 
 def _worst_mistakes(probabilities: np.ndarray, labels: np.ndarray, limit: int) -> tuple[Mistake, ...]:

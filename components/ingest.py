@@ -133,6 +133,11 @@ def _expect_images_and_labels(builder: Any, dataset: str) -> tuple[tuple[int, ..
             f"Expected a dataset with an `image` and a class `label`; received {dataset} with "
             f"{sorted(features)}. Choose an image-classification dataset."
         )
+    if len(label.names) < 2:
+        raise IngestError(
+            f"Expected a dataset of at least 2 classes; received {dataset} with {', '.join(label.names) or 'none'}. "
+            "Choose another dataset."
+        )
     if None in image.shape or image.np_dtype != np.uint8:
         raise IngestError(
             f"Expected uint8 images of one size; received {image.np_dtype} images of shape {image.shape} in "

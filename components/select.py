@@ -97,7 +97,7 @@ def _order(trial: Trial) -> tuple[int, float, float]:
 
 
 def _training_params(training: dict[str, Any], trial: Trial) -> dict[str, Any]:
-    """Return a trial's training parameters, with the profile `seed`: `tuned` would replace default strengths."""
+    """Return a trial's training parameters; the profile is `seed`, since it has been applied."""
     penalty = {"kind": trial.kind, "l1": trial.l1, "l2": trial.l2}
     return {**training, "profile": "seed", "penalty": penalty, "solver": trial.solver}
 

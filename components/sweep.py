@@ -98,7 +98,7 @@ class Params(StepParams):
         """Return the training's parameters at a point of the grid: L1 uses `proximal` if `train` allows it."""
         proximal = point.l1 and self.train.optimizer == "sgd" and not self.train.average
         solver = "proximal" if proximal else "subgradient"
-        # `train` has applied its profile; applied again, it would replace strengths that equal train's default.
+        # `train` has applied its profile.
         return TrainParams(**{**dict(self.train), "profile": "seed", "penalty": point, "solver": solver})
 
 

@@ -70,8 +70,7 @@ def choose_penalty(params: Params, sweep: SweepResult) -> Params:
     """
     winner = sweep.facts.winner_params
     chosen = {name: winner[name] for name in Regularization.model_fields}
-    fitting = Params(**{**dict(params), **chosen, "profile": "seed"})  # the profile `seed` replaces no value
-    return fitting.model_copy(update={"profile": params.profile})
+    return Params(**{**dict(params), **chosen})
 
 
 def _expect_same_examples(sweep: SweepResult, examples: Examples) -> None:

@@ -53,7 +53,8 @@ def transform(dataset: Dataset, params: Params, output: Path) -> ExamplesFacts:
         The examples' facts.
 
     Raises:
-        StepError: If no training image would be left, or all pixels are equal under ``standard``.
+        StepError: If no training image would be left, the training or the test images are all of one class, or all
+            pixels are equal under ``standard``.
     """
     import tensorflow_datasets as tfds
 
@@ -73,6 +74,8 @@ def transform(dataset: Dataset, params: Params, output: Path) -> ExamplesFacts:
     for name, size in sizes.items():
         write_split(output / name, _read(builder, slices[name]), size, dataset.facts.image_shape)
         log.info("%s: %d images from %s", name, size, slices[name])
+        if name != "validation":  # any number of images may be held out, even 1
+            _expect_classes(name, Split(output / name), dataset)
     return ExamplesFacts(
         dataset=dataset.facts.name,
         image_shape=dataset.facts.image_shape,
@@ -81,6 +84,17 @@ def transform(dataset: Dataset, params: Params, output: Path) -> ExamplesFacts:
         normalization=_normalization(params.normalization, Split(output / "train")),
         synthetic=dataset.facts.synthetic,
     )
+
+
+def _expect_classes(name: str, split: Split, dataset: Dataset) -> None:
+    """Refuse a split whose images are all of one class: every model would be right."""
+    found = np.unique(split.labels)
+    if len(found) < 2:
+        received = f"{len(split)} images that are all of the class {dataset.facts.class_names[found[0]]!r}"
+        raise StepError(
+            f"Expected images of at least 2 classes in the {name} split of {dataset.facts.name}; received {received}. "
+            "Correct the dataset, or choose another."
+        )
 
 
 def _read(builder: Any, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:

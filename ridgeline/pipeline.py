@@ -20,7 +20,7 @@ from ridgeline.keys import reachable_code
 from ridgeline.masking import mask
 from ridgeline.registry import Pushed
 from ridgeline.settings import Settings
-from ridgeline.store import Execution
+from ridgeline.store import Execution, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 
 
 def parse_params(steps: list[Component], values: Mapping[str, Any], settings: Settings) -> dict[str, Params]:
-    """Validate every step's parameters before any step runs.
+    """Validate every step's parameters before any step runs, and that a servable model can be served.
 
     A step's parameters can have a field that is named after another step and holds its parameters. Values for that
     other step then apply to the field, too: ``train.epochs`` also sets ``sweep.train.epochs``, unless that is given.
@@ -212,7 +212,8 @@ def parse_params(steps: list[Component], values: Mapping[str, Any], settings: Se
         The parameters by step.
 
     Raises:
-        ParameterError: If one is unknown, of the wrong type or out of range; all are named.
+        ParameterError: If one is unknown, of the wrong type or out of range, or the folder of the served models can't
+            be used; all are named.
     """
     nested: dict[str, Any] = {step.name: dict(settings.locations(step)) for step in steps}
     errors = []
@@ -237,6 +238,11 @@ def parse_params(steps: list[Component], values: Mapping[str, Any], settings: Se
         try:
             params[step.name] = step.parse(nested[step.name])
         except ParameterError as error:
+            errors.append(str(error))
+    if any(step.output is PushedModel for step in steps):
+        try:
+            settings.expect_servable()
+        except StoreError as error:
             errors.append(str(error))
     if errors:
         raise ParameterError("\n".join(errors))

@@ -13,12 +13,15 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from ridgeline.access import expect_readable
 from ridgeline.component import Component
 from ridgeline.masking import HIDDEN, mask, remember
 from ridgeline.registry import Registry
 from ridgeline.store import Store, StoreError
 
 PREFIX = "RIDGELINE_"
+BASE_PATH = f"{PREFIX}SERVING_BASE_PATH"
+PATTERN = "*?[\\"
 MAX_DEADLINE_MINUTES = 10 * 366 * 24 * 60
 MAX_RETENTION_DAYS = 100 * 366
 
@@ -168,8 +171,17 @@ class Settings(BaseSettings):
         return [*self.notify.get_secret_value().split(), *further.split()]
 
     def open_store(self) -> Store:
-        """Return the store."""
-        return Store(self.store)
+        """Return the store.
+
+        Raises:
+            PermissionError: If this user may not list it.
+        """
+        store = Store(self.store)
+        if not store.remote:
+            expect_readable(store.local, depth=0)
+            for name in ("artifacts", "executions"):
+                expect_readable(store.local / name, depth=1)
+        return store
 
     def serving_dir(self) -> Path:
         """Return the folder of the served models.
@@ -187,12 +199,28 @@ class Settings(BaseSettings):
             )
         return store.local / "serving"
 
+    def expect_servable(self) -> None:
+        """Check that models can be served from the folder of the served models, before a run makes one.
+
+        Raises:
+            StoreError: If the store is remote and no folder is set, or the folder's path has a character that
+                TensorFlow takes for a pattern: it would find no file of the model.
+        """
+        for path, name in ((str(self.serving_dir()), "RIDGELINE_SERVING"), (self.serving_base_path or "", BASE_PATH)):
+            if found := [character for character in PATTERN if character in path]:
+                raise StoreError(
+                    f"Expected a folder for served models without {' '.join(PATTERN)} in its path, which TensorFlow takes "
+                    f"for a pattern; received {path}, with {' '.join(found)}. Name another folder in {name}."
+                )
+
     def open_registry(self) -> Registry:
         """Return the served models.
 
         Raises:
             StoreError: If the store is remote and no folder is set.
+            PermissionError: If this user may not list the served models.
         """
+        expect_readable(self.serving_dir(), depth=1)
         return Registry(self.serving_dir(), self.keep_versions, self.serving_base_path, self.open_store())
 
     def locations(self, component: Component) -> dict[str, Path]:

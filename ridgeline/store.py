@@ -224,11 +224,16 @@ class Store:
 
         Raises:
             ArtifactError: If it is missing, damaged or of another type.
+            PermissionError: If this user may not read it.
         """
         try:
             artifact = kind.load(self.fetch(ref))
         except FileNotFoundError as error:  # while it was read
             raise ArtifactError(f"Expected {ref}; it was deleted. Rerun the step that writes it.") from error
+        except ArtifactError as error:
+            if isinstance(error.__cause__, PermissionError):  # another user's, neither missing nor damaged
+                raise error.__cause__ from None
+            raise
         if artifact.ref != ref:
             raise ArtifactError(f"Expected {ref}; received the content of {artifact.ref}. The artifact is damaged.")
         return artifact
@@ -281,7 +286,8 @@ class Store:
 
     def holds(self, ref: str) -> bool:
         """Return whether an artifact is in the store, without verifying it."""
-        return bool((self.root / "artifacts" / ref / MANIFEST).exists())
+        root = self.root if self.remote else self.local  # a local path that can't be read is an error, not False
+        return bool((root / "artifacts" / ref / MANIFEST).exists())
 
     def find(self, name: str) -> str:
         """Return the store-relative name of the one artifact that a name matches.

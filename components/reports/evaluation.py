@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import keras
 
 SHADES = 9
+MAX_CLASSES = 100  # with more, the matrix is left out, and of the classes only the worst are shown
+NUM_WORST = 50
 MAX_IMAGE_SIDE = 96
 
 
@@ -37,14 +39,24 @@ class CalibrationBins:
     accuracy: np.ndarray
 
 
+@dataclass(frozen=True)
+class Confusion:
+    """How many test images of one class, by its number, were taken for another."""
+
+    label: int
+    predicted: int
+    count: int
+
+
 def render(
     facts: ModelEvaluationFacts,
     bins: CalibrationBins,
     examples: Examples,
     model: Model,
     network: keras.Model,
+    confusions: Sequence[Confusion] = (),
 ) -> str:
-    """Return the report as one HTML document.
+    """Return the report as one HTML document. Its size is bounded, whatever the number of classes.
 
     Args:
         facts: The evaluation's metrics and verdict.
@@ -52,14 +64,20 @@ def render(
         examples: The examples, for the images of the mistakes.
         model: The evaluated model, for its training history, parameters and digest.
         network: The same model as loaded by Keras, for its kernels.
+        confusions: The most frequent confusions, shown where the matrix is left out.
 
     Returns:
         HTML that opens without a network; the same text for the same arguments.
     """
+    classes = list(enumerate(facts.classes))
+    if len(classes) > MAX_CLASSES:
+        classes = sorted(classes, key=lambda item: item[1].f1)[:NUM_WORST]
     with plot_style():
         return render_page(
             TEMPLATE,
             facts=facts,
+            classes=classes,
+            confusions=confusions,
             synthetic=facts.synthetic,
             bins=bins,
             model=model,
@@ -75,6 +93,22 @@ def render(
             mistakes=[(mistake, _mistake(mistake, facts, examples.split("test"))) for mistake in facts.mistakes],
             params=flat(model.facts.params),
         )
+
+
+def worst_confusions(matrix: np.ndarray) -> list[Confusion]:
+    """Return the most frequent confusions, at most `NUM_WORST`, the most frequent first.
+
+    Args:
+        matrix: Counts, int64 ``[classes, classes]``; row is the true class, column the predicted.
+
+    Example:
+        >>> worst_confusions(np.array([[5, 0, 2], [1, 7, 0], [0, 0, 9]]))
+        [Confusion(label=0, predicted=2, count=2), Confusion(label=1, predicted=0, count=1)]
+    """
+    labels, predicted = np.nonzero(matrix - np.diag(np.diag(matrix)))
+    counts = matrix[labels, predicted]
+    order = np.argsort(-counts, kind="stable")[:NUM_WORST]
+    return [Confusion(int(labels[i]), int(predicted[i]), int(counts[i])) for i in order]
 
 
 def _shaded(matrix: tuple[tuple[int, ...], ...]) -> list[list[tuple[int, int]]]:
@@ -173,7 +207,7 @@ TEMPLATE = """\
 {% block title %}Evaluation on {{ facts.dataset }}{% endblock %}
 {% block style %}
 .pixels img{width:280px;image-rendering:pixelated}
-.matrix td{text-align:center;border:1px solid #fff;min-width:46px;width:{{ (86 / matrix|length)|round(2) }}%}
+.matrix td{text-align:center;border:1px solid #fff;min-width:46px;width:{{ (86 / (matrix|length or 1))|round(2) }}%}
 .matrix th{border-bottom:0}
 .matrix thead th{text-align:center;vertical-align:bottom;font-weight:500;font-size:.8rem;line-height:1.2}
 {% for shade in range(1, shades + 1) %}
@@ -248,8 +282,8 @@ least this far ahead with probability p = {{ "%.4g"|format(champion.p_value) }} 
 {{ "%.2f"|format(100 * facts.accuracy_interval[1]) }}</td>\
 <td>{{ "%.2f"|format(100 * champion.accuracy_interval[0]) }} to \
 {{ "%.2f"|format(100 * champion.accuracy_interval[1]) }}</td><td></td></tr>
-{% for class in facts.classes %}
-{% set recall = champion.class_recalls[loop.index0] %}
+{% for number, class in classes %}
+{% set recall = champion.class_recalls[number] %}
 <tr><th scope="row">Recall of {{ class.name }}</th><td>{{ class.recall|percent }}</td><td>{{ recall|percent }}</td>\
 <td>{{ "%+.1f"|format(100 * (class.recall - recall)) }}</td></tr>
 {% endfor %}
@@ -271,6 +305,7 @@ measured after it.</p>
 </section>
 
 <section>
+{% if matrix %}
 <h2>Confusion matrix</h2>
 <p class="note">Rows are the true class, columns the predicted. Blue is right, orange is wrong; the stronger \
 the colour, the larger the share of the row (square-root scale).</p>
@@ -294,17 +329,38 @@ the colour, the larger the share of the row (square-root scale).</p>
 </tbody>
 </table>
 </div>
+{% else %}
+<h2>Worst confusions</h2>
+<p class="note">The {{ confusions|length }} most frequent confusions. The matrix of all {{ facts.classes|length }} classes \
+is left out.</p>
+<div class="scroll" tabindex="0" role="region" aria-label="Worst confusions">
+<table>
+<thead><tr><th scope="col">True class</th><th scope="col">Predicted</th><th scope="col">Images</th>\
+<th scope="col">of</th></tr></thead>
+<tbody>
+{% for confusion in confusions %}
+{% set class = facts.classes[confusion.label] %}
+<tr><th scope="row">{{ class.name }}</th><td>{{ facts.classes[confusion.predicted].name }}</td>\
+<td>{{ "{:,}".format(confusion.count) }}</td><td>{{ "{:,}".format(class.num_examples) }}</td></tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+{% endif %}
 </section>
 
 <div class="pair">
 <section>
 <h2>By class</h2>
+{% if classes|length < facts.classes|length %}
+<p class="note">The {{ classes|length }} classes with the lowest F1 of {{ facts.classes|length }}. The manifest has all.</p>
+{% endif %}
 <div class="scroll" tabindex="0" role="region" aria-label="Metrics by class">
 <table>
 <thead><tr><th scope="col">Class</th><th scope="col">Precision</th><th scope="col">Recall</th>\
 <th scope="col">F1</th><td class="wide"></td><th scope="col">Images</th></tr></thead>
 <tbody>
-{% for class in facts.classes %}
+{% for _, class in classes %}
 <tr><th scope="row">{{ class.name }}</th><td>{{ "%.3f"|format(class.precision) }}</td>\
 <td>{{ "%.3f"|format(class.recall) }}</td><td>{{ "%.3f"|format(class.f1) }}</td>\
 <td class="wide"><svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">\

@@ -55,8 +55,8 @@ class Training(StepParams):
     profile: Literal["seed", "tuned"] = Field(
         "seed",
         title="Profile",
-        description="tuned: each training parameter that is left at its default gets the value that reached the best "
-        "validation accuracy in a search.",
+        description="tuned: each training parameter that is left out gets the value that reached the best validation "
+        "accuracy in a search. On the form, a field that shows its default counts as left out.",
         json_schema_extra=shown_as(seed="seed: the small default model", tuned="tuned: the best values of a search")
         | with_option("--profile"),
     )
@@ -129,10 +129,13 @@ class Training(StepParams):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
+        """Add the tuned values of what is left out; the penalty is one value, given as soon as a part of it is."""
         if not isinstance(values, Mapping) or values.get("profile") != "tuned":
             return values
-        defaults = {name: field.default for name, field in cls.model_fields.items()}
-        return _tuned(values, {name: value for name, value in TUNED.items() if name in defaults}, defaults)
+        tuned = {name: value for name, value in TUNED.items() if name in cls.model_fields}
+        if values.get("shift") == 0:
+            del tuned["shift_share"]  # without a shift it must keep its default
+        return tuned | dict(values)
 
     @model_validator(mode="after")
     def _shares_apply(self) -> Self:
@@ -180,18 +183,3 @@ class Params(Training, Regularization):
     def recipe(self) -> Recipe:
         """The settings that are fixed in the compiled code."""
         return Recipe(**{name: getattr(self, name) for name in Recipe.__dataclass_fields__})
-
-
-def _tuned(given: Mapping[str, Any], tuned: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the given values, with the tuned value in place of each one that equals its default.
-
-    The penalty is one value: if any part of it is given, none of it is replaced.
-    """
-    result = {**defaults, **given}
-    for name, value in tuned.items():
-        received, default = result[name], defaults[name]
-        if isinstance(received, Mapping):
-            received, default = {**dict(default), **received}, dict(default)
-        if received == default:
-            result[name] = value
-    return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from airflow.sdk import Param
@@ -115,13 +115,19 @@ def _pattern(field: Mapping[str, Any]) -> str:
     return rf"^{not_zero}(0*\.[0-9]+([eE]-[0-9]+)?|[0-9]+(\.[0-9]*)?[eE]-[0-9]+|0+\.?0*{one})$"
 
 
-def parse_form(declared: Mapping[str, Any], values: Mapping[str, Any], settings: Settings) -> dict[str, Params]:
+def parse_form(
+    declared: Mapping[str, Any], values: Mapping[str, Any], settings: Settings, typed: Collection[str] = ()
+) -> dict[str, Params]:
     """Validate a run's values for all steps of its DAG.
+
+    The form sends the value of every field. So a value that equals the step's own default counts as left out, unless
+    it was typed elsewhere or `Settings.defaults` names it.
 
     Args:
         declared: The DAG's params by name.
         values: The run's values by name; numbers may be text.
         settings: Provides the locations.
+        typed: Names of values that a user typed, even if they equal a default.
 
     Returns:
         The parameters by step.
@@ -134,7 +140,11 @@ def parse_form(declared: Mapping[str, Any], values: Mapping[str, Any], settings:
     owners = dict.fromkeys(name.split(".")[0] for name in declared)
     steps = [installed[name] for name in owners if name in installed]
     known = {name: value for name, value in values.items() if name.split(".")[0] in installed}
-    return parse_params(steps, known | _typed_numbers(steps, known), settings)
+    known |= _typed_numbers(steps, known)
+    defaults = {f"{s.name}.{n}": value for s in steps for n, value in flatten(s.params().model_dump(mode="json"))}
+    kept = {*typed, *settings.defaults}
+    left_out = {name for name in known.keys() & defaults.keys() - kept if known[name] == defaults[name]}
+    return parse_params(steps, {n: value for n, value in known.items() if n not in left_out}, settings)
 
 
 def refuse_unknown(declared: Mapping[str, Any], values: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from typing import Annotated, Any, TextIO
 import typer
 from filelock import FileLock, Timeout
 
+from ridgeline.access import denied
 from ridgeline.airflow import RERUN
 from ridgeline.airflow.local_data import choose_data, find_official_files
 from ridgeline.airflow.reasons import find_reasons
@@ -49,7 +50,19 @@ def _checkout() -> Path:
     return folder
 
 
+@contextmanager
+def _one_message() -> Iterator[None]:
+    """Show an error that a user can act on as one message."""
+    try:
+        yield
+    except SettingsError as error:
+        raise SystemExit(f"error: {error}") from None
+    except PermissionError as error:
+        raise SystemExit(f"error: {mask(denied(error))}") from None
+
+
 @app.command()
+@_one_message()
 def run(
     dag_id: Annotated[str, typer.Argument(metavar="DAG", help="The DAG's id.")],
     values: Annotated[
@@ -59,10 +72,7 @@ def run(
 ) -> None:
     """Run a DAG once, to the end, without a scheduler."""
     folder = _checkout()
-    try:
-        Settings()
-    except SettingsError as error:
-        raise SystemExit(f"error: {error}") from None
+    Settings()  # a bad variable is refused before anything is written
     os.environ |= (env := environment(folder, "airflow-run", os.environ))
     for name in os.environ.keys() - env.keys():
         del os.environ[name]
@@ -117,7 +127,8 @@ def _run_dag(dag_id: str, conf: Mapping[str, Any], log_file: Path) -> int:
             return 130
         except Exception as error:
             print(mask(traceback.format_exc()), file=sys.stderr)
-            print(f"failed: {mask(error)}", file=terminal)
+            shown = denied(error) if isinstance(error, PermissionError) else error
+            print(f"failed: {mask(shown)}", file=terminal)
             failed = True
         if failed:
             print(f"\nThe run failed. Airflow's log: {log_file}", file=terminal)
@@ -174,16 +185,14 @@ def _failure_listener(terminal: TextIO) -> SimpleNamespace:
 
 
 @app.command()
+@_one_message()
 def ui(port: Annotated[int, typer.Option(help="The web server's port.")] = 8080) -> None:
     """Start Airflow with its web interface; Ctrl-C stops it."""
     folder = _checkout()
     env = environment(folder, "airflow-ui", os.environ, port)
     if found := find_official_files(folder):
         env.setdefault("RIDGELINE_MANUAL_DIR", str(found))
-    try:
-        Settings()
-    except SettingsError as error:
-        raise SystemExit(f"error: {error}") from None
+    Settings()  # a bad variable is refused before anything is written
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

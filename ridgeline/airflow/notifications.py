@@ -61,7 +61,8 @@ class Notifier(BaseNotifier):
 
     def _not_delivered(self) -> None:
         self.log.error(
-            "Cannot deliver the message: RIDGELINE_NOTIFY or RIDGELINE_NOTIFY_FILE has a recipient that refused it. Check its URLs."
+            "Cannot deliver the message: a recipient in RIDGELINE_NOTIFY or RIDGELINE_NOTIFY_FILE refused it. "
+            "Check the URLs."
         )
 
 

@@ -13,13 +13,22 @@ from airflow.sdk import get_current_context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 from airflow.sdk.log import mask_secret
 
+from ridgeline.access import denied
 from ridgeline.airflow import REASON, RERUN
 from ridgeline.airflow.form import parse_form, refuse_unknown
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.component import Component, ParameterError, Params, StepError, TransientStepError, flatten
 from ridgeline.masking import known, mask
-from ridgeline.pipeline import StepResult, optional_steps, plan, run_records, run_step, shared_params
+from ridgeline.pipeline import (
+    StepResult,
+    optional_steps,
+    parse_params,
+    plan,
+    run_records,
+    run_step,
+    shared_params,
+)
 from ridgeline.registry import RegistryError
 from ridgeline.settings import Settings, SettingsError
 from ridgeline.store import StoreError
@@ -63,6 +72,8 @@ def run_in_task(
             log.error("%s", _resume_command(settings, component, run_id))
         if isinstance(error, StepError | FloatingPointError) and not isinstance(error, TransientStepError):
             raise AirflowFailException(mask(error)) from error
+        if isinstance(error, PermissionError):
+            raise AirflowFailException(mask(denied(error))) from error
         raise
     if component.output is PushedModel:
         states = {record.state for record in run_records(settings, run_id).values()}
@@ -127,11 +138,15 @@ def _resume_command(settings: Settings, component: Component, run_id: str) -> st
     if component.name in get_current_context()["params"].get(RERUN, ()):
         command += ["--rerun", component.name]
     shared = tuple(f"{step.name}.{other.name}." for step, other in shared_params(steps))  # the other step provides them
-    for step in steps:
-        defaults = dict(flatten(step.params().model_dump(mode="json")))
-        for name, value in flatten(params[step.name].model_dump(mode="json")):
-            if value != defaults.get(name) and not f"{step.name}.{name}".startswith(shared):
-                command += ["--set", f"{step.name}.{name}={json.dumps(value)}"]
+    wanted = {name: value for name, value in _flat(params, steps).items() if not name.startswith(shared)}
+    defaults = _flat({step.name: step.params() for step in steps}, steps)
+    given = {name: value for name, value in wanted.items() if value != defaults.get(name)}
+    try:  # another value may take the place of a default that is left out
+        parsed = _flat(parse_params(steps, given, settings), steps)
+        given |= {name: value for name, value in wanted.items() if value != parsed.get(name)}
+    except ParameterError:
+        given = wanted
+    command += [word for name, value in given.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     places = {"STORE": settings.store, "SERVING": settings.serving, "MANUAL_DIR": settings.manual_dir}
     variables = [f"RIDGELINE_{name}={shlex.quote(str(place))}" for name, place in places.items() if place]
     return (
@@ -139,6 +154,11 @@ def _resume_command(settings: Settings, component: Component, run_id: str) -> st
         f"{mask(' '.join([*variables, shlex.join(command)]))}\n"
         "Finished steps are reused; training resumes after its last finished epoch."
     )
+
+
+def _flat(params: Mapping[str, Params], steps: Iterable[Component]) -> dict[str, Any]:
+    """Return the parameters of steps by dotted name, as JSON values."""
+    return {f"{s.name}.{n}": value for s in steps for n, value in flatten(params[s.name].model_dump(mode="json"))}
 
 
 def rollback_in_task() -> str:
@@ -164,6 +184,8 @@ def rollback_in_task() -> str:
         )
     except (ParameterError, RegistryError, ArtifactError, StoreError) as error:
         raise AirflowFailException(mask(error)) from error
+    except PermissionError as error:
+        raise AirflowFailException(mask(denied(error))) from error
     summary = f"rolled back {params['model']} to version {entry.version}, accuracy {entry.accuracy:.4f}: {entry.reason}"
     log.info("%s", summary)
     return summary
@@ -184,8 +206,10 @@ def params_in_task(component: Component, values: Mapping[str, Any] | None = None
 
 def _params_of_all_steps(settings: Settings, values: Mapping[str, Any] | None = None) -> dict[str, Params]:
     context = get_current_context()
+    declared, sent = context["dag"].params, context["dag_run"].conf or {}
+    typed = () if declared.keys() <= sent.keys() else sent.keys()  # the form sends all; a command what was typed
     try:
-        return parse_form(context["dag"].params, {**context["params"], **(values or {})}, settings)
+        return parse_form(declared, {**context["params"], **(values or {})}, settings, typed)
     except ParameterError as error:
         context["ti"].xcom_push(REASON, mask(error))
         raise AirflowFailException(mask(error)) from error

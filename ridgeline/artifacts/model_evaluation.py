@@ -86,7 +86,7 @@ class ModelEvaluationFacts(Facts):
         accuracy_interval: 95 % Wilson score interval of the accuracy.
         calibration_error: Expected calibration error over 15 bins of equal width, in [0, 1].
         classes: Metrics by class, in label order.
-        confusion_matrix: Counts; row is the true class, column the predicted.
+        confusion_matrix: Counts; row is the true class, column the predicted. Empty if there are more than 100 classes.
         mistakes: The most confident mistakes, worst first.
         verdict: Blessed or not, with reasons.
         synthetic: Whether the project itself drew the test images or the training images.

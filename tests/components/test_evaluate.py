@@ -1,9 +1,11 @@
+import html
 import json
 import math
 import os
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +57,7 @@ def make_examples(
     )
 
 
-def make_model(directory, kernel, bias, synthetic=False):
+def make_model(directory, kernel, bias, synthetic=False, names=NAMES):
     import keras
 
     network = keras.Sequential(
@@ -64,7 +66,7 @@ def make_model(directory, kernel, bias, synthetic=False):
             keras.layers.Rescaling(1 / 255, name="normalize"),
             keras.layers.Flatten(name="flatten"),
             keras.layers.Dense(
-                len(NAMES),
+                len(names),
                 activation="softmax",
                 kernel_regularizer=keras.regularizers.L1L2(L1, L2),
                 name="probabilities",
@@ -86,7 +88,7 @@ def make_model(directory, kernel, bias, synthetic=False):
         ModelFacts(
             dataset="tiny:1.0.0",
             image_shape=SHAPE,
-            class_names=NAMES,
+            class_names=names,
             normalization=NORMALIZATION,
             params={"epochs": 2},
             num_parameters=kernel.size + bias.size,
@@ -194,6 +196,34 @@ def test_calibration_error_follows_its_formula(evaluation, labels, predicted):
             gap = (predicted == labels)[inside].mean() - confidence[inside].mean()
             error += inside.mean() * abs(gap)
     assert evaluation.facts.calibration_error == pytest.approx(error, rel=1e-9)
+
+
+def test_many_classes_with_long_names_make_a_bounded_report_and_manifest(tmp_path):
+    names = tuple(f"{number:04} <b> {'a long name of a class ' * 8}" for number in range(1_500))
+    examples = make_examples(tmp_path / "examples", num_test=3_000, names=names)
+    rng = np.random.default_rng(3)
+    model, champion = (
+        make_model(tmp_path / name, rng.normal(0, 1.5, (16, 1_500)).astype(np.float32), np.zeros(1_500), names=names)
+        for name in ("model", "champion")
+    )
+    evaluation = run(tmp_path / "evaluation", examples, model, champion, min_accuracy=0, min_class_recall=0)
+    report = evaluation.report.read_text(encoding="utf-8")
+    assert len(report) < 2**20
+    assert (evaluation.path / "manifest.json").stat().st_size < 2**20
+    assert evaluation.facts.confusion_matrix == ()
+    assert len(evaluation.facts.classes) == 1_500
+    labels, predicted = np.asarray(examples.split("test").labels), evaluation.predictions().argmax(axis=1)
+    pairs = Counter(zip(labels[labels != predicted], predicted[labels != predicted], strict=True))
+    (label, guess), count = pairs.most_common(1)[0]
+    assert count > 1
+    text = html.unescape(report)
+    assert f'<th scope="row">{names[label]}</th><td>{names[guess]}</td><td>{count}</td>' in text
+    assert "The 50 most frequent confusions. The matrix of all 1500 classes is left out." in text
+    assert "The 50 classes with the lowest F1 of 1500." in text
+    other = make_model(tmp_path / "other", np.zeros((16, 3), np.float32), np.zeros(3))
+    with pytest.raises(ValueError, match="Expected a model with the examples' class_names") as caught:
+        run(tmp_path / "none", examples, other)
+    assert len(str(caught.value)) < 1_000
 
 
 def test_confusion_matrix_and_class_metrics_follow_their_formulas(evaluation, labels, predicted):

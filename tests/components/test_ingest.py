@@ -132,3 +132,12 @@ def test_one_flipped_byte_of_an_official_file_is_refused(manual_dir, tmp_path):
     assert hashlib.sha256(content).hexdigest() != SHA256[path.name]
     with pytest.raises(IngestError, match=r"t10k-labels-idx1-ubyte\.gz has wrong checksum|wrong checksum"):
         run(tmp_path / "out", manual_dir=tmp_path / "manual")
+
+
+def test_a_dataset_of_one_class_is_refused_before_its_images_are_prepared(tmp_path, monkeypatch):
+    from components.datasets import synthetic_garments
+
+    monkeypatch.setattr(synthetic_garments, "OUTLINES", {"Dress": synthetic_garments.OUTLINES["Dress"]})
+    monkeypatch.setattr(synthetic_garments, "draw", None)
+    with pytest.raises(IngestError, match="at least 2 classes; received synthetic_garments:1.0.0 with Dress"):
+        run(tmp_path / "out", dataset="synthetic_garments:1.0.0")

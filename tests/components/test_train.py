@@ -3,6 +3,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from components.training.checkpoint import Checkpoint
 from components.training.network import build_model
 from components.training.params import TUNED, Params
 from ridgeline.artifacts.model import Model
-from ridgeline.component import ParameterError, flatten
+from ridgeline.component import ParameterError, StepSkipped, flatten
+from ridgeline.step_cli import run_step
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -227,9 +229,13 @@ def test_seed_model_reaches_the_notebooks_accuracy(fashion_mnist):
 # --- profiles
 
 
-def test_tuned_replaces_default_values_only():
-    seed = train.parse({}).model_dump(mode="json")  # the trigger form always sends all values
-    params = parse(seed | {"profile": "tuned", "epochs": 3, "penalty": {**seed["penalty"], "l2": 0.5}})
+def test_tuned_replaces_only_what_is_left_out_even_if_it_equals_the_default():
+    seed = train.parse({})
+    for name in TUNED:  # each value that the profile would replace
+        default = getattr(seed, name)
+        given = default.model_dump(mode="json") if name == "penalty" else default
+        assert getattr(parse({"profile": "tuned", name: given}), name) == default
+    params = parse({"profile": "tuned", "epochs": 3, "penalty": {"l2": 0.5}})
     assert (params.epochs, params.penalty.l2, params.seed) == (3, 0.5, 42)
     others = {name: value for name, value in TUNED.items() if name not in ("epochs", "penalty")}
     assert {name: getattr(params, name) for name in others} == others
@@ -244,3 +250,16 @@ def test_every_tuned_value_is_a_parameter_that_differs_from_its_default():
     named = dict(flatten(TUNED))
     assert {name: tuned[name] for name in named} == named
     assert {name for name in seed if tuned[name] != seed[name]} <= named.keys() | {"profile"}
+
+
+def test_a_value_that_is_typed_for_the_step_alone_counts_even_if_it_equals_the_default(tmp_path):
+    taken = []
+
+    def stop(**given):
+        taken.append(given["params"])
+        raise StepSkipped("far enough")
+
+    alone = replace(train, run=stop, inputs={}, optional={}, resumes=False)
+    with pytest.raises(SystemExit, match="far enough"):
+        run_step(alone, ["--profile", "tuned", "--epochs", "2", "--output", str(tmp_path / "model")])
+    assert (taken[0].epochs, taken[0].batch_size) == (2, TUNED["batch_size"])

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
+import components.transform
 from components.transform import transform
 from ridgeline.artifacts.dataset import Dataset
 from ridgeline.artifacts.examples import Examples
+from ridgeline.component import StepError
 
 
 @pytest.fixture
@@ -62,6 +64,22 @@ def test_split_larger_than_the_data_is_refused(dataset, tmp_path, held_out):
     with pytest.raises(ValueError, match=f"below the 6000 training images .* received {held_out}"):
         run(dataset, tmp_path / "out", validation_examples=held_out)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(("split", "size"), [("train", 5_000), ("test", 1_000)])
+def test_a_split_of_one_class_is_refused_with_evidence(dataset, tmp_path, monkeypatch, split, size):
+    read = components.transform._read
+
+    def read_as_one_class(builder, name):
+        for images, labels in read(builder, name):
+            yield images, np.full_like(labels, 3) if name.startswith(split) else labels
+
+    monkeypatch.setattr(components.transform, "_read", read_as_one_class)
+    expected = (
+        f"at least 2 classes in the {split} split of .*; received {size} images that are all of the class 'Dress'"
+    )
+    with pytest.raises(StepError, match=expected):
+        run(dataset, tmp_path / "out", validation_examples=1_000)
 
 
 @pytest.mark.parametrize("values", [{"validation_examples": 0}, {"validation_examples": 2.5}, {"normalization": "log"}])

@@ -80,6 +80,7 @@ def test_a_run_survives_a_kill_and_only_the_user_can_read_the_passwords(
     password = json.loads(airflow.password_file.read_text())["admin"]
     assert password not in (home / "standalone.log").read_text()
 
+    time.sleep(31)  # after 30 s the new scheduler takes the old one for dead, and starts the task again at once
     with Standalone(env, home / "standalone.log") as airflow:
         wait_for("Airflow", airflow.is_healthy)
         assert airflow.wait_for_run("slow", run_id, 180) == "success"

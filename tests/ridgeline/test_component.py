@@ -1,4 +1,8 @@
 import importlib
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,7 @@ from ridgeline.artifacts.examples import Examples
 from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.sweep_result import SweepResult
 from ridgeline.artifacts.trials import Trials
-from ridgeline.component import Champion, ParameterError, Params, component
+from ridgeline.component import STEP_ENVIRONMENT, Champion, ParameterError, Params, component
 
 
 def test_signature_is_the_declaration():
@@ -87,3 +91,38 @@ def test_a_champion_needs_an_input_to_compare_it_with():
 
     with pytest.raises(TypeError, match="Expected an input of the type of champion in step.*Add one of type Model"):
         component(output=Model)(step)
+
+
+USES_KERAS = """
+import json, os
+from pathlib import Path
+from ridgeline.artifacts.base import Artifact, Facts
+from ridgeline.component import Params, component
+
+class Numbers(Artifact[Facts]):
+    facts_type = Facts
+
+@component(output=Numbers)
+def probe(params: Params, output: Path) -> Facts:
+    import keras
+
+    found = [keras.config.backend(), keras.config.floatx(), keras.config.epsilon(), keras.config.image_data_format()]
+    print(json.dumps([*found, os.environ["TF_NUM_INTRAOP_THREADS"]]))
+    return Facts()
+
+Path("output").mkdir()
+probe(params=Params(), output=Path("output"))
+"""
+
+
+@pytest.mark.fresh_process
+def test_a_step_computes_alike_whatever_the_user_has_set_for_keras_and_tensorflow(tmp_path):
+    env = {name: value for name, value in os.environ.items() if name not in STEP_ENVIRONMENT}
+    (tmp_path / ".keras").mkdir()
+    settings = {"floatx": "float16", "epsilon": 0.1, "backend": "jax", "image_data_format": "channels_first"}
+    (tmp_path / ".keras" / "keras.json").write_text(json.dumps(settings))
+    env |= {"HOME": str(tmp_path), "KERAS_BACKEND": "jax", "TF_NUM_INTRAOP_THREADS": "7"}
+    command = [sys.executable, "-P", "-c", USES_KERAS]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == ["tensorflow", "float32", 1e-7, "channels_last", "1"]

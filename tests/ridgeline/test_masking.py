@@ -113,7 +113,7 @@ def test_records_logs_and_commands_of_a_failing_run_hide_them(
         raise OSError(f"Cannot reach {URL}: login of ann with {PASSWORD} refused")
 
     monkeypatch.setattr(type(seed), "__call__", lambda *_, **given: fail(**given))
-    with caplog.at_level("DEBUG", logger="ridgeline"), pytest.raises(OSError):
+    with caplog.at_level("DEBUG", logger="ridgeline"), pytest.raises(OSError, match="refused"):
         execute(store, seed, {}, seed.parse({"value": 3}), "run")
     reasons = [record.reason for record in store.executions("seed")]
     assert any("login of ann with *** refused" in reason for reason in reasons)

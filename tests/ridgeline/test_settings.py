@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from ridgeline.component import ParameterError
 from ridgeline.settings import Settings, SettingsError
 from ridgeline.store import StoreError
 
@@ -42,6 +43,28 @@ def test_an_empty_variable_is_not_set(monkeypatch):
 def test_remote_store_needs_a_serving_folder():
     with pytest.raises(StoreError, match="RIDGELINE_SERVING"):
         Settings(store="memory://bucket").serving_dir()
+
+
+@pytest.mark.parametrize("character", ["*", "?", "[v1]", "\\"])
+def test_a_folder_from_which_tensorflow_cannot_load_is_refused_before_work(tmp_path, character):
+    from ridgeline.pipeline import parse_params, plan
+
+    store = str(tmp_path / f"data{character}" / "store")
+    with pytest.raises(ParameterError, match="takes for a pattern; received .*Name another folder in RIDGELINE_SERVING."):
+        parse_params(plan("export"), {}, Settings(store=store))
+    elsewhere = str(tmp_path / "serving")
+    parse_params(plan("export"), {}, Settings(store=store, serving=elsewhere))
+    parse_params(plan("train"), {}, Settings(store=store))  # nothing is served
+    with pytest.raises(ParameterError, match="Name another folder in RIDGELINE_SERVING_BASE_PATH."):
+        parse_params(plan("export"), {}, Settings(serving=elsewhere, serving_base_path=f"/models{character}"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_remote_store_without_a_folder_for_served_models_is_refused_before_work():
+    from ridgeline.pipeline import parse_params, plan
+
+    with pytest.raises(ParameterError, match="Set RIDGELINE_SERVING"):
+        parse_params(plan("export"), {}, Settings(store="memory://bucket"))
 
 
 # --- bad values

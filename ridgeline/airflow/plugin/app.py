@@ -28,6 +28,7 @@ from fastapi.responses import HTMLResponse
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from ridgeline.access import denied
 from ridgeline.airflow.plugin import models_page, run_page
 from ridgeline.airflow.plugin.run_page import Run, Task
 from ridgeline.airflow.plugin.template import render_template
@@ -78,8 +79,9 @@ def create() -> FastAPI:
     @app.exception_handler(OSError)
     @app.exception_handler(SettingsError)
     async def unreadable(request: Request, error: Exception) -> Response:
-        log.warning("Cannot show %s: %s", request.url.path, mask(error))
-        return _message("Cannot read the store", mask(error), 503)
+        text = mask(denied(error) if isinstance(error, PermissionError) else error)
+        log.warning("Cannot show %s: %s", request.url.path, text)
+        return _message("Cannot read the store", text, 503)
 
     @app.get("/dags/{dag_id}/runs/{run_id}", dependencies=[readers_of_runs])
     def run_report(dag_id: str, run_id: str, session: SessionDep) -> Response:

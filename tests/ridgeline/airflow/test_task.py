@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -37,12 +38,14 @@ class Task:
         self.events: dict[Any, Any] = {}
         self.xcoms: dict[str, str] = {}
 
-    def __call__(self, component: Component, values: dict[str, Any], **inputs: str) -> str:
+    def __call__(
+        self, component: Component, values: dict[str, Any], conf: dict[str, Any] | None = None, **inputs: str
+    ) -> str:
         params = {name: param.value for name, param in self.declared.items()} | values
         context = {"dag": SimpleNamespace(params=self.declared), "params": params, "run_id": "run-1"}
         self.events = {asset: SimpleNamespace(extra={}) for asset in self.outlets}
         context |= {"task": SimpleNamespace(outlets=self.outlets), "outlet_events": self.events}
-        context |= {"dag_run": SimpleNamespace(triggering_user_name="ann")}
+        context |= {"dag_run": SimpleNamespace(triggering_user_name="ann", conf=params if conf is None else conf)}
         context |= {"ti": SimpleNamespace(xcom_push=lambda key, value: self.xcoms.update({key: value}))}
         self.patch.setattr(self.module, "get_current_context", lambda: context)
         return self.module.run_in_task(component, **inputs)
@@ -167,6 +170,53 @@ def test_a_failure_logs_a_command_that_resumes(
     given = pipeline.parse_assignments(command[4::2])
     assert given == {"train.epochs": 3, "ingest.dataset": "synthetic_garments:1.0.0"}
     pipeline.parse_params(pipeline.plan("train"), given, Settings())
+
+
+TUNED = {"train.profile": "tuned"}
+
+
+@pytest.mark.parametrize(
+    ("conf", "defaults", "epochs", "rate"),
+    [
+        (None, {}, 160, 0.001),  # from the form, which sends all values
+        (TUNED | {"train.epochs": 2}, {}, 2, 0.001),  # typed on a command line or over REST
+        (TUNED | {"train.epochs": 2, "train.optimizer": "sgd", "train.momentum": 0.5}, {}, 2, 0.001),
+        (None, {"train.epochs": 2}, 2, 0.001),
+        (TUNED, {"train.learning_rate": 0.02}, 160, 0.02),
+        ({}, TUNED | {"train.penalty.l2": 0.01}, 160, 0.001),  # a scheduled run
+    ],
+)
+def test_a_typed_value_counts_even_if_it_equals_the_default(
+    task_module: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    conf: dict[str, Any] | None,
+    defaults: dict[str, Any],
+    epochs: int,
+    rate: float,
+) -> None:
+    import shlex
+
+    monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("RIDGELINE_DEFAULTS", json.dumps(defaults))
+    steps, done = pipeline.load_components(), []
+
+    def fail(*arguments: Any) -> None:
+        done.append(arguments[3])
+        raise ArithmeticError("stop here")
+
+    monkeypatch.setattr(task_module, "run_step", fail)
+    task = Task(task_module, monkeypatch, list(steps.values()))
+    with pytest.raises(ArithmeticError), caplog.at_level("ERROR", logger="ridgeline"):
+        task(steps["train"], TUNED if conf is None else conf, conf, examples=f"Examples/{'0' * 64}")
+    (params,) = done
+    assert (params.epochs, params.learning_rate, params.profile) == (epochs, rate, "tuned")
+    line = next(line for line in caplog.text.splitlines() if "ridgeline run" in line)
+    words = shlex.split(line.partition("or run ")[2])
+    monkeypatch.delenv("RIDGELINE_DEFAULTS")
+    given = pipeline.parse_assignments(words[words.index("--set") + 1 :: 2])
+    assert pipeline.parse_params(pipeline.plan("train"), given, Settings())["train"] == params
 
 
 def test_params_of_the_dag_that_belong_to_no_step_are_ignored(

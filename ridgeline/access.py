@@ -1,0 +1,69 @@
+"""What another Unix user may not read: it is named, with its owner, and never taken for empty."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def denied(error: PermissionError) -> str:
+    """Return the message about a file or folder that this user may not use.
+
+    Args:
+        error: The error of the operating system.
+    """
+    if error.filename is None:
+        return f"Cannot use a file: {error}. Give this user access to it."
+    path = Path(os.fsdecode(error.filename))
+    owner = _owner(path)
+    return (
+        f"Cannot use {path}: {error.strerror} for the user {_name(os.geteuid())}; it belongs to {owner}. Give this user "
+        f"access to it and to all that it holds, run as {owner}, or name another folder in RIDGELINE_STORE or "
+        "RIDGELINE_SERVING."
+    )
+
+
+def expect_readable(root: Path, depth: int) -> None:
+    """Check that a folder and those in it can be listed, as far as they exist: a search leaves out what it can't read.
+
+    Args:
+        root: The folder.
+        depth: How many levels of folders below it are checked.
+
+    Raises:
+        PermissionError: If one can't be listed; it names the folder.
+    """
+    for folder in _folders(root):
+        if depth:
+            expect_readable(folder, depth - 1)
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            found = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not os.access(folder, os.X_OK, effective_ids=True):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    yield from (path for path in found if not path.name.startswith("."))
+
+
+def _owner(path: Path) -> str:
+    """Return the owner of a path, or of the folder around it that can be seen."""
+    for place in (path, *path.parents):
+        try:
+            return _name(place.stat().st_uid)
+        except OSError:
+            continue
+    return "another user"
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
