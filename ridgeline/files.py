@@ -51,10 +51,10 @@ def make_folder(folder: Path) -> None:
     Args:
         folder: The folder.
     """
-    if not folder.is_dir():
-        make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        flush(folder.parent)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        flush(path.parent)
 
 
 def move(source: Path, target: Path) -> None:
