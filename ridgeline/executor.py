@@ -143,7 +143,8 @@ def execute(
         StoreError: If the store can't be written.
         Exception: Any exception of the component.
     """
-    store.clear_leftovers()
+    with contextlib.suppress(StoreError):  # where nothing can be written, a step may still be reused
+        store.clear_leftovers()
     started_at, start = datetime.now(UTC), time.monotonic()
     artifacts = open_inputs(store, component, inputs)
     decision = decide(store, component, artifacts, params, rerun)

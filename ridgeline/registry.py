@@ -337,6 +337,8 @@ class Registry:
         if not reason.strip():
             raise RegistryError("Expected a reason for the rollback; received none. Give one for the history.")
         self.known_history(name)
+        with suppress(StoreError):  # a store that can't be written can still be read
+            store.clear_leftovers()
         with self._locked(name):
             history = self.known_history(name)
             champion = history[-1]
