@@ -101,8 +101,8 @@ def sign(text: str) -> str:
         text: The JSON object, not empty.
 
     Example:
-        >>> sign('{"version": 3}')[:33]
-        '{"version": 3, "sha256": "18bf72c'
+        >>> sign('{"version": 3}')[:36]
+        '{"version": 3, "sha256": "a52ee2c7de'
     """
     body = text.rstrip().removesuffix("}").rstrip()
     return f'{body}, "sha256": "{_sha256(body)}"}}'

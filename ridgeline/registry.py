@@ -399,8 +399,8 @@ class Registry:
             lines = [known.get(entry) or entry.line() for entry in entries]
         if not lines:
             raise StoreError(
-                f"Cannot read {folder / HISTORY}: it is empty or damaged, and neither {COPY} nor the records of runs "
-                "tell what it held. Restore the file from a backup."
+                f"Expected a history entry in each line of {folder / HISTORY}; received none that can be read, and "
+                f"neither {COPY} nor the records of runs tell what it held. Restore the file from a backup."
             )
         number = f"line {', '.join(map(str, own.damaged))} damaged" if own.damaged else "lines missing"
         missing = total - len(lines)

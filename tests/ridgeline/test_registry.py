@@ -155,7 +155,7 @@ def test_a_history_of_which_nothing_is_left_is_refused_and_left_alone(model, tmp
             lambda: registry.verify(store, NAME),
             lambda: back(registry, store),
         ):
-            with pytest.raises(StoreError, match=r"Cannot read .*history\.jsonl: it is empty or damaged.* a backup"):
+            with pytest.raises(StoreError, match=r"history entry in each line of .*none that can be read.* a backup"):
                 action()
         assert path.read_bytes() == damaged
 
