@@ -146,7 +146,7 @@ def execute(
         StoreError: If the store can't be written.
         Exception: Any exception of the component.
     """
-    with contextlib.suppress(StoreError):  # on a full or read-only disk, a step may be reused all the same
+    with contextlib.suppress(StoreError):  # where nothing can be written, a step may still be reused
         store.clear_leftovers()
     started_at, start = datetime.now(UTC), time.monotonic()
 

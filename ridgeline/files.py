@@ -51,10 +51,10 @@ def make_folder(folder: Path) -> None:
     Args:
         folder: The folder.
     """
-    if not folder.is_dir():
-        make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        flush(folder.parent)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        flush(path.parent)
 
 
 def move(source: Path, target: Path) -> None:
@@ -101,8 +101,8 @@ def sign(text: str) -> str:
         text: The JSON object, not empty.
 
     Example:
-        >>> sign('{"version": 3}')[:33]
-        '{"version": 3, "sha256": "18bf72c'
+        >>> sign('{"version": 3}')[:36]
+        '{"version": 3, "sha256": "a52ee2c7de'
     """
     body = text.rstrip().removesuffix("}").rstrip()
     return f'{body}, "sha256": "{_sha256(body)}"}}'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -92,6 +93,7 @@ def read_lines(path: Path) -> Lines:
     return Lines(lines)
 
 
+@functools.lru_cache(maxsize=10_000)
 def parse(line: str) -> HistoryEntry:
     """Return the entry of a line.
 
@@ -108,6 +110,8 @@ def merge(lines: list[str], copy: list[str]) -> list[str]:
         >>> merge(["a", "c", "d"], ["a", "b", "c"])
         ['a', 'b', 'c', 'd']
     """
+    if lines[: len(copy)] == copy:
+        return list(lines)
     merged, place = list(copy), 0
     for line in lines:
         if line in merged:

@@ -337,6 +337,8 @@ class Registry:
         if not reason.strip():
             raise RegistryError("Expected a reason for the rollback; received none. Give one for the history.")
         self.known_history(name)
+        with suppress(StoreError):  # a store that can't be written can still be read
+            store.clear_leftovers()
         with self._locked(name):
             history = self.known_history(name)
             champion = history[-1]
@@ -397,8 +399,8 @@ class Registry:
             lines = [known.get(entry) or entry.line() for entry in entries]
         if not lines:
             raise StoreError(
-                f"Cannot read {folder / HISTORY}: it is empty or damaged, and neither {COPY} nor the records of runs "
-                "tell what it held. Restore the file from a backup."
+                f"Expected a history entry in each line of {folder / HISTORY}; received none that can be read, and "
+                f"neither {COPY} nor the records of runs tell what it held. Restore the file from a backup."
             )
         number = f"line {', '.join(map(str, own.damaged))} damaged" if own.damaged else "lines missing"
         missing = total - len(lines)

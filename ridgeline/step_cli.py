@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource
 
 from ridgeline.artifacts.base import Artifact
 from ridgeline.component import Champion, Component, Params, StepSkipped
+from ridgeline.files import move
 from ridgeline.masking import mask
 
 
@@ -105,7 +106,7 @@ def _write(component: Component, params: Params, output: Path, inputs: dict[str,
         if scratch:
             scratch.mkdir(exist_ok=True)
         component(params=params, output=staging, scratch=scratch, **inputs)
-        staging.rename(output)
+        move(staging, output)
         if scratch:
             shutil.rmtree(scratch)
     finally:

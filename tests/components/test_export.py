@@ -1,6 +1,8 @@
+import os
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -115,3 +117,19 @@ def test_accuracy_on_the_official_test_set(fashion_mnist):
     facts = store.open(refs["evaluate"], ModelEvaluation).facts
     assert facts.accuracy == pytest.approx(0.815, abs=0.015)
     assert facts.verdict.blessed
+
+
+@pytest.mark.fresh_process
+def test_the_saving_process_ends_when_its_parent_is_killed(tmp_path):
+    (tmp_path / "model").mkdir()
+    os.mkfifo(tmp_path / "model" / "manifest.json")  # its reader, the saving process, waits for its content
+    program = "import sys; from pathlib import Path; from components.export import save_in_a_fresh_process as save; "
+    command = [sys.executable, "-c", f"{program}save(*map(Path, sys.argv[1:]))", tmp_path / "model", tmp_path / "saved"]
+    parent = subprocess.Popen(command)
+    with (tmp_path / "model" / "manifest.json").open("wb", buffering=0) as manifest:  # it is being read now
+        parent.kill()
+        parent.wait()
+        with pytest.raises(BrokenPipeError):
+            for _ in range(1_000):
+                manifest.write(b" ")
+                time.sleep(0.01)

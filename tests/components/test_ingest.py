@@ -3,6 +3,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -89,6 +90,15 @@ def test_missing_network_says_which_files_to_put_where(no_network, tmp_path):
         run(tmp_path / "out")
     for name in SHA256:
         assert name in str(caught.value)
+
+
+def test_no_temporary_folder_is_left(no_network, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    with pytest.raises(IngestError):
+        run(tmp_path / "out")
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert tempfile.tempdir == str(tmp_path / "temporary")
 
 
 def test_missing_manual_dir_is_refused(tmp_path):

@@ -39,7 +39,7 @@ def test_a_folder_is_created_with_its_parents(tmp_path):
     files.make_folder(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
     (tmp_path / "file").touch()
-    with pytest.raises(FileExistsError):
+    with pytest.raises(NotADirectoryError):
         files.make_folder(tmp_path / "file" / "b")
 
 

@@ -190,7 +190,7 @@ def test_a_damaged_record_is_left_out_and_its_step_alone_runs_again(toy_steps, s
 
     def run(run_id):
         first = execute(store, seed, {}, seed.parse({}), run_id)
-        return first.state, execute(store, double, {"number": first.output}, double.parse({}), run_id).state
+        return first.state, execute(store, double, {"number": first.output or ""}, double.parse({}), run_id).state
 
     run("run 1")
     (path,) = store.local.glob("executions/double/*.json")

@@ -21,7 +21,7 @@ from ridgeline.artifacts.base import verify
 from ridgeline.artifacts.pushed_model import PushedModel, PushedModelFacts
 from ridgeline.executor import execute
 from ridgeline.registry import Registry
-from ridgeline.store import Store, StoreError
+from ridgeline.store import Execution, Store, StoreError
 
 NAME = "shoes"
 WRITES = ("fsync", "rename", "replace", "mkdir")
@@ -241,7 +241,7 @@ def test_a_step_is_done_or_not_and_leaves_nothing_behind(toy_steps, tmp_path, in
 
     (tmp_path / "steps").mkdir()
 
-    def run(folder: Path) -> object:
+    def run(folder: Path) -> Execution:
         return execute(Store(folder), seed, {}, seed.parse({}), "run")
 
     for copy, interrupted in every_state(tmp_path / "steps", interrupted_at, run):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ridgeline.artifacts.base import ArtifactError
+from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.registry import STILL_LOADED, Registry, RegistryError
 from ridgeline.serving_check import ServingError
@@ -168,7 +169,7 @@ def test_a_history_of_which_nothing_is_left_is_refused_and_left_alone(model, tmp
             lambda: registry.verify(store, NAME),
             lambda: back(registry, store),
         ):
-            with pytest.raises(StoreError, match=r"Cannot read .*history\.jsonl: it is empty or damaged.* a backup"):
+            with pytest.raises(StoreError, match=r"history entry in each line of .*none that can be read.* a backup"):
                 action()
         assert path.read_bytes() == damaged
 
@@ -409,6 +410,131 @@ def test_the_same_force_does_not_undo_a_rollback_to_any_version(models, registry
         models[2], tmp_path / "b", forced="we need it", accuracy=0.21
     )  # judged against model 1 this time
     assert "version 3 served this model and was rolled back from" in push(registry, forced_again).reason
+
+
+# --- models that compute the same
+
+
+@pytest.fixture
+def trained(synthetic_store, refs, store, model, tmp_path):
+    """Return a function that makes a servable model of the synthetic one, trained again, with other files."""
+    numbers = itertools.count()
+
+    def make(change):
+        folder = tmp_path / f"trained {next(numbers)}"
+        original = synthetic_store.open(refs["train"], Model)
+        shutil.copytree(original.path, folder)
+        (folder / "manifest.json").unlink()
+        change(folder)
+        digest = store.publish(Model.seal(folder, original.facts)).partition("/")[2]
+        return variant(model, tmp_path / f"servable {next(numbers)}", model_digest=digest)
+
+    return make
+
+
+def other_summary(folder):
+    (folder / "summary.txt").write_text("a table as another release of a library draws it")
+
+
+def other_description(folder):
+    path = folder / "architecture.json"
+    described = json.loads(path.read_text())
+    described["config"]["layers"][-1]["config"].update(kernel_regularizer={"l2": 0.5}, quantization=None)
+    path.write_text(json.dumps(described))
+
+
+def other_file_layout(folder):
+    """Write the same weights into another HDF5 file, as another release of the library may."""
+    import h5py
+
+    path = folder / "model.weights.h5"
+    with h5py.File(path) as file, h5py.File(folder / "new", "w", libver="latest") as new:
+        for name in file:
+            file.copy(name, new)
+    (folder / "new").rename(path)
+
+
+def other_weights(folder):
+    import h5py
+
+    with h5py.File(folder / "model.weights.h5", "r+") as file:
+        weights = next(iter(file["layers"].values()))["vars"]["0"]
+        weights[0] += 1
+
+
+def other_activation(folder):
+    path = folder / "architecture.json"
+    path.write_text(path.read_text().replace('"relu"', '"tanh"'))
+
+
+@pytest.mark.parametrize("change", [other_summary, other_description, other_file_layout])
+@pytest.mark.parametrize("present", [True, False])
+def test_a_model_trained_again_is_recognized_by_what_it_computes(models, registry, store, trained, change, present):
+    registry.store = store
+    push_all(registry, models[1], trained(lambda folder: None))
+    again = trained(change)
+    outcome = push(registry, again, by="")
+    assert (outcome.new, outcome.reason) == (False, "not pushed: version 2 serves this model already")
+    back(registry, store)
+    if not present:  # garbage collection took what is not served
+        store.delete(f"Model/{registry.history(NAME)[1].model_digest}")
+        registry = Registry(registry.root, store=store)
+    outcome = push(registry, again, by="")
+    assert (outcome.new, outcome.version) == (False, 1)
+    assert "version 2 served this model and was rolled back from" in outcome.reason
+    assert [entry.version for entry in registry.entries_of(NAME, again.facts.model_digest)] == [2]
+
+
+@pytest.mark.parametrize("change", [other_weights, other_activation])
+def test_a_model_that_computes_something_else_is_another_model(models, registry, store, trained, change):
+    registry.store = store
+    push_all(registry, models[1], trained(lambda folder: None))
+    back(registry, store)
+    assert push(registry, trained(change), by="").version == 3
+
+
+def test_a_model_trained_again_is_compared_with_what_the_champion_replaced(models, registry, store, trained):
+    registry.store = store
+    first = trained(lambda folder: None)
+    push_all(registry, models[1], first)
+    again = trained(other_summary).facts.model_digest
+    assert registry.baseline(NAME, again) == registry.baseline(NAME, first.facts.model_digest)
+    assert registry.baseline(NAME, again).version == 1
+
+
+def test_entries_of_earlier_releases_are_recognized_while_the_store_has_their_model(models, registry, store, trained):
+    push_all(registry, models[1], trained(lambda folder: None))  # without a store: nothing is recorded
+    assert [entry.computes for entry in registry.history(NAME)] == ["", ""]
+    registry.store = store
+    assert "version 2 serves this model already" in push(registry, trained(other_summary)).reason
+
+
+# --- files of operating systems
+
+
+OS_FILES = [".DS_Store", "Thumbs.db", "desktop.ini", "._saved_model.pb", ".nfs00000000001a2b3c", "variables/.DS_Store"]
+
+
+@pytest.mark.parametrize("name", OS_FILES)
+def test_a_file_of_an_operating_system_is_no_damage(model, registry, store, name):
+    ref = store.publish(variant(model, store.local / "variant", model_digest="1" * 64))
+    (store.path(ref) / "saved_model" / name).touch()
+    one = store.open(ref, PushedModel)
+    push(registry, one)
+    served = registry.root / NAME / "1"
+    assert not (served / name).exists()
+    (served / name).write_text("by the system")
+    assert registry.verify(store, NAME).version == 1
+    assert "serves this model already" in push(registry, one).reason
+
+
+def test_real_damage_of_a_served_version_is_named(models, registry, store):
+    push_all(registry, models[1])
+    (registry.root / NAME / "1" / ".DS_Store").touch()
+    (registry.root / NAME / "1" / "variables" / "extra").touch()
+    (registry.root / NAME / "1" / "saved_model.pb").write_text("")
+    with pytest.raises(RegistryError, match="they were changed: saved_model.pb, variables/extra. Roll back"):
+        registry.verify(store, NAME)
 
 
 # --- what else is not pushed

@@ -531,3 +531,52 @@ def test_old_scratch_is_cleared_unless_someone_works_in_it(store):
         raise ArithmeticError
     assert {path.name for path in (store.local / "scratch").glob("*[!k]")} == {"new", "working"}
     assert not (store.local / "scratch" / "old.lock").exists()
+
+
+def test_what_killed_processes_left_is_cleared_at_the_next_start(store, toy_steps):
+    seed = importlib.import_module("toy_steps.seed").seed
+    done = execute(store, seed, {}, seed.parse({"value": 1}), "run 1")
+    scratch, staging = store.local / "scratch", store.local / "staging"
+    (store.local / "executions" / "seed" / ".20260101T000000.000000Z-dead.json").touch()
+    (staging / f"{'d' * 32}.json").write_text('{"half": ')  # a record
+    (staging / ("e" * 32) / "saved_model").mkdir(parents=True)  # written again by a child that outlived its parent
+    (staging / f"{'f' * 32}.lock").touch()
+    scratch.mkdir(exist_ok=True)
+    (scratch / f"{'0' * 64}.lock").touch()
+    (scratch / done.key).mkdir()
+    (scratch / done.key / "checkpoint").touch()
+    earlier = done.started_at.timestamp()
+    for path in (scratch / done.key / "checkpoint", scratch / done.key):
+        os.utime(path, (earlier, earlier))
+    (scratch / ("1" * 64)).mkdir()
+    (scratch / ("1" * 64) / "checkpoint").touch()
+    for action in (
+        lambda: store.clear_leftovers(),
+        lambda: execute(store, seed, {}, seed.parse({"value": 1}), "run 2"),
+    ):
+        action()
+        assert list(staging.iterdir()) == []
+        assert {path.name for path in scratch.iterdir() if path.suffix != ".lock"} == {"1" * 64}  # not finished
+        assert [path for path in (store.local / "executions").rglob("*") if path.name.startswith(".")] == []
+
+
+def test_scratch_of_a_finished_key_that_runs_again_is_kept(store, toy_steps):
+    seed = importlib.import_module("toy_steps.seed").seed
+    done = execute(store, seed, {}, seed.parse({}), "run 1")
+    with pytest.raises(ArithmeticError), store.scratch(done.key) as scratch:
+        (scratch / "checkpoint").write_text("half")
+        after = done.started_at.timestamp() + done.seconds + 60
+        for path in (scratch / "checkpoint", scratch):
+            os.utime(path, (after, after))
+        raise ArithmeticError
+    store.clear_leftovers()
+    assert (scratch / "checkpoint").read_text() == "half"
+
+
+def test_nothing_of_a_running_step_is_cleared(store):
+    with store.scratch("a" * 64) as scratch, store.stage() as folder:
+        (folder / "half").touch()
+        (scratch / "checkpoint").touch()
+        Store(store.local).clear_leftovers()
+        assert (folder / "half").exists()
+        assert (scratch / "checkpoint").exists()

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from ridgeline.artifacts.base import Artifact, ArtifactError, Facts, canonical_json, digest_of, verify
+from ridgeline.artifacts.base import Artifact, ArtifactError, Facts, FileEntry, canonical_json, digest_of, verify
 
 
 class NoteFacts(Facts):
@@ -109,3 +109,35 @@ def test_symbolic_link_is_refused(tmp_path):
 def test_facts_of_another_type_are_refused(tmp_path):
     with pytest.raises(TypeError, match="NoteFacts for a Note; received Facts"):
         Note.seal(tmp_path, Facts())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "desktop.ini", "._note.txt", ".nfs00000000001a2b3c"])
+@pytest.mark.parametrize("folder", ["", "deep/", "other/"])
+def test_files_of_operating_systems_are_ignored(tmp_path, name, folder):
+    before = make_note(tmp_path / "note").digest
+    path = tmp_path / "note" / f"{folder}{name}"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("by the system")
+    assert Note.load(tmp_path / "note").digest == before
+    (tmp_path / "note" / "manifest.json").unlink()
+    assert Note.seal(tmp_path / "note", NoteFacts(words=2)).digest == before
+
+
+def test_a_file_of_that_name_that_the_manifest_lists_is_verified(tmp_path):
+    make_note(tmp_path / "note")
+    path = tmp_path / "note" / "manifest.json"
+    manifest = Note.load(tmp_path / "note").manifest
+    listed = manifest.model_copy(update={"files": {**manifest.files, "._old": FileEntry(bytes=0, sha256="0" * 64)}})
+    path.write_text(listed.model_copy(update={"digest": listed.expected_digest()}).model_dump_json())
+    with pytest.raises(ArtifactError) as caught:
+        Note.load(tmp_path / "note")
+    assert caught.value.files == ("._old",)
+
+
+def test_an_error_names_the_files(tmp_path):
+    make_note(tmp_path / "note")
+    (tmp_path / "note" / "extra").touch()
+    (tmp_path / "note" / "deep" / "note.txt").write_text("other")
+    with pytest.raises(ArtifactError) as caught:
+        Note.load(tmp_path / "note")
+    assert caught.value.files == ("deep/note.txt", "extra")
