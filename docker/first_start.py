@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+from ridgeline.files import move
+
 VOLUMES = {
     "artifacts": Path("/var/lib/ridgeline"),
     "logs": Path("/var/log/ridgeline"),
@@ -105,7 +107,7 @@ def _replace(path: Path, text: str, mode: int) -> None:
     unfinished.touch(mode=0o600)
     unfinished.write_text(text)
     unfinished.chmod(mode)
-    unfinished.rename(path)
+    move(unfinished, path)
 
 
 def prepare_serving(serving: Path) -> None:

@@ -85,6 +85,25 @@ def test_secrets_are_made_once_and_only_for_their_readers(tmp_path: Path, first_
     assert {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == files
 
 
+def test_secrets_are_flushed_before_they_appear_and_their_names_afterwards(
+    tmp_path: Path, first_start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    rename = os.rename
+
+    def record_rename(source: Path, target: Path) -> None:
+        rename(source, target)
+        calls.append(Path(target))
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append(os.fstat(descriptor).st_ino))
+    monkeypatch.setattr(os, "rename", record_rename)
+    first_start.make_secrets(tmp_path, tmp_path, "admin:admin")
+    assert len([call for call in calls if isinstance(call, Path)]) == 8
+    for i, call in enumerate(calls):
+        if isinstance(call, Path):
+            assert (calls[i - 1], calls[i + 1]) == (call.stat().st_ino, tmp_path.stat().st_ino)
+
+
 def test_the_recipients_of_messages_follow_the_setting(tmp_path: Path, first_start: Any) -> None:
     for notify in ("mailto://user:password@example.org", ""):
         first_start.make_secrets(tmp_path, tmp_path, "admin:admin", notify)

@@ -162,7 +162,7 @@ def test_a_damaged_history_is_reported_and_the_other_models_are_listed(synthetic
     assert lines[1].startswith("damaged             Expected a history entry in each line of")
     assert lines[2].startswith("synthetic_garments         1")
     shown = CliRunner().invoke(app, ["models", "show", "damaged"])
-    assert (shown.exit_code, "received: an empty file" in shown.stderr) == (1, True)
+    assert (shown.exit_code, "received none that can be read" in shown.stderr) == (1, True)
 
 
 def test_models_verify_and_rollback(synthetic_store, refs, tmp_path, monkeypatch):
