@@ -228,6 +228,8 @@ class Store:
             ArtifactError: If none or several match.
         """
         wanted = "/".join(Path(name).parts[-2:]) if "artifacts/" in name else name
+        if REF.fullmatch(wanted) and self.holds(wanted):
+            return wanted
         outputs = (execution.output or "" for execution in self.executions())
         latest = next((ref for ref in outputs if ref.startswith(f"{wanted}/") and self.holds(ref)), None)
         if latest is not None:
