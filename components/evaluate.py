@@ -97,10 +97,10 @@ def evaluate(
             number.
     """
     if field := _misfit(examples, model):
+        expected, received = (reprlib.repr(getattr(artifact.facts, field)) for artifact in (examples, model))
         raise StepError(
-            f"Expected a model with the examples' {field} {reprlib.repr(getattr(examples.facts, field))}; received one "
-            f"with {reprlib.repr(getattr(model.facts, field))}, trained on {model.facts.dataset}. Evaluate it on that dataset, or train "
-            f"on {examples.facts.dataset}."
+            f"Expected a model with the examples' {field} {expected}; received one with {received}, trained on "
+            f"{model.facts.dataset}. Evaluate it on that dataset, or train on {examples.facts.dataset}."
         )
     test = examples.split("test")
     if not len(test):

@@ -76,6 +76,7 @@ def make_secrets(private: Path, services: Path, users: str, notify: str = "") ->
         users: Airflow's ``simple_auth_manager_users``: ``name:role``, separated by commas.
         notify: The recipients of messages, as in ``RIDGELINE_NOTIFY``.
     """
+    private.chmod(0o700)  # an earlier version left it open to the group
     password = _secret(services / "database_password", secrets.token_urlsafe(32), 0o444)
     broker_password = secrets.token_urlsafe(32)
     redis = _secret(services / "redis.conf", f"requirepass {broker_password}\nappendonly yes\ndir /data\n", 0o444)

@@ -20,8 +20,8 @@ def denied(error: PermissionError) -> str:
     path = Path(os.fsdecode(error.filename))
     owner = _owner(path)
     return (
-        f"Cannot use {path}: {error.strerror} for the user {_name(os.geteuid())}; it belongs to {owner}. Give this user "
-        f"access to it and to all that it holds, run as {owner}, or name another folder in RIDGELINE_STORE or "
+        f"Cannot use {path}: {error.strerror} for the user {_name(os.geteuid())}; it belongs to {owner}. Give this "
+        f"user access to it and to all that it holds, run as {owner}, or name another folder in RIDGELINE_STORE or "
         "RIDGELINE_SERVING."
     )
 

@@ -209,8 +209,8 @@ class Settings(BaseSettings):
         for path, name in ((str(self.serving_dir()), "RIDGELINE_SERVING"), (self.serving_base_path or "", BASE_PATH)):
             if found := [character for character in PATTERN if character in path]:
                 raise StoreError(
-                    f"Expected a folder for served models without {' '.join(PATTERN)} in its path, which TensorFlow takes "
-                    f"for a pattern; received {path}, with {' '.join(found)}. Name another folder in {name}."
+                    f"Expected a folder for served models without {' '.join(PATTERN)} in its path, which TensorFlow "
+                    f"takes for a pattern; received {path}, with {' '.join(found)}. Name another folder in {name}."
                 )
 
     def open_registry(self) -> Registry:

@@ -300,6 +300,8 @@ class Store:
             ArtifactError: If none or several match.
         """
         wanted = "/".join(Path(name).parts[-2:]) if "artifacts/" in name else name
+        if REF.fullmatch(wanted) and self.holds(wanted):
+            return wanted
         refs = self.refs()
         of_type = {short_ref(ref): ref for ref in refs if ref.startswith(f"{wanted}/")}
         for file in self.record_files() if of_type else ():

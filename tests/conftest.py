@@ -95,6 +95,7 @@ SHARED_AIRFLOW = (
 )
 FIRST = (
     *SHARED_AIRFLOW,
+    "tests/e2e/test_make_ui.py",
     "tests/e2e/test_make_run.py",  # prepares the official files for all
     "tests/ridgeline/test_settings.py",
     "tests/ridgeline/airflow/plugin/test_app.py",

@@ -331,8 +331,8 @@ the colour, the larger the share of the row (square-root scale).</p>
 </div>
 {% else %}
 <h2>Worst confusions</h2>
-<p class="note">The {{ confusions|length }} most frequent confusions. The matrix of all {{ facts.classes|length }} classes \
-is left out.</p>
+<p class="note">The {{ confusions|length }} most frequent confusions. The matrix of all {{ facts.classes|length }} \
+classes is left out.</p>
 <div class="scroll" tabindex="0" role="region" aria-label="Worst confusions">
 <table>
 <thead><tr><th scope="col">True class</th><th scope="col">Predicted</th><th scope="col">Images</th>\
@@ -353,7 +353,8 @@ is left out.</p>
 <section>
 <h2>By class</h2>
 {% if classes|length < facts.classes|length %}
-<p class="note">The {{ classes|length }} classes with the lowest F1 of {{ facts.classes|length }}. The manifest has all.</p>
+<p class="note">The {{ classes|length }} classes with the lowest F1 of {{ facts.classes|length }}. \
+The manifest has all.</p>
 {% endif %}
 <div class="scroll" tabindex="0" role="region" aria-label="Metrics by class">
 <table>

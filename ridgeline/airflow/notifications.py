@@ -33,14 +33,16 @@ class Notifier(BaseNotifier):
         """Notify from the process of a task, or from the DAG processor, which runs the callbacks of DAGs."""
         if self.event == "run_failed" and context["reason"] == "task_failure":
             return
+        recipients = _recipients()
         title, body = self._message(context)
-        if (recipients := _recipients()) and not recipients.notify(title=title, body=body):
+        if recipients and not recipients.notify(title=title, body=body):
             self._not_delivered()
 
     async def async_notify(self, context: Any) -> None:
         """Notify from the triggerer, which runs the callbacks of deadlines."""
+        recipients = _recipients()
         title, body = self._message(context)
-        if (recipients := _recipients()) and not await recipients.async_notify(title=title, body=body):
+        if recipients and not await recipients.async_notify(title=title, body=body):
             self._not_delivered()
 
     def _message(self, context: Any) -> tuple[str, str]:

@@ -20,7 +20,7 @@ def main() -> None:
     Only this user can read the files, and the password is in its own file alone: Airflow would print it, too.
     """
     from airflow.__main__ import main as airflow
-    from airflow.api_fastapi.app import create_auth_manager
+    from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
     from airflow.configuration import write_default_airflow_configuration_if_needed
     from airflow.utils.db import initdb
 
@@ -28,11 +28,11 @@ def main() -> None:
     write_default_airflow_configuration_if_needed()
     initdb()
     create_pool()
-    manager = create_auth_manager()
     with redirect_stdout(io.StringIO()):
-        manager.init()
+        SimpleAuthManager().init()  # type: ignore[no-untyped-call]
     os.umask(umask)  # artifacts are made with the user's own
-    Path(manager.get_generated_password_file()).chmod(0o600)  # an earlier version may have left it readable
+    # An earlier version may have left it readable.
+    Path(SimpleAuthManager.get_generated_password_file()).chmod(0o600)
     sys.argv = ["airflow", "standalone"]
     airflow()  # type: ignore[no-untyped-call]
 

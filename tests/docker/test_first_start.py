@@ -63,10 +63,11 @@ print("\\n" + json.dumps([found, pool]))
 
 def test_secrets_are_made_once_and_only_for_their_readers(tmp_path: Path, first_start: Any) -> None:
     private, services = tmp_path / "secrets", tmp_path / "service-secrets"
-    private.mkdir()
+    private.mkdir(0o777)
     services.mkdir()
     first_start.make_secrets(private, services, "admin:admin")
     files = {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
     modes = {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in files}
     assert modes == {
         "database_password": "0o444",

@@ -50,9 +50,7 @@ def test_a_folder_from_which_tensorflow_cannot_load_is_refused_before_work(tmp_p
     from ridgeline.pipeline import parse_params, plan
 
     store = str(tmp_path / f"data{character}" / "store")
-    with pytest.raises(
-        ParameterError, match="takes for a pattern; received .*Name another folder in RIDGELINE_SERVING."
-    ):
+    with pytest.raises(ParameterError, match="a pattern; received .*Name another folder in RIDGELINE_SERVING."):
         parse_params(plan("export"), {}, Settings(store=store))
     elsewhere = str(tmp_path / "serving")
     parse_params(plan("export"), {}, Settings(store=store, serving=elsewhere))

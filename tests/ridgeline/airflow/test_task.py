@@ -162,7 +162,7 @@ def test_a_failure_logs_a_command_that_resumes(
     missing = {"examples": f"Examples/{'0' * 64}"}
     task = Task(task_module, monkeypatch, list(steps.values()))
     with pytest.raises(ArtifactError), caplog.at_level("ERROR", logger="ridgeline"):
-        task(steps["train"], values, **missing)
+        task(steps["train"], values, conf=None, **missing)
     line = next(line for line in caplog.text.splitlines() if "ridgeline run" in line)
     store, data, *command = shlex.split(line.partition("or run ")[2])
     assert (store, data) == (f"RIDGELINE_STORE={tmp_path / 'store'}", "RIDGELINE_MANUAL_DIR=/data of mine")
