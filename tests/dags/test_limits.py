@@ -128,7 +128,7 @@ def test_every_task_reports_its_own_failure_and_every_dag_its_failed_and_late_ru
 
 
 def test_one_run_at_a_time_none_made_up_for_and_no_dag_waits_to_be_unpaused(dags: dict[str, Any]) -> None:
-    assert {dag_id: dag["runs"] for dag_id, dag in dags.items()} == dict.fromkeys(MINUTES, [1, False, False])
+    assert {dag_id: dag["runs"] for dag_id, dag in dags.items()} == {dag_id: [1, False, False] for dag_id in MINUTES}
 
 
 def test_a_task_runs_only_after_success_but_train_also_without_a_sweep(dags: dict[str, Any]) -> None:
