@@ -40,6 +40,47 @@ def test_dataset_is_what_tfds_prepared(synthetic_store, refs):
     assert dataset.facts.raw_files == {}
 
 
+def with_fields_in_order(record, names):
+    """Return a record of the same content whose fields are written in an order; protobuf allows any."""
+    import tensorflow as tf
+
+    found = tf.train.Example.FromString(record).features.feature
+    assert sorted(found) == sorted(names)
+    fields = b"".join(tf.train.Features(feature={name: found[name]}).SerializeToString() for name in names)
+    assert 128 <= len(fields) < 128**2  # its length takes two bytes
+    return bytes([0x0A, len(fields) % 128 + 128, len(fields) // 128]) + fields
+
+
+def test_records_have_the_same_bytes_in_whatever_order_protobuf_writes_their_fields(tmp_path, monkeypatch):
+    import tensorflow as tf
+
+    import components.ingest
+    from components.datasets import synthetic_garments
+
+    monkeypatch.setattr(synthetic_garments, "NUM_TRAIN", 30)
+    monkeypatch.setattr(synthetic_garments, "NUM_TEST", 20)
+    prepare, written = components.ingest._prepare, []
+
+    def prepare_in_order(names):
+        def prepare_and_reorder(builder, *arguments):
+            prepare(builder, *arguments)
+            for file in sorted(builder.data_path.glob("*.tfrecord*")):
+                records = [r.numpy() for r in tf.data.TFRecordDataset(str(file))]
+                with tf.io.TFRecordWriter(str(file)) as writer:
+                    for record in records:
+                        writer.write(with_fields_in_order(record, names))
+                written.append(file.read_bytes())
+
+        return prepare_and_reorder
+
+    refs = set()
+    for names in (["image", "label"], ["label", "image"]):
+        monkeypatch.setattr(components.ingest, "_prepare", prepare_in_order(names))
+        refs.add(run(tmp_path / names[0], dataset="synthetic_garments:1.0.0").ref)
+    assert len(set(written)) == 4  # two splits, in two orders
+    assert len(refs) == 1
+
+
 @pytest.mark.fresh_process
 def test_preparations_with_different_hash_seeds_are_equal(synthetic_store, refs, tmp_path):
     command = [sys.executable, "-m", "ridgeline.cli", "step", "ingest", "--dataset", "synthetic_garments:1.0.0"]

@@ -110,6 +110,10 @@ def trial(accuracy, num_zeros=0, l1=0.0, l2=0.0):
         ([trial(0.9, 1, l2=1), trial(0.9, 1, l1=3), trial(0.9, 1)], 0.0, 1, "the most strongly penalized of 3"),
         ([trial(0.9), trial(0.9)], 0.0, 0, "the most strongly penalized of 2"),
         ([trial(0.9), trial(0.895, 80), trial(0.88, 99)], 0.01, 1, "the sparsest of 2 within 0.01 of the highest, 0.9"),
+        # the tolerance is a difference of accuracies, not a share of the highest
+        ([trial(0.5), trial(0.4925, 80)], 0.01, 1, "the sparsest of 2 within 0.01 of the highest, 0.5"),
+        ([trial(0.5), trial(0.4875, 80)], 0.01, 0, "validation accuracy 0.5000, the highest of 2"),
+        ([trial(0.75), trial(0.5, 80)], 0.25, 1, "the sparsest of 2 within 0.25"),  # the bound itself counts
     ],
 )
 def test_validation_chooses_and_ties_go_to_the_sparser_then_to_the_simpler(trials, tolerance, winner, reason):

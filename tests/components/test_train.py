@@ -86,6 +86,26 @@ def test_seed_model_has_its_parameters(synthetic_store, refs):
     assert [layer.num_weights for layer in model.facts.sparsity] == [78_400, 10_000, 1_000]
 
 
+def test_the_profiles_are_golden():
+    """The values that the accuracies in the documents were measured with."""
+    common = {"hidden_units": (100, 100), "momentum": 0.0, "schedule": "constant", "patience": None, "seed": 42}
+    seed = common | {
+        "optimizer": "sgd", "learning_rate": 0.02, "batch_size": 32, "epochs": 2, "label_smoothing": 0.0, "shift": 0,
+        "shift_share": 1.0, "flip": False, "average": 0.0, "solver": "subgradient",
+    }  # fmt: skip
+    tuned = common | {
+        "optimizer": "adam", "learning_rate": 0.001, "batch_size": 128, "epochs": 160, "label_smoothing": 0.1,
+        "shift": 1, "shift_share": 0.5, "flip": True, "average": 0.9995, "solver": "subgradient",
+    }  # fmt: skip
+    for profile, values, kind, l2 in (("seed", seed, "l2", 0.01), ("tuned", tuned, "l2", 1e-5)):
+        params = parse({"profile": profile})
+        assert {name: getattr(params, name) for name in values} == values
+        assert {*values, "profile", "penalty"} == set(type(params).model_fields)
+        assert (params.penalty.kind, params.penalty.strengths["l2"]) == (kind, l2)
+        recipe = {name: values[name] for name in vars(params.recipe)}
+        assert vars(params.recipe) == recipe
+
+
 DIVERGES = {"learning_rate": 0.1, "penalty": {"kind": "l2", "l2": 12.5}, "epochs": 9}  # w -> -1.5 w in each step
 
 

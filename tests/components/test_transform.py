@@ -100,3 +100,15 @@ def test_official_counts_and_digests(fashion_mnist):
         whole.update(examples.split(name).images.tobytes())
     assert whole.hexdigest() == "d6f7acb83157a75006f04dbae6822f88b1bb1651cef953707c39831d938776a3"
     assert np.bincount(examples.split("test").labels).tolist() == [1_000] * 10
+
+
+def test_the_digests_of_a_dataset_are_those_of_the_images_and_labels_that_a_notebook_reads(dataset, notebook):
+    import hashlib
+
+    assert dataset.facts.splits.keys() == notebook.keys()
+    for name, (images, labels) in notebook.items():
+        split = dataset.facts.splits[name]
+        assert split.num_examples == len(labels)
+        assert split.images_sha256 == hashlib.sha256(images.tobytes()).hexdigest()
+        assert split.labels_sha256 == hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()
+    assert len({d for split in dataset.facts.splits.values() for d in (split.images_sha256, split.labels_sha256)}) == 4

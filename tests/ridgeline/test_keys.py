@@ -1,4 +1,6 @@
+import hashlib
 import importlib
+import importlib.metadata
 import sys
 
 import pytest
@@ -112,3 +114,42 @@ def test_keys_are_made_without_tensorflow():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+LIBRARIES = {
+    "ingest": {"numpy", "pillow", "tensorflow", "tensorflow-datasets"},
+    "transform": {"numpy", "tensorflow", "tensorflow-datasets"},
+    "train": {"h5py", "keras", "numpy", "tensorflow"},
+    "sweep": {"h5py", "keras", "numpy", "tensorflow"},
+    "select": {"h5py", "jinja2", "keras", "matplotlib", "numpy", "tensorflow"},
+    "evaluate": {
+        "h5py", "jinja2", "keras", "matplotlib", "numpy", "pillow", "scikit-learn", "scipy", "tensorflow",
+    },
+    "export": {"h5py", "keras", "numpy", "tensorflow"},
+}  # fmt: skip
+
+
+def test_the_key_of_a_step_changes_with_the_version_of_each_library_that_it_computes_with(monkeypatch):
+    steps, version = pipeline.load_components(), importlib.metadata.version
+    assert steps.keys() == LIBRARIES.keys()
+    keys_of = {}
+    try:
+        for changed in ("", *sorted(set.union(*LIBRARIES.values()))):
+            reachable_code.cache_clear()
+            monkeypatch.setattr(importlib.metadata, "version", lambda n, c=changed: "0.0" if n == c else version(n))
+            keys_of[changed] = {name: key_parts(step, {}, step.parse({})).key() for name, step in steps.items()}
+    finally:
+        reachable_code.cache_clear()
+    for library, found in keys_of.items():
+        rerun = {name for name, key in found.items() if key != keys_of[""][name]}
+        assert rerun == {name for name, libraries in LIBRARIES.items() if library in libraries}, library
+
+
+def test_the_code_of_a_step_is_that_of_when_it_was_loaded(toy_steps, monkeypatch):
+    entry = importlib.metadata.EntryPoint("seed", "toy_steps.seed:seed", "ridgeline.components")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry])
+    before = hashlib.sha256((toy_steps / "seed.py").read_bytes()).hexdigest()
+    seed = pipeline.load_components()["seed"]
+    with (toy_steps / "seed.py").open("a") as file:
+        file.write("# edited while the process runs the old code, before any key is made\n")
+    assert key_parts(seed, {}, seed.parse({})).code["toy_steps/seed.py"] == before

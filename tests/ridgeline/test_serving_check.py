@@ -39,3 +39,20 @@ def test_a_difference_within_the_tolerance_passes_and_a_larger_one_does_not(mode
 def test_other_class_names_are_refused(model: PushedModel) -> None:
     with pytest.raises(SystemExit, match="expected class_name to be the name of class_id"):
         main(model.saved_model, model.check, list(reversed(model.facts.class_names)))
+
+
+@pytest.mark.parametrize(
+    ("difference", "passes"), [(5e-6, True), (-5e-6, True), (2e-5, False), (-2e-5, False), (1e-3, False), (5e-2, False)]
+)
+def test_one_response_of_one_image_that_differs_by_more_than_a_hundred_thousandth_is_refused(
+    model: PushedModel, expected: Path, difference: float, passes: bool
+) -> None:
+    probabilities = np.load(expected / "probabilities.npy")
+    probabilities[-1, 0] += np.float32(difference)  # only the largest batch has the last image
+    np.save(expected / "probabilities.npy", probabilities)
+    names = list(model.facts.class_names)
+    if passes:
+        main(model.saved_model, expected, names)
+    else:
+        with pytest.raises(SystemExit, match="received others, by up to"):
+            main(model.saved_model, expected, names)

@@ -331,3 +331,30 @@ def test_rows_are_read_across_shards(tmp_path, bars):
         images, labels = sharded.rows(start, stop)
         np.testing.assert_array_equal(images, whole.images[start:stop])
         np.testing.assert_array_equal(labels, whole.labels[start:stop])
+
+
+@pytest.mark.parametrize("recipe", [{"shift": 2}, {"shift": 2, "shift_share": 0.5}, {"flip": True}], ids=str)
+def test_every_step_and_every_seed_augments_in_another_way(bars, recipe):
+    import tensorflow as tf
+
+    trainer = engine(bars, **recipe)
+    images = tf.constant(np.random.default_rng(1).integers(1, 256, (200, 6, 5), np.uint8))
+
+    def augmented(seed, step):
+        trainer._seed.assign(seed)
+        trainer._optimizer.iterations.assign(step)
+        return trainer._augment(images).numpy()
+
+    first = augmented(7, 0)
+    np.testing.assert_array_equal(augmented(7, 0), first)
+    for other in (augmented(7, 1), augmented(7, 2), augmented(8, 0)):
+        # another move for each image that has one; a few draws are equal by chance
+        same = np.mean([np.array_equal(a, b) for a, b in zip(first, other, strict=True)])
+        assert same < 0.65
+    if recipe.get("shift_share"):  # other images are shifted, not the same ones elsewhere
+        unmoved = [
+            {i for i, (a, b) in enumerate(zip(images.numpy(), moved, strict=True)) if np.array_equal(a, b)}
+            for moved in (first, augmented(7, 1), augmented(8, 0))
+        ]
+        assert 60 < len(unmoved[0]) < 140
+        assert all(len(unmoved[0] & other) < 0.8 * len(unmoved[0]) for other in unmoved[1:])

@@ -257,3 +257,50 @@ def test_a_rollback_has_no_user_if_the_user_is_unknown(
     task_module.rollback_in_task()
     entry = Settings().open_registry().history("shoes")[-1]
     assert (entry.version, entry.by, entry.run_id) == (1, "", "manual__1")
+
+
+# --- the push
+
+SERVE = """
+from pathlib import Path
+from ridgeline.artifacts.pushed_model import PushedModel, PushedModelFacts
+from ridgeline.component import Params, component
+
+class ServeParams(Params):
+    number: int = 1
+
+@component(output=PushedModel)
+def serve(params: ServeParams, output: Path) -> PushedModelFacts:
+    for name in ("saved_model", "check"):
+        (output / name).mkdir()
+        (output / name / "file").write_text(str(params.number))
+    return PushedModelFacts(
+        model_name="shoes", model_digest=f"{params.number:064x}", evaluation_digest="", accuracy=0.5,
+        image_shape=(1, 1), class_names=("a", "b"), synthetic=True, forced=f"reason {params.number}",
+    )
+"""
+
+
+def test_a_push_records_the_user_who_started_the_run_and_none_for_a_scheduled_one(
+    task_module: ModuleType, toy_steps: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import importlib
+
+    from ridgeline.airflow import form
+
+    (toy_steps / "serve.py").write_text(SERVE)
+    serve = importlib.import_module("toy_steps.serve").serve
+    monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path / "store"))
+    monkeypatch.delenv("RIDGELINE_SERVING", raising=False)
+    monkeypatch.setattr("ridgeline.registry.check", lambda *_: None)
+    for module in (form, pipeline):
+        monkeypatch.setattr(module, "load_components", lambda: {"serve": serve})
+    task = Task(task_module, monkeypatch, [serve])
+    task(serve, {})
+    context = task_module.get_current_context()
+    context["dag_run"].triggering_user_name = None  # a scheduled run
+    context["run_id"] = "scheduled__1"
+    context["params"]["serve.number"] = 2
+    task_module.run_in_task(serve)
+    history = Settings().open_registry().history("shoes")
+    assert [(entry.by, entry.run_id) for entry in history] == [("ann", "run-1"), ("", "scheduled__1")]

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -328,3 +329,26 @@ for states in json.loads(sys.argv[1]):
     command, env = [sys.executable, "-c", code, json.dumps(list(cases))], {**os.environ, "AIRFLOW_HOME": str(tmp_path)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.splitlines()[-len(cases) :] == list(cases.values())
+
+
+# --- who else could read
+
+
+def test_no_answer_may_be_kept_by_a_cache_that_people_share(server: Server) -> None:
+    report = f"{server.path('reused')}/reports/evaluate"
+    for path in [*paths(server), "/ridgeline/none"]:
+        rules = set(server.get(path).headers["cache-control"].split(", "))
+        assert rules == ({"private", "no-cache"} if path == report else {"no-store"}), path
+    with server.client("reader") as client:
+        tag = client.get(report).headers["etag"]
+        again = client.get(report, headers={"If-None-Match": tag})
+    assert set(again.headers["cache-control"].split(", ")) == {"private", "no-cache"}
+    with server.client("stranger") as client:  # who knows the tag, but may not read, learns nothing from it
+        assert client.get(report, headers={"If-None-Match": tag}).status_code == 403
+
+
+def test_the_server_listens_on_this_machine_s_first_address_alone(server: Server) -> None:
+    port = int(server.url.rpartition(":")[2])
+    socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    with pytest.raises(ConnectionRefusedError):  # all of 127.0.0.0/8 reaches a server on all interfaces
+        socket.create_connection(("127.0.0.2", port), timeout=5)

@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -243,3 +244,64 @@ def test_only_an_artifact_with_a_report_is_reported(synthetic: Synthetic) -> Non
     assert isinstance(reported(store, run, "evaluate"), ModelEvaluation)
     for task in ("train", "export", "../evaluate", "*"):
         assert reported(store, run, task) is None
+
+
+# --- what a text can't do
+
+
+class Elements(HTMLParser):
+    """The elements of a page and their attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found |= {tag, *(name for name, _ in attrs)}
+
+
+def elements(page: str) -> set[str]:
+    parser = Elements()
+    parser.feed(page)
+    return parser.found
+
+
+def evil(place: str) -> str:
+    """A text that would add an element and an attribute to the page wherever it was not escaped."""
+    return f'''"'><evil onevil="{place}"></evil><script>{place}</script>'''
+
+
+@pytest.mark.parametrize("state", ["complete", "cached", "skipped", "failed"])
+def test_no_text_of_a_step_a_run_or_a_user_becomes_a_part_of_the_page(
+    copy: Settings, synthetic: Synthetic, state: str
+) -> None:
+    record = synthetic[1][2]
+    later = record.started_at + timedelta(hours=1)
+    values = {"state": state, "reason": evil("reason"), "started_at": later, "host": evil("host")}
+    values |= {"run_id": evil("run"), "output": record.output if state in ("complete", "cached") else None}
+    copy.open_store().record(record.model_copy(update=values))
+    task_state = {"failed": "failed", "skipped": "skipped"}.get(state, "success")
+    tasks = (Task("train", task_state, later, later), Task(evil("task"), "skipped", later, later, evil("why")))
+    changed = {evil("name"): (evil("default"), [evil("value")])}
+    run = Run(evil("dag"), evil("run"), task_state, later, later, evil("note"), changed, tasks)
+    page = render(copy, run)
+    found = elements(page)
+    assert not {"evil", "onevil", "script"} & found
+    plain = html.unescape(page)
+    # as the lineage goes by artifact, it names the newest record that made the model
+    for place in ("reason", "run", "dag", "task", "why", "note", "name", "default"):
+        assert evil(place) in plain, place
+    cells = re.findall(r'<td class="why">(.*?)</td>', page, re.DOTALL)
+    assert [html.unescape(cell) for cell in cells] == [evil("reason"), evil("why")]
+
+
+def test_no_text_of_a_rollback_becomes_a_part_of_the_page(copy: Settings) -> None:
+    history = copy.serving_dir() / "synthetic_garments" / "history.jsonl"
+    push, now = copy.open_registry().history("synthetic_garments")[0], datetime.now(UTC)
+    made = {"action": "rollback", "run_id": evil("run"), "reason": evil("reason"), "by": evil("by"), "at": now}
+    history.write_text(history.read_text() + push.model_copy(update=made).model_dump_json() + "\n")
+    tasks = (Task("rollback", "success", now, now),)
+    page = render(copy, Run("rollback_model", evil("run"), "success", now, now, "", {}, tasks))
+    assert not {"evil", "onevil", "script"} & elements(page)
+    for place in ("run", "reason", "by"):
+        assert evil(place) in html.unescape(page), place
