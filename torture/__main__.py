@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -33,6 +34,7 @@ PARTS = {
     "clock": 60,
 }
 STARTUP = 60  # seconds that a part may take besides, for imports and what it needs to begin
+SHORTEST = 120.0  # seconds that a part has at any scale
 SHOWN_FAILURES = 5
 
 
@@ -43,12 +45,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="Decides every random choice; 1 by default.")
     parser.add_argument("--scale", type=float, default=1.0, help="Factor of cases and durations; 1 by default.")
     parser.add_argument("--case", type=int, help="The only case to run, to replay a failure; its files are kept.")
-    parser.add_argument("--test", default="", help="Part of the names of the only rows to run.")
+    parser.add_argument("--test", action="append", default=[], help="Part of the name of a row; only such rows run.")
     parser.add_argument("--rows", action="store_true", help=argparse.SUPPRESS)  # one part, in this process, as JSON
     arguments = parser.parse_args()
     if unknown := [part for part in arguments.parts if part not in PARTS]:
         parser.error(f"expected some of {', '.join(PARTS)}; received {', '.join(unknown)}")
-    choice = (arguments.seed, arguments.scale, arguments.case, arguments.test)
+    choice = (arguments.seed, arguments.scale, arguments.case, tuple(arguments.test))
     if arguments.rows:
         for row in rows_of(arguments.parts[0], *choice):
             print(json.dumps(dataclasses.asdict(row)), flush=True)
@@ -81,7 +83,9 @@ def line(*cells: str) -> None:
     print(" | ".join(cells), flush=True)
 
 
-def rows_of(part: str, seed: int, scale: float, case: int | None = None, test: str = "") -> Iterator[Row]:
+def rows_of(
+    part: str, seed: int, scale: float, case: int | None = None, tests: tuple[str, ...] = ()
+) -> Iterator[Row]:
     """Run a part in this process and yield its rows.
 
     Args:
@@ -89,33 +93,48 @@ def rows_of(part: str, seed: int, scale: float, case: int | None = None, test: s
         seed: Decides every random choice.
         scale: Factor of the number of cases and of durations.
         case: The only case to run; all if None.
-        test: Part of the names of the only rows to run; all if empty.
+        tests: Parts of the names of the only rows to run; all if empty.
     """
     logging.disable(logging.CRITICAL)
     module: ModuleType = importlib.import_module(f"torture.{part}")
-    limit = max(60.0, PARTS[part] * scale)
+    limit = max(SHORTEST, PARTS[part] * scale)
     folder = Path(tempfile.mkdtemp(prefix=f"torture-{part}-"))
+    deadline = time.monotonic() + 0.9 * limit
+    yield from module.run(Options(part, seed, scale, case, tests, folder, deadline))
+
+
+@contextmanager
+def emptied(keep: bool) -> Iterator[Path]:
+    """Yield a new folder; afterwards unmount what is mounted below it and delete it, unless it is to be kept."""
+    folder = Path(tempfile.mkdtemp(prefix="torture-"))
     try:
-        folder.chmod(0o755)
-        deadline = time.monotonic() + 0.9 * limit
-        yield from module.run(Options(part, seed, scale, case, test, folder, deadline))
+        yield folder
     finally:
-        if case is None:
-            subprocess.run(["rm", "-rf", "--one-file-system", str(folder)], check=False)
+        mounted = [text.split()[1] for text in Path("/proc/mounts").read_text().splitlines() if str(folder) in text]
+        for place in reversed(mounted):
+            subprocess.run(["umount", "--lazy", place.replace("\\040", " ")], check=False, capture_output=True)
+        if keep:
+            print(f"    kept {folder}")
         else:
-            print(f"kept {folder}", file=sys.stderr)
+            subprocess.run(["rm", "-rf", "--one-file-system", str(folder)], check=False)
 
 
 def in_a_process_of_its_own(
-    part: str, seed: int, scale: float, case: int | None = None, test: str = ""
+    part: str, seed: int, scale: float, case: int | None = None, tests: tuple[str, ...] = ()
 ) -> Iterator[Row]:
     """Run a part in a fresh process that is killed when its time is up, and yield its rows."""
     command = [sys.executable, "-m", "torture", part, "--rows", "--seed", str(seed), "--scale", str(scale)]
-    command += ["--test", test]
+    command += [word for test in tests for word in ("--test", test)]
     command += [] if case is None else ["--case", str(case)]
-    limit = max(60.0, PARTS[part] * scale) + STARTUP
+    limit = max(SHORTEST, PARTS[part] * scale) + STARTUP
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RIDGELINE_")}
-    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+    with (
+        tempfile.TemporaryFile("w+") as output,
+        tempfile.TemporaryFile("w+") as errors,
+        emptied(keep=case is not None) as folder,
+    ):
+        # All files are below one folder, which goes even if the part is killed.
+        environment |= {"TMPDIR": str(folder), "HYPOTHESIS_STORAGE_DIRECTORY": f"{folder}/hypothesis"}
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=errors, start_new_session=True)
         problem = ""
         try:

@@ -63,12 +63,15 @@ def run(options: Options) -> Iterator[Row]:
 
 def _artifacts(options: Options) -> Iterator[Row]:
     """Damage the files of all artifact types: each is detected before use, named, and made again by its step alone."""
+    test = "corruption: files of artifacts"
+    if not options.wants(test):
+        return
     whole_runs.import_tensorflow()
     world = World(options.folder / "whole")
     (world.folder / "tmp").mkdir(parents=True)
     values = whole_runs.SYNTHETIC | SWEEP
     if problem := in_new_process(world, lambda: whole_runs.run_all(world, "run", values), 400):
-        yield Row("corruption: artifacts", 0, problem, "detected", False, (problem,))
+        yield Row(test, 0, problem, "detected", False, (problem,))
         return
     steps = pipeline.plan("export", ["sweep"])
     params = pipeline.parse_params(steps, values, world.settings)
@@ -121,7 +124,7 @@ def _artifacts(options: Options) -> Iterator[Row]:
         return problems
 
     goal = "detected, named, made again by its step alone"
-    yield run_cases(options, "corruption: files of artifacts", len(places), goal, damaged)
+    yield run_cases(options, test, len(places), goal, damaged)
 
 
 def _repair(world: World, values: dict[str, object], step: str, ref: str) -> list[str]:

@@ -22,6 +22,8 @@ from torture.world import World, files_in, in_new_process, leave_out_the_serving
 
 PAGE = 4096
 GOAL = "says to free disk space, records it, store as before"
+STEPS_TEST = "disk full: every real step"
+HOSTS_TEST = "whole run: /tmp full, read-only root, unwritable HOME, uid without a name"
 NEW_MOUNTS = 0x00020000  # CLONE_NEWNS
 NOBODY = 54_321  # a user id without an entry in passwd
 FULL_AT = (0.02, 0.3, 0.6, 0.9)  # of what a step writes
@@ -34,12 +36,14 @@ def run(options: Options) -> Iterator[Row]:
         return
     leave_out_the_serving_check()
     yield _toys(options)
+    if not any(map(options.wants, (STEPS_TEST, HOSTS_TEST))):
+        return
     whole_runs.import_tensorflow()
     whole = World(options.folder / "whole")
     (whole.folder / "tmp").mkdir(parents=True)
     values = whole_runs.SYNTHETIC | SWEEP
     if problem := in_new_process(whole, lambda: whole_runs.run_all(whole, "run", values), 400):
-        yield Row("disk full: steps", 0, problem, GOAL, False, (problem,))
+        yield Row(STEPS_TEST, 0, problem, GOAL, False, (problem,))
         return
     yield _steps(options, whole, values)
     yield from _hosts(options)
@@ -124,7 +128,7 @@ def _steps(options: Options, whole: World, values: dict[str, Any]) -> Row:
             world = World(disk.mounted / "world", disk.mounted.with_name(f"acknowledged step {case}"))
             for ref in record.inputs.values():
                 shutil.copytree(store.path(ref), world.settings.open_store().path(ref))
-            (world.folder / "tmp").mkdir()
+            (world.folder / "tmp").mkdir(parents=True)
             before = {path: path.read_bytes() for path in files_in(world.folder) if "artifacts" in path.parts}
             disk.leave(2 * PAGE + int(share * store.size_bytes(record.output or "")))
             arguments = (world.settings.open_store(), step, record.inputs, params[step.name], "full")
@@ -147,7 +151,7 @@ def _steps(options: Options, whole: World, values: dict[str, Any]) -> Row:
 
     shuffled = random.Random(options.seed)
     shuffled.shuffle(cases)
-    return run_cases(options, "disk full: every real step", len(cases), GOAL, full)
+    return run_cases(options, STEPS_TEST, len(cases), GOAL, full)
 
 
 def _hosts(options: Options) -> Iterator[Row]:
@@ -173,7 +177,7 @@ def _hosts(options: Options) -> Iterator[Row]:
             return []
         return [f"fails: {names[case]}: {problem}"]
 
-    yield run_cases(options, f"whole run with {', '.join(names)}", len(names), "runs, or says what to free", on_host)
+    yield run_cases(options, HOSTS_TEST, len(names), "runs, or says what to free", on_host)
 
 
 def _full_temporary_folder(world: World) -> None:

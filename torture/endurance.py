@@ -82,7 +82,7 @@ def _records(options: Options) -> Row:
         os.fsync = flush
     (few_look_up, few_trace, few_clean), (look_up, trace, clean) = times
     checks = {
-        "look-up": look_up <= 2 * few_look_up + 0.05,
+        "look-up": look_up <= 2 * few_look_up + 0.02,
         "lineage": trace <= 2 * few_trace + 0.05,
         "gc": clean <= 1.5 * few_clean * many / FEW_RECORDS + 0.5,
     }

@@ -20,7 +20,7 @@ class Options:
         seed: Decides every random choice.
         scale: Factor of the number of cases and of durations; 1 is the full size.
         case: The only case to run; all if None.
-        test: Part of the names of the only rows to run; all if empty.
+        tests: Parts of the names of the only rows to run; all if empty.
         folder: An empty folder to work in.
         deadline: `time.monotonic` at which to stop starting cases.
     """
@@ -29,13 +29,17 @@ class Options:
     seed: int
     scale: float
     case: int | None
-    test: str
+    tests: tuple[str, ...]
     folder: Path
     deadline: float
 
     def count(self, full: int) -> int:
         """Return how many cases to run, of a full number."""
         return max(1, round(full * self.scale))
+
+    def wants(self, test: str) -> bool:
+        """Return whether a row is to be run."""
+        return not self.tests or any(part in test for part in self.tests)
 
     def rng(self, test: str, case: int) -> random.Random:
         """Return the source of a case's random choices: the same for the same seed, test and case."""
@@ -85,7 +89,7 @@ def run_cases(
         run: Takes a case's number and its source of random choices; returns the problems that it found, each as
             ``kind: details``.
     """
-    if options.test not in test:
+    if not options.wants(test):
         return skipped(test, goal, "not asked for")
     kinds: Counter[str] = Counter()
     failures: list[str] = []

@@ -20,6 +20,7 @@ from torture.world import World, fork, in_new_process, wait
 SYNTHETIC: dict[str, Any] = {"ingest.dataset": "synthetic_garments:1.0.0", "transform.validation_examples": 1_000}
 MODEL = "synthetic_garments"
 GOAL = "0 lost, 0 damaged, 0 leftovers, final bytes equal"
+KILLS_OF_A_RUN = 6
 ORPHANS_END = 30.0  # seconds after which no child of a killed run may be left
 
 
@@ -44,6 +45,9 @@ def run_all(world: World, run_id: str, values: Mapping[str, Any] = SYNTHETIC, ta
 
 def kills(options: Options) -> Iterator[Row]:
     """Kill whole runs at random moments; each case starts one run again until it survives."""
+    test = f"kills: whole runs, {KILLS_OF_A_RUN} each"
+    if not options.wants(test):
+        return
     import_tensorflow()
     undisturbed = World(options.folder / "undisturbed")
     (undisturbed.folder / "tmp").mkdir(parents=True)
@@ -53,13 +57,11 @@ def kills(options: Options) -> Iterator[Row]:
         return
     usual = time.monotonic() - start
     expected = outputs(undisturbed)
-    per_case = 6
-
     def kill(case: int, rng: random.Random) -> list[str]:
         world = World(options.folder / f"run {case}")
         (world.folder / "tmp").mkdir(parents=True)
         problems: list[str] = []
-        for attempt in range(per_case):
+        for attempt in range(KILLS_OF_A_RUN):
             process = fork(world, lambda: run_all(world, f"run {attempt}"), world.folder / "errors")  # noqa: B023
             time.sleep(rng.uniform(0.0, usual))
             os.kill(process, signal.SIGKILL)
@@ -79,8 +81,7 @@ def kills(options: Options) -> Iterator[Row]:
             shutil.rmtree(world.folder)
         return list(dict.fromkeys(problems))
 
-    row = run_cases(options, f"kills: whole runs, {per_case} each", 10, GOAL, kill)
-    yield row
+    yield run_cases(options, test, 10, GOAL, kill)
 
 
 def outputs(world: World) -> dict[str, str]:
