@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from torture.report import Options, Row, run_cases
 from torture.world import World, fork, leave_out_the_serving_check, wait
@@ -26,7 +27,7 @@ def run(options: Options) -> Iterator[Row]:
         world = template.copy(options.folder / f"key {case}")
         value, start = 1000 + case, time.time() + 0.1
 
-        def act(number: int) -> Callable[[], None]:
+        def act(number: int) -> Callable[[], Any]:
             def run_once() -> None:
                 time.sleep(max(0.0, start - time.time()))
                 world.run(value, f"run {number}", seconds=0.1)
@@ -54,7 +55,7 @@ def _everything(options: Options, template: World) -> Row:
     end = time.monotonic() + seconds
     counts = world.folder / "counts"
 
-    def repeat(role: str, action: Callable[[random.Random, int], object]) -> Callable[[], None]:
+    def repeat(role: str, action: Callable[[random.Random, int], object]) -> Callable[[], Any]:
         def act() -> None:
             rng, number = options.rng(role, 0), 0
             while time.monotonic() < end:
@@ -65,6 +66,7 @@ def _everything(options: Options, template: World) -> Row:
                         text = " ".join(f"{role}: {type(error).__name__}: {error}".split())
                         file.write(f"{text[:500]}\n")
                 number += 1
+                time.sleep(0.1 if role == "rollback" else 0.02)
             with counts.open("a") as file:
                 file.write(f"{role} {number}\n")
 
@@ -79,8 +81,8 @@ def _everything(options: Options, template: World) -> Row:
         for i in range(2)
     }
     roles["pusher"] = lambda rng, n: world.run(2000 + n, f"pusher {n}")
-    roles["rollback"] = lambda rng, n: (time.sleep(0.1), world.rollback(f"rollback {n}"))
-    roles["gc"] = lambda rng, n: (time.sleep(0.05), world.gc(keep_runs=1))
+    roles["rollback"] = lambda rng, n: world.rollback(f"rollback {n}")
+    roles["gc"] = lambda rng, n: world.gc(keep_runs=1)
     problems = _together(world, [repeat(role, action) for role, action in roles.items()], seconds + 120)
     problems += [*world.damaged(), *world.after_the_next_start(options.rng("next", 0))]
     done = Counter[str]()
@@ -95,7 +97,7 @@ def _everything(options: Options, template: World) -> Row:
     return Row(test, number, measured, "0 failures", not problems, tuple(problems))
 
 
-def _together(world: World, actions: list[Callable[[], None]], seconds: float) -> list[str]:
+def _together(world: World, actions: list[Callable[[], Any]], seconds: float) -> list[str]:
     errors: Path = world.folder / "errors"
     os.sync()
     processes = [fork(world, action, errors) for action in actions]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ridgeline import pipeline
 from ridgeline.artifacts.base import MANIFEST, ArtifactError
@@ -23,6 +24,9 @@ DROPPINGS = (".DS_Store", "Thumbs.db", ".nfs000000000001")
 SWEEP = {"sweep.l1": [1e-4], "sweep.l2": [1e-3]}
 
 
+Case = Callable[[int, random.Random], list[str]]
+
+
 def damage(path: Path, kind: str, other_manifest: Path, rng: random.Random) -> None:
     """Damage one file of an artifact.
 
@@ -35,9 +39,7 @@ def damage(path: Path, kind: str, other_manifest: Path, rng: random.Random) -> N
     content = path.read_bytes()
     if kind == "flipped" and content:
         place = rng.randrange(len(content))
-        path.write_bytes(
-            content[:place] + bytes([content[place] ^ (1 << rng.randrange(8))]) + content[place + 1 :]
-        )
+        path.write_bytes(content[:place] + bytes([content[place] ^ (1 << rng.randrange(8))]) + content[place + 1 :])
     elif kind == "truncated" and content:
         path.write_bytes(content[: rng.randrange(len(content))])
     elif kind == "extra file":
@@ -54,10 +56,12 @@ def run(options: Options) -> Iterator[Row]:
     leave_out_the_serving_check()
     template = World.template(options.folder / "template")
     yield from _artifacts(options)
-    yield run_cases(options, "corruption: .DS_Store and the like", 40, "ignored", _dropping(options, template))
-    yield run_cases(options, "corruption: a record's bit", 1000, "0 believed, 0 refusals", _record(options, template))
+    yield run_cases(options, "corruption: .DS_Store and the like", 40, "ignored", _dropping(options, template), 0.2)
+    yield run_cases(
+        options, "corruption: a record's bit", 1000, "0 believed, 0 refusals", _record(options, template), 0.2
+    )
     goal = "0 believed; repaired or one command named"
-    yield run_cases(options, "corruption: a history's bit", 1000, goal, _history(options, template))
+    yield run_cases(options, "corruption: a history's bit", 1000, goal, _history(options, template), 0.8)
     yield run_cases(options, "corruption: other files served", 150, goal, _served(options, template))
 
 
@@ -124,7 +128,7 @@ def _artifacts(options: Options) -> Iterator[Row]:
         return problems
 
     goal = "detected, named, made again by its step alone"
-    yield run_cases(options, test, len(places), goal, damaged)
+    yield run_cases(options, test, len(places), goal, damaged, share=0.5)
 
 
 def _repair(world: World, values: dict[str, object], step: str, ref: str) -> list[str]:
@@ -144,7 +148,7 @@ def _repair(world: World, values: dict[str, object], step: str, ref: str) -> lis
     return problems
 
 
-def _dropping(options: Options, template: World):  # type: ignore[no-untyped-def]
+def _dropping(options: Options, template: World) -> Case:
     def drop(case: int, rng: random.Random) -> list[str]:
         world = template.copy(options.folder / f"dropping {case}")
         store, registry = world.settings.open_store(), world.settings.open_registry()
@@ -183,7 +187,7 @@ def flip(path: Path, rng: random.Random) -> bytes:
     return before
 
 
-def _record(options: Options, template: World):  # type: ignore[no-untyped-def]
+def _record(options: Options, template: World) -> Case:
     world = template.copy(options.folder / "records")
     store = world.settings.open_store()
     true = {record.model_dump_json() for record in store.executions()}
@@ -203,7 +207,7 @@ def _record(options: Options, template: World):  # type: ignore[no-untyped-def]
     return damaged
 
 
-def _history(options: Options, template: World):  # type: ignore[no-untyped-def]
+def _history(options: Options, template: World) -> Case:
     def damaged(case: int, rng: random.Random) -> list[str]:
         world = template.copy(options.folder / "history")
         registry = world.settings.open_registry()
@@ -228,11 +232,11 @@ def _history(options: Options, template: World):  # type: ignore[no-untyped-def]
     return damaged
 
 
-def _essence(history: list) -> list:  # type: ignore[type-arg]
+def _essence(history: list[Any]) -> list[Any]:
     return [(entry.version, entry.action, entry.artifact, entry.model_digest, entry.run_id) for entry in history]
 
 
-def _believed(world: World, true: list, kind: str) -> Iterator[str]:  # type: ignore[type-arg]
+def _believed(world: World, true: list[Any], kind: str) -> Iterator[str]:
     try:
         found = _essence(world.settings.open_registry().history(MODEL_NAME))
     except (StoreError, RegistryError):
@@ -244,7 +248,7 @@ def _believed(world: World, true: list, kind: str) -> Iterator[str]:  # type: ig
         yield f"believed: {kind}: {len(found)} of {len(true)} entries"
 
 
-def _next_push(world: World, true: list, kind: str) -> Iterator[str]:  # type: ignore[type-arg]
+def _next_push(world: World, true: list[Any], kind: str) -> Iterator[str]:
     """A push on a damaged history repairs it, or names a command of ridgeline that does."""
     try:
         world.run(900, "next")
@@ -263,7 +267,7 @@ def _next_push(world: World, true: list, kind: str) -> Iterator[str]:  # type: i
         yield f"a version's number was given twice: {kind}: {versions}"
 
 
-def _served(options: Options, template: World):  # type: ignore[no-untyped-def]
+def _served(options: Options, template: World) -> Case:
     """Damage champion.json, models.config or a file of the served version: the next run serves the right one."""
 
     def damaged(case: int, rng: random.Random) -> list[str]:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from ridgeline.executor import execute
 from torture import whole_runs
 from torture.corruption import SWEEP
 from torture.report import Options, Row, run_cases, skipped
-from torture.toys import STEPS
 from torture.world import World, files_in, in_new_process, leave_out_the_serving_check
 
 PAGE = 4096
@@ -87,7 +87,7 @@ def _toys(options: Options) -> Row:
             before = set(world.settings.open_store().refs())
             problem = in_new_process(world, lambda: world.run(700, "full"))
             problems = _judged(problem)
-            clean_up = in_new_process(world, lambda: world.gc(keep_runs=1) and None)
+            clean_up = in_new_process(world, lambda: world.gc(keep_runs=1))
             if clean_up and "free disk space" not in clean_up.lower():
                 problems.append(f"gc fails on a full disk: {clean_up}")
             elif clean_up:
@@ -101,7 +101,7 @@ def _toys(options: Options) -> Row:
         finally:
             disk.unmount()
 
-    return run_cases(options, "disk full: toy steps and a push", 60, GOAL, full)
+    return run_cases(options, "disk full: toy steps and a push", 60, GOAL, full, share=0.3)
 
 
 def _judged(problem: str) -> list[str]:
@@ -132,7 +132,7 @@ def _steps(options: Options, whole: World, values: dict[str, Any]) -> Row:
             before = {path: path.read_bytes() for path in files_in(world.folder) if "artifacts" in path.parts}
             disk.leave(2 * PAGE + int(share * store.size_bytes(record.output or "")))
             arguments = (world.settings.open_store(), step, record.inputs, params[step.name], "full")
-            problem = in_new_process(world, lambda: execute(*arguments) and None, 200)
+            problem = in_new_process(world, lambda: execute(*arguments), 200)
             problems = _judged(problem)
             failed = [found for found in world.settings.open_store().executions() if found.state == "failed"]
             if problem and not problems and not failed:
@@ -151,7 +151,7 @@ def _steps(options: Options, whole: World, values: dict[str, Any]) -> Row:
 
     shuffled = random.Random(options.seed)
     shuffled.shuffle(cases)
-    return run_cases(options, STEPS_TEST, len(cases), GOAL, full)
+    return run_cases(options, STEPS_TEST, len(cases), GOAL, full, share=0.6)
 
 
 def _hosts(options: Options) -> Iterator[Row]:
@@ -183,10 +183,8 @@ def _hosts(options: Options) -> Iterator[Row]:
 def _full_temporary_folder(world: World) -> None:
     _private_mounts()
     _mount("-t", "tmpfs", "-o", f"size={16 * PAGE}", "tmpfs", str(world.folder / "tmp"))
-    try:
+    with suppress(OSError):
         (world.folder / "tmp" / "filler").write_bytes(b"x" * 2**20)
-    except OSError:
-        pass
 
 
 def _read_only_root(world: World) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import statistics
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
+from ridgeline.gc import collect_garbage
 from ridgeline.lineage import lineage
 from torture.report import Options, Row, timed
 from torture.toys import STEPS
@@ -56,12 +56,12 @@ def _runs(options: Options) -> Row:
 
 
 def _records(options: Options) -> Row:
-    """Compare a store with many records with one with few; a look-up and a lineage cost the same, a clean-up is linear."""
+    """Compare a store with many records with one with few: only a clean-up may take longer, and at most linearly."""
     world = World.template(options.folder / "records")
     store = world.settings.open_store()
     template = list(store.executions())
     ref = next(record.output for record in template if record.component == STEPS[-1].name and record.output)
-    flush, os.fsync = os.fsync, lambda _: None
+    flush, os.fsync = os.fsync, lambda fd: None
     times: list[tuple[float, float, float]] = []
     many = max(2 * FEW_RECORDS, options.count(RECORDS))
     try:
@@ -76,7 +76,7 @@ def _records(options: Options) -> Row:
             world.run(3, "warm up")
             look_up = min(timed(lambda: world.run(3, "look up")) for _ in range(3)) / len(STEPS)
             trace = min(timed(lambda: lineage(world.settings.open_store(), ref)) for _ in range(2))
-            clean = timed(lambda: world.settings.open_store() and _dry(world))
+            clean = timed(lambda: _dry(world))
             times.append((look_up, trace, clean))
     finally:
         os.fsync = flush
@@ -96,8 +96,6 @@ def _records(options: Options) -> Row:
 
 
 def _dry(world: World) -> None:
-    from ridgeline.gc import collect_garbage
-
     collect_garbage(world.settings.open_store(), world.settings.open_registry(), 50, dry_run=True)
 
 

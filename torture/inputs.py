@@ -96,7 +96,11 @@ def _values(schema: Mapping[str, Any]) -> st.SearchStrategy[Any]:
     if "boolean" in kinds:
         strategies += [st.booleans()] * 2
     if "pattern" in schema:
-        strategies += [st.floats(0, 1).map(str), st.floats().map(str), st.from_regex(r"^[0-9.]{0,6}([eE][-+]?[0-9]{1,4})?$")]
+        strategies += [
+            st.floats(0, 1).map(str),
+            st.floats().map(str),
+            st.from_regex(r"^[0-9.]{0,6}([eE][-+]?[0-9]{1,4})?$"),
+        ]
     elif "string" in kinds:
         strategies += [st.text(max_size=20)] * 2
     if "array" in kinds:
@@ -138,7 +142,9 @@ def _form(options: Options) -> Row:
         return ""
 
     pairs = st.one_of([st.tuples(st.just(name), _values(declared[name].schema)) for name in names])
-    row = _row(options, "parameter sets through the form", SETS, st.lists(pairs, min_size=1, max_size=4), judge, NO_OTHER)
+    row = _row(
+        options, "parameter sets through the form", SETS, st.lists(pairs, min_size=1, max_size=4), judge, NO_OTHER
+    )
     measured = f"{row.measured}; the form admitted {admitted}"
     return Row(row.test, row.cases, measured, row.goal, row.ok, row.failures)
 
@@ -177,8 +183,11 @@ def _settings(options: Options) -> Row:
     from ridgeline.cli import app
 
     commands = (["gc", "--dry-run"], ["models", "list"], ["explain", "ingest"])
-    texts = ["abc", "-1", "0", "1e9", "[1", "{}", "[]", "null", '{"a": 1}', '{"train.epochs": "x"}', "nan", "inf", " ",
-             "/proc/none", "/dev/null", "s4://nowhere/x", "file:///proc/none", "ftp://", "\udc80", "a" * 300, "https://user:geheim@[/x"]  # fmt: skip
+    texts = [
+        *("abc", "-1", "0", "1e9", "[1", "{}", "[]", "null", '{"a": 1}', '{"train.epochs": "x"}', "nan", "inf", " "),
+        *("/proc/none", "/dev/null", "s4://nowhere/x", "file:///proc/none", "ftp://", "\udc80", "a" * 300),
+        "https://user:geheim@[/x",
+    ]
     names = [f"RIDGELINE_{name.upper()}" for name in Settings.model_fields]
 
     def judge(case: int, rng: random.Random) -> list[str]:

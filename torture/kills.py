@@ -46,7 +46,7 @@ def run(options: Options) -> Iterator[Row]:
             shutil.rmtree(world.folder)
         return list(dict.fromkeys(problems))
 
-    yield run_cases(options, "kills: steps, push, rollback, gc", 1000, GOAL, kill)
+    yield run_cases(options, "kills: steps, push, rollback, gc", 1000, GOAL, kill, share=0.4)
     yield from whole_runs.kills(options)
 
 

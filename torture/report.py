@@ -6,7 +6,7 @@ import dataclasses
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class Row:
         measured: What came out.
         goal: What was expected.
         ok: Whether the goal is met.
-        failures: One line for each failed case, with its number; the first ones are printed.
+        failures: One example of each kind of failure, with the number of its case.
         skipped: Why nothing was tried; empty if something was.
         first_failed: Number of the first failed case; None if there is none.
     """
@@ -77,7 +77,12 @@ def skipped(test: str, goal: str, reason: str) -> Row:
 
 
 def run_cases(
-    options: Options, test: str, count: int, goal: str, run: Callable[[int, random.Random], list[str]]
+    options: Options,
+    test: str,
+    count: int,
+    goal: str,
+    run: Callable[[int, random.Random], list[str]],
+    share: float = 1.0,
 ) -> Row:
     """Run numbered cases until all are done or the time is up, and count what was found.
 
@@ -88,26 +93,32 @@ def run_cases(
         goal: The goal in words; it is met if no case finds a problem.
         run: Takes a case's number and its source of random choices; returns the problems that it found, each as
             ``kind: details``.
+        share: Share of the remaining time that the cases may take.
     """
     if not options.wants(test):
         return skipped(test, goal, "not asked for")
     kinds: Counter[str] = Counter()
-    failures: list[str] = []
+    examples: dict[str, str] = {}
     failed: list[int] = []
     done = 0
+    start = time.monotonic()
+    deadline = start + share * (options.deadline - start)
     for case in range(options.count(count)) if options.case is None else [options.case]:
-        if time.monotonic() > options.deadline:
+        if time.monotonic() > deadline:
             break
         problems = run(case, options.rng(test, case))
         done += 1
         kinds.update({problem.split(":")[0] for problem in problems})
-        failures += [f"case {case}: {problem}" for problem in problems[:3]]
+        for problem in problems:
+            examples.setdefault(problem.split(":")[0], f"case {case}: {problem}")
         failed += [case] if problems else []
     found = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
     wanted = options.count(count) if options.case is None else 1
     short = f" (of {wanted}: out of time)" if done < wanted else ""
     measured = f"{len(failed)} failed{short}{f': {found}' if found else ''}"
-    return Row(test, done, measured, goal, not failed and done > 0, tuple(failures), "", failed[0] if failed else None)
+    return Row(
+        test, done, measured, goal, not failed and done > 0, tuple(examples.values()), "", failed[0] if failed else None
+    )
 
 
 def timed(function: Callable[[], Any]) -> float:
@@ -115,9 +126,3 @@ def timed(function: Callable[[], Any]) -> float:
     start = time.monotonic()
     function()
     return time.monotonic() - start
-
-
-def chain(*parts: Iterator[Row]) -> Iterator[Row]:
-    """Yield the rows of several parts."""
-    for rows in parts:
-        yield from rows

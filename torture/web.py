@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections import Counter
@@ -28,7 +27,7 @@ from torture.world import World, in_new_process, leave_out_the_serving_check
 
 HOSTILE = (
     "<script>alert(1)</script>",
-    "\"><img src=x onerror=alert(1)>",
+    '"><img src=x onerror=alert(1)>',
     "'><svg onload=alert(1)>",
     "</textarea></style></title><b>",
     "{{ 7 * 7 }}{% for x in [] %}",
@@ -183,9 +182,10 @@ def _generated(options: Options, url: str, tokens: dict[str, str], schema: dict[
     problems: Counter[str] = Counter()
     examples: dict[str, str] = {}
     statuses: Counter[str] = Counter()
-    operations = [result.ok() for result in schemathesis.openapi.from_dict(schema).get_all_operations()]
+    operations: list[Any] = [result.ok() for result in schemathesis.openapi.from_dict(schema).get_all_operations()]  # type: ignore[union-attr]
     users: list[str | None] = ["reader", "stranger", None]
     for operation in operations:
+        route = operation.path
 
         @hypothesis.seed(options.seed)
         @hypothesis.settings(
@@ -203,7 +203,7 @@ def _generated(options: Options, url: str, tokens: dict[str, str], schema: dict[
                 return
             names = {"dag_id": TRAINING, "run_id": run_id} if real else {}
             given = {**(case.path_parameters or {}), **names}
-            path = "/ridgeline" + operation.path
+            path = "/ridgeline" + route  # noqa: B023
             for name, value in given.items():
                 path = path.replace(f"{{{name}}}", quote(str(value), safe=""))
             headers = {"Authorization": f"Bearer {tokens[user]}"} if user else {}
@@ -218,7 +218,14 @@ def _generated(options: Options, url: str, tokens: dict[str, str], schema: dict[
     measured = ", ".join(f"{count} × {status}" for status, count in sorted(statuses.items()))
     found = f"; {dict(problems)}" if problems else ""
     goal = "0 unauthenticated answers, 0 of status 500"
-    return Row(ROUTES, statuses.total(), measured + found, goal, not problems and statuses.total() > 0, tuple(examples.values()))
+    return Row(
+        ROUTES,
+        statuses.total(),
+        measured + found,
+        goal,
+        not problems and statuses.total() > 0,
+        tuple(examples.values()),
+    )
 
 
 def _problem(status: int, body: str, user: str | None) -> str:

@@ -57,6 +57,7 @@ def kills(options: Options) -> Iterator[Row]:
         return
     usual = time.monotonic() - start
     expected = outputs(undisturbed)
+
     def kill(case: int, rng: random.Random) -> list[str]:
         world = World(options.folder / f"run {case}")
         (world.folder / "tmp").mkdir(parents=True)
@@ -103,7 +104,7 @@ def _lost(world: World) -> list[str]:
 
 
 def _no_process_in(folder: Path, seconds: float) -> bool:
-    """Wait until no process has a folder's path among its arguments or in its environment; return whether that is so."""
+    """Wait until no other process names a folder in its command line; return whether that is so."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if not any(_mentions(process, folder) for process in Path("/proc").glob("[0-9]*")):

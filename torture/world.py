@@ -68,7 +68,7 @@ class World:
 
     # --- actions
 
-    def run(self, value: int, run_id: str, seconds: float = 0.0, by: str = "ann") -> Iterator[Any] | list[Any]:
+    def run(self, value: int, run_id: str, seconds: float = 0.0, by: str = "ann") -> list[Any]:
         """Run the toy steps for a number, and return their results."""
         return list(self.results(value, run_id, seconds, by))
 
@@ -85,7 +85,7 @@ class World:
                 self.settings.open_store(), MODEL_NAME, None, reason="torture", by="bob", run_id=run_id
             )
         except RegistryError as error:
-            if not any(text in str(error) for text in ("Expected another model", "Expected the name of a served model")):
+            if not str(error).startswith(("Expected another model", "Expected the name of a served model")):
                 raise
             return None
 
@@ -255,7 +255,7 @@ def files_in(folder: Path) -> list[Path]:
 # --- processes
 
 
-def fork(world: World, action: Callable[[], None], errors: Path | None = None) -> int:
+def fork(world: World, action: Callable[[], Any], errors: Path | None = None) -> int:
     """Run an action in a new process that has everything imported already, and return its id.
 
     Args:
@@ -296,7 +296,7 @@ def wait(pid: int, seconds: float = 120.0) -> int:
     return -signal.SIGALRM
 
 
-def in_new_process(world: World, action: Callable[[], None], seconds: float = 120.0) -> str:
+def in_new_process(world: World, action: Callable[[], Any], seconds: float = 120.0) -> str:
     """Run an action in a new process and return its error; empty if there is none."""
     with tempfile.NamedTemporaryFile("r", dir="/dev/shm" if Path("/dev/shm").exists() else None) as errors:
         code = wait(fork(world, action, Path(errors.name)), seconds)
@@ -322,9 +322,9 @@ def die_at(number: int) -> None:
 
     flush = os.fsync
 
-    def counted(descriptor: int) -> None:
+    def counted(fd: Any) -> None:
         one_more()
-        flush(descriptor)
+        flush(fd)
 
     os.fsync = counted
     sys.addaudithook(hook)

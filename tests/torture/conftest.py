@@ -10,7 +10,9 @@ def torture():
     """A function that runs some rows of a part and fails the test with the first failures of each row."""
 
     def run(part, *tests, scale, seed=1):
-        rows = [row for row in in_a_process_of_its_own(part, seed, scale, None, tests) if row.skipped != "not asked for"]
+        rows = [
+            row for row in in_a_process_of_its_own(part, seed, scale, None, tests) if row.skipped != "not asked for"
+        ]
         if rows and all(row.skipped for row in rows):
             pytest.skip(rows[0].skipped)
         failures = [f"{row.test}: {row.measured}\n  " + "\n  ".join(row.failures[:5]) for row in rows if not row.ok]
