@@ -33,7 +33,7 @@ PARTS = {
     "endurance": 60,
     "clock": 30,
 }
-STARTUP = 60  # seconds that a part may take besides, for imports and what it needs to begin
+STARTUP = 180  # seconds that a part may take besides, for imports and what it needs to begin
 SHORTEST = 120.0  # seconds that a part has at any scale
 SHOWN_FAILURES = 12
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 from torture.report import Options, Row
 from torture.toys import MODEL_NAME
@@ -14,7 +16,8 @@ from torture.world import World, fork, leave_out_the_serving_check, wait
 READERS = 4
 LOADS = 1000
 CHANGES = 100
-GOAL = "0 failures"
+GOAL = "0 failures, no recent champion pruned"
+STILL_LOADED = timedelta(minutes=1)  # less than the time for which a former champion is kept
 
 
 def run(options: Options) -> Iterator[Row]:
@@ -38,7 +41,7 @@ def _loads(options: Options, keep: int) -> Row:
                 world.rollback(f"rollback {number}")
             else:
                 world.run(1000 + number, f"push {number}")
-            time.sleep(rng.uniform(0.0, 0.1))
+            time.sleep(rng.uniform(0.0, 0.03))
         end.touch()
 
     def read(reader: int) -> None:
@@ -61,8 +64,12 @@ def _loads(options: Options, keep: int) -> Row:
     failures += errors.read_text().splitlines() if errors.exists() else []
     failures += [f"exit code: {code}" for code in codes if code]
     total = sum(number for number, _ in results)
-    versions = len(world.settings.open_registry().versions(MODEL_NAME))
-    measured = f"{len(failures)} failures in {total} loads during {changes} changes; {versions} versions left"
+    registry = world.settings.open_registry()
+    versions = registry.versions(MODEL_NAME)
+    for entry, successor in itertools.pairwise(registry.history(MODEL_NAME)):
+        if entry.version not in versions and successor.at > datetime.now(UTC) - STILL_LOADED:
+            failures.append(f"pruned too early: version {entry.version} was the champion until {successor.at}")
+    measured = f"{len(failures)} failures in {total} loads during {changes} changes; {len(versions)} versions left"
     test = f"model loads during pushes and rollbacks, keep {keep}"
     return Row(test, total, measured, GOAL, not failures and total >= loads, tuple(failures))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import json
 import os
@@ -40,6 +41,7 @@ PAGES = "HTML in every text of the pages and reports"
 ROUTES = "generated requests to the plugin's routes"
 TRICKS = "path tricks on the plugin's routes"
 REQUESTS = 600
+ENOUGH_SECONDS = 60.0  # for the requests, however long the server took to start
 CANARY = "this text lies outside of the store's reports"
 TRAINING = "fashion_mnist_training"
 MAKE_RUNS = """
@@ -162,6 +164,7 @@ def _server(options: Options) -> Iterator[Row]:
         _wait_for(url, process, log)
         passwords = json.loads(next(Path(env["AIRFLOW_HOME"]).glob("simple_auth_manager_passwords*")).read_text())
         tokens = {user: _token(url, user, passwords[user]) for user in ("reader", "stranger")}
+        options = dataclasses.replace(options, deadline=max(options.deadline, time.monotonic() + ENOUGH_SECONDS))
         yield _generated(options, url, tokens, schema, run_id)
         yield _tricks(options, url, tokens["reader"], run_id)
     finally:
