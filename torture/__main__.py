@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ PARTS = {
 }
 STARTUP = 180  # seconds that a part may take besides, for imports and what it needs to begin
 SHORTEST = 120.0  # seconds that a part has at any scale
+MEMORY, ENOUGH_BYTES = Path("/dev/shm"), 4 * 2**30
 SHOWN_FAILURES = 12
 
 
@@ -103,8 +105,12 @@ def rows_of(part: str, seed: int, scale: float, case: int | None = None, tests: 
 
 @contextmanager
 def emptied(keep: bool) -> Iterator[Path]:
-    """Yield a new folder; afterwards unmount what is mounted below it and delete it, unless it is to be kept."""
-    folder = Path(tempfile.mkdtemp(prefix="torture-"))
+    """Yield a new folder; afterwards unmount what is mounted below it and delete it, unless it is to be kept.
+
+    It is in memory if there is space: a flush that no power cut follows shows nothing but the speed of a disk.
+    """
+    in_memory = MEMORY if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ENOUGH_BYTES else None
+    folder = Path(tempfile.mkdtemp(prefix="torture-", dir=in_memory))
     try:
         yield folder
     finally:

@@ -18,6 +18,7 @@ RUNS = 200
 RECORDS = 20_000
 FEW_RECORDS = 1_000
 GC_EVERY = 10
+ENTRY_MB = 0.002  # of the history and its copy, for each push
 
 
 def run(options: Options) -> Iterator[Row]:
@@ -43,16 +44,23 @@ def _runs(options: Options) -> Row:
     quarter = max(1, len(memory) // 4)
     checks = {
         "memory": memory[-1] <= memory[quarter] * 1.05,
-        "disk": disk[-1] <= disk[quarter] * 1.2,
+        "disk": disk[-1] <= disk[quarter] * 1.2 + number_of_runs * ENTRY_MB,
         "open files": files[-1] <= files[quarter],
         "time": late <= early * 1.25,
     }
     measured = (
-        f"per run {early * 1000:.0f} → {late * 1000:.0f} ms, memory {memory[quarter]:.0f} → {memory[-1]:.0f} MB, "
+        f"per run CPU {early * 1000:.0f} → {late * 1000:.0f} ms, memory {memory[quarter]:.0f} → {memory[-1]:.0f} MB, "
         f"disk {disk[quarter]:.2f} → {disk[-1]:.2f} MB, open files {files[quarter]} → {files[-1]}"
     )
     failures = tuple(f"not flat: {name}" for name, flat in checks.items() if not flat)
-    return Row("scheduled runs with changing data", number_of_runs, measured, "flat", not failures, failures)
+    return Row(
+        "scheduled runs with changing data",
+        number_of_runs,
+        measured,
+        "flat but for the history",
+        not failures,
+        failures,
+    )
 
 
 def _records(options: Options) -> Row:
@@ -82,16 +90,16 @@ def _records(options: Options) -> Row:
         os.fsync = flush
     (few_look_up, few_trace, few_clean), (look_up, trace, clean) = times
     checks = {
-        "look-up": look_up <= 2 * few_look_up + 0.02,
-        "lineage": trace <= 2 * few_trace + 0.05,
+        "look-up": look_up <= few_look_up + 0.1,
+        "lineage": trace <= few_trace + 0.25,
         "gc": clean <= 1.5 * few_clean * many / FEW_RECORDS + 0.5,
     }
     measured = (
-        f"look-up of a step {few_look_up * 1000:.0f} → {look_up * 1000:.0f} ms, lineage {few_trace * 1000:.0f} → "
+        f"CPU of a step's look-up {few_look_up * 1000:.0f} → {look_up * 1000:.0f} ms, lineage {few_trace * 1000:.0f} → "
         f"{trace * 1000:.0f} ms, gc dry run {few_clean:.1f} → {clean:.1f} s"
     )
     failures = tuple(f"not flat: {name}" for name, flat in checks.items() if not flat)
-    goal = "look-up and lineage flat, gc at most linear"
+    goal = "look-up + 0.1 s, lineage + 0.25 s at most; gc at most linear"
     return Row(f"{FEW_RECORDS} → {many} records", many, measured, goal, not failures, failures)
 
 

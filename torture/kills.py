@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from torture import whole_runs
 from torture.report import Options, Row, run_cases
-from torture.world import World, die_at, fork, leave_out_the_serving_check, wait
+from torture.world import World, die_at, fork, kill_after, leave_out_the_serving_check, wait
 
 GOAL = "0 lost, 0 half-visible, 0 damaged, 0 leftovers"
 MOST_CHANGES = 250  # of the file system, in the actions of one case
@@ -35,10 +32,10 @@ def run(options: Options) -> Iterator[Row]:
             world.act(rng, ACTIONS)
 
         process = fork(world, act, world.folder / "errors")
-        if not at_change:
-            time.sleep(delay)
-            os.kill(process, signal.SIGKILL)
-        wait(process)
+        if at_change:
+            wait(process)
+        else:
+            kill_after(process, delay)
         problems = [f"action fails: {line}" for line in _lines(world.folder / "errors")]
         problems += [*world.lost(), *world.damaged()]
         problems += world.after_the_next_start(rng)

@@ -45,12 +45,14 @@ class Disk:
         _command("mount", "-o", "loop", str(self.image), str(self.mounted))
 
     def unmount(self) -> None:
-        """Unmount it, also while a dying process has files open."""
-        for _ in range(100):
-            if subprocess.run(["umount", str(self.mounted)], capture_output=True, check=False).returncode == 0:
+        """Unmount it, and wait until nobody else holds it, such as a process that dies or that copied all mounts."""
+        subprocess.run(["umount", "--lazy", str(self.mounted)], capture_output=True, check=False)
+        for _ in range(1200):
+            held = subprocess.run(["losetup", "-j", str(self.image)], capture_output=True, text=True, check=True)
+            if not held.stdout.strip():
                 return
             time.sleep(0.05)
-        _command("umount", "-l", str(self.mounted))
+        raise RuntimeError(f"expected nobody to hold {self.image} any more; received {held.stdout}")
 
     def cut(self, flag: int) -> None:
         """Shut it down as it is; what is not on the disk is lost."""

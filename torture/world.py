@@ -24,10 +24,10 @@ from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.gc import collect_garbage
 from ridgeline.registry import RegistryError
 from ridgeline.settings import Settings
-from ridgeline.store import Execution
 from torture.toys import MODEL_NAME, STEPS
 
 KEEP_RUNS = 5
+STARTS = ("new run", "reused run", "rollback", "gc")  # what people do next
 # Events of Python's audit hooks that change a file system or lock a file. A flush has none and is counted separately.
 CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.truncate", "fcntl.flock", "shutil.copyfile"}
 
@@ -90,8 +90,9 @@ class World:
             return None
 
     def gc(self, keep_runs: int = KEEP_RUNS) -> Any:
-        """Collect garbage."""
-        return collect_garbage(self.settings.open_store(), self.settings.open_registry(), keep_runs, dry_run=False)
+        """Collect garbage, also of runs that ended just now."""
+        store, registry = self.settings.open_store(), self.settings.open_registry()
+        return collect_garbage(store, registry, keep_runs, dry_run=False)
 
     def acknowledge(self, **facts: Any) -> None:
         """Note a finished action, as a caller would who was told that it is done."""
@@ -114,11 +115,10 @@ class World:
             else:
                 self.gc()
 
-    def start_again(self, rng: random.Random) -> None:
-        """Do one thing that people do next: a new run, a reused run, a rollback or a clean-up."""
-        kind = rng.choice(("run", "reused", "rollback", "gc"))
-        if kind in ("run", "reused"):
-            self.run(500 if kind == "run" else 3, "next")
+    def start_again(self, kind: str) -> None:
+        """Do one thing of `STARTS`."""
+        if kind in STARTS[:2]:
+            self.run(500 if kind == STARTS[0] else 3, "next")
         elif kind == "rollback":
             self.rollback("next")
         else:
@@ -168,11 +168,11 @@ class World:
                 verify(folder)
             except (ArtifactError, OSError) as error:
                 yield f"half-visible artifact: {folder.name[:12]}: {error}"
-        for path in root.glob("executions/*/[0-9]*.json"):
-            try:
-                Execution.model_validate_json(path.read_bytes())
-            except (ValueError, OSError) as error:
-                yield f"damaged record: {path.name}, {path.stat().st_size} bytes: {str(error)[:80]!r}"
+        records = list(root.glob("executions/*/[0-9]*.json"))
+        readable = sum(1 for _ in self.settings.open_store().executions())
+        if readable < len(records):
+            empty = [path.name for path in records if path.stat().st_size == 0]
+            yield f"damaged record: {len(records) - readable} of {len(records)} are left out; empty are {empty}"
         try:
             self.settings.open_registry().history(MODEL_NAME)
         except Exception as error:
@@ -216,6 +216,8 @@ class World:
                 yield f"lock file: {path.name}"
             elif path.stem in finished:
                 yield f"scratch of a finished key: {path.name}"
+        for path in root.glob("leases/*"):
+            yield f"lease: {path.name}"
         for path in root.glob("executions/*/.*"):
             yield f"hidden record: {path.name}, {path.stat().st_size} bytes"
         for path in [*root.glob("serving/*/.*"), *root.glob("serving/.*")]:
@@ -236,13 +238,14 @@ class World:
 
     def after_the_next_start(self, rng: random.Random) -> Iterator[str]:
         """Start something in a new process, and yield all that is wrong then."""
-        problem = in_new_process(self, lambda: self.start_again(rng))
+        kind = rng.choice(STARTS)
+        problem = in_new_process(self, lambda: self.start_again(kind))
         if problem:
-            yield f"next start fails: {problem}"
+            yield f"next start fails: {kind}: {problem}"
             return
         for check in (self.lost, self.damaged, self.not_served, self.leftovers):
             try:
-                yield from check()
+                yield from (f"{problem}, after the next start, {kind}" for problem in check())
             except Exception as error:
                 yield f"check fails: {check.__name__}: {type(error).__name__}: {error}"
 
@@ -294,6 +297,18 @@ def wait(pid: int, seconds: float = 120.0) -> int:
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     return -signal.SIGALRM
+
+
+def kill_after(pid: int, seconds: float) -> bool:
+    """Kill a process after some time, and return whether it had to be: it may have ended before."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return False
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return True
 
 
 def in_new_process(world: World, action: Callable[[], Any], seconds: float = 120.0) -> str:

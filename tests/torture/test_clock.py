@@ -2,4 +2,4 @@
 
 
 def test_clocks_that_step_back_or_differ(torture):
-    torture("clock", scale=0.2)
+    torture("clock", scale=0.1)

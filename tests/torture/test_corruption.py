@@ -2,11 +2,11 @@
 
 
 def test_what_operating_systems_drop_is_ignored(torture):
-    torture("corruption", ".DS_Store", scale=0.3)
+    torture("corruption", ".DS_Store", scale=0.15)
 
 
 def test_a_flipped_bit_is_not_believed(torture):
-    torture("corruption", "a record's bit", "a history's bit", scale=0.05)
+    torture("corruption", "a record's bit", "a history's bit", scale=0.03)
 
 
 def test_damaged_files_for_other_readers_are_written_again(torture):

@@ -2,4 +2,4 @@
 
 
 def test_a_full_disk_at_every_page_of_the_toy_steps(torture):
-    torture("disk_full", "toy steps", scale=0.5)
+    torture("disk_full", "toy steps", scale=0.25)
