@@ -7,7 +7,7 @@ DAG := fashion_mnist_training
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install run ui audit test test-fast screenshots test-containers up down logs backup restore lint format bench constraints clean
+.PHONY: help install run ui audit test test-fast torture screenshots test-containers up down logs backup restore lint format bench constraints clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -25,6 +25,9 @@ test: $(INSTALLED) ## Run all tests; ARGS="-k name"
 
 test-fast: $(INSTALLED) ## Run the tests that start no Airflow, browser or second TensorFlow; ARGS="-k name"
 	$(PYTEST) -m "not airflow and not real_data and not fresh_process" $(ARGS)
+
+torture: $(INSTALLED) ## Kill, cut, damage and load small stores for half an hour; ARGS="kills power_cut --seed 7 --scale 1"
+	@$(BIN)/python -m torture $(ARGS)
 
 screenshots: $(INSTALLED) ## Retake the README's screenshots; needs Chromium and RIDGELINE_MANUAL_DIR
 	SCREENSHOT_DATA="$${RIDGELINE_MANUAL_DIR:?expected the folder of the official files}" \
