@@ -29,7 +29,6 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from ridgeline.access import denied
-from ridgeline.airflow import REASON
 from ridgeline.airflow.plugin import models_page, run_page
 from ridgeline.airflow.plugin.run_page import Run, Task
 from ridgeline.airflow.plugin.template import render_template
