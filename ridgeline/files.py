@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -123,6 +124,24 @@ def unsign(text: str) -> str:
     if _sha256(body) != checksum[1]:
         raise ValueError(f"Expected a text with the SHA-256 {checksum[1]}; received {_sha256(body)}. It is damaged.")
     return f"{body}}}"
+
+
+def is_newer(text: str, schema_version: int) -> bool:
+    """Return whether an undamaged text of `sign` states a schema version that a later release introduced.
+
+    Args:
+        text: The text of one JSON object.
+        schema_version: The newest version that this release knows.
+
+    Example:
+        >>> is_newer(sign('{"schema_version": 3}'), 1), is_newer('{"schema_version": 3}', 1)
+        (True, False)
+    """
+    try:
+        stated = json.loads(unsign(text)).get("schema_version") if CHECKSUM.search(text) else None
+    except (ValueError, AttributeError):
+        return False
+    return isinstance(stated, int) and stated > schema_version
 
 
 def _sha256(text: str) -> str:

@@ -13,8 +13,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ridgeline import files
+from ridgeline.store import StoreError
 
 HISTORY, COPY, CHAMPION = "history.jsonl", "history-copy.jsonl", "champion.json"
+SCHEMA_VERSION = 1  # of an entry; the newest that this release knows
 
 
 class HistoryEntry(BaseModel):
@@ -81,12 +83,21 @@ def read_lines(path: Path) -> Lines:
 
     Args:
         path: The file; one that is missing has no lines.
+
+    Raises:
+        StoreError: If a later release of Ridgeline wrote it.
     """
     lines: list[str | None] = []
     for line in path.read_bytes().split(b"\n") if path.exists() else []:  # not splitlines: a reason may hold others
         try:
             if line:
-                parse(text := line.decode())
+                text = line.decode()
+                if files.is_newer(text, SCHEMA_VERSION):
+                    raise StoreError(
+                        f"Cannot read {path}: a newer version of Ridgeline wrote line {len(lines) + 1}. Update "
+                        "Ridgeline; nothing was changed."
+                    )
+                parse(text)
                 lines.append(text)
         except ValueError:  # not UTF-8, another checksum, or no entry
             lines.append(None)

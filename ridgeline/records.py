@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ridgeline.store import Execution
 
 SHORT = 16  # hexadecimal digits of a digest in a name
+START = "%Y%m%dT%H%M%S.%fZ"
 NO_OUTPUT = "none"  # no digest
 OLD_FIELDS = 3
 NAME = re.compile(
@@ -21,7 +22,7 @@ NAME = re.compile(
 
 
 class RecordFile(NamedTuple):
-    """A record's file, and what its name says. Names sort by the start of the execution.
+    """A record's file, and what its name says. Names sort by the start of the execution, see `of`.
 
     A name is ``<start>-<key>-<run>-<state>-<output>-<seconds>-<id>.json``, with shortened digests of the key, the run's
     id and the output. Up to version 0.2 it was ``<start>-<key>-<id>.json``; the fields that it lacks are empty.
@@ -48,10 +49,19 @@ class RecordFile(NamedTuple):
         return cls(name, component, *(fields.groups("") if fields else ("", "")))
 
     @classmethod
-    def of(cls, execution: Execution) -> RecordFile:
-        """Return a new file for the record of an execution."""
+    def of(cls, execution: Execution, after: str = "") -> RecordFile:
+        """Return a new file for the record of an execution.
+
+        Args:
+            execution: The execution.
+            after: The start that the newest record of the component states. If the clock was set back since, or another
+                host's clock is ahead, the new name states a later start than that, so that names keep the order.
+        """
+        start = execution.started_at.astimezone(UTC)
+        if after:
+            start = max(start, datetime.strptime(after, START).replace(tzinfo=UTC) + timedelta(microseconds=1))
         fields = (
-            execution.started_at.astimezone(UTC).strftime("%Y%m%dT%H%M%S.%fZ"),
+            start.strftime(START),
             execution.key[:SHORT],
             short_run(execution.run_id),
             execution.state,

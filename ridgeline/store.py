@@ -38,6 +38,9 @@ LEASE_AGE = timedelta(days=1)  # how long an unfinished execution on another hos
 WAIT_SECONDS = 0.1  # between two looks whether another execution of the same key has ended
 
 
+RECORD_SCHEMA_VERSION = 1  # the newest that this release knows
+
+
 class StoreError(RuntimeError):
     """The store can't be read or written. The secrets of URLs in the message are hidden."""
 
@@ -428,10 +431,10 @@ class Store:
         return sizes
 
     def clear_leftovers(self) -> None:
-        """Delete what killed processes left: staging folders, unfinished records, leases, scratch of finished steps."""
+        """Delete what killed processes left: staging, leases, unfinished records, scratch of finished keys."""
         with translate_os_errors("write to", self.root), self.lock():
-            self._clear_dead(self.local / "staging")
             self.leases()  # deletes those of dead processes
+            self._clear_dead(self.local / "staging")
             for hidden in (self.local / "executions").glob("*/.*.json"):  # of earlier releases
                 files.remove(hidden)
             for folder in {path.with_suffix("") for path in (self.local / "scratch").glob("[0-9a-z]*")}:
@@ -532,14 +535,16 @@ class Store:
     def record(self, execution: Execution) -> None:
         """Write an execution's record, whole and flushed."""
         folder = self.root / "executions" / execution.component
-        target = folder / RecordFile.of(execution).name
         text = files.sign(execution.model_dump_json(indent=2))
         with translate_os_errors("write to", self.root), self.lock():
             if self.remote:
                 folder.mkdir(parents=True, exist_ok=True)
-                target.write_text(text, encoding="utf-8")
             else:
                 files.make_folder(Path(folder.path))
+            target = folder / RecordFile.of(execution, after=self._newest_start(execution.component)).name
+            if self.remote:
+                target.write_text(text, encoding="utf-8")
+            else:
                 (staging := self.local / "staging").mkdir(exist_ok=True)
                 files.write(Path(target.path), text, unfinished=staging / f"{uuid.uuid4().hex}.json")
 
@@ -579,7 +584,10 @@ class Store:
         path = (self.root if self.remote else self.local) / "executions" / file.component / file.name
         try:
             with translate_os_errors("read", self.root):
-                return Execution.model_validate_json(files.unsign(path.read_text(encoding="utf-8")))
+                text = path.read_text(encoding="utf-8")
+                if files.is_newer(text, RECORD_SCHEMA_VERSION):
+                    raise ValueError("a newer version of Ridgeline wrote it")
+                return Execution.model_validate_json(files.unsign(text))
         except FileNotFoundError:
             return None
         except (IsADirectoryError, ValueError) as error:
@@ -608,6 +616,15 @@ class Store:
                         names = _names(self.local / "executions" / folder)
                         found += [(name, folder) for name in names if may_match(name, *short)]
         return sorted(found, reverse=True)
+
+    def _newest_start(self, component: str) -> str:
+        """Return the start that the name of a component's newest record states; empty if there is none."""
+        if self.remote:
+            names = [name for name, _ in self._record_names(component)]
+        else:
+            names = _names(self.local / "executions" / component)
+        newest = max((name for name in names if may_match(name, "", "")), default="")
+        return RecordFile.parse(component, newest).start
 
     @contextmanager
     def _own_staging(self) -> Iterator[Path]:

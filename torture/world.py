@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ class World:
     def gc(self, keep_runs: int = KEEP_RUNS) -> Any:
         """Collect garbage, also of runs that ended just now."""
         store, registry = self.settings.open_store(), self.settings.open_registry()
-        return collect_garbage(store, registry, keep_runs, dry_run=False)
+        return collect_garbage(store, registry, keep_runs, dry_run=False, recent=timedelta(0))
 
     def acknowledge(self, **facts: Any) -> None:
         """Note a finished action, as a caller would who was told that it is done."""

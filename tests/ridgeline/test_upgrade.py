@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ridgeline import pipeline
+from ridgeline import files, pipeline
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.gc import collect_garbage
@@ -135,12 +135,10 @@ def test_a_run_names_what_changed_since(settings: Settings) -> None:
 
 
 def with_newer_schema(path: Path) -> bytes:
-    """Raise the schema version that a file states; return the file's new content."""
-    text = path.read_text(encoding="utf-8")
-    for space in ("", " "):
-        text = text.replace(f'"schema_version":{space}1', f'"schema_version":{space}99')
-    assert "99" in text
-    path.write_text(text, encoding="utf-8")
+    """Raise the schema version that a file's JSON objects state, with their checksums; return the new content."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+    objects = [{**json.loads(files.unsign(line)), "schema_version": 99} for line in lines]
+    path.write_text("".join(f"{files.sign(json.dumps(found))}\n" for found in objects), encoding="utf-8")
     return path.read_bytes()
 
 
