@@ -128,12 +128,21 @@ def test_leftovers_of_a_killed_owner_are_deleted_at_the_next_start(store):
 
 
 def test_executions_are_listed_newest_first(store):
-    for minutes in (3, 1, 2):
+    for minutes in (1, 2, 3):
         store.record(execution(run_id=str(minutes), minutes=minutes))
     store.record(execution("double", minutes=9))
     store.record(execution(key="l" * 64, minutes=5))
     assert [e.run_id for e in store.executions("seed", "k" * 64)] == ["3", "2", "1"]
     assert next(store.executions()).component == "double"
+
+
+def test_a_clock_that_is_set_back_keeps_the_order_of_records(store):
+    for run_id, minutes in (("1", 70), ("2", 10), ("3", 10), ("4", 75)):
+        store.record(execution(run_id=run_id, minutes=minutes))
+        store.record(execution("double", run_id=run_id, minutes=minutes + 1))
+    assert [e.run_id for e in store.executions("seed")] == ["4", "3", "2", "1"]
+    assert list(dict.fromkeys(e.run_id for e in store.executions())) == ["4", "3", "2", "1"]
+    assert {e.started_at.minute for e in store.executions("seed", run_id="2")} == {10}  # the record itself is true
 
 
 def test_unwritable_root_is_explained(tmp_path):
