@@ -184,6 +184,9 @@ class World:
         registry, store = self.settings.open_registry(), self.settings.open_store()
         folder = registry.root / MODEL_NAME
         history = registry.history(MODEL_NAME)
+        if not history:  # its first push was cut short
+            yield from (f"version without an entry: {version}" for version in registry.versions(MODEL_NAME))
+            return
         champion = history[-1]
         try:
             pointer = json.loads((folder / "champion.json").read_text())["version"]
