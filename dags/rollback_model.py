@@ -37,7 +37,7 @@ from ridgeline.airflow.task import rollback_in_task
         ),
         "version": Param(
             None,
-            "Number of the version to serve. If empty: the last champion before this one that is another model.",
+            "Number of the version to serve. If empty: the last one before the champion that is another model.",
             type=["integer", "null"],
             title="Version",
             allOf=[{"minimum": 1}],  # the form would silently turn 0 into 1 if it saw this bound

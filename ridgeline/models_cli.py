@@ -91,7 +91,7 @@ def rollback(
 ) -> None:
     """Verify an earlier version and make it the champion.
 
-    Without VERSION, it is the version of the last other model that the champion replaced.
+    Without VERSION, it is the version that was served before the champion and is another model.
     """
     settings = Settings()
     registry, store = settings.open_registry(), settings.open_store()

@@ -227,7 +227,7 @@ class Registry:
         it is the champion's model                             not pushed, unless other files are served
         it was judged against another model than the champion  not pushed: the champion may be better
         it was champion until somebody rolled back from it     not pushed: that would undo the rollback
-        it was champion, was replaced, and nobody asks         not pushed: that would undo what a person pushed
+        it was champion, was replaced; the run is scheduled     not pushed: that would undo what a person pushed
         else                                                   pushed
         =====================================================  ===================================================
 
@@ -266,7 +266,7 @@ class Registry:
         if left.version in self.versions(name):
             advice = f"`ridgeline models rollback {name} {left.version} --reason ...` serves it again"
         else:
-            advice = "a run that forces it with a new reason pushes it again"
+            advice = "a run that forces it with another reason pushes it again"
         return PushDecision(False, f"version {left.version} served this model and {end}; {advice}")
 
     # --- changes

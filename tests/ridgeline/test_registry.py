@@ -597,7 +597,7 @@ def test_a_push_deletes_old_versions_but_not_the_one_that_a_rollback_goes_to(mod
     push(registry, models[4])
     assert registry.versions(NAME) == [2, 4]  # 2 is what 4 replaced
     assert list((registry.root / NAME).glob(".pruned-*")) == []
-    assert push(registry, models[3]).reason.endswith("a run that forces it with a new reason pushes it again")
+    assert push(registry, models[3]).reason.endswith("a run that forces it with another reason pushes it again")
 
 
 def test_a_version_that_was_champion_a_moment_ago_is_not_deleted(models, registry, store, monkeypatch):

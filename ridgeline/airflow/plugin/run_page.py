@@ -270,5 +270,5 @@ def render(settings: Settings, run: Run) -> str:
         problems=problems,
         reports=reports,
         lineage=list(_lines(store, lineage(store, list(outputs.values())[-1]))) if outputs else [],
-        synthetic=any(artifact.facts.synthetic for artifact in found.values()),
+        synthetic=any(getattr(artifact.facts, "synthetic", False) for artifact in found.values()),
     )

@@ -12,7 +12,7 @@ import pytest
 
 from ridgeline import pipeline
 from ridgeline.airflow.plugin.run_page import Run, Task, find_steps, render, reported
-from ridgeline.artifacts.base import ArtifactError
+from ridgeline.artifacts.base import Artifact, ArtifactError, Facts
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.sweep_result import SweepResult
 from ridgeline.settings import Settings
@@ -120,6 +120,34 @@ def test_a_sweep_s_choice_and_report_are_shown(copy: Settings) -> None:
     assert html.escape(facts.reason) in body(page)
     assert "What each penalty does to the weights" in page
     assert isinstance(reported(copy.open_store(), run, "select"), SweepResult)
+
+
+class CountsFacts(Facts):
+    """Facts that say nothing about drawn images."""
+
+    count: int
+
+
+class Counts(Artifact[CountsFacts]):
+    """An artifact of a step that a user added."""
+
+    facts_type = CountsFacts
+    report_name = "report.html"
+
+
+def test_the_report_of_a_step_that_a_user_added_is_shown(
+    copy: Settings, synthetic: Synthetic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    types = pipeline.output_types()
+    monkeypatch.setattr("ridgeline.airflow.plugin.run_page.output_types", lambda: {**types, "Counts": Counts})
+    store, now = copy.open_store(), datetime.now(UTC)
+    with store.stage() as folder:
+        (folder / "report.html").write_text("<p>A count of 3</p>")
+        ref = store.publish(Counts.seal(folder, CountsFacts(count=3)))
+    values = {"component": "count", "run_id": "counted", "output": ref, "started_at": now}
+    store.record(synthetic[1][0].model_copy(update=values))
+    run = Run("counting", "counted", "success", now, now, "", {}, (Task("count", "success", now, now),))
+    assert "<p>A count of 3</p>" in render(copy, run)
 
 
 # --- what became of the run
