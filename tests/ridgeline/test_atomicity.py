@@ -110,27 +110,45 @@ def test_pushes_and_rollbacks_of_two_processes_happen_one_after_another(store, r
     assert re.findall(r"versions: (\d+)", (registry.root / "models.config").read_text()) == [str(champion)]
 
 
-def test_gc_waits_for_who_publishes_an_artifact_and_its_record(store, runs, tmp_path):
-    number = importlib.import_module("toy_steps.number")
-    registry = Registry(tmp_path / "serving")
-    collector = threading.Thread(target=collect_garbage, args=(Store(store.root), registry, 1, False))
-    with store.stage() as folder:
-        (folder / "number.txt").write_text("4")
-        artifact = number.Number.seal(folder, number.NumberFacts(digits=1))
-        with store.lock():
-            ref = store.publish(artifact)  # until its record is there, nothing needs it
-            collector.start()
-            collector.join(0.5)
-            parts = KeyParts(component="seed", inputs={}, params={"value": 4}, code={}, libraries={})
-            store.record(
-                Execution(
-                    component="seed", run_id="run 4", state="complete", reason="first run", key=parts.key(),
-                    parts=parts, inputs={}, output=ref, started_at=datetime.now(UTC), seconds=0.1,
-                )
-            )  # fmt: skip
-    collector.join(30)
-    assert not collector.is_alive()
-    assert store.open(ref, number.Number).facts.digits == 1
+class PublishingStore(Store):
+    """A store in which another process finishes a step after gc has read the records and before it lists artifacts."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.publishers: list[threading.Thread] = []
+        self.published: list[str] = []
+
+    def refs(self) -> list[str]:
+        self.publishers.append(threading.Thread(target=self.publish_and_record, args=[len(self.publishers)]))
+        self.publishers[-1].start()
+        self.publishers[-1].join(0.5)  # with gc's lock in its way, it waits until gc has ended
+        return super().refs()
+
+    def publish_and_record(self, value: int) -> None:
+        number, store = importlib.import_module("toy_steps.number"), Store(self.root.path)
+        parts = KeyParts(component="seed", inputs={}, params={"value": value}, code={}, libraries={})
+        with store.stage() as folder:
+            (folder / "number.txt").write_text(f"made meanwhile {value}")
+            artifact = number.Number.seal(folder, number.NumberFacts(digits=1))
+            with store.lock():
+                ref = store.publish(artifact)
+                store.record(
+                    Execution(
+                        component="seed", run_id="run 4", state="complete", reason="first run", key=parts.key(),
+                        parts=parts, inputs={}, output=ref, started_at=datetime.now(UTC), seconds=0.1,
+                    )
+                )  # fmt: skip
+        self.published.append(ref)
+
+
+def test_gc_deletes_nothing_that_is_published_while_it_decides(store, runs, tmp_path):
+    publishing = PublishingStore(store.local)
+    collect_garbage(publishing, Registry(tmp_path / "serving"), 1, False)
+    for publisher in publishing.publishers:
+        publisher.join(30)
+    assert publishing.published
+    assert len(publishing.published) == len(publishing.publishers)
+    assert set(publishing.published) <= set(store.refs())
 
 
 def test_gc_keeps_the_artifact_of_every_version_that_is_there(store, runs, registry):

@@ -36,9 +36,9 @@ def largest_file(size: int) -> Iterator[None]:
 
 
 def expect_old(checkpoint: Checkpoint) -> None:
-    loaded = checkpoint.load()
-    assert loaded
-    arrays, facts = loaded
+    saved = checkpoint.load()
+    assert saved is not None
+    arrays, facts = saved
     np.testing.assert_array_equal(arrays["weights"], OLD["weights"])
     assert facts == {"epoch": 1}
     assert os.listdir(checkpoint.path.parent) == [checkpoint.path.name]
