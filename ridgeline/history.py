@@ -91,15 +91,14 @@ def read_lines(path: Path) -> Lines:
     for line in path.read_bytes().split(b"\n") if path.exists() else []:  # not splitlines: a reason may hold others
         try:
             if line:
-                text = line.decode()
-                if files.is_newer(text, SCHEMA_VERSION):
-                    raise StoreError(
-                        f"Cannot read {path}: a newer version of Ridgeline wrote line {len(lines) + 1}. Update "
-                        "Ridgeline; nothing was changed."
-                    )
-                parse(text)
+                parse(text := line.decode())
                 lines.append(text)
         except ValueError:  # not UTF-8, another checksum, or no entry
+            if files.is_newer(line.decode(errors="replace"), SCHEMA_VERSION):
+                raise StoreError(
+                    f"Cannot read {path}: a newer version of Ridgeline wrote line {len(lines) + 1}. Update Ridgeline; "
+                    "nothing was changed."
+                ) from None
             lines.append(None)
     return Lines(lines)
 

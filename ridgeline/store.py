@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from filelock import FileLock, Timeout
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from upath import UPath
 
 from ridgeline import files
@@ -585,13 +585,13 @@ class Store:
         try:
             with translate_os_errors("read", self.root):
                 text = path.read_text(encoding="utf-8")
-                if files.is_newer(text, RECORD_SCHEMA_VERSION):
-                    raise ValueError("a newer version of Ridgeline wrote it")
                 return Execution.model_validate_json(files.unsign(text))
         except FileNotFoundError:
             return None
         except (IsADirectoryError, ValueError) as error:
-            log.warning("Left out the execution record %s, which can't be read: %s", mask(path), mask(error))
+            newer = isinstance(error, ValidationError) and files.is_newer(text, RECORD_SCHEMA_VERSION)
+            cause = "a newer version of Ridgeline wrote it" if newer else error
+            log.warning("Left out the execution record %s, which can't be read: %s", mask(path), mask(cause))
             return None
 
     def delete_records(self, files: Iterable[RecordFile]) -> None:
