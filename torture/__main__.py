@@ -10,6 +10,7 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -132,31 +133,28 @@ def in_a_process_of_its_own(
     command += [] if case is None else ["--case", str(case)]
     limit = max(SHORTEST, PARTS[part] * scale) + STARTUP
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RIDGELINE_")}
-    with (
-        tempfile.TemporaryFile("w+") as output,
-        tempfile.TemporaryFile("w+") as errors,
-        emptied(keep=case is not None) as folder,
-    ):
+    with emptied(keep=case is not None) as folder, (folder / "rows").open("w") as output:
         # All files are below one folder, which goes even if the part is killed.
         environment |= {"TMPDIR": str(folder), "HYPOTHESIS_STORAGE_DIRECTORY": f"{folder}/hypothesis"}
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=errors, start_new_session=True)
-        problem = ""
-        try:
-            code = process.wait(limit)
-            problem = f"exit code {code}" if code else ""
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            process.wait()
-            problem = f"no end after {limit:.0f} s"
-        output.seek(0)
-        for text in output:
-            if text.startswith("{"):
-                row = json.loads(text)
-                yield Row(**row | {"failures": tuple(row["failures"])})
-        if problem:
-            errors.seek(0)
-            failures = [entry for entry in errors.read().splitlines() if entry.strip()][-SHOWN_FAILURES:]
-            yield Row(part, 0, problem, "an end", False, tuple(failures))
+        with (folder / "errors").open("w") as errors, (folder / "rows").open() as rows:
+            end = time.monotonic() + limit
+            process = subprocess.Popen(command, env=environment, stdout=output, stderr=errors, start_new_session=True)
+            try:
+                running, text = True, ""
+                while running and time.monotonic() < end:
+                    running = process.poll() is None
+                    *whole, text = (text + rows.read()).split("\n")
+                    for row in [json.loads(found) for found in whole if found.startswith("{")]:
+                        yield Row(**row | {"failures": tuple(row["failures"])})
+                    time.sleep(0.1)
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+        if process.returncode:
+            problem = f"no end after {limit:.0f} s" if running else f"exit code {process.returncode}"
+            failures = [text for text in (folder / "errors").read_text().splitlines() if text.strip()]
+            yield Row(part, 0, problem, "an end", False, tuple(failures[-SHOWN_FAILURES:]))
 
 
 if __name__ == "__main__":
