@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torture.report import Options, Row, run_cases
+from torture.report import Options, Row, run_cases, skipped
 from torture.world import World, fork, leave_out_the_serving_check, wait
 
 PROCESSES = 8
@@ -50,6 +50,9 @@ def run(options: Options) -> Iterator[Row]:
 
 
 def _everything(options: Options, template: World) -> Row:
+    test = "8 processes: runs, gc keeps 1, push, rollback"
+    if not options.wants(test):
+        return skipped(test, "0 failures", "not asked for")
     world = template.copy(options.folder / "everything")
     seconds = max(3.0, SECONDS * options.scale)
     end = time.monotonic() + seconds
@@ -93,7 +96,6 @@ def _everything(options: Options, template: World) -> Row:
     kinds = Counter(" ".join(problem.split(":")[:2]) for problem in problems)
     found = f", {len(problems)} failures: {dict(kinds.most_common(4))}" if problems else ", 0 failures"
     measured = f"{', '.join(f'{n} × {role}' for role, n in done.items())} in {seconds:.0f} s{found}"
-    test = "8 processes: runs, gc keeps 1, push, rollback"
     return Row(test, number, measured, "0 failures", not problems, tuple(problems))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from ridgeline import registry
 from ridgeline.gc import collect_garbage
 from ridgeline.lineage import lineage
-from torture.report import Options, Row, timed
+from torture.report import Options, Row, skipped, timed
 from torture.toys import STEPS
 from torture.world import KEEP_RUNS, World, files_in, leave_out_the_serving_check
 
@@ -30,6 +30,9 @@ def run(options: Options) -> Iterator[Row]:
 
 
 def _runs(options: Options) -> Row:
+    test = "scheduled runs with changing data"
+    if not options.wants(test):
+        return skipped(test, "flat", "not asked for")
     registry.STILL_LOADED = timedelta(0)  # else all versions are kept: the runs take less than its minutes
     world = World.template(options.folder / "runs")
     number_of_runs = max(40, options.count(RUNS))
@@ -56,7 +59,7 @@ def _runs(options: Options) -> Row:
     )
     failures = tuple(f"not flat: {name}" for name, flat in checks.items() if not flat)
     return Row(
-        "scheduled runs with changing data",
+        test,
         number_of_runs,
         measured,
         "flat but for the history",
@@ -67,6 +70,10 @@ def _runs(options: Options) -> Row:
 
 def _records(options: Options) -> Row:
     """Compare a store with many records with one with few: only a clean-up may take longer, and at most linearly."""
+    many = max(2 * FEW_RECORDS, options.count(RECORDS))
+    test = f"{FEW_RECORDS} → {many} records"
+    if not options.wants(test):
+        return skipped(test, "flat", "not asked for")
     world = World.template(options.folder / "records")
     store = world.settings.open_store()
     template = list(store.executions())
@@ -74,7 +81,6 @@ def _records(options: Options) -> Row:
     flush, os.fsync = os.fsync, lambda fd: None
     store._newest_start = lambda component: ""  # type: ignore[method-assign] # the times below are in order already
     times: list[tuple[float, float, float]] = []
-    many = max(2 * FEW_RECORDS, options.count(RECORDS))
     try:
         count = 0
         for wanted in (FEW_RECORDS, many):
@@ -103,7 +109,7 @@ def _records(options: Options) -> Row:
     )
     failures = tuple(f"not flat: {name}" for name, flat in checks.items() if not flat)
     goal = "look-up + 0.1 s, lineage + 0.25 s at most; gc at most linear"
-    return Row(f"{FEW_RECORDS} → {many} records", many, measured, goal, not failures, failures)
+    return Row(test, many, measured, goal, not failures, failures)
 
 
 def _dry(world: World) -> None:

@@ -19,7 +19,7 @@ from ridgeline import pipeline
 from ridgeline.artifacts.base import canonical_json
 from ridgeline.component import ParameterError
 from ridgeline.settings import Settings
-from torture.report import Options, Row, run_cases
+from torture.report import Options, Row, run_cases, skipped
 
 ODD: list[Any] = [
     None, True, False, "", " ", "nan", "inf", "-inf", "1e400", "-0", "0x10", "1_000", "٣", "½", "null", "true", "[]",
@@ -53,6 +53,8 @@ def _row(options: Options, test: str, count: int, strategy: Any, judge: Callable
         judge: Returns what is wrong with the outcome of an example; empty if nothing is.
         goal: The goal in words.
     """
+    if not options.wants(test):
+        return skipped(test, goal, "not asked for")
     problems: Counter[str] = Counter()
     examples: dict[str, str] = {}
     number = 0

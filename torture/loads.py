@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
-from torture.report import Options, Row
+from torture.report import Options, Row, skipped
 from torture.toys import MODEL_NAME
 from torture.world import World, fork, leave_out_the_serving_check, wait
 
@@ -28,6 +28,9 @@ def run(options: Options) -> Iterator[Row]:
 
 
 def _loads(options: Options, keep: int) -> Row:
+    test = f"model loads during pushes and rollbacks, keep {keep}"
+    if not options.wants(test):
+        return skipped(test, GOAL, "not asked for")
     world = World.template(options.folder / f"keep {keep}")
     world.settings = world.settings.model_copy(update={"keep_versions": keep})
     loads, changes = options.count(LOADS), options.count(CHANGES)
@@ -70,7 +73,6 @@ def _loads(options: Options, keep: int) -> Row:
         if entry.version not in versions and successor.at > datetime.now(UTC) - STILL_LOADED:
             failures.append(f"pruned too early: version {entry.version} was the champion until {successor.at}")
     measured = f"{len(failures)} failures in {total} loads during {changes} changes; {len(versions)} versions left"
-    test = f"model loads during pushes and rollbacks, keep {keep}"
     return Row(test, total, measured, GOAL, not failures and total >= loads, tuple(failures))
 
 
