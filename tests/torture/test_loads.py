@@ -2,4 +2,4 @@
 
 
 def test_loads_during_pushes_and_rollbacks(torture):
-    torture("loads", scale=0.15)
+    torture("loads", scale=0.08)
