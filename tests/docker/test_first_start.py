@@ -99,7 +99,7 @@ def test_secrets_are_flushed_before_they_appear_and_their_names_afterwards(
     monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append(os.fstat(descriptor).st_ino))
     monkeypatch.setattr(os, "rename", record_rename)
     first_start.make_secrets(tmp_path, tmp_path, "admin:admin")
-    assert len([call for call in calls if isinstance(call, Path)]) == 8
+    assert len([call for call in calls if isinstance(call, Path)]) == 9
     for i, call in enumerate(calls):
         if isinstance(call, Path):
             assert (calls[i - 1], calls[i + 1]) == (call.stat().st_ino, tmp_path.stat().st_ino)
