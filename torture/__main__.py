@@ -30,7 +30,7 @@ PARTS = {
     "concurrency": 150,
     "loads": 60,
     "disk_full": 240,
-    "inputs": 150,
+    "inputs": 300,
     "web": 180,
     "endurance": 60,
     "clock": 30,
