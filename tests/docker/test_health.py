@@ -96,7 +96,7 @@ def test_a_worker_that_does_not_respond_fails(health: ModuleType, broker: None) 
 def test_a_worker_that_responds_passes_and_another_one_is_not_asked(
     health: ModuleType, broker: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from celery.app.control import Inspect  # type: ignore[import-untyped]
+    from celery.app.control import Inspect
 
     asked: list[Any] = []
 
