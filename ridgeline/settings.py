@@ -23,6 +23,7 @@ PREFIX = "RIDGELINE_"
 BASE_PATH = f"{PREFIX}SERVING_BASE_PATH"
 PATTERN = "*?[\\"
 MAX_DEADLINE_MINUTES = 10 * 366 * 24 * 60
+MAX_NAME_BYTES = 255  # of a file or folder, in the usual file systems
 MAX_RETENTION_DAYS = 100 * 366
 
 
@@ -54,6 +55,12 @@ def _store(value: str) -> str:
 def _folder(value: Any) -> Any:
     if "://" in str(value):
         raise ValueError("a folder of this machine")
+    try:
+        names = [part.encode() for part in Path(str(value)).parts]
+    except UnicodeEncodeError:
+        raise ValueError("a folder whose path is UTF-8") from None
+    if any(len(name) > MAX_NAME_BYTES for name in names):
+        raise ValueError(f"a folder whose path has names of at most {MAX_NAME_BYTES} bytes")
     try:
         return Path(value).expanduser() if isinstance(value, str | Path) else value
     except RuntimeError:  # ~name of an unknown user

@@ -198,7 +198,7 @@ class Store:
             self.remote = path.protocol not in ("", "file", "local")
             if self.remote:
                 assert path.fs is not None
-        except (ImportError, ValueError) as error:
+        except (ImportError, ValueError, TypeError) as error:
             raise StoreError(
                 f"Expected a folder or a URL that fsspec can open; received {str(root)!r}: {error}. Install the "
                 "driver, for example s3fs for s3://, or correct RIDGELINE_STORE."

@@ -209,8 +209,9 @@ def _generated(options: Options, url: str, tokens: dict[str, str], schema: dict[
             path = "/ridgeline" + route  # noqa: B023
             for name, value in given.items():
                 path = path.replace(f"{{{name}}}", quote(str(value), safe=""))
-            headers = {"Authorization": f"Bearer {tokens[user]}"} if user else {}
-            headers |= {name: quote(str(value)) for name, value in (case.headers or {}).items()}
+            headers = {name: quote(str(value)) for name, value in (case.headers or {}).items()}
+            headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
+            headers |= {"Authorization": f"Bearer {tokens[user]}"} if user else {}
             status, body = _get(url, path, headers)
             statuses[f"{user or 'nobody'} {status}"] += 1
             if problem := _problem(status, body, user):

@@ -70,7 +70,7 @@ def test_a_remote_store_without_a_folder_for_served_models_is_refused_before_wor
 # --- bad values
 
 BAD = {
-    "store": ["foo://bucket/store", "~no_such_user/store"],
+    "store": ["foo://bucket/store", "~no_such_user/store", "a" * 300, "\udc80"],
     "serving": ["s3://bucket/serving", "~no_such_user/serving"],
     "serving_base_path": [],  # any text: it is a path or URL on another machine
     "keep_versions": ["abc", "0", "2.5", "[]"],
