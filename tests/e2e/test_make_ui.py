@@ -32,7 +32,7 @@ slow()
 """
 
 
-def wait_for(what: str, happened: Callable[[], object], seconds: float = 120) -> None:
+def wait_for(what: str, happened: Callable[[], object], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < end, f"waited {seconds} s for {what}"
