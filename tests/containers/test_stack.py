@@ -237,7 +237,7 @@ def test_a_run_trains_and_serves_under_the_local_executor(stack: Stack) -> None:
     config = stack.in_volume("artifacts", "cat", "/v/serving/models.config")
     assert 'name: "synthetic_garments"' in config
     assert "versions: 1 " in config
-    assert "train got" in stack.log(run_id, "train", 1)
+    assert "parameters of train: " in stack.log(run_id, "train", 1)
     assert list(stack.runs()) == [run_id]  # the weekly schedule waits for its next tick
 
 
