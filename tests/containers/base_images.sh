@@ -25,6 +25,6 @@ make_image() { # IMAGE PACKAGES [podman import's options]
 make_image localhost/python:3.11-bookworm ca-certificates,python3,python3-venv,netbase,tzdata
 make_image localhost/postgres:15-bookworm ca-certificates,postgresql-15,gosu,netbase,tzdata \
   --change 'ENV PG_MAJOR=15' --change 'ENV PATH=/usr/lib/postgresql/15/bin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' \
-  --change 'ENTRYPOINT ["server-entrypoint.sh"]' --change 'CMD ["postgres"]'
+  --change 'ENTRYPOINT ["server-entrypoint.sh"]' --change 'CMD ["postgres"]' --change 'STOPSIGNAL SIGINT'
 make_image localhost/redis:7-bookworm ca-certificates,redis-server,gosu,netbase,tzdata \
   --change 'ENTRYPOINT ["server-entrypoint.sh"]' --change 'CMD ["redis-server"]'

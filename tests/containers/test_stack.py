@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import socket
 import subprocess
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 pytestmark = pytest.mark.timeout(3600)
 HERE = Path(__file__).resolve().parent
@@ -25,6 +27,8 @@ ROOT = HERE.parents[1]
 PROJECT = "ridgeline-test"
 PORT = 8193
 SYNTHETIC = {"ingest.dataset": "synthetic_garments:1.0.0", "transform.validation_examples": 1000}
+NOTIFY = "json://user:hidden-from-all@127.0.0.1:9/x"  # nobody listens
+CAPABILITIES = ("CapEff", "CapPrm", "CapBnd")
 SERVERS = ["database", "api-server", "scheduler", "dag-processor", "triggerer"]
 
 
@@ -42,6 +46,7 @@ class Stack:
             "REDIS_IMAGE": "localhost/redis:7-bookworm",
             "RIDGELINE_PORT": str(PORT),
             "RIDGELINE_URL": self.url,
+            "RIDGELINE_NOTIFY": NOTIFY,
             "RIDGELINE_HEARTBEAT_TIMEOUT_SECONDS": "60",
         }
         self.env.setdefault("CONTAINERS_CONF", str(HERE / "containers.conf"))
@@ -194,6 +199,23 @@ def health(stack: Stack, services: list[str]) -> None:
             wait_for(f"{service}'s health check", lambda check=check: check() is not None, 120)  # type: ignore[misc]
 
 
+def check_capabilities(stack: Stack, service: str) -> None:
+    """Check that a service's processes have no capabilities and can get only those of the compose file."""
+    names = ("CHOWN", "DAC_OVERRIDE", "", "FOWNER", "", "", "SETGID", "SETUID")  # by their numbers
+    compose = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())["services"]
+    allowed = sum(1 << names.index(name) for name in compose[service].get("cap_add", []))
+    for container in stack.containers(service):
+        status = stack.command(
+            "podman", "exec", "--user=50000", container, "sh", "-c", "cat /proc/[0-9]*/status || true"
+        )
+        found = {
+            kind: [int(value, 16) for value in re.findall(rf"^{kind}:\s*(\w+)", status, re.M)] for kind in CAPABILITIES
+        }
+        assert found["CapEff"]
+        assert not any(found["CapEff"] + found["CapPrm"]), service
+        assert set(found["CapBnd"]) == {allowed}, service
+
+
 def test_a_port_in_use_is_refused_before_anything_starts(stack: Stack) -> None:
     with socket.create_server(("127.0.0.1", PORT)):
         output = stack.stack("up", expected=1)
@@ -216,12 +238,26 @@ def test_no_secret_is_in_an_image_a_command_or_an_environment(stack: Stack) -> N
     assert len(password) > 30
     assert password not in shown
     assert secrets not in shown
+    assert NOTIFY not in shown
+    assert stack.execute("triggerer", "cat", "/secrets/notify") == NOTIFY
 
 
 def test_containers_run_unprivileged_on_a_read_only_root(stack: Stack) -> None:
     assert stack.execute("scheduler", "id", "-u").strip() == "50000"
-    assert "Read-only file system" in stack.execute("scheduler", "touch", "/app/x", expected=1)
+    for service in SERVERS:
+        check_capabilities(stack, service)
+    for path in ("/app", "/secrets"):
+        assert "Read-only file system" in stack.execute("scheduler", "touch", f"{path}/x", expected=1)
+    stack.execute("scheduler", "sh", "-c", "touch /var/lib/ridgeline/x && rm /var/lib/ridgeline/x")
+    for service in ("api-server", "dag-processor", "triggerer"):
+        assert "Read-only file system" in stack.execute(service, "touch", "/var/lib/ridgeline/x", expected=1)
     assert stack.execute("scheduler", "sh", "-c", "ls /usr/bin/gcc /uv /root/.cache 2>/dev/null || true") == ""
+
+
+def test_the_image_lists_its_packages(stack: Stack) -> None:
+    listed = json.loads(stack.execute("scheduler", "cat", "/app/sbom.json"))
+    assert listed["bomFormat"] == "CycloneDX"
+    assert {"apache-airflow", "tensorflow"} < {component["name"] for component in listed["components"]}
 
 
 def test_a_run_trains_and_serves_under_the_local_executor(stack: Stack) -> None:
@@ -237,7 +273,7 @@ def test_a_run_trains_and_serves_under_the_local_executor(stack: Stack) -> None:
     config = stack.in_volume("artifacts", "cat", "/v/serving/models.config")
     assert 'name: "synthetic_garments"' in config
     assert "versions: 1 " in config
-    assert "train got" in stack.log(run_id, "train", 1)
+    assert "parameters of train: " in stack.log(run_id, "train", 1)
     assert list(stack.runs()) == [run_id]  # the weekly schedule waits for its next tick
 
 
@@ -265,6 +301,7 @@ def test_what_was_backed_up_is_restored_on_an_empty_machine(stack: Stack) -> Non
     folder = str(stack.folder / "backup")
     assert "It contains passwords" in stack.stack("backup", BACKUP=folder)
     assert "Expected empty volumes" in stack.stack("restore", expected=1, BACKUP=folder)
+    assert {path.stat().st_mode & 0o777 for path in Path(folder).iterdir()} == {0o600}
     stack.stack("down", ARGS="--volumes")
     assert PROJECT not in stack.command("podman", "volume", "ls", "-q")
     stack.stack("restore", BACKUP=folder)
@@ -278,6 +315,8 @@ def test_a_worker_killed_in_the_middle_of_training_costs_nothing(stack: Stack) -
     workers = stack.containers("worker")
     assert len(workers) == 2
     health(stack, [*SERVERS, "broker", "worker"])
+    for service in ("broker", "worker"):
+        check_capabilities(stack, service)
     first = stack.trigger()
     stack.wait_for_success(first)
     assert {task["queue"] for task in stack.tasks(first).values()} == {"tensorflow"}
