@@ -59,7 +59,7 @@ def test_a_run_survives_a_kill_and_only_the_user_can_read_the_passwords(
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")  # nothing listens there
     env = environment(tmp_path, "airflow-ui", os.environ, free_port())
-    env["AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD"] = "5"  # seconds; 30 by default
+    env["AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD"] = "12"  # seconds; a heartbeat is sent every 5
     home = tmp_path / "var" / "airflow-ui"
     home.mkdir(parents=True)
     (home / "standalone.log").touch(0o666)
@@ -81,7 +81,7 @@ def test_a_run_survives_a_kill_and_only_the_user_can_read_the_passwords(
     password = json.loads(airflow.password_file.read_text())["admin"]
     assert password not in (home / "standalone.log").read_text()
 
-    time.sleep(6)  # then the new scheduler takes the old one for dead, and starts the task again at once
+    time.sleep(13)  # then the new scheduler takes the old one for dead, and starts the task again at once
     with Standalone(env, home / "standalone.log") as airflow:
         wait_for("Airflow", airflow.is_healthy)
         assert airflow.wait_for_run("slow", run_id, 180) == "success"

@@ -128,7 +128,7 @@ def test_a_record_or_a_history_that_is_closed_is_named(shared: Path) -> None:
 
 def test_a_store_that_can_only_be_read_is_one_message_where_it_must_be_written(shared: Path) -> None:
     with closed(shared / ".lock"):
-        refuse(["gc", "--dry-run"], shared / ".lock")
+        refuse(["gc"], shared / ".lock")
 
 
 def test_folders_that_are_missing_or_empty_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
