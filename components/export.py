@@ -111,7 +111,7 @@ def save_in_a_fresh_process(model: Path, folder: Path) -> None:
 
 
 def end_with(parent: int) -> None:
-    """End this process when its parent ends, even if that was killed: nobody waits for its files then.
+    """End this process when its parent ends, even if the parent was killed: its files are of no use then.
 
     Args:
         parent: Process id of the parent.

@@ -1,6 +1,6 @@
 """Files that survive a kill and a power cut: flushed before they become visible, whole, and checked when read.
 
-A name counts as written once its folder was flushed, too. Whoever is told that something is done relies on both.
+A name counts as written once its folder was flushed, too. An acknowledgement follows both.
 """
 
 from __future__ import annotations

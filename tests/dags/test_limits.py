@@ -1,4 +1,4 @@
-"""The limits of every DAG: duration of a run, deadline, pool, retries, who is told of a failure."""
+"""The limits of every DAG: duration of a run, deadline, pool, retries, messages about failures."""
 
 from __future__ import annotations
 

@@ -14,14 +14,13 @@ from pathlib import Path
 import pytest
 
 from ridgeline.artifacts.base import ArtifactError
-from ridgeline.artifacts.pushed_model import PushedModel, PushedModelFacts
 from ridgeline.gc import collect_garbage
 from ridgeline.keys import KeyParts
 from ridgeline.registry import Registry
 from ridgeline.store import Execution, Store
 
 NAME = "shoes"
-# Pushes the named models; a process that is told to also rolls back after each push. The check takes a moment, in which
+# Pushes the named models; the process of "bob" also rolls back after each push. The check takes a moment, in which
 # the other process would get its turn.
 PUSHES = """
 import sys, time
@@ -45,30 +44,10 @@ for number, ref in enumerate(refs):
 """
 
 
-def publish_servable(store: Store, number: int) -> str:
-    """Publish a servable model of a few bytes, which a person forces: it is pushed whatever the champion is."""
-    with store.stage() as folder:
-        for file in ("saved_model/saved_model.pb", "saved_model/variables/variables.index", "check/images.npy"):
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            (folder / file).write_text(f"{file} {number}")
-        facts = PushedModelFacts(
-            model_name=NAME,
-            model_digest=f"{number:064x}",
-            evaluation_digest="",
-            accuracy=number / 100,
-            image_shape=(1, 1),
-            class_names=("a", "b"),
-            synthetic=True,
-            forced=f"reason {number}",
-        )
-        return store.publish(PushedModel.seal(folder, facts))
-
-
-def push(registry: Registry, store: Store, number: int) -> str:
-    """Push a model; return its store-relative name."""
-    ref = publish_servable(store, number)
-    assert registry.push(store.open(ref, PushedModel), f"push {number}").new
-    return ref
+@pytest.fixture
+def publish_forced(store, publish_servable):
+    """The function that publishes a model which a person forces: it is pushed whatever the champion is."""
+    return lambda number: publish_servable(store, number, accuracy=number / 100, forced=f"reason {number}")
 
 
 @pytest.fixture
@@ -77,10 +56,9 @@ def registry(tmp_path, monkeypatch):
     return Registry(tmp_path / "serving", 99)
 
 
-def test_pushes_and_rollbacks_of_two_processes_happen_one_after_another(store, registry):
-    push(registry, store, 1)
-    refs = {"ann": [publish_servable(store, n) for n in (2, 3, 4, 5)]}
-    refs["bob"] = [publish_servable(store, n) for n in (6, 7, 8, 9)]
+def test_pushes_and_rollbacks_of_two_processes_happen_one_after_another(store, registry, publish_forced):
+    assert registry.push(publish_forced(1), "push 1").new
+    refs = {"ann": [publish_forced(n).ref for n in (2, 3, 4, 5)], "bob": [publish_forced(n).ref for n in (6, 7, 8, 9)]}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", PUSHES, str(store.root), str(registry.root), who, *names],
@@ -151,8 +129,10 @@ def test_gc_deletes_nothing_that_is_published_while_it_decides(store, runs, tmp_
     assert set(publishing.published) <= set(store.refs())
 
 
-def test_gc_keeps_the_artifact_of_every_version_that_is_there(store, runs, registry):
-    refs = [push(registry, store, number) for number in (1, 2, 3)]
+def test_gc_keeps_the_artifact_of_every_version_that_is_there(store, runs, registry, publish_forced):
+    models = [publish_forced(number) for number in (1, 2, 3)]
+    assert all(registry.push(model, f"push {model.facts.forced}").new for model in models)
+    refs = [model.ref for model in models]
     collect_garbage(store, registry, keep_runs=1, dry_run=False)
     assert set(refs) <= set(store.refs())
     for version in (1, 2):  # each can still be rolled back to

@@ -4,11 +4,10 @@ import itertools
 import json
 import random
 import shutil
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ridgeline.artifacts.pushed_model import PushedModel, PushedModelFacts
 from ridgeline.executor import execute
 from ridgeline.history import read_lines
 from ridgeline.keys import KeyParts
@@ -19,7 +18,7 @@ NAME = "shoes"
 
 
 @pytest.fixture
-def registry(store, tmp_path, monkeypatch):
+def registry(store, servable, tmp_path, monkeypatch):
     """A registry of three pushes and a rollback; each push was made by a run with a record."""
     monkeypatch.setattr("ridgeline.registry.check", lambda *_: None)
     monkeypatch.setattr("ridgeline.registry.STILL_LOADED", timedelta(0))
@@ -30,24 +29,19 @@ def registry(store, tmp_path, monkeypatch):
     return registry
 
 
-def servable(store, number):
-    """Publish a servable model of a few bytes, with a record."""
-    with store.stage() as folder:
-        (folder / "saved_model" / "variables").mkdir(parents=True)
-        (folder / "saved_model" / "saved_model.pb").write_text(str(number))
-        facts = PushedModelFacts(
-            model_name=NAME,
-            model_digest=f"{number:064x}",
-            evaluation_digest="",
-            accuracy=number / 10,
-            image_shape=(1, 1),
-            class_names=("a",),
-            synthetic=True,
-            champion=f"{number - 1:064x}" if number > 1 else None,
-        )
-        ref = store.publish(PushedModel.seal(folder, facts))
-    from datetime import UTC, datetime
+@pytest.fixture
+def servable(publish_servable):
+    """The function that publishes a servable model with the record of its run."""
 
+    def publish(store, number):
+        model = publish_servable(store, number)
+        record(store, number, model.ref)
+        return model
+
+    return publish
+
+
+def record(store, number, ref):
     store.record(
         Execution(
             component="any",
@@ -62,7 +56,6 @@ def servable(store, number):
             seconds=1.0,
         )
     )
-    return store.open(ref, PushedModel)
 
 
 def damages(content: bytes, seed: int = 0):
@@ -122,7 +115,7 @@ def test_one_line_says_what_was_repaired_and_where_the_damaged_file_is(registry,
     ]
 
 
-def test_whoever_pushes_or_rolls_back_repairs_first(registry, store):
+def test_whoever_pushes_or_rolls_back_repairs_first(registry, store, servable):
     path = registry.root / NAME / "history.jsonl"
     for change in (
         lambda: registry.push(servable(store, 4), "run 4", by="ann"),

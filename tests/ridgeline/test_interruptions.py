@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from ridgeline.artifacts.base import verify
-from ridgeline.artifacts.pushed_model import PushedModel, PushedModelFacts
+from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.executor import execute
 from ridgeline.registry import Registry
 from ridgeline.store import Execution, Store, StoreError
@@ -34,25 +34,6 @@ def quick(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: None)
     monkeypatch.setattr("ridgeline.registry.check", lambda *_: None)
     monkeypatch.setattr("ridgeline.registry.STILL_LOADED", timedelta(days=-1))
-
-
-def servable(store: Store, number: int) -> PushedModel:
-    """Publish a servable model of a few bytes."""
-    with store.stage() as folder:
-        for file in ("saved_model/saved_model.pb", "saved_model/variables/variables.index", "check/images.npy"):
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            (folder / file).write_text(f"{file} {number}")
-        facts = PushedModelFacts(
-            model_name=NAME,
-            model_digest=f"{number:064x}",
-            evaluation_digest="",
-            accuracy=number / 10,
-            image_shape=(1, 1),
-            class_names=("a",),
-            synthetic=True,
-            champion=f"{number - 1:064x}" if number > 1 else None,
-        )
-        return store.open(store.publish(PushedModel.seal(folder, facts)), PushedModel)
 
 
 class Interrupter:
@@ -159,8 +140,8 @@ def expect_agreement(store: Store, registry: Registry) -> list[int]:
 
 
 @pytest.fixture
-def models(store):
-    return [servable(store, number) for number in (1, 2, 3)]
+def models(store, publish_servable):
+    return [publish_servable(store, number) for number in (1, 2, 3)]
 
 
 @pytest.fixture
@@ -325,9 +306,9 @@ def test_artifacts_and_records_are_flushed(toy_steps, store, calls):
     assert len(expect_flushed(calls)) == 1
 
 
-def test_a_replaced_artifact_and_a_mirrored_one_are_flushed(tmp_path, calls):
+def test_a_replaced_artifact_and_a_mirrored_one_are_flushed(tmp_path, calls, publish_servable):
     root = f"memory://flushed-{tmp_path.name}"
-    ref = servable(Store(root, mirror=tmp_path / "here"), 1).ref
+    ref = publish_servable(Store(root, mirror=tmp_path / "here"), 1).ref
     assert expect_flushed(calls) == [ref.split("/")[1]]
     calls.clear()
     Store(root, mirror=tmp_path / "there").open(ref, PushedModel)
