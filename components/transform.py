@@ -88,9 +88,11 @@ def transform(dataset: Dataset, params: Params, output: Path) -> ExamplesFacts:
 
 def _expect_classes(name: str, split: Split, dataset: Dataset) -> None:
     """Refuse a split whose images are all of one class: every model would be right."""
-    found = np.unique(split.labels)
+    found = np.unique(split.labels) if len(split) else np.empty(0, np.int64)
     if len(found) < 2:
-        received = f"{len(split)} images that are all of the class {dataset.facts.class_names[found[0]]!r}"
+        received = f"{len(split)} images"
+        if len(found):
+            received += f" that are all of the class {dataset.facts.class_names[found[0]]!r}"
         raise StepError(
             f"Expected images of at least 2 classes in the {name} split of {dataset.facts.name}; received {received}. "
             "Correct the dataset, or choose another."

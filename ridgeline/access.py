@@ -49,7 +49,8 @@ def _folders(folder: Path) -> Iterator[Path]:
         return
     if not os.access(folder, os.X_OK, effective_ids=True):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
-    yield from (path for path in found if not path.name.startswith("."))
+    # ext4 makes lost+found, for root alone, in the folder that it is mounted at
+    yield from (path for path in found if not path.name.startswith(".") and path.name != "lost+found")
 
 
 def _owner(path: Path) -> str:

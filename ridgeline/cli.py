@@ -43,8 +43,10 @@ class _PlainErrors(TyperGroup):
         except Exception as error:
             if not any(mask(other) != str(other) for other in _chain(error)):
                 raise
-            typer.echo(mask("".join(traceback.format_exception(error))), err=True)
-            raise typer.Exit(1) from None
+            usage = getattr(error, "format_message", None)  # of an error in the command line itself
+            text = f"error: {usage()}" if usage else "".join(traceback.format_exception(error))
+            typer.echo(mask(text), err=True)
+            raise typer.Exit(getattr(error, "exit_code", 1)) from None
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -12,7 +12,7 @@ from ridgeline.artifacts.model import Model
 from ridgeline.lineage import producers
 from ridgeline.records import RecordFile, described, short_ref, short_run
 from ridgeline.registry import Registry
-from ridgeline.store import Execution, Store
+from ridgeline.store import Execution, Store, StoreError
 
 SCRATCH_AGE = timedelta(days=7)  # longer than any retry waits
 RECENT = timedelta(hours=24)  # longer than a run may take: between two steps, nothing else shows that it is in progress
@@ -105,10 +105,17 @@ def _unneeded(
     leases = store.leases()
     files = list(described(store.record_files(), read))
     last_runs = set(list(dict.fromkeys(file.run for file in files))[:keep_runs])
-    since = datetime.now(UTC) - recent
+    now = datetime.now(UTC)
+
+    def ended_at(file: RecordFile) -> datetime:
+        """Return the end of an execution; a name may state a later one, after a clock that was ahead."""
+        execution = read(file) if file.ended_at > now else None
+        return execution.started_at + timedelta(seconds=execution.seconds) if execution else file.ended_at
+
     in_progress = {short_run(lease.run_id) for lease in leases}
-    in_progress |= {file.run for file in files if file.run not in last_runs and file.ended_at > since}
+    in_progress |= {file.run for file in files if file.run not in last_runs and ended_at(file) > now - recent}
     runs = last_runs | in_progress
+    kept = {file.output for file in files if file.run in runs and not read(file)}  # damaged: the name tells the output
 
     producer = producers(files, read)
     needed: set[str] = set()
@@ -137,4 +144,11 @@ def _unneeded(
         for file in files
         if file.run not in runs and not (file.state == "complete" and file.output in makes_needed)
     ]
-    return [ref for ref in store.refs() if ref not in needed], records, len(in_progress - last_runs)
+    for file in {*records, *(file for file in files if file.run in runs)}:
+        if not read(file) and store.is_newer(file):
+            raise StoreError(
+                f"Cannot collect garbage: a newer version of Ridgeline wrote the record {file.component}/{file.name}. "
+                "Update Ridgeline; nothing was deleted."
+            )
+    unneeded = [ref for ref in store.refs() if ref not in needed and short_ref(ref) not in kept]
+    return unneeded, records, len(in_progress - last_runs)

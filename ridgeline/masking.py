@@ -63,7 +63,7 @@ def _mask_query(query: str) -> str:
 
 def _secrets(rest: str) -> Iterator[str]:
     user, place = _split(rest)
-    if user:
+    if ":" in user:  # a name alone is no secret outside of the URL
         yield user
         yield user.partition(":")[2]
     yield from (match[0] for match in _QUERY_VALUE.finditer(_divide(place)[2]))

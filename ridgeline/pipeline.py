@@ -296,15 +296,16 @@ def run_step(
         rerun: Run it even if nothing changed.
     """
     store = settings.open_store()
-    if component.champions:
-        settings.open_registry().recover()
-    champions = _champions(settings, component, inputs)
-    execution = execute(store, component, {**inputs, **champions}, params, run_id, rerun)
-    pushed = None
-    if execution.output and component.output is PushedModel:
-        pushed = settings.open_registry().push(store.open(execution.output, PushedModel), run_id, by)
-        log.info("%s: %s; served from %s", component.name, pushed.reason, pushed.path)
-    return StepResult(execution, pushed)
+    with store.lease(run_id):  # also while the model is pushed
+        if component.champions:
+            settings.open_registry().recover()
+        champions = _champions(settings, component, inputs)
+        execution = execute(store, component, {**inputs, **champions}, params, run_id, rerun)
+        pushed = None
+        if execution.output and component.output is PushedModel:
+            pushed = settings.open_registry().push(store.open(execution.output, PushedModel), run_id, by)
+            log.info("%s: %s; served from %s", component.name, pushed.reason, pushed.path)
+        return StepResult(execution, pushed)
 
 
 def run(

@@ -336,6 +336,8 @@ class Registry:
         """
         if not reason.strip():
             raise RegistryError("Expected a reason for the rollback; received none. Give one for the history.")
+        if reason != reason.encode(errors="replace").decode():
+            raise RegistryError(f"Expected a reason in UTF-8; received {reason!r}. Type it again.")
         self.known_history(name)
         with suppress(StoreError):  # a store that can't be written can still be read
             store.clear_leftovers()
@@ -402,7 +404,8 @@ class Registry:
                 f"Expected a history entry in each line of {folder / HISTORY}; received none that can be read, and "
                 f"neither {COPY} nor the records of runs tell what it held. Restore the file from a backup."
             )
-        number = f"line {', '.join(map(str, own.damaged))} damaged" if own.damaged else "lines missing"
+        noun = "line" if len(own.damaged) == 1 else "lines"
+        number = f"{noun} {', '.join(map(str, own.damaged))} damaged" if own.damaged else "lines missing"
         missing = total - len(lines)
         gone = f"; {missing} could not be restored" if missing > 0 else ""
         return lines, f"{number}, {len(lines) - len(own.valid)} restored{gone}"

@@ -103,7 +103,10 @@ def _notify(value: SecretStr) -> SecretStr:
 
 def _notify_file(value: Path) -> Path:
     try:
-        _recipients(value.read_text(encoding="utf-8"))
+        text = value.read_text(encoding="utf-8")
+        for url in text.split():
+            remember(url)
+        _recipients(text)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ValueError(f"a file that can be read ({reason})") from None

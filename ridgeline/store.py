@@ -369,7 +369,7 @@ class Store:
             with translate_os_errors("write to", self.root), self.lock():
                 for folder in (Path(owner.lock_file).parent, file.parent):
                     folder.mkdir(parents=True, exist_ok=True)
-                self.leases()  # deletes those of dead processes
+                self.leases(clear=True)
                 owner.acquire()
                 file.write_text(lease.model_dump_json())
         except StoreError as error:
@@ -381,8 +381,12 @@ class Store:
                 self._end_lease(name)
                 owner.release()
 
-    def leases(self) -> list[Lease]:
-        """Return the leases of running processes, on other hosts those of the last `LEASE_AGE`; delete all others."""
+    def leases(self, clear: bool = False) -> list[Lease]:
+        """Return the leases of running processes, on other hosts those of the last `LEASE_AGE`.
+
+        Args:
+            clear: Delete all others. The caller holds the store's lock, so that none is being made.
+        """
         found = []
         folder, locks = self.root / "leases", self.local / "leases"
         names = {path.stem for path in folder.glob("*.json")} | {path.stem for path in locks.glob("*.lock")}
@@ -398,7 +402,7 @@ class Store:
             paths = {locks / f"{name}.lock", *([Path(lease.lock)] if lease else [])}
             if young or any(_is_held(path) for path in paths):
                 found += [lease] if lease else []
-            else:
+            elif clear:
                 with suppress(OSError):
                     self._end_lease(name)
         return found
@@ -415,10 +419,10 @@ class Store:
         """
         sizes = {}
         for folder in _folders(self.local / "scratch"):
-            held = _is_held(folder.with_name(f"{folder.name}.lock"))
+            lock_file = folder.with_name(f"{folder.name}.lock")
             with (
                 suppress(FileNotFoundError),  # its execution just ended
-                nullcontext(not held) if dry_run else self._owned(folder) as owned,
+                nullcontext(not _is_held(lock_file)) if dry_run else self._owned(folder) as owned,
             ):
                 if not owned:
                     continue
@@ -433,7 +437,7 @@ class Store:
     def clear_leftovers(self) -> None:
         """Delete what killed processes left: staging, leases, unfinished records, scratch of finished keys."""
         with translate_os_errors("write to", self.root), self.lock():
-            self.leases()  # deletes those of dead processes
+            self.leases(clear=True)
             self._clear_dead(self.local / "staging")
             for hidden in (self.local / "executions").glob("*/.*.json"):  # of earlier releases
                 files.remove(hidden)
@@ -594,6 +598,13 @@ class Store:
             log.warning("Left out the execution record %s, which can't be read: %s", mask(path), mask(cause))
             return None
 
+    def is_newer(self, file: RecordFile) -> bool:
+        """Return whether a later release wrote a record, in a layout that this one does not know."""
+        path = self.root / "executions" / file.component / file.name
+        return path.is_file() and files.is_newer(
+            path.read_text(encoding="utf-8", errors="replace"), RECORD_SCHEMA_VERSION
+        )
+
     def delete_records(self, files: Iterable[RecordFile]) -> None:
         """Delete the files of records."""
         for file in files:
@@ -688,12 +699,13 @@ class Store:
     @staticmethod
     def _clear_dead(staging: Path, dry_run: bool = False) -> dict[str, int]:
         """Delete all that no running step owns; the caller holds the store's lock, so that none starts meanwhile."""
-        sizes = {}
+        sizes, paths = {}, list(staging.glob("*"))  # before the locks: what appears later belongs to a running step
         running = {lock_file.stem for lock_file in staging.glob("*.lock") if _is_held(lock_file)}
-        for path in staging.glob("*"):
+        for path in paths:
             if re.split(r"[-.]", path.name)[0] not in running:
-                if path.is_dir():
-                    sizes[path.name] = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+                with suppress(FileNotFoundError):  # beside a dry run, which takes no lock, its step just ended
+                    if path.is_dir():
+                        sizes[path.name] = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
                 if not dry_run:
                     files.remove(path)
         return sizes

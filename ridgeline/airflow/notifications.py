@@ -57,9 +57,10 @@ class Notifier(BaseNotifier):
         else:
             task = context["ti"]
             title = f"{task.dag_id} failed at {task.task_id}"
-            body = f"Run {task.run_id}, try {task.try_number}: {context.get('exception')}\nLog: {task.log_url}"
-        self.log.error("%s. %s", title, mask(body))
-        return title, mask(body)
+            error = mask(context.get("exception"))
+            body = f"Run {task.run_id}, try {task.try_number}: {error}\nLog: {task.log_url}"
+        self.log.error("%s. %s", title, body)
+        return title, body
 
     def _not_delivered(self) -> None:
         self.log.error(

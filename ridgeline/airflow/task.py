@@ -210,6 +210,7 @@ def _params_of_all_steps(settings: Settings, values: Mapping[str, Any] | None = 
     typed = () if declared.keys() <= sent.keys() else sent.keys()  # the form sends all; a command what was typed
     try:
         return parse_form(declared, {**context["params"], **(values or {})}, settings, typed)
-    except ParameterError as error:
-        context["ti"].xcom_push(REASON, mask(error))
-        raise AirflowFailException(mask(error)) from error
+    except (ParameterError, PermissionError) as error:
+        reason = mask(denied(error) if isinstance(error, PermissionError) else error)
+        context["ti"].xcom_push(REASON, reason)
+        raise AirflowFailException(reason) from error

@@ -4,7 +4,7 @@ import pytest
 import components.transform
 from components.transform import transform
 from ridgeline.artifacts.dataset import Dataset
-from ridgeline.artifacts.examples import Examples
+from ridgeline.artifacts.examples import Examples, Split
 from ridgeline.component import StepError
 
 
@@ -79,6 +79,12 @@ def test_a_split_of_one_class_is_refused_with_evidence(dataset, tmp_path, monkey
         f"at least 2 classes in the {split} split of .*; received {size} images that are all of the class 'Dress'"
     )
     with pytest.raises(StepError, match=expected):
+        run(dataset, tmp_path / "out", validation_examples=1_000)
+
+
+def test_an_empty_test_split_is_refused(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(components.transform, "Split", lambda folder: [] if folder.name == "test" else Split(folder))
+    with pytest.raises(StepError, match="at least 2 classes in the test split of .*; received 0 images"):
         run(dataset, tmp_path / "out", validation_examples=1_000)
 
 

@@ -138,6 +138,12 @@ def test_folders_that_are_missing_or_empty_can_be_read(tmp_path: Path, monkeypat
     assert Settings().open_registry().model_names() == []
 
 
+def test_what_a_file_system_makes_for_root_alone_is_passed_over(shared: Path) -> None:
+    (shared / "lost+found").mkdir()
+    with closed(shared / "lost+found"):
+        expect_readable(shared, depth=1)
+
+
 def test_an_owner_without_a_name_is_shown_by_number(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.touch()

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ridgeline import pipeline
+from ridgeline import files, pipeline
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.executor import execute
 from ridgeline.gc import collect_garbage
@@ -17,7 +17,7 @@ from ridgeline.history import HistoryEntry
 from ridgeline.lineage import lineage
 from ridgeline.registry import Registry
 from ridgeline.settings import Settings
-from ridgeline.store import LEASE_AGE, Lease, Store
+from ridgeline.store import LEASE_AGE, Lease, Store, StoreError
 
 NONE = timedelta(0)  # a run is in progress only while a step runs
 
@@ -209,6 +209,58 @@ def test_gc_keeps_what_a_run_of_the_command_line_has_made_between_two_steps(stor
     assert next(steps).execution.state == "complete"
     assert next(steps, None) is None
     assert store.leases() == []
+
+
+def test_a_push_is_protected_like_its_step(tmp_path, monkeypatch):
+    from torture.toys import deliver, double, seed
+
+    settings = Settings(store=str(tmp_path / "store"))
+    store, leases = settings.open_store(), []
+    monkeypatch.setattr("ridgeline.registry.check", lambda *_: leases.extend(store.leases()))
+    result = pipeline.run_step(settings, seed, {}, seed.parse({}), "run")
+    result = pipeline.run_step(settings, double, {"number": result.execution.output or ""}, double.parse({}), "run")
+    result = pipeline.run_step(settings, deliver, {"doubled": result.execution.output or ""}, deliver.parse({}), "run")
+    assert result.pushed and result.pushed.new
+    assert [lease.run_id for lease in leases] == ["run"]
+
+
+def test_a_lease_that_is_being_made_is_deleted_by_nobody(store, runs, tmp_path):
+    lease = store.local / "leases" / "0.json"
+    lease.write_text(Lease(run_id="new", artifacts=[runs[1][0]], lock="0.lock").model_dump_json())
+    lease.with_suffix(".lock").touch()  # its owner holds the store's lock and is about to take this one
+    collect_garbage(store, Registry(tmp_path / "serving"), keep_runs=1, dry_run=True, recent=NONE)
+    assert store.leases() == []
+    assert lease.exists()
+
+
+def test_records_of_a_newer_release_stop_it_and_damaged_ones_keep_their_output(store, runs, tmp_path):
+    newest, oldest = (
+        next((store.local / "executions/seed").glob(f"*{ref[7:23]}*")) for ref in (runs[3][0], runs[1][0])
+    )
+    newest.write_text("{")
+    garbage = collect(store, tmp_path)
+    assert runs[3][0] not in garbage.artifacts
+    execute(store, importlib.import_module("toy_steps.seed").seed, {}, seed_params(1), "again")
+    oldest = next((store.local / "executions/seed").glob(f"*{runs[1][0][7:23]}*"))
+    oldest.write_text(files.sign('{"schema_version": 99}'))
+    before = store.refs()
+    with pytest.raises(StoreError, match=r"a newer version of Ridgeline wrote the record seed/.*nothing was deleted"):
+        collect(store, tmp_path)
+    assert store.refs() == before
+
+
+def seed_params(value):
+    return importlib.import_module("toy_steps.seed").seed.parse({"value": value})
+
+
+def test_a_clock_that_was_ahead_keeps_no_run_in_progress(store, runs, tmp_path):
+    record = next(store.executions("seed"))
+    ahead = datetime.now(UTC) + timedelta(days=300)
+    store.record(record.model_copy(update={"started_at": ahead, "run_id": "ahead"}))
+    for number in range(3):
+        old = {"started_at": datetime.now(UTC) - timedelta(days=10), "run_id": f"old {number}"}
+        store.record(record.model_copy(update=old))
+    assert collect(store, tmp_path).num_in_progress <= 1
 
 
 RUNNER = """

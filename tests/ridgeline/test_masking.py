@@ -56,6 +56,25 @@ def test_the_secrets_of_urls_are_hidden_and_nothing_else(text: str, expected: st
     assert mask(mask(text)) == mask(text)
 
 
+def test_a_name_without_a_password_is_hidden_in_its_url_alone() -> None:
+    remember("sftp://airflow@host/store")
+    assert mask("airflow reads sftp://airflow@host/store") == "airflow reads sftp://***@host/store"
+
+
+def test_the_recipients_in_a_file_are_remembered(tmp_path: Path) -> None:
+    (tmp_path / "notify").write_text("json://ann:hunter22@example.org/x")
+    Settings(notify_file=tmp_path / "notify")
+    assert_hidden(mask("refused: hunter22"))
+
+
+def test_a_wrong_command_line_shows_no_secret_and_no_traceback() -> None:
+    result = CliRunner().invoke(cli.app, ["lineage", "a", URL])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.stderr
+    assert_hidden(result.stderr)
+
+
 def test_a_remembered_secret_is_hidden_outside_of_its_url_also_decoded() -> None:
     remember("s3://ann:hunter%3222@bucket?token=t0k3n-value")
     assert mask("No file /ann:hunter%3222@bucket; hunter222, hunter%3222, t0k3n-value") == (

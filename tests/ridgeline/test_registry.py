@@ -249,6 +249,14 @@ def test_rollback_makes_the_model_before_the_champion_again(models, registry, st
     assert registry.versions(NAME) == [1, 2]
 
 
+@pytest.mark.parametrize("reason", ["", "  ", "worse \udcff"])
+def test_a_reason_that_the_history_cannot_hold_is_refused(models, registry, store, reason):
+    push_all(registry, models[1], models[2])
+    with pytest.raises(RegistryError, match="Expected a reason"):
+        registry.rollback(store, NAME, None, reason=reason, by="bob", run_id="back")
+    assert [entry.version for entry in registry.history(NAME)] == [1, 2]
+
+
 def test_rollback_by_default_goes_further_back_and_skips_the_same_model(models, registry, store, tmp_path):
     forced = store.open(store.publish(variant(models[1], tmp_path / "forced", forced="once more")), PushedModel)
     push_all(registry, models[2], models[1], forced, models[3])  # versions 2 and 3 serve one model

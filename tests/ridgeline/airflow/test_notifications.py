@@ -61,6 +61,15 @@ def test_a_failure_is_sent_and_a_refused_message_is_logged(
     assert ("Cannot deliver the message" in log) == (status == 500)
 
 
+def test_the_link_to_the_log_is_whole_and_a_secret_in_the_error_is_hidden(
+    module: ModuleType, webhook: SimpleNamespace
+) -> None:
+    link = "http://host/dags/shoes/runs/run 1/tasks/train?try_number=2"
+    task = SimpleNamespace(**{**vars(FAILED["ti"]), "log_url": link})
+    module.Notifier("task_failed").notify({"ti": task, "exception": ValueError("s3://ann:secret@bucket")})
+    assert webhook.received[0]["message"] == f"Run run 1, try 2: s3://***@bucket\nLog: {link}"
+
+
 @pytest.mark.parametrize("status", [200, 500])
 def test_a_late_run_is_sent_and_a_refused_message_is_logged(
     module: ModuleType, webhook: SimpleNamespace, status: int, capsys: pytest.CaptureFixture[str]

@@ -112,6 +112,21 @@ def test_a_bad_parameter_of_any_step_fails_the_first_task_without_a_retry(
     assert list(Settings().open_store().executions()) == []
 
 
+def test_a_folder_of_another_user_fails_the_task_without_a_retry(
+    task: Task, toys: dict[str, Component], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.sdk.exceptions import AirflowFailException
+
+    from ridgeline.airflow import task as tasks
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied", "/data/store")
+
+    monkeypatch.setattr(tasks, "parse_form", refuse)
+    with pytest.raises(AirflowFailException, match="Cannot use /data/store: Permission denied"):
+        task(toys["seed"], {})
+
+
 @pytest.mark.parametrize(("error", "retried"), [("StepError", False), ("TransientStepError", True)])
 def test_only_an_error_that_another_try_may_remove_is_retried(
     task_module: ModuleType,
