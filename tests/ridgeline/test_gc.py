@@ -220,7 +220,8 @@ def test_a_push_is_protected_like_its_step(tmp_path, monkeypatch):
     result = pipeline.run_step(settings, seed, {}, seed.parse({}), "run")
     result = pipeline.run_step(settings, double, {"number": result.execution.output or ""}, double.parse({}), "run")
     result = pipeline.run_step(settings, deliver, {"doubled": result.execution.output or ""}, deliver.parse({}), "run")
-    assert result.pushed and result.pushed.new
+    assert result.pushed
+    assert result.pushed.new
     assert [lease.run_id for lease in leases] == ["run"]
 
 
