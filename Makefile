@@ -24,7 +24,7 @@ test: $(INSTALLED) ## Run all tests; ARGS="-k name"
 	$(PYTEST) $(ARGS)
 
 test-fast: $(INSTALLED) ## Run the tests that start no Airflow, browser or second TensorFlow; ARGS="-k name"
-	$(PYTEST) -m "not airflow and not real_data and not fresh_process" $(ARGS)
+	$(PYTEST) --ignore tests/torture -m "not airflow and not real_data and not fresh_process" $(ARGS)
 
 torture: $(INSTALLED) ## Kill, cut, damage and load small stores for half an hour; ARGS="kills power_cut --seed 7 --scale 1"
 	@$(BIN)/python -m torture $(ARGS)
