@@ -8,6 +8,8 @@ import pwd
 from collections.abc import Iterator
 from pathlib import Path
 
+from ridgeline.masking import mask
+
 
 def denied(error: PermissionError) -> str:
     """Return the message about a file or folder that this user may not use.
@@ -24,6 +26,15 @@ def denied(error: PermissionError) -> str:
         f"user access to it and to all that it holds, run as {owner}, or name another folder in RIDGELINE_STORE or "
         "RIDGELINE_SERVING."
     )
+
+
+def message(error: BaseException) -> str:
+    """Return an error's message for people: what a user may not read is explained, and secrets are hidden.
+
+    Args:
+        error: Any error.
+    """
+    return mask(denied(error) if isinstance(error, PermissionError) else error)
 
 
 def expect_readable(root: Path, depth: int) -> None:

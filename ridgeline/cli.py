@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ridgeline import models_cli, pipeline, step_cli
-from ridgeline.access import denied
+from ridgeline.access import message
 from ridgeline.artifacts.base import MANIFEST, ArtifactError, verify
 from ridgeline.component import ParameterError, Params, StepError
 from ridgeline.gc import RECENT, collect_garbage
@@ -35,10 +35,10 @@ class _PlainErrors(TyperGroup):
             return super().invoke(ctx)
         except (StepError, FloatingPointError, ArtifactError, StoreError, RegistryError, SettingsError) as error:
             cause = error.__cause__
-            typer.echo(f"error: {mask(denied(cause) if isinstance(cause, PermissionError) else error)}", err=True)
+            typer.echo(f"error: {message(cause if isinstance(cause, PermissionError) else error)}", err=True)
             raise typer.Exit(1) from None
         except PermissionError as error:
-            typer.echo(f"error: {mask(denied(error))}", err=True)
+            typer.echo(f"error: {message(error)}", err=True)
             raise typer.Exit(1) from None
         except Exception as error:
             if not any(mask(other) != str(other) for other in _chain(error)):

@@ -296,13 +296,14 @@ def run_step(
         rerun: Run it even if nothing changed.
     """
     store = settings.open_store()
-    with store.lease(run_id):  # also while the model is pushed
+    pushes = component.output is PushedModel
+    with store.lease(run_id) if pushes else contextlib.nullcontext():  # a step has a lease of its own, a push has none
         if component.champions:
             settings.open_registry().recover()
         champions = _champions(settings, component, inputs)
         execution = execute(store, component, {**inputs, **champions}, params, run_id, rerun)
         pushed = None
-        if execution.output and component.output is PushedModel:
+        if execution.output and pushes:
             pushed = settings.open_registry().push(store.open(execution.output, PushedModel), run_id, by)
             log.info("%s: %s; served from %s", component.name, pushed.reason, pushed.path)
         return StepResult(execution, pushed)

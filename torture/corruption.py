@@ -70,11 +70,9 @@ def _artifacts(options: Options) -> Iterator[Row]:
     test = "corruption: files of artifacts"
     if not options.wants(test):
         return
-    whole_runs.import_tensorflow()
-    world = World(options.folder / "whole")
-    (world.folder / "tmp").mkdir(parents=True)
     values = whole_runs.SYNTHETIC | SWEEP
-    if problem := in_new_process(world, lambda: whole_runs.run_all(world, "run", values), 400):
+    world, problem = whole_runs.make(options.folder / "whole", values)
+    if problem:
         yield Row(test, 0, problem, "detected", False, (problem,))
         return
     steps = pipeline.plan("export", ["sweep"])

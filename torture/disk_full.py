@@ -39,11 +39,9 @@ def run(options: Options) -> Iterator[Row]:
     yield _toys(options)
     if not any(map(options.wants, (STEPS_TEST, HOSTS_TEST))):
         return
-    whole_runs.import_tensorflow()
-    whole = World(options.folder / "whole")
-    (whole.folder / "tmp").mkdir(parents=True)
     values = whole_runs.SYNTHETIC | SWEEP
-    if problem := in_new_process(whole, lambda: whole_runs.run_all(whole, "run", values), 400):
+    whole, problem = whole_runs.make(options.folder / "whole", values)
+    if problem:
         yield Row(STEPS_TEST, 0, problem, GOAL, False, (problem,))
         return
     yield _steps(options, whole, values)

@@ -45,7 +45,7 @@ class Disk:
         _command("mount", "-o", "loop", str(self.image), str(self.mounted))
 
     def unmount(self) -> None:
-        """Unmount it, and wait until nobody else holds it, such as a process that dies or that copied all mounts."""
+        """Unmount it, and wait until no other process holds it: one that ends, or one with a copy of all mounts."""
         subprocess.run(["umount", "--lazy", str(self.mounted)], capture_output=True, check=False)
         for _ in range(1200):
             held = subprocess.run(["losetup", "-j", str(self.image)], capture_output=True, text=True, check=True)

@@ -24,7 +24,7 @@ from urllib.parse import quote, urlsplit
 from torture import whole_runs
 from torture.report import Options, Row, run_cases, skipped
 from torture.toys import MODEL_NAME
-from torture.world import World, in_new_process, leave_out_the_serving_check
+from torture.world import World, leave_out_the_serving_check
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -142,10 +142,8 @@ def _server(options: Options) -> Iterator[Row]:
     folder = options.folder / "server"
     root = Path(__file__).resolve().parent.parent
     shutil.copytree(root / "dags", folder / "dags", ignore=shutil.ignore_patterns("__pycache__"))
-    whole_runs.import_tensorflow()
-    world = World(folder / "world")
-    (world.folder / "tmp").mkdir(parents=True)
-    if problem := in_new_process(world, lambda: whole_runs.run_all(world, "run"), 300):
+    world, problem = whole_runs.make(folder / "world", seconds=300)
+    if problem:
         yield Row(ROUTES, 0, problem, "", False, (problem,))
         return
     (folder / "secret.txt").write_text(CANARY)

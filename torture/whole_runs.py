@@ -35,6 +35,14 @@ def import_tensorflow() -> None:
     pipeline.load_components()
 
 
+def make(folder: Path, values: Mapping[str, Any] = SYNTHETIC, seconds: float = 400) -> tuple[World, str]:
+    """Return a new world in which a whole run was made, and what went wrong; empty if nothing did."""
+    import_tensorflow()
+    world = World(folder)
+    (world.folder / "tmp").mkdir(parents=True)
+    return world, in_new_process(world, lambda: run_all(world, "run", values), seconds)
+
+
 def run_all(world: World, run_id: str, values: Mapping[str, Any] = SYNTHETIC, target: str = "export") -> None:
     """Run the pipeline up to a step."""
     steps = pipeline.plan(target, ["sweep"] if any(name.startswith("sweep.") for name in values) else [])

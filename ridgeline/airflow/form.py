@@ -141,10 +141,19 @@ def parse_form(
     steps = [installed[name] for name in owners if name in installed]
     known = {name: value for name, value in values.items() if name.split(".")[0] in installed}
     known |= _typed_numbers(steps, known)
-    defaults = {f"{s.name}.{n}": value for s in steps for n, value in flatten(s.params().model_dump(mode="json"))}
+    defaults = flat_params({step.name: step.params() for step in steps})
     kept = {*typed, *settings.defaults}
     left_out = {name for name in known.keys() & defaults.keys() - kept if known[name] == defaults[name]}
     return parse_params(steps, {n: value for n, value in known.items() if n not in left_out}, settings)
+
+
+def flat_params(params: Mapping[str, Params]) -> dict[str, Any]:
+    """Return the parameters of steps by dotted name, as JSON values.
+
+    Args:
+        params: The parameters by step.
+    """
+    return {f"{s}.{n}": value for s, found in params.items() for n, value in flatten(found.model_dump(mode="json"))}
 
 
 def refuse_unknown(declared: Mapping[str, Any], values: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, TextIO
 import typer
 from filelock import FileLock, Timeout
 
-from ridgeline.access import denied
+from ridgeline.access import message
 from ridgeline.airflow import RERUN
 from ridgeline.airflow.local_data import choose_data, find_official_files
 from ridgeline.airflow.reasons import find_reasons
@@ -58,7 +58,7 @@ def _one_message() -> Iterator[None]:
     except SettingsError as error:
         raise SystemExit(f"error: {error}") from None
     except PermissionError as error:
-        raise SystemExit(f"error: {mask(denied(error))}") from None
+        raise SystemExit(f"error: {message(error)}") from None
 
 
 @app.command()
@@ -127,8 +127,7 @@ def _run_dag(dag_id: str, conf: Mapping[str, Any], log_file: Path) -> int:
             return 130
         except Exception as error:
             print(mask(traceback.format_exc()), file=sys.stderr)
-            shown = denied(error) if isinstance(error, PermissionError) else error
-            print(f"failed: {mask(shown)}", file=terminal)
+            print(f"failed: {message(error)}", file=terminal)
             failed = True
         if failed:
             print(f"\nThe run failed. Airflow's log: {log_file}", file=terminal)

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 PASSWORD_FILE = "simple_auth_manager_passwords.json.generated"
 STOP_SECONDS = 60
+LOCK_SECONDS = 60  # as long as a request may take
 REQUEST_SECONDS = 60  # the first request of a task blocks the API server for 3.4 s of CPU time
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # this machine is behind no proxy
 
@@ -44,7 +45,8 @@ def environment(folder: Path, name: str, outer: Mapping[str, str], port: int = 8
         "AIRFLOW__CORE__DAGS_FOLDER": str(folder / "dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__PARALLELISM": "4",
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
+        # By default, SQLite waits 5 s for another process's write; on a busy machine, requests then fail (status 500).
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}?timeout={LOCK_SECONDS}",
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
         # After a kill, the scheduler starts the interrupted tasks again: it looks for them every 30 s instead of every

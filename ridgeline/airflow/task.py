@@ -13,9 +13,9 @@ from airflow.sdk import get_current_context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 from airflow.sdk.log import mask_secret
 
-from ridgeline.access import denied
+from ridgeline.access import message
 from ridgeline.airflow import REASON, RERUN
-from ridgeline.airflow.form import parse_form, refuse_unknown
+from ridgeline.airflow.form import flat_params, parse_form, refuse_unknown
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.component import Component, ParameterError, Params, StepError, TransientStepError, flatten
@@ -73,7 +73,7 @@ def run_in_task(
         if isinstance(error, StepError | FloatingPointError) and not isinstance(error, TransientStepError):
             raise AirflowFailException(mask(error)) from error
         if isinstance(error, PermissionError):
-            raise AirflowFailException(mask(denied(error))) from error
+            raise AirflowFailException(message(error)) from error
         raise
     if component.output is PushedModel:
         states = {record.state for record in run_records(settings, run_id).values()}
@@ -133,16 +133,17 @@ def _resume_command(settings: Settings, component: Component, run_id: str) -> st
     """Return advice after a failure, with a command that repeats the step with the parameters of this run."""
     recorded = run_records(settings, run_id)
     extra = [name for name in optional_steps(component.name) if name in recorded]
-    steps, params = plan(component.name, extra), _params_of_all_steps(settings)
+    steps, all_params = plan(component.name, extra), _params_of_all_steps(settings)
+    params = {step.name: all_params[step.name] for step in steps}
     command = ["ridgeline", "run", component.name, *(word for name in extra for word in ("--with", name))]
     if component.name in get_current_context()["params"].get(RERUN, ()):
         command += ["--rerun", component.name]
     shared = tuple(f"{step.name}.{other.name}." for step, other in shared_params(steps))  # the other step provides them
-    wanted = {name: value for name, value in _flat(params, steps).items() if not name.startswith(shared)}
-    defaults = _flat({step.name: step.params() for step in steps}, steps)
+    wanted = {name: value for name, value in flat_params(params).items() if not name.startswith(shared)}
+    defaults = flat_params({step.name: step.params() for step in steps})
     given = {name: value for name, value in wanted.items() if value != defaults.get(name)}
     try:  # another value may take the place of a default that is left out
-        parsed = _flat(parse_params(steps, given, settings), steps)
+        parsed = flat_params(parse_params(steps, given, settings))
         given |= {name: value for name, value in wanted.items() if value != parsed.get(name)}
     except ParameterError:
         given = wanted
@@ -154,11 +155,6 @@ def _resume_command(settings: Settings, component: Component, run_id: str) -> st
         f"{mask(' '.join([*variables, shlex.join(command)]))}\n"
         "Finished steps are reused; training resumes after its last finished epoch."
     )
-
-
-def _flat(params: Mapping[str, Params], steps: Iterable[Component]) -> dict[str, Any]:
-    """Return the parameters of steps by dotted name, as JSON values."""
-    return {f"{s.name}.{n}": value for s in steps for n, value in flatten(params[s.name].model_dump(mode="json"))}
 
 
 def rollback_in_task() -> str:
@@ -185,7 +181,7 @@ def rollback_in_task() -> str:
     except (ParameterError, RegistryError, ArtifactError, StoreError) as error:
         raise AirflowFailException(mask(error)) from error
     except PermissionError as error:
-        raise AirflowFailException(mask(denied(error))) from error
+        raise AirflowFailException(message(error)) from error
     summary = f"rolled back {params['model']} to version {entry.version}, accuracy {entry.accuracy:.4f}: {entry.reason}"
     log.info("%s", summary)
     return summary
@@ -211,6 +207,6 @@ def _params_of_all_steps(settings: Settings, values: Mapping[str, Any] | None = 
     try:
         return parse_form(declared, {**context["params"], **(values or {})}, settings, typed)
     except (ParameterError, PermissionError) as error:
-        reason = mask(denied(error) if isinstance(error, PermissionError) else error)
+        reason = message(error)
         context["ti"].xcom_push(REASON, reason)
         raise AirflowFailException(reason) from error

@@ -31,11 +31,21 @@ def dockerfile() -> str:
     return (ROOT / "docker" / "Dockerfile").read_text()
 
 
-@pytest.fixture(scope="session")
-def first_start() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("first_start", ROOT / "docker" / "first_start.py")
+def load(name: str) -> ModuleType:
+    """Return a program of ``docker/`` as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docker" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def first_start() -> ModuleType:
+    return load("first_start")
+
+
+@pytest.fixture(scope="session")
+def health() -> ModuleType:
+    return load("health")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -15,16 +14,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("metadatabase", "scheduler", "dag_processor", "triggerer")
-
-
-@pytest.fixture(scope="module")
-def health() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("health", ROOT / "docker" / "health.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

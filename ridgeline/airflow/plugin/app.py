@@ -28,13 +28,12 @@ from fastapi.responses import HTMLResponse
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from ridgeline.access import denied
+from ridgeline.access import message
 from ridgeline.airflow.plugin import models_page, run_page
 from ridgeline.airflow.plugin.run_page import Run, Task
 from ridgeline.airflow.plugin.template import render_template
 from ridgeline.airflow.reasons import find_reasons
 from ridgeline.artifacts.base import ArtifactError
-from ridgeline.masking import mask
 from ridgeline.settings import Settings, SettingsError
 from ridgeline.store import StoreError
 
@@ -79,7 +78,7 @@ def create() -> FastAPI:
     @app.exception_handler(OSError)
     @app.exception_handler(SettingsError)
     async def unreadable(request: Request, error: Exception) -> Response:
-        text = mask(denied(error) if isinstance(error, PermissionError) else error)
+        text = message(error)
         log.warning("Cannot show %s: %s", request.url.path, text)
         return _message("Cannot read the store", text, 503)
 

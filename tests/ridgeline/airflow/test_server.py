@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from ridgeline.airflow.server import Standalone, environment, free_port
 
@@ -20,9 +23,27 @@ ROOT = Path(__file__).resolve().parents[3]
 def test_all_of_airflow_s_files_are_in_the_folder(tmp_path: Path) -> None:
     env = environment(tmp_path, "airflow-run", {})
     assert env["AIRFLOW_HOME"] == str(tmp_path / "var" / "airflow-run")
-    assert env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] == f"sqlite:///{tmp_path}/var/airflow-run/airflow.db"
+    database = env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"].partition("?")[0]
+    assert database == f"sqlite:///{tmp_path}/var/airflow-run/airflow.db"
     assert env["AIRFLOW__CORE__DAGS_FOLDER"] == str(tmp_path / "dags")
     assert env["RIDGELINE_STORE"] == str(tmp_path / "var" / "store")
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "sqlite+aiosqlite"])  # as Airflow opens it for its asynchronous code
+def test_a_request_waits_for_another_process_s_write_as_long_as_it_may_take(tmp_path: Path, scheme: str) -> None:
+    async def milliseconds() -> Any:
+        if scheme == "sqlite":
+            with create_engine(url).connect() as connection:
+                return connection.exec_driver_sql("PRAGMA busy_timeout").scalar()
+        engine = create_async_engine(url)
+        async with engine.connect() as connection:
+            found = (await connection.exec_driver_sql("PRAGMA busy_timeout")).scalar()
+        await engine.dispose()
+        return found
+
+    url = environment(tmp_path, ".", {})["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"].replace("sqlite", scheme, 1)
+    (tmp_path / "var").mkdir()
+    assert asyncio.run(milliseconds()) == 60_000
 
 
 def test_settings_of_another_airflow_are_omitted_and_those_of_ridgeline_kept(tmp_path: Path) -> None:
