@@ -67,7 +67,12 @@ def _folder(value: Any) -> Any:
         raise ValueError("a folder; there is no such user") from None
 
 
-def _schedule(value: str) -> str:
+def check_schedule(value: str) -> str:
+    """Return a schedule if it is a cron expression, a preset or ``never``.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
     from croniter import croniter
 
     try:
@@ -114,7 +119,7 @@ def _notify_file(value: Path) -> Path:
 
 
 Folder = Annotated[Path | None, BeforeValidator(_folder)]
-Schedule = Annotated[str, AfterValidator(_schedule)]
+Schedule = Annotated[str, AfterValidator(check_schedule)]
 
 
 class Settings(BaseSettings):

@@ -15,8 +15,12 @@ from ridgeline.component import FOR_ONE_RUN, Component, ParameterError, Params, 
 from ridgeline.pipeline import load_components, parse_params, shared_params
 from ridgeline.settings import Settings
 
+OWN_DEFAULT = "own_default"  # in the schema of a param whose default the DAG itself gives
 
-def form(*components: Component, first: Iterable[str] = ()) -> dict[str, Param]:
+
+def form(
+    *components: Component, first: Iterable[str] = (), defaults: Mapping[str, Any] | None = None
+) -> dict[str, Param]:
     """Return the params of a DAG: the parameters of its steps, by the dotted names that the command line uses.
 
     Airflow validates the values of a run against them before it starts the run. The form leaves out locations
@@ -24,21 +28,23 @@ def form(*components: Component, first: Iterable[str] = ()) -> dict[str, Param]:
     ``rerun`` names steps to run even if nothing changed.
 
     Each step has a section on the form. Airflow opens one section at a time, so the parameters that are changed most
-    often precede the sections. Defaults come from `Settings`, otherwise from the steps.
+    often precede the sections. Defaults come from the DAG, otherwise from `Settings`, otherwise from the steps.
 
     Args:
-        components: The DAG's steps.
+        *components: The DAG's steps.
         first: Dotted names of the parameters that precede the sections, in order.
+        defaults: The DAG's own defaults by dotted name.
 
     Returns:
         Airflow params by dotted name, for example ``train.penalty.l2``.
 
     Raises:
-        ParameterError: If a default in `Settings` is unknown, of the wrong type or out of range.
+        ParameterError: If a default of the DAG or in `Settings` is unknown, of the wrong type or out of range.
     """
     params = {}
     shared = tuple(f"{step.name}.{other.name}." for step, other in shared_params(components))
-    defaults = _defaults(components)
+    own = dict(defaults or {})
+    values = _defaults(components, own)
     for component in components:
         schema = component.params.model_json_schema(schema_generator=_GivenTitles)
         for name, default in flatten(component.params().model_dump(mode="json")):
@@ -47,7 +53,8 @@ def form(*components: Component, first: Iterable[str] = ()) -> dict[str, Param]:
                 continue
             for key in ("default", *FOR_ONE_RUN, *with_option("")):
                 field.pop(key, None)
-            value, field = _form_field(defaults.get(full_name, default), field)
+            value, field = _form_field(values.get(full_name, default), field)
+            field |= {OWN_DEFAULT: True} if full_name in own else {}
             params[full_name] = Param(value, field.pop("description", None), **field, section=f"Step {component.name}")
     for name in first:
         del params[name].schema["section"]
@@ -64,7 +71,7 @@ def form(*components: Component, first: Iterable[str] = ()) -> dict[str, Param]:
     return {name: params[name] for name in first} | params
 
 
-def _defaults(components: Iterable[Component]) -> dict[str, Any]:
+def _defaults(components: Iterable[Component], own: Mapping[str, Any]) -> dict[str, Any]:
     settings, installed = Settings(), load_components()
     if unknown := [name for name in settings.defaults if name.split(".")[0] not in installed]:
         raise ParameterError(
@@ -72,14 +79,20 @@ def _defaults(components: Iterable[Component]) -> dict[str, Any]:
             f"{', '.join(unknown)}. Name them as on the form, STEP.PARAMETER."
         )
     names = {component.name for component in components}
-    defaults = {name: value for name, value in settings.defaults.items() if name.split(".")[0] in names}
+    if unknown := [name for name in own if name.split(".")[0] not in names]:
+        raise ParameterError(
+            f"Expected defaults for parameters of the DAG's steps {', '.join(sorted(names))}; received "
+            f"{', '.join(unknown)}. Name them as on the form, STEP.PARAMETER."
+        )
+    defaults = {name: value for name, value in settings.defaults.items() if name.split(".")[0] in names} | dict(own)
     parse_params(list(components), defaults, settings)
     for component in components:
         for name, field in component.params.model_fields.items():
             extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
             if FOR_ONE_RUN.keys() & extra.keys() and (full_name := f"{component.name}.{name}") in defaults:
+                place = "the DAG's defaults" if full_name in own else "RIDGELINE_DEFAULTS"
                 raise ParameterError(
-                    f"Expected no {full_name} in RIDGELINE_DEFAULTS, since it applies to one run; received one. Set it "
+                    f"Expected no {full_name} in {place}, since it applies to one run; received one. Set it "
                     "on the form of that run."
                 )
     return defaults
@@ -121,7 +134,7 @@ def parse_form(
     """Validate a run's values for all steps of its DAG.
 
     The form sends the value of every field. So a value that equals the step's own default counts as left out, unless
-    it was typed elsewhere or `Settings.defaults` names it.
+    it was typed elsewhere, or the DAG or `Settings.defaults` names it.
 
     Args:
         declared: The DAG's params by name.
@@ -142,7 +155,8 @@ def parse_form(
     known = {name: value for name, value in values.items() if name.split(".")[0] in installed}
     known |= _typed_numbers(steps, known)
     defaults = flat_params({step.name: step.params() for step in steps})
-    kept = {*typed, *settings.defaults}
+    own = (name for name, param in declared.items() if OWN_DEFAULT in getattr(param, "schema", {}))
+    kept = {*typed, *settings.defaults, *own}
     left_out = {name for name in known.keys() & defaults.keys() - kept if known[name] == defaults[name]}
     return parse_params(steps, {n: value for n, value in known.items() if n not in left_out}, settings)
 

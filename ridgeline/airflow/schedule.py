@@ -6,16 +6,20 @@ from datetime import timedelta
 
 from airflow.sdk import Asset, AssetOrTimeSchedule, CronTriggerTimetable
 
-from ridgeline.settings import Settings
+from ridgeline.settings import Settings, check_schedule
 
 
-def schedule(*assets: Asset) -> AssetOrTimeSchedule | list[Asset]:
-    """Return the schedule of a training DAG: `Settings.schedule`, and each change of an asset.
+def schedule(*assets: Asset, expression: str | None = None) -> AssetOrTimeSchedule | list[Asset]:
+    """Return the schedule of a training DAG: times, and each change of an asset.
 
     Args:
-        assets: The assets.
+        *assets: The assets.
+        expression: A cron expression or preset in UTC, or ``never``; `Settings.schedule` if None.
+
+    Raises:
+        ValueError: If the expression is none of these.
     """
-    timetable = cron(Settings().schedule)
+    timetable = cron(Settings().schedule if expression is None else check_schedule(expression))
     return AssetOrTimeSchedule(timetable=timetable, assets=list(assets)) if timetable else list(assets)
 
 

@@ -44,6 +44,7 @@ def environment(folder: Path, name: str, outer: Mapping[str, str], port: int = 8
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(folder / "dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__DAG_DISCOVERY_SAFE_MODE": "False",  # also read files in which the word airflow does not occur
         "AIRFLOW__CORE__PARALLELISM": "4",
         # By default, SQLite waits 5 s for another process's write; on a busy machine, requests then fail (status 500).
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}?timeout={LOCK_SECONDS}",

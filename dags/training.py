@@ -1,0 +1,167 @@
+"""The training DAG of a dataset: every dataset has the same steps, and names, defaults and a schedule of its own.
+
+A file in this folder calls `training_dag`; no DAG is defined here, so Airflow does not read this file
+(``.airflowignore``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DAG, Asset, Param, dag, get_current_context, task
+
+import components.evaluate
+import components.export
+import components.ingest
+import components.select
+import components.sweep
+import components.train
+import components.transform
+from ridgeline.airflow.form import form
+from ridgeline.airflow.notifications import Notifier, deadline
+from ridgeline.airflow.pool import TENSORFLOW
+from ridgeline.airflow.schedule import schedule as schedule_of
+from ridgeline.airflow.task import run_in_task, skip
+
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def training_dag(
+    name: str,
+    title: str,
+    doc: str,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    schedule: str | None = None,
+) -> DAG:
+    """Return the DAG that trains a classifier on one dataset, evaluates it, and serves it if it passes the gate.
+
+    An event of the asset ``<name>_source`` starts a run. Each run creates events of ``<name>_dataset``,
+    ``<name>_examples``, ``<name>_model`` and ``<name>_pushed_model``, which carry the artifact's name, whether it is
+    new, and its facts.
+
+    Args:
+        name: The dataset's name, from which those of the DAG (``<name>_training``) and of its assets are made:
+            lower-case letters, digits and ``_``.
+        title: The dataset's name as people write it; the DAG is displayed as ``<title> training``.
+        doc: The DAG's documentation, in Markdown: the docstring of the calling file.
+        defaults: Defaults on this DAG's form, and so of its scheduled runs, by dotted name. They precede those of
+            ``RIDGELINE_DEFAULTS``.
+        schedule: When runs start by themselves: a cron expression or preset, UTC, or ``never``; as
+            ``RIDGELINE_SCHEDULE`` says if None.
+
+    Raises:
+        ValueError: If the name has other characters.
+        ParameterError: If a default is unknown, of the wrong type or out of range.
+    """
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"Expected a name of lower-case letters, digits and _, such as product_photos; received {name!r}. "
+            "Correct the name in training_dag(...)."
+        )
+    source = Asset(f"{name}_source")
+
+    @dag(
+        dag_id=f"{name}_training",
+        dag_display_name=f"{title} training",
+        doc_md=doc,
+        schedule=schedule_of(source, expression=schedule),
+        is_paused_upon_creation=False,
+        catchup=False,
+        max_active_runs=1,
+        dagrun_timeout=timedelta(hours=24),  # the limits of the tasks add up to 15 hours
+        tags=[name.replace("_", "-"), "training"],
+        params={"penalty_from": _penalty_from()}
+        | form(
+            components.ingest.ingest,
+            components.transform.transform,
+            components.train.train,
+            components.sweep.sweep,
+            components.select.select,
+            components.evaluate.evaluate,
+            components.export.export,
+            first=(
+                "train.penalty.kind",
+                "train.penalty.l1",
+                "train.penalty.l2",
+                "train.solver",
+                "train.profile",
+                "train.epochs",
+                "train.learning_rate",
+                "train.seed",
+            ),
+            defaults=defaults or {},
+        ),
+        deadline=deadline(),
+        on_failure_callback=Notifier("run_failed"),
+        default_args={
+            "queue": "tensorflow",
+            "pool": TENSORFLOW,
+            "retries": 1,
+            "retry_delay": timedelta(seconds=10),
+            "on_failure_callback": Notifier("task_failed"),
+        },
+    )
+    def training() -> None:
+        """Wire the steps."""
+
+        @task(execution_timeout=timedelta(hours=1), outlets=[Asset(f"{name}_dataset")])
+        def ingest() -> str:
+            """Prepare the dataset with tfds, from the network or a folder of downloaded files."""
+            return run_in_task(components.ingest.ingest)
+
+        @task(execution_timeout=timedelta(minutes=30), outlets=[Asset(f"{name}_examples")])
+        def transform(dataset: str) -> str:
+            """Split the dataset into training, validation and test arrays; learn the normalization."""
+            return run_in_task(components.transform.transform, dataset=dataset)
+
+        @task(execution_timeout=timedelta(hours=6))
+        def sweep(examples: str) -> str:
+            """Train with each penalty of the grid, if the form selects the sweep."""
+            if get_current_context()["params"]["penalty_from"] == "form":
+                skip("The run uses the penalty on the form.")
+            return run_in_task(components.sweep.sweep, examples=examples)
+
+        @task(execution_timeout=timedelta(minutes=30))
+        def select(trials: str) -> str:
+            """Choose the penalty by validation accuracy, and draw the regularization path."""
+            return run_in_task(components.select.select, trials=[trials])
+
+        @task(execution_timeout=timedelta(hours=6), trigger_rule="none_failed", outlets=[Asset(f"{name}_model")])
+        def train(examples: str, sweep: str | None) -> str:
+            """Train the classifier on the training split; monitor it on the validation split."""
+            return run_in_task(components.train.train, examples=examples, sweep=sweep)
+
+        @task(execution_timeout=timedelta(minutes=30))
+        def evaluate(examples: str, model: str) -> str:
+            """Evaluate the model on the test split, compare it with the champion, decide whether it may be served."""
+            return run_in_task(components.evaluate.evaluate, examples=examples, model=model)
+
+        @task(execution_timeout=timedelta(minutes=30), outlets=[Asset(f"{name}_pushed_model")])
+        def export(examples: str, model: str, evaluation: str) -> str:
+            """Export a blessed model, verify its predictions in a fresh process, and make it the champion."""
+            return run_in_task(components.export.export, examples=examples, model=model, evaluation=evaluation)
+
+        # A call of a task returns an XComArg, which becomes the artifact's name when the task runs.
+        examples = transform(ingest())  # type: ignore[arg-type]
+        model = train(examples, select(sweep(examples)))  # type: ignore[arg-type]
+        export(examples, model, evaluate(examples, model))  # type: ignore[arg-type]
+
+    return training()
+
+
+def _penalty_from() -> Param:
+    return Param(
+        "form",
+        "Train with the penalty on this form, or let a sweep choose it by validation accuracy. The section of the "
+        "step sweep sets the strengths.",
+        title="Penalty from",
+        enum=["form", "regularization_path"],
+        values_display={
+            "form": "this form",
+            "regularization_path": "the regularization path (a sweep)",
+        },
+    )
