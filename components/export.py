@@ -74,6 +74,7 @@ def export(
         synthetic=model.facts.synthetic,
         champion=evaluation.facts.verdict.champion,
         forced=evaluation.facts.verdict.force_reason,
+        dataset=model.facts.dataset,
     )
 
 

@@ -50,6 +50,14 @@ class Params(StepParams):
         title="Dataset",
         description="tfds image-classification dataset with its version, as name:version or name/config:version.",
     )
+    name: str | None = Field(
+        None,
+        pattern=r"^[a-z][a-z0-9_]*$",
+        max_length=64,
+        title="Name",
+        description="Name of the dataset's own, by which its model is served: lower-case letters, digits and _. "
+        "Empty: the name in tfds.",
+    )
     manual_dir: Path | None = Field(
         None,
         exclude=True,
@@ -83,7 +91,7 @@ def ingest(params: Params, output: Path) -> DatasetFacts:
     _sort_fields(builder.data_path)
     splits = {name: _digest(builder, name) for name in REQUIRED_SPLITS}
     return DatasetFacts(
-        name=params.dataset,
+        name=f"{params.name}:{params.dataset}" if params.name else params.dataset,
         image_shape=shape,
         class_names=class_names,
         splits=splits,

@@ -35,6 +35,7 @@ class HistoryEntry(BaseModel):
         by: The user who asked for it; empty for a scheduled run, or if the user is not known.
         computes: Digest of what the model computes, see `ridgeline.model_function`; empty if it is not known.
         files: Digest of the version's files; empty in entries of earlier releases.
+        dataset: Name of the dataset that the model was trained on; empty in entries of earlier releases.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +52,7 @@ class HistoryEntry(BaseModel):
     by: str = ""
     computes: str = ""
     files: str = ""
+    dataset: str = ""
 
     def line(self) -> str:
         """Return the entry as a line of the history, with its checksum."""

@@ -17,8 +17,10 @@ from filelock import FileLock, Timeout
 
 from ridgeline import files
 from ridgeline.artifacts.base import ArtifactError, FileEntry, different_files, digest_of, file_entry, is_os_file
+from ridgeline.artifacts.dataset import same_dataset
 from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.pushed_model import PushedModel
+from ridgeline.component import StepError
 from ridgeline.history import (
     CHAMPION,
     COPY,
@@ -51,6 +53,10 @@ MODEL_CONFIG = """\
 
 class RegistryError(RuntimeError):
     """A version is missing or serves other predictions than its evaluation, or a request is refused."""
+
+
+class OtherDatasetError(RegistryError, StepError):
+    """A model of one dataset was to be pushed under a name that serves another."""
 
 
 @dataclass(frozen=True)
@@ -285,12 +291,14 @@ class Registry:
             The version that is served now: a new one, or the champion if nothing was pushed.
 
         Raises:
+            OtherDatasetError: If the name serves models of another dataset.
             RegistryError: If the copy does not serve the evaluation's own predictions.
             StoreError: If the folder can't be written.
         """
         name = model.facts.model_name
         with self._locked(name) as folder:
             history = self.history(name)
+            self._expect_same_dataset(model, history)
             decision = self.decide_push(model, by)
             if not decision.push:
                 version = history[-1].version
@@ -437,7 +445,25 @@ class Registry:
             reason=model.facts.forced or "",
             computes=self._function(model.facts.model_digest),
             files=_files_digest(_saved_model_files(model)),
+            dataset=model.facts.dataset,
         )
+
+    def _expect_same_dataset(self, model: PushedModel, history: list[HistoryEntry]) -> None:
+        """Refuse a model of another dataset than the champion's, as far as both are known."""
+        served = history and (history[-1].dataset or self._dataset(history[-1].model_digest))
+        own = model.facts.dataset or self._dataset(model.facts.model_digest)
+        if served and own and not same_dataset(served, own):
+            raise OtherDatasetError(
+                f"Expected a model of the dataset {served}, which is served as {model.facts.model_name}; received one "
+                f"of {own}. Give this dataset a name of its own: it gets its own champion and history."
+            )
+
+    def _dataset(self, model_digest: str) -> str:
+        """Return the name of the dataset that a model of the store was trained on; empty if it can't be read."""
+        try:
+            return self.store.open(f"{Model.__name__}/{model_digest}", Model).facts.dataset if self.store else ""
+        except (ArtifactError, OSError):
+            return ""
 
     def _function(self, model_digest: str) -> str:
         """Return the digest of what a model of the store computes; empty if it can't be read."""

@@ -2,9 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from ridgeline.artifacts.base import Artifact, Facts, FileEntry
+
+VERSION = re.compile(r":\d+\.\d+\.\d+$")
+
+
+def served_name(dataset: str) -> str:
+    """Return the name in the registry of the models that are trained on a dataset.
+
+    Two datasets may get one name, as ``a/b`` and ``a_b`` do; the registry refuses the second one.
+
+    Args:
+        dataset: A dataset's name, as in `DatasetFacts`.
+
+    Example:
+        >>> served_name("fashion_mnist:3.0.1"), served_name("emnist/letters:3.1.0"), served_name("digits:mnist:3.0.1")
+        ('fashion_mnist', 'emnist_letters', 'digits')
+    """
+    return dataset.partition(":")[0].replace("/", "_")
+
+
+def same_dataset(one: str, other: str) -> bool:
+    """Return whether two names, as in `DatasetFacts`, are those of one dataset, perhaps in two versions.
+
+    Example:
+        >>> same_dataset("emnist/letters:3.0.0", "emnist/letters:3.1.0")
+        True
+        >>> same_dataset("emnist/letters:3.1.0", "emnist_letters:3.1.0")
+        False
+        >>> same_dataset("mnist:3.0.1", "mnist:folder")
+        False
+    """
+    return VERSION.sub("", one) == VERSION.sub("", other)
 
 
 class SplitDigest(Facts):
@@ -25,7 +57,8 @@ class DatasetFacts(Facts):
     """What is known of a prepared dataset.
 
     Attributes:
-        name: tfds name with configuration and version, for example ``fashion_mnist:3.0.1``.
+        name: tfds name with configuration and version, for example ``fashion_mnist:3.0.1``; after a name of its own
+            and a colon, if it was given one: ``digits:mnist:3.0.1``.
         image_shape: Height and width, or height, width and channels if there is more than one.
         class_names: The label names in label order.
         splits: The splits by name.
@@ -55,5 +88,5 @@ class Dataset(Artifact[DatasetFacts]):
     @property
     def builder_dir(self) -> Path:
         """The folder for ``tfds.builder_from_directory``."""
-        name, version = self.facts.name.split(":")
+        name, version = self.facts.name.split(":")[-2:]
         return self.path / "tfds" / name / version

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ridgeline.artifacts.base import Artifact, Facts
+from ridgeline.artifacts.dataset import served_name
 from ridgeline.artifacts.examples import Normalization
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ class ModelFacts(Facts):
 
     @property
     def model_name(self) -> str:
-        """The name that the registry serves it by: the tfds dataset's, for example ``fashion_mnist``."""
-        return self.dataset.split(":")[0].replace("/", "_")
+        """The name that the registry serves it by: the dataset's, for example ``fashion_mnist``."""
+        return served_name(self.dataset)
 
 
 class Model(Artifact[ModelFacts]):

@@ -11,7 +11,7 @@ class PushedModelFacts(Facts):
     """What is known of a servable model.
 
     Attributes:
-        model_name: Its name in the registry: the tfds dataset's, for example ``fashion_mnist``.
+        model_name: Its name in the registry: the dataset's, for example ``fashion_mnist``.
         model_digest: The trained model's digest.
         evaluation_digest: The digest of the evaluation that blessed it.
         accuracy: Its accuracy on the test split, in [0, 1].
@@ -20,6 +20,7 @@ class PushedModelFacts(Facts):
         synthetic: Whether it was trained on images that the project drew itself.
         champion: Digest of the champion that it was judged against; None if there was none.
         forced: The reason that a person gave for blessing or serving it by force; None if none was given.
+        dataset: Name of the dataset that it was trained on; empty in artifacts of earlier releases.
     """
 
     model_name: str
@@ -31,6 +32,7 @@ class PushedModelFacts(Facts):
     synthetic: bool
     champion: str | None = None
     forced: str | None = None
+    dataset: str = ""
 
 
 class PushedModel(Artifact[PushedModelFacts]):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from components.ingest import IngestError, ingest
-from ridgeline.artifacts.dataset import Dataset
+from ridgeline.artifacts.dataset import Dataset, served_name
 from ridgeline.component import ParameterError
 
 SHA256 = {
@@ -38,6 +38,20 @@ def test_dataset_is_what_tfds_prepared(synthetic_store, refs):
     assert {name: split.num_examples for name, split in dataset.facts.splits.items()} == {"train": 6_000, "test": 1_000}
     assert dataset.facts.image_shape == (28, 28)
     assert dataset.facts.raw_files == {}
+
+
+def test_a_dataset_may_have_a_name_of_its_own(tmp_path, monkeypatch):
+    from components.datasets import synthetic_garments
+
+    monkeypatch.setattr(synthetic_garments, "NUM_TRAIN", 30)
+    monkeypatch.setattr(synthetic_garments, "NUM_TEST", 20)
+    dataset = run(tmp_path / "out", dataset="synthetic_garments:1.0.0", name="clothes")
+    assert dataset.facts.name == "clothes:synthetic_garments:1.0.0"
+    assert served_name(dataset.facts.name) == "clothes"
+    assert (dataset.builder_dir / "dataset_info.json").is_file()
+    for name in ("", "Clothes", "a/b", "../a", "a:b"):
+        with pytest.raises(ParameterError, match="ingest.name"):
+            ingest.parse({"name": name})
 
 
 def with_fields_in_order(record, names):

@@ -12,7 +12,7 @@ import pytest
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.pushed_model import PushedModel
-from ridgeline.registry import STILL_LOADED, Registry, RegistryError
+from ridgeline.registry import STILL_LOADED, OtherDatasetError, Registry, RegistryError
 from ridgeline.serving_check import ServingError
 from ridgeline.store import StoreError
 
@@ -128,6 +128,29 @@ def test_damaged_served_version_is_pushed_again(model, tmp_path, unchecked):
     first = registry.push(model, "run 1")
     (first.path / "saved_model.pb").write_bytes(b"")
     assert registry.push(model, "run 2").version == 2
+
+
+def test_a_model_of_another_dataset_is_refused_under_the_same_name(model, tmp_path, registry):
+    def of(dataset, digit):
+        folder = tmp_path / f"model {digit}"
+        return variant(model, folder, model_name="emnist_letters", model_digest=f"{digit:064x}", dataset=dataset)
+
+    push(registry, of("emnist/letters:3.0.0", 1))
+    push(registry, of("emnist/letters:3.1.0", 2))
+    with pytest.raises(OtherDatasetError, match=r"of the dataset emnist/letters:3\.1\.0, which is .* as emnist_letters"):
+        push(registry, of("emnist_letters:3.1.0", 3))
+    assert [e.dataset for e in registry.history("emnist_letters")] == ["emnist/letters:3.0.0", "emnist/letters:3.1.0"]
+
+
+def test_the_dataset_of_an_entry_of_an_earlier_release_is_that_of_its_model(model, tmp_path, synthetic_store, unchecked):
+    registry = Registry(tmp_path / "serving", store=synthetic_store)
+    registry.push(variant(model, tmp_path / "old", dataset=""), "run 1")
+    assert registry.history(NAME)[0].dataset == ""
+    other = variant(model, tmp_path / "other", dataset="synthetic/garments:1.0.0", model_digest="1" * 64)
+    with pytest.raises(OtherDatasetError, match=r"synthetic_garments:1\.0\.0, .* received one of synthetic/garments"):
+        push(registry, other)
+    registry.store = None  # nothing tells which dataset it was
+    assert push(registry, variant(model, tmp_path / "third", dataset="a:1.0.0", model_digest="2" * 64)).version == 2
 
 
 def test_leftovers_of_a_killed_push_are_deleted(model, tmp_path, unchecked):
