@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import hashlib
 import inspect
 import json
 import os
@@ -14,7 +16,7 @@ from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ridgeline.artifacts.base import Artifact, Facts
+from ridgeline.artifacts.base import Artifact, Facts, digest_of
 
 A = TypeVar("A", bound=Artifact[Any])
 
@@ -46,6 +48,8 @@ def shown_as(**labels: str) -> dict[str, Any]:
     """
     return {"values_display": labels}
 
+
+FILLED_IN = ("scratch", "previous")  # arguments that the executor provides, or None
 
 # A field's ``json_schema_extra`` for a value that applies to one run: it can't be made a default of scheduled runs.
 FOR_ONE_RUN: dict[str, Any] = {"for_one_run": True}
@@ -94,6 +98,77 @@ class ParameterError(StepError):
     """A parameter is unknown, of the wrong type or out of its range."""
 
 
+class SourceError(StepError):
+    """A source is missing, or part of it can't be read."""
+
+
+@dataclass(frozen=True)
+class SourceFolder:
+    """Where a step's source is: a folder outside the store.
+
+    Attributes:
+        location: A folder, or a `universal_pathlib` URL of an object store's prefix.
+        outside_links: Whether links in it may lead out of it.
+    """
+
+    location: Path | str
+    outside_links: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source as it was listed before the step: its files and their content.
+
+    Attributes:
+        name: The name by which the step declares it.
+        location: The folder or URL.
+        files: For each file, by its name relative to the folder with ``/``: its SHA-256; in an object store, its
+            ETag and size.
+    """
+
+    name: str
+    location: str
+    files: Mapping[str, str]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """The fingerprint: the digest of all names and contents."""
+        return digest_of(dict(self.files))
+
+    @property
+    def label(self) -> str:
+        """The last part of the location: its name in messages."""
+        return self.location.rstrip("/").rpartition("/")[2]
+
+    def read(self, name: str) -> bytes:
+        """Return a file's content, as it was listed.
+
+        Args:
+            name: Its name in `files`.
+
+        Raises:
+            TransientStepError: If it was changed or removed since.
+        """
+        try:
+            if "://" in self.location:
+                from upath import UPath
+
+                return (UPath(self.location) / name).read_bytes()
+            content = Path(self.location, name).read_bytes()
+        except FileNotFoundError:
+            content = None
+        if content is None or hashlib.sha256(content).hexdigest() != self.files[name]:
+            raise TransientStepError(
+                f"Expected the files of {self.location} to stay as they were when the step began; received another "
+                f"{name}, or none. Run the step again when nothing writes into the folder."
+            )
+        return content
+
+
+def _no_sources(params: Params) -> Mapping[str, SourceFolder]:
+    return {}
+
+
 class StepSkipped(Exception):
     """Raised by a step that has a defined reason to yield nothing, such as a model that was not blessed."""
 
@@ -112,6 +187,10 @@ class Component:
         groups: The artifact type of each input that takes any number of artifacts. Wherever inputs are listed by
             name, they are ``<input>.0``, ``<input>.1`` and so on.
         champions: The artifact type of each input that the pipeline fills in, see `Champion`.
+        sources: Returns, for the step's parameters, the folders outside the store that it reads, by name. Their
+            content is part of the key; `run` takes them as ``sources``, a mapping of names to `Source`.
+        continues: Whether `run` takes ``previous``: its last output with the same parameters and code, but other
+            content of the sources, or None. It saves work; the output may not depend on it.
         resumes: Whether `run` takes ``scratch``: a folder that survives a failed or killed attempt and is handed
             to the next one with the same key, or None where there is none.
     """
@@ -124,7 +203,14 @@ class Component:
     optional: Mapping[str, type[Artifact[Any]]] = field(default_factory=dict)
     groups: Mapping[str, type[Artifact[Any]]] = field(default_factory=dict)
     champions: Mapping[str, type[Artifact[Any]]] = field(default_factory=dict)
+    sources: Callable[[Any], Mapping[str, SourceFolder]] = _no_sources
+    continues: bool = False
     resumes: bool = False
+
+    @property
+    def has_sources(self) -> bool:
+        """Whether it declares sources."""
+        return self.sources is not _no_sources
 
     @property
     def module(self) -> str:
@@ -132,7 +218,14 @@ class Component:
         return self.run.__module__
 
     def __call__(
-        self, *, params: Params, output: Path, scratch: Path | None = None, **inputs: Artifact[Any] | Champion[Any]
+        self,
+        *,
+        params: Params,
+        output: Path,
+        scratch: Path | None = None,
+        sources: Mapping[str, Source] | None = None,
+        previous: Artifact[Any] | None = None,
+        **inputs: Artifact[Any] | Champion[Any],
     ) -> Artifact[Any]:
         """Run the step and seal what it wrote.
 
@@ -140,6 +233,8 @@ class Component:
             params: The step's parameters.
             output: An empty directory to write into.
             scratch: For a step that resumes: the folder with an earlier attempt's state; None if it has none.
+            sources: For a step that declares sources: each as it was listed, by name.
+            previous: For a step that continues: its last output; None if it has none.
             **inputs: The input artifacts by name.
 
         Returns:
@@ -147,7 +242,9 @@ class Component:
         """
         for group in self.groups:
             inputs[group] = tuple(inputs.pop(name) for name in members(inputs, group))  # type: ignore[assignment]
-        extra = {"scratch": scratch} if self.resumes else {}
+        extra: dict[str, Any] = {"scratch": scratch} if self.resumes else {}
+        extra |= {"sources": sources or {}} if self.has_sources else {}
+        extra |= {"previous": previous} if self.continues else {}
         os.environ.update(STEP_ENVIRONMENT)
         return self.output.seal(output, self.run(**inputs, **extra, params=params, output=output))
 
@@ -186,7 +283,9 @@ class Component:
         return "\n".join(lines)
 
 
-def component(*, output: type[Artifact[Any]]) -> Callable[[Callable[..., Facts]], Component]:
+def component(
+    *, output: type[Artifact[Any]], sources: Callable[[Any], Mapping[str, SourceFolder]] = _no_sources
+) -> Callable[[Callable[..., Facts]], Component]:
     """Declare a function as a pipeline step; its annotations name the inputs and the parameters.
 
     ===========================================  ==================================================================
@@ -195,10 +294,13 @@ def component(*, output: type[Artifact[Any]]) -> Callable[[Callable[..., Facts]]
     ``trials: tuple[Trials, ...]``               any number of artifacts
     ``champion: Champion[Model] | None = None``  the served artifact, which the pipeline fills in
     ``scratch: Path | None``                     a folder for unfinished work: the step resumes from it
+    ``sources: Mapping[str, Source]``            the folders outside the store, for a step that declares `sources`
+    ``previous: Dataset | None``                 the step's own last output, before the sources changed
     ===========================================  ==================================================================
 
     Args:
         output: The artifact type that the function writes.
+        sources: Returns, for the parameters, the folders outside the store that the function reads, by name.
 
     Returns:
         A decorator that turns ``def train(examples: Examples, params: Params, output: Path) -> ModelFacts``
@@ -213,7 +315,8 @@ def component(*, output: type[Artifact[Any]]) -> Callable[[Callable[..., Facts]]
         }
         required = {name for name, value in inspect.signature(run).parameters.items() if value.default is value.empty}
         for name, hint in hints.items():
-            if get_origin(hint) is Champion or (name in optional and name in required and name != "scratch"):
+            unusual = name in optional and name in required and name not in FILLED_IN
+            if get_origin(hint) is Champion or unusual:
                 raise TypeError(
                     f"Expected `{name}: X | None = None` for an input of {run.__name__} that may be left out; received "
                     f"{hint} {'without a default' if name in required else ''}. Correct its annotation."
@@ -231,9 +334,11 @@ def component(*, output: type[Artifact[Any]]) -> Callable[[Callable[..., Facts]]
             params=hints["params"],
             inputs=inputs,
             output=output,
-            optional={name: kind for name, kind in optional.items() if _is_artifact(kind)},
+            optional={n: kind for n, kind in optional.items() if _is_artifact(kind) and n not in FILLED_IN},
             groups={name: get_args(hint)[0] for name, hint in hints.items() if get_origin(hint) is tuple},
             champions={n: get_args(kind)[0] for n, kind in optional.items() if get_origin(kind) is Champion},
+            sources=sources,
+            continues="previous" in hints,
             resumes="scratch" in hints,
         )
 

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,10 +14,11 @@ from typing import Any
 
 from ridgeline import quiet_tensorflow
 from ridgeline.artifacts.base import Artifact, ArtifactError
-from ridgeline.component import Champion, Component, Params, StepSkipped, members
+from ridgeline.component import Champion, Component, Params, Source, StepSkipped, members
 from ridgeline.files import flush_tree
 from ridgeline.keys import KeyParts, key_parts
 from ridgeline.masking import mask
+from ridgeline.sources import describe_changes, read_sources
 from ridgeline.store import Execution, Store, StoreError
 
 log = logging.getLogger(__name__)
@@ -36,11 +37,13 @@ class Decision:
         parts: What its key covers.
         reason: Why it runs or is reused.
         output: The artifact to reuse; None if the step runs.
+        sources: The step's sources, as they were listed for the key.
     """
 
     parts: KeyParts
     reason: str
     output: Artifact[Any] | None
+    sources: Mapping[str, Source]
 
     def __str__(self) -> str:
         return f"{'reused' if self.output else 'runs'}: {self.reason}"
@@ -91,7 +94,7 @@ def decide(
     params: Params,
     rerun: bool = False,
 ) -> Decision:
-    """Look up a step's key.
+    """List the step's sources and look up its key.
 
     A hit counts only if its artifact is verified.
 
@@ -101,23 +104,48 @@ def decide(
         inputs: Its input artifacts by name.
         params: Its parameters.
         rerun: Run it even if there is a hit.
+
+    Raises:
+        SourceError: If a source can't be read.
     """
-    parts = key_parts(component, inputs, params)
+    sources = read_sources(component, params, store.local / "sources")
+    parts = key_parts(component, inputs, params, sources)
+
+    def decided(reason: str, output: Artifact[Any] | None = None) -> Decision:
+        return Decision(parts, reason, output, sources)
+
+    def describe(name: str, before: str) -> str:
+        return describe_changes(sources[name], before, store.local / "sources")
+
     if rerun:
-        return Decision(parts, REQUESTED, None)
+        return decided(REQUESTED)
     hit = next((e.output for e in store.executions(component.name, parts.key(), with_output=True)), None)
     if hit is not None:
         try:
-            return Decision(parts, UNCHANGED, store.open(hit, component.output))
+            return decided(UNCHANGED, store.open(hit, component.output))
         except ArtifactError as error:
-            return Decision(parts, f"artifact missing or damaged: {error}", None)
-    earlier = (e.parts for e in store.executions(component.name, with_output=True))
-    changes = [parts.differences(other) for other in itertools.islice(earlier, COMPARED_EXECUTIONS)]
-    if changes:
-        nearest = sorted(changes, key=len)[0]
-        return Decision(parts, "; ".join(nearest), None)
+            return decided(f"artifact missing or damaged: {error}")
+    earlier = list(_compared(store, component))
+    if earlier:
+        nearest = min(earlier, key=lambda e: len(parts.differences(e.parts)))
+        described = parts.differences(nearest.parts, describe)
+        return decided("; ".join(described))
     last = next(store.executions(component.name), None)
-    return Decision(parts, f"last attempt {last.state}" if last else f"first run of {component.name}", None)
+    return decided(f"last attempt {last.state}" if last else f"first run of {component.name}")
+
+
+def _compared(store: Store, component: Component) -> Iterator[Execution]:
+    """Return the latest executions with an output."""
+    return itertools.islice(store.executions(component.name, with_output=True), COMPARED_EXECUTIONS)
+
+
+def _previous(store: Store, component: Component, parts: KeyParts) -> Artifact[Any] | None:
+    """Return the last output of a step that differs in nothing but the content of its sources, if it is intact."""
+    for execution in _compared(store, component):
+        if execution.output and execution.parts.model_copy(update={"sources": parts.sources}) == parts:
+            with contextlib.suppress(ArtifactError, OSError):
+                return store.open(execution.output, component.output)
+    return None
 
 
 def execute(
@@ -183,7 +211,9 @@ def execute(
         try:
             with store.stage() as folder:
                 quiet_tensorflow.install()
-                artifact = component(params=params, output=folder, scratch=scratch, **artifacts)
+                previous = _previous(store, component, decision.parts) if component.continues else None
+                given: dict[str, Any] = {"scratch": scratch, "sources": decision.sources, "previous": previous}
+                artifact = component(params=params, output=folder, **{**artifacts, **given})
                 flush_tree(folder)  # here, since it takes a while, and others wait for the lock
                 with store.lock():
                     return record(ended(decision, "complete", decision.reason, store.publish(artifact)))

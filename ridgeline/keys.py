@@ -6,7 +6,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import grimp
 from pydantic import BaseModel, ConfigDict
 
 from ridgeline.artifacts.base import Artifact, digest_of, file_entry
-from ridgeline.component import Champion, Component, Params, flatten
+from ridgeline.component import Champion, Component, Params, Source, flatten
 
 # Distributions whose name differs from their package's. Any other is found by a search that takes 0.3 s.
 OTHER_NAMES = {"sklearn": "scikit-learn", "PIL": "pillow"}
@@ -33,6 +33,7 @@ class KeyParts(BaseModel):
         params: The parameters, flat, by dotted name; locations left out.
         code: SHA-256 of each of the source files that the component can reach, libraries left out, by path.
         libraries: Version of each library that this code imports, by distribution name.
+        sources: Fingerprint of each source, by the name by which the step declares it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,13 +43,18 @@ class KeyParts(BaseModel):
     params: dict[str, Any]
     code: dict[str, str]
     libraries: dict[str, str]
+    sources: dict[str, str] = {}
 
     def key(self) -> str:
         """Return the digest of the parts: 64 hexadecimal digits."""
-        return digest_of(self.model_dump())
+        return digest_of(self.model_dump(exclude=None if self.sources else {"sources"}))
 
-    def differences(self, earlier: KeyParts) -> list[str]:
+    def differences(self, earlier: KeyParts, describe: Callable[[str, str], str] | None = None) -> list[str]:
         """Return the changes since an earlier execution, one phrase each.
+
+        Args:
+            earlier: What the earlier execution's key covers.
+            describe: Returns the phrase about a source that changed, from its name and its earlier fingerprint.
 
         Example:
             >>> earlier = KeyParts(
@@ -69,16 +75,29 @@ class KeyParts(BaseModel):
             *(f"parameter {self.component}.{n} {a} → {b}" for n, a, b in _changes(earlier.params, self.params)),
             *(f"code of {n} changed" for n, _, _ in _changes(earlier.code, self.code)),
             *(f"library {n} {a} → {b}" for n, a, b in _changes(earlier.libraries, self.libraries)),
+            *(self._source_change(n, a, b, describe) for n, a, b in _changes(earlier.sources, self.sources)),
         ]
 
+    @staticmethod
+    def _source_change(name: str, before: str, now: str, describe: Callable[[str, str], str] | None) -> str:
+        if describe and "none" not in (before, now):
+            return describe(name, before)
+        return _content_change(f"source {name}", before, now)
 
-def key_parts(component: Component, inputs: Mapping[str, Artifact[Any] | Champion[Any]], params: Params) -> KeyParts:
+
+def key_parts(
+    component: Component,
+    inputs: Mapping[str, Artifact[Any] | Champion[Any]],
+    params: Params,
+    sources: Mapping[str, Source] | None = None,
+) -> KeyParts:
     """Return what a component's execution key covers; nothing of the component is imported or run.
 
     Args:
         component: The component.
         inputs: Its input artifacts by name.
         params: Its parameters.
+        sources: Its sources by name.
     """
     code, libraries = reachable_code(component.module)
     return KeyParts(
@@ -87,6 +106,7 @@ def key_parts(component: Component, inputs: Mapping[str, Artifact[Any] | Champio
         params=dict(flatten(params.model_dump(mode="json"))),
         code=code,
         libraries=libraries,
+        sources={name: source.digest for name, source in (sources or {}).items()},
     )
 
 
@@ -151,7 +171,10 @@ def _versions(top: str) -> dict[str, str]:
 def _input_change(name: str, before: str, after: str) -> str:
     """Return a changed input as a phrase; a member of a group is named by its number, from 1."""
     group, _, index = name.partition(".")
-    label = f"input {group} {int(index) + 1}" if index else f"input {group}"
+    return _content_change(f"input {group} {int(index) + 1}" if index else f"input {group}", before, after)
+
+
+def _content_change(label: str, before: str, after: str) -> str:
     if before == "none":
         return f"{label} added ({_short(after)})"
     if after == "none":

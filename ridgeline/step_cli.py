@@ -16,6 +16,7 @@ from ridgeline.artifacts.base import Artifact
 from ridgeline.component import Champion, Component, Params, StepSkipped
 from ridgeline.files import move
 from ridgeline.masking import mask
+from ridgeline.sources import read_sources
 
 
 class _CommandLine(BaseSettings):
@@ -105,7 +106,8 @@ def _write(component: Component, params: Params, output: Path, inputs: dict[str,
     try:
         if scratch:
             scratch.mkdir(exist_ok=True)
-        component(params=params, output=staging, scratch=scratch, **inputs)
+        sources = read_sources(component, params, cache=None)
+        component(params=params, output=staging, scratch=scratch, sources=sources, **inputs)
         move(staging, output)
         if scratch:
             shutil.rmtree(scratch)

@@ -1,0 +1,262 @@
+"""Sources: what a step reads outside the store, recognized by its content.
+
+A local folder has an index in the store, as git keeps one: an unchanged file is recognized by its size, times and
+inode, so that a folder of 60,000 files costs one ``stat`` each. An object store's listing has an ETag for each object.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+import stat
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ridgeline.artifacts.base import canonical_json, is_os_file
+from ridgeline.component import Component, Params, Source, SourceError, SourceFolder
+from ridgeline.files import sign, unsign, write
+
+LARGE_BYTES = 2**20  # threads hash these; for small files they cost more than they gain
+# A file that was changed this shortly before the index was made may change again without another time.
+RECENT_NS = 2 * 10**9
+KEPT_LISTINGS = 20  # as many as the executions that a step is compared with
+NAMED_FILES = 20
+INDEX = "index.json"
+Entry = tuple[int, int, int, int]  # size, times of the content and of the inode, inode
+
+
+def read_sources(component: Component, params: Params, cache: Path | None) -> dict[str, Source]:
+    """List and fingerprint the sources that a step declares.
+
+    Args:
+        component: The step.
+        params: Its parameters.
+        cache: Folder for the index of each local folder and for recent listings. It may be missing or not writable;
+            then all files are read. None for none.
+
+    Returns:
+        The sources by name.
+
+    Raises:
+        SourceError: If a source is missing or no folder, can't be read, or has a link that leads out of it.
+    """
+    return {name: _read(name, folder, cache) for name, folder in component.sources(params).items()}
+
+
+def describe_changes(source: Source, before: str, cache: Path) -> str:
+    """Return what changed in a source since an earlier listing, as a phrase.
+
+    Args:
+        source: The source now.
+        before: The digest of the earlier listing.
+        cache: As for `read_sources`.
+
+    Returns:
+        For example ``source products changed: 12 files added, 3 modified``.
+    """
+    label = f"source {source.label} changed"
+    try:
+        text = gzip.decompress((_folder_of(cache, source.location) / f"{before}.json.gz").read_bytes())
+    except (OSError, EOFError, zlib.error):  # missing or damaged
+        return f"{label} ({before[:12]} → {source.digest[:12]})"
+    return f"{label}: {_differences(json.loads(text), source.files)}"
+
+
+def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    modified = sum(before[name] != now[name] for name in before.keys() & now.keys())
+    removed = collections.Counter(before[name] for name in before.keys() - now.keys())
+    added = collections.Counter(now[name] for name in now.keys() - before.keys())
+    renamed = (removed & added).total()
+    counts = {
+        "added": added.total() - renamed,
+        "modified": modified,
+        "removed": removed.total() - renamed,
+        "renamed": renamed,
+    }
+    found = [(count, verb) for verb, count in counts.items() if count]
+    (first, verb), *others = found
+    return ", ".join([f"{first} file{'s' * (first != 1)} {verb}", *(f"{count} {verb}" for count, verb in others)])
+
+
+def _read(name: str, folder: SourceFolder, cache: Path | None) -> Source:
+    from upath import UPath
+
+    path = UPath(folder.location)
+    if path.protocol in ("", "file", "local"):
+        root = Path(path.path).expanduser().absolute()
+        place = _folder_of(cache, str(root)) if cache else None
+        source = Source(name, str(root), _list_folder(root, folder.outside_links, place))
+    else:
+        source = Source(name, str(folder.location), _list_objects(path, str(folder.location)))
+        place = _folder_of(cache, source.location) if cache else None
+    if place:
+        with contextlib.suppress(OSError):  # a full or read-only disk
+            _keep_listing(place, source)
+    return source
+
+
+def _folder_of(cache: Path, location: str) -> Path:
+    return cache / hashlib.sha256(location.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _keep_listing(place: Path, source: Source) -> None:
+    listing = place / f"{source.digest}.json.gz"
+    if listing.exists():
+        os.utime(listing)
+        return
+    place.mkdir(parents=True, exist_ok=True)
+    unfinished = place / f".{os.getpid()}-{source.digest}"
+    unfinished.write_bytes(gzip.compress(canonical_json(dict(source.files)).encode(), 1, mtime=0))
+    unfinished.replace(listing)
+    for old in sorted(place.glob("*.json.gz"), key=lambda file: file.stat().st_mtime_ns)[:-KEPT_LISTINGS]:
+        old.unlink(missing_ok=True)
+
+
+def _list_folder(root: Path, outside_links: bool, place: Path | None) -> dict[str, str]:
+    """Return the SHA-256 of each file in a local folder; those that the index knows are not read."""
+    started_ns = time.time_ns()
+    found = dict(sorted(_walk(root, outside_links)))
+    index_ns, index = _load_index(place / INDEX) if place else (0, {})
+    known = {
+        file: index[file][1]
+        for file, entry in found.items()
+        if file in index and index[file][0] == entry and max(entry[1], entry[2]) < index_ns - RECENT_NS
+    }
+    digests = known | _hash(root, [file for file in found if file not in known], found)
+    if place and (len(known) < len(found) or len(found) < len(index)):
+        entries = {file: [*entry, digests[file]] for file, entry in found.items()}
+        with contextlib.suppress(OSError):
+            place.mkdir(parents=True, exist_ok=True)
+            write(place / INDEX, sign(json.dumps({"started_ns": started_ns, "files": entries})))
+    return {file: digests[file] for file in found}
+
+
+def _load_index(file: Path) -> tuple[int, dict[str, tuple[Entry, str]]]:
+    """Return when an index was begun, in ns, and each file's entry and SHA-256; empty if it is missing or damaged."""
+    try:
+        value = json.loads(unsign(file.read_text(encoding="utf-8")))
+        return value["started_ns"], {name: (tuple(entry[:4]), entry[4]) for name, entry in value["files"].items()}
+    except (OSError, ValueError, LookupError):
+        return 0, {}
+
+
+def _walk(root: Path, outside_links: bool) -> Iterator[tuple[str, Entry]]:
+    """Yield the relative name and the index entry of each file in a folder.
+
+    Hidden files, and those that operating systems put into any folder, are left out.
+    """
+    _expect_folder(root)
+    problems: list[str] = []
+    base = os.path.realpath(root)
+    found: list[tuple[str, Entry]] = []
+
+    def visit(folder: str, prefix: str, parents: tuple[tuple[int, int], ...]) -> None:
+        try:
+            with os.scandir(folder) as entries:
+                listed = list(entries)
+        except OSError as error:
+            problems.append(f"{prefix or '.'}: {error.strerror}")
+            return
+        for entry in listed:
+            name = f"{prefix}{entry.name}"
+            if entry.name.startswith(".") or is_os_file(entry.name):
+                continue
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                problems.append(f"{name.encode('utf-8', 'surrogateescape')!r}: its name is not UTF-8")
+                continue
+            if entry.is_symlink() and not outside_links:
+                target = os.path.realpath(entry.path)
+                if os.path.commonpath([base, target]) != base:
+                    problems.append(f"{name}: a link that leads out of the folder, to {target}")
+                    continue
+            try:
+                status = entry.stat()
+            except OSError as error:
+                problems.append(f"{name}: {error.strerror}")
+                continue
+            identity = (status.st_dev, status.st_ino)
+            if stat.S_ISDIR(status.st_mode):
+                if identity in parents:
+                    problems.append(f"{name}: a link to a folder around it")
+                else:
+                    visit(entry.path, f"{name}/", (*parents, identity))
+            elif stat.S_ISREG(status.st_mode):
+                found.append((name, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)))
+            else:
+                problems.append(f"{name}: no file and no folder")
+
+    status = root.stat()
+    visit(str(root), "", ((status.st_dev, status.st_ino),))
+    _refuse(root, problems)
+    yield from found
+
+
+def _expect_folder(root: Path) -> None:
+    try:
+        is_folder = stat.S_ISDIR(root.stat().st_mode)
+        problem = "" if is_folder else "it is a file"
+    except OSError as error:
+        problem = error.strerror or str(error)
+    if problem:
+        raise SourceError(
+            f"Expected a folder that can be read; received {root}: {problem}. Correct its name or rights."
+        )
+
+
+def _refuse(root: object, problems: list[str]) -> None:
+    if problems:
+        more = f"\n  and {len(problems) - NAMED_FILES} more" if len(problems) > NAMED_FILES else ""
+        named = "".join(f"\n  {problem}" for problem in sorted(problems)[:NAMED_FILES])
+        raise SourceError(
+            f"Cannot read all of {root}: {len(problems)} of its entries can't be used. Correct or remove them:"
+            f"{named}{more}"
+        )
+
+
+def _hash(root: Path, names: list[str], found: Mapping[str, Entry]) -> dict[str, str]:
+    problems: list[str] = []
+
+    def digest(name: str) -> str:
+        try:
+            with Path(root, name).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            problems.append(f"{name}: {error.strerror}")
+            return ""
+
+    large = [name for name in names if found[name][0] >= LARGE_BYTES]
+    digests = {name: digest(name) for name in names if found[name][0] < LARGE_BYTES}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests |= zip(large, pool.map(digest, large), strict=True)
+    _refuse(root, problems)
+    return digests
+
+
+def _list_objects(path: Any, location: str) -> dict[str, str]:
+    """Return the ETag, or what the file system has in its place, and the size of each object."""
+    path.fs.invalidate_cache()  # a listing may be as old as the process
+    try:
+        listed = path.fs.find(path.path, detail=True)
+    except OSError as error:
+        raise SourceError(f"Cannot list {location}: {error}. Correct its name or rights.") from error
+    if not listed:
+        raise SourceError(f"Expected a folder with files; received {location}, where there are none. Correct its name.")
+    prefix = path.path.rstrip("/") + "/"
+    files = {}
+    for name, info in sorted(listed.items()):
+        relative = name.removeprefix(prefix) if name.startswith(prefix) else name.partition(prefix.lstrip("/"))[2]
+        if any(part.startswith(".") or is_os_file(part) for part in relative.split("/")):
+            continue
+        tag = next((info[key] for key in ("ETag", "etag", "md5Hash") if info.get(key)), None) or path.fs.ukey(name)
+        files[relative] = f"{str(tag).strip(chr(34))}:{info['size']}"
+    return files

@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ridgeline import files, keys, sources
+from ridgeline.component import Component, Source, SourceError, SourceFolder, TransientStepError
+from ridgeline.executor import decide, execute
+from ridgeline.sources import RECENT_NS, read_sources
+from ridgeline.store import Store
+
+READ = """
+from collections.abc import Mapping
+from pathlib import Path
+from ridgeline.component import Params, Source, SourceFolder, component
+from toy_steps.number import Number, NumberFacts
+
+class ReadParams(Params):
+    folder: str = "."
+    digits: int = 1
+
+def find_sources(params: ReadParams) -> Mapping[str, SourceFolder]:
+    return {"folder": SourceFolder(params.folder)}
+
+@component(output=Number, sources=find_sources)
+def read(params: ReadParams, output: Path, sources: Mapping[str, Source], previous: Number | None) -> NumberFacts:
+    source = sources["folder"]
+    known = (previous.path / "files.txt").read_text().split() if previous else []
+    print(len(set(source.files.values()) - set(known)), "read")
+    (output / "files.txt").write_text(" ".join(sorted(source.files.values())))
+    return NumberFacts(digits=sum(len(source.read(name)) for name in source.files))
+"""
+
+
+@pytest.fixture
+def read(toy_steps: Path) -> Component:
+    """A step that reads a folder."""
+    (toy_steps / "read.py").write_text(READ)
+    keys.forget_code()
+    step: Component = importlib.import_module("toy_steps.read").read
+    return step
+
+
+@pytest.fixture
+def products(tmp_path: Path) -> Path:
+    """A folder of nine files, last changed a while ago."""
+    folder = tmp_path / "products"
+    for number in range(9):
+        (folder / f"shelf {number % 3}").mkdir(parents=True, exist_ok=True)
+        (folder / f"shelf {number % 3}" / f"ü[{number}].jpg").write_bytes(bytes([number]) * (number + 1))
+    return folder
+
+
+def listing(folder: Path | str, cache: Path | None = None, outside_links: bool = False) -> Source:
+    step: Any = Component("s", Path, None, {}, None, sources=lambda _: {"x": SourceFolder(folder, outside_links)})  # type: ignore[arg-type]
+    return read_sources(step, None, cache)["x"]  # type: ignore[arg-type]
+
+
+def let_time_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the next index be made when all files are old enough to be recognized by their times."""
+    import time
+
+    real = time.time_ns
+    monkeypatch.setattr("ridgeline.sources.time.time_ns", lambda: real() + 2 * RECENT_NS)
+
+
+def change(folder: Path) -> None:
+    for number in range(12):
+        (folder / f"new {number}").write_text(f"new {number}")
+    for number in range(3):
+        (folder / f"shelf {number}" / f"ü[{number}].jpg").write_text(f"other {number}")
+    (folder / "shelf 0" / "ü[3].jpg").unlink()
+    (folder / "shelf 1" / "ü[4].jpg").rename(folder / "moved.jpg")
+
+
+def test_a_changed_file_runs_the_step_and_the_reason_counts_the_changes(
+    read: Component, store: Store, products: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    let_time_pass(monkeypatch)
+    params = read.parse({"folder": str(products)})
+    first = execute(store, read, {}, params, "a")
+    assert (first.state, first.reason) == ("complete", "first run of read")
+    assert execute(store, read, {}, params, "b").state == "cached"
+
+    change(products)
+    expected = "source products changed: 12 files added, 3 modified, 1 removed, 1 renamed"
+    assert str(decide(store, read, {}, params)) == f"runs: {expected}"  # asked first, as `ridgeline explain` does
+    second = execute(store, read, {}, params, "c")
+    assert (second.state, second.reason) == ("complete", expected)
+    assert capsys.readouterr().out.split("\n")[:2] == ["9 read", "15 read"]  # the rest is in the previous output
+
+    other = execute(store, read, {}, read.parse({"folder": str(products), "digits": 2}), "d")
+    assert other.reason == "parameter read.digits 1 → 2"
+    assert capsys.readouterr().out == "20 read\n"  # an output of other parameters is no previous one
+
+
+@pytest.mark.parametrize("action", ["touch", "copy", "hide", "restore"])
+def test_what_leaves_names_and_contents_as_they_are_does_not_run_the_step(
+    read: Component, store: Store, products: Path, action: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_time_pass(monkeypatch)
+    params = read.parse({"folder": str(products)})
+    execute(store, read, {}, params, "a")
+    file = products / "shelf 0" / "ü[0].jpg"
+    if action == "touch":
+        os.utime(file, (1, 1))
+    elif action == "copy":  # other inodes and times
+        shutil.copytree(products, products.with_name("copy"))
+        shutil.rmtree(products)
+        products.with_name("copy").rename(products)
+    elif action == "hide":
+        for name in (".DS_Store", "Thumbs.db", "._ü[0].jpg", "desktop.ini", ".hidden"):
+            (products / "shelf 0" / name).write_text("x")
+        (products / ".git").mkdir()
+        (products / ".git" / "HEAD").write_text("x")
+    else:
+        content = file.read_bytes()
+        file.write_text("other")
+        file.write_bytes(content)
+    assert execute(store, read, {}, params, "b").state == "cached"
+
+
+def test_a_content_that_changes_with_the_same_size_and_time_is_noticed(
+    products: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = products / "shelf 0" / "ü[0].jpg"
+    for wait in (False, True):  # within the moment in which times do not change, and later
+        if wait:
+            let_time_pass(monkeypatch)
+        before, status = listing(products, tmp_path / "cache"), file.stat()
+        file.write_bytes(bytes([file.read_bytes()[0] + 1]))
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+        after = listing(products, tmp_path / "cache")
+        assert after.files[f"shelf 0/{file.name}"] != before.files[f"shelf 0/{file.name}"]
+        assert after.digest == listing(products).digest
+
+
+def test_an_unchanged_file_is_not_read_again(products: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_time_pass(monkeypatch)
+    listing(products, tmp_path / "cache")
+    (products / "new.jpg").write_text("new")
+    read: list[str] = []
+    real = sources._hash
+
+    def hash_files(root: Path, names: list[str], found: Any) -> dict[str, str]:
+        read.extend(names)
+        return real(root, names, found)
+
+    monkeypatch.setattr(sources, "_hash", hash_files)
+    listing(products, tmp_path / "cache")
+    assert read == ["new.jpg"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"\xff", None])
+def test_a_damaged_index_is_made_again(
+    products: Path, tmp_path: Path, damage: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_time_pass(monkeypatch)
+    whole = listing(products, tmp_path / "cache")
+    index = next((tmp_path / "cache").rglob("index.json"))
+    text = index.read_bytes()
+    digest = whole.files["shelf 0/ü[0].jpg"].encode()
+    index.write_bytes(text.replace(digest, b"0" * 64) if damage is None else damage)
+    assert listing(products, tmp_path / "cache") == whole
+    assert files.unsign(index.read_text())
+
+
+def test_links_inside_are_followed_and_others_are_refused_by_name(products: Path, tmp_path: Path) -> None:
+    plain = listing(products)
+    (products / "link.jpg").symlink_to(products / "shelf 0" / "ü[0].jpg")
+    (products / "shelf 3").symlink_to("shelf 0")
+    found = listing(products)
+    assert found.files["link.jpg"] == found.files["shelf 3/ü[0].jpg"] == plain.files["shelf 0/ü[0].jpg"]
+
+    (tmp_path / "secret").write_text("x")
+    (products / "out.jpg").symlink_to("../secret")
+    (products / "loop").symlink_to(".")
+    (products / "nowhere.jpg").symlink_to("missing")
+    with pytest.raises(SourceError) as caught:
+        listing(products)
+    assert str(caught.value).splitlines()[1:] == [
+        "  loop: a link to a folder around it",
+        "  nowhere.jpg: No such file or directory",
+        f"  out.jpg: a link that leads out of the folder, to {tmp_path / 'secret'}",
+    ]
+    for name in ("loop", "nowhere.jpg"):
+        (products / name).unlink()
+    assert "out.jpg" in listing(products, outside_links=True).files
+
+
+def test_what_is_no_file_or_has_no_utf8_name_is_named(products: Path) -> None:
+    os.mkfifo(products / "pipe")
+    (Path(os.fsdecode(os.fsencode(products) + b"/caf\xe9.jpg"))).write_text("x")
+    with pytest.raises(SourceError, match=r"(?s)2 of its entries.*caf.*not UTF-8.*pipe: no file and no folder"):
+        listing(products)
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("missing", "No such file"), ("file", "it is a file")])
+def test_a_location_that_is_no_folder_is_refused(tmp_path: Path, kind: str, reason: str) -> None:
+    if kind == "file":
+        (tmp_path / kind).write_text("x")
+    with pytest.raises(SourceError, match=f"Expected a folder that can be read; received {tmp_path}/{kind}: {reason}"):
+        listing(tmp_path / kind)
+
+
+def test_an_unwritable_cache_costs_only_time(products: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file in its place")
+    assert listing(products, tmp_path / "cache") == listing(products)
+
+
+def test_a_file_that_changes_during_the_step_is_noticed(products: Path) -> None:
+    source = listing(products)
+    assert source.read("shelf 1/ü[1].jpg") == b"\x01\x01"
+    for action in ("change", "remove"):
+        file = products / "shelf 1" / "ü[1].jpg"
+        file.unlink() if action == "remove" else file.write_text("other")
+        with pytest.raises(TransientStepError, match="to stay as they were"):
+            source.read("shelf 1/ü[1].jpg")
+
+
+def test_an_object_store_s_listing_is_never_an_old_one() -> None:
+    from upath import UPath
+
+    folder = UPath("memory://sources-test")
+    for name in ("a/1.jpg", "a/.hidden", "b/2.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    first = listing("memory://sources-test")
+    assert list(first.files) == ["a/1.jpg", "b/2.jpg"]
+    assert first.read("b/2.jpg") == b"b/2.jpg"
+    assert listing("memory://sources-test").digest == first.digest
+    (folder / "a/3.jpg").write_bytes(b"3")
+    assert list(listing("memory://sources-test").files) == ["a/1.jpg", "a/3.jpg", "b/2.jpg"]
+    with pytest.raises(SourceError, match="memory://nothing, where there are none"):
+        listing("memory://nothing")
+
+
+def test_only_the_latest_listings_are_kept(products: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ridgeline.sources.KEPT_LISTINGS", 2)
+    for number in range(4):
+        (products / "new").write_text(str(number))
+        listing(products, tmp_path / "cache")
+    assert len(list((tmp_path / "cache").rglob("*.json.gz"))) == 2
