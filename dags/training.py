@@ -25,6 +25,7 @@ from ridgeline.airflow.notifications import Notifier, deadline
 from ridgeline.airflow.pool import TENSORFLOW
 from ridgeline.airflow.schedule import schedule as schedule_of
 from ridgeline.airflow.task import run_in_task, skip
+from ridgeline.airflow.watcher import watched_asset
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -34,6 +35,7 @@ def training_dag(
     title: str,
     doc: str,
     *,
+    folder: str | None = None,
     defaults: Mapping[str, Any] | None = None,
     schedule: str | None = None,
 ) -> DAG:
@@ -48,13 +50,15 @@ def training_dag(
             lower-case letters, digits and ``_``.
         title: The dataset's name as people write it; the DAG is displayed as ``<title> training``.
         doc: The DAG's documentation, in Markdown: the docstring of the calling file.
+        folder: The folder of images that is the dataset: an absolute path, or a `universal_pathlib` URL. It is
+            watched: each new content starts a run, see `FolderTrigger`. None for a dataset that tfds has.
         defaults: Defaults on this DAG's form, and so of its scheduled runs, by dotted name. They precede those of
             ``RIDGELINE_DEFAULTS``.
         schedule: When runs start by themselves: a cron expression or preset, UTC, or ``never``; as
             ``RIDGELINE_SCHEDULE`` says if None.
 
     Raises:
-        ValueError: If the name has other characters.
+        ValueError: If the name has other characters, or the folder is a relative path.
         ParameterError: If a default is unknown, of the wrong type or out of range.
     """
     if not NAME.fullmatch(name):
@@ -62,7 +66,16 @@ def training_dag(
             f"Expected a name of lower-case letters, digits and _, such as product_photos; received {name!r}. "
             "Correct the name in training_dag(...)."
         )
-    source = Asset(f"{name}_source")
+    if folder is None:
+        source, own = Asset(f"{name}_source"), {}
+    else:
+        if not folder.startswith("/") and "://" not in folder:
+            raise ValueError(
+                f"Expected the absolute path or the URL of a folder; received {folder!r}. Correct it in "
+                "training_dag(...): tasks and the watcher may have other working directories."
+            )
+        source = watched_asset(f"{name}_source", folder)
+        own = {"ingest.dataset": "folder", "ingest.image_dir": folder, "ingest.name": name}
 
     @dag(
         dag_id=f"{name}_training",
@@ -93,7 +106,7 @@ def training_dag(
                 "train.learning_rate",
                 "train.seed",
             ),
-            defaults=defaults or {},
+            defaults={**own, **(defaults or {})},
         ),
         deadline=deadline(),
         on_failure_callback=Notifier("run_failed"),

@@ -135,6 +135,7 @@ class Settings(BaseSettings):
         manual_dir: The folder with the dataset's downloaded files, for machines without a network.
         schedule: Schedule of the training DAG: a cron expression or preset, UTC; ``never`` for manual triggers
             only.
+        still_seconds: For how many seconds a watched folder must not change before it starts its DAG.
         defaults: Parameters by dotted name, as JSON, that replace the defaults on the DAGs' forms, and so in
             scheduled runs.
         deadline_minutes: Minutes after a DAG run was queued until it is reported as late.
@@ -160,6 +161,7 @@ class Settings(BaseSettings):
     keep_versions: int = Field(10, ge=1)
     manual_dir: Folder = None
     schedule: Schedule = "@weekly"
+    still_seconds: float = Field(60.0, ge=1.0, le=86_400.0, allow_inf_nan=False)
     defaults: Annotated[dict[str, Any], NoDecode, BeforeValidator(_json_object)] = {}
     deadline_minutes: float = Field(120.0, gt=0.0, le=MAX_DEADLINE_MINUTES, allow_inf_nan=False)
     notify: Annotated[SecretStr, AfterValidator(_notify)] = SecretStr("")

@@ -51,6 +51,19 @@ def read_sources(component: Component, params: Params, cache: Path | None) -> di
     return {name: _read(name, folder, cache) for name, folder in component.sources(params).items()}
 
 
+def fingerprint(folder: SourceFolder, cache: Path | None) -> str:
+    """Return the digest of a folder's content, as that of `read_sources`, without keeping a listing.
+
+    Args:
+        folder: The folder.
+        cache: As for `read_sources`.
+
+    Raises:
+        SourceError: As for `read_sources`.
+    """
+    return _list("", folder, cache)[0].digest
+
+
 def describe_changes(source: Source, before: str, cache: Path) -> str:
     """Return what changed in a source since an earlier listing, as a phrase.
 
@@ -87,20 +100,24 @@ def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:
 
 
 def _read(name: str, folder: SourceFolder, cache: Path | None) -> Source:
+    source, place = _list(name, folder, cache)
+    if place:
+        with contextlib.suppress(OSError):  # a full or read-only disk
+            _keep_listing(place, source)
+    return source
+
+
+def _list(name: str, folder: SourceFolder, cache: Path | None) -> tuple[Source, Path | None]:
+    """Return a source, and its own folder in the cache."""
     from upath import UPath
 
     path = UPath(folder.location)
     if path.protocol in ("", "file", "local"):
         root = Path(path.path).expanduser().absolute()
         place = _folder_of(cache, str(root)) if cache else None
-        source = Source(name, str(root), _list_folder(root, folder.outside_links, place))
-    else:
-        source = Source(name, str(folder.location), _list_objects(path, str(folder.location)))
-        place = _folder_of(cache, source.location) if cache else None
-    if place:
-        with contextlib.suppress(OSError):  # a full or read-only disk
-            _keep_listing(place, source)
-    return source
+        return Source(name, str(root), _list_folder(root, folder.outside_links, place)), place
+    source = Source(name, str(folder.location), _list_objects(path, str(folder.location)))
+    return source, _folder_of(cache, source.location) if cache else None
 
 
 def _folder_of(cache: Path, location: str) -> Path:
