@@ -82,7 +82,7 @@ def test_lineage_ends_at_the_model_that_it_started_from_and_only_that_is_kept(
     assert cold["transform"].output not in names
     for version in (1, 2):
         shutil.rmtree(settings.serving_dir() / "synthetic_garments" / str(version))
-    collect_garbage(store, settings.open_registry(), keep_runs=1, recent=timedelta())
+    collect_garbage(store, settings.open_registry(), keep_runs=1, dry_run=False, recent=timedelta())
     kept = set(store.refs())
     assert {last["train"].output, first["train"].output, last["transform"].output} <= kept
     assert cold["transform"].output not in kept
