@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 import components.transform
+from components import datasets
 from components.transform import transform
 from ridgeline.artifacts.dataset import Dataset
 from ridgeline.artifacts.examples import Examples, Split
@@ -14,12 +15,14 @@ def dataset(synthetic_store, refs):
 
 
 @pytest.fixture(scope="module")
-def notebook(synthetic_store, refs):
+def notebook(tmp_path_factory):
     """Training and test images and labels as a notebook reads them with tfds."""
     import tensorflow_datasets as tfds
 
-    folder = synthetic_store.open(refs["ingest"], Dataset).builder_dir
-    both = tfds.builder_from_directory(folder).as_dataset(batch_size=-1, as_supervised=True)
+    datasets.register()
+    builder = tfds.builder("synthetic_garments:1.0.0", data_dir=tmp_path_factory.mktemp("tfds"), file_format="tfrecord")
+    builder.download_and_prepare()
+    both = builder.as_dataset(batch_size=-1, as_supervised=True)
     return {name: tfds.as_numpy(both[name]) for name in ("train", "test")}
 
 
