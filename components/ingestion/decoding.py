@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 # No format whose decoder starts another program, as EPS does.
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 ORIENTATION = 0x0112  # the EXIF tag
 HIGH = ("I;16", "I;16B", "I;16L", "I")  # 16 bits; Pillow reads some of these files into 32

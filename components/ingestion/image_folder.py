@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 
@@ -64,16 +65,16 @@ def ingest_folder(params: Params, source: Source, output: Path, previous: Datase
     images, unreadable = find_images(source, params)
     known = _Rows(previous)
     scratch = output / "decoded"
-    pixels = _Decoder(params, source, known, scratch)
     splits: dict[str, list[Image]] = {name: [] for name in SPLITS}
-    with quiet_pillow():
+    with quiet_pillow(), scratch.open("wb") as file:
+        pixels = _Decoder(params, source, known, file)
         for image in sorted(images, key=lambda image: (image.split, _order(image, params), image.file)):
             if (reason := pixels.add(image)) is None:
                 splits[image.split].append(image)
             else:
                 unreadable.append(Unreadable(file=image.file, reason=reason))
     unreadable.sort(key=lambda entry: entry.file)
-    _expect_readable(unreadable, len(images), source, params)
+    _expect_readable(unreadable, len(pixels.kinds), source, params)
     shape = pixels.shape()
     names = sorted({image.label for found in splits.values() for image in found})
     _expect_classes(names, splits, source, params)
@@ -215,10 +216,8 @@ class _Rows:
 class _Decoder:
     """Decodes images one after another into a scratch file, so that memory does not grow with their number."""
 
-    def __init__(self, params: Params, source: Source, known: _Rows, scratch: Path) -> None:
-        self.params, self.source, self.known = params, source, known
-        self.path = scratch
-        self.file = scratch.open("wb")
+    def __init__(self, params: Params, source: Source, known: _Rows, file: BinaryIO) -> None:
+        self.params, self.source, self.known, self.file = params, source, known, file
         self.kinds: list[str] = []
         self.shapes: collections.Counter[tuple[int, ...]] = collections.Counter()
         self.num_decoded = self.num_kept = 0
@@ -246,7 +245,6 @@ class _Decoder:
 
     def shape(self) -> tuple[int, ...]:
         """Return the shape of all images."""
-        self.file.close()
         if len(self.shapes) > 1:
             sizes = collections.Counter[str]()
             for (height, width, *_), count in self.shapes.items():
@@ -263,14 +261,14 @@ class _Decoder:
         if not len(labels):
             return
         shape = next(iter(self.shapes))
-        images = np.memmap(self.path, np.uint8, "r", shape=(len(self.kinds), *shape))
+        images = np.memmap(self.file.name, np.uint8, "r", shape=(len(self.kinds), *shape))
         for i in range(0, len(labels), BATCH_SIZE):
             part = labels[i : i + BATCH_SIZE]
             yield images[start + i : start + i + len(part)], part
 
 
 def _expect_readable(unreadable: list[Unreadable], num_readable: int, source: Source, params: Params) -> None:
-    share = len(unreadable) / max(1, num_readable)
+    share = len(unreadable) / max(1, len(unreadable) + num_readable)
     if not unreadable or share <= params.max_unreadable_share:
         return
     raise FolderError(
