@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import math
+import reprlib
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from components.training.params import Params, Regularization
 from ridgeline.artifacts.examples import Examples
 from ridgeline.artifacts.model import LayerSparsity, Model, ModelFacts, eliminated_pixels, kernels
 from ridgeline.artifacts.sweep_result import SweepResult
-from ridgeline.component import component
+from ridgeline.component import Champion, StepError, component
 
 if TYPE_CHECKING:
     import keras
@@ -28,9 +29,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@component(output=Model)
+@component(output=Model, uses_champion=lambda params: params.warm_start)
 def train(
-    examples: Examples, params: Params, output: Path, scratch: Path | None, sweep: SweepResult | None = None
+    examples: Examples,
+    params: Params,
+    output: Path,
+    scratch: Path | None,
+    sweep: SweepResult | None = None,
+    champion: Champion[Model] | None = None,
 ) -> ModelFacts:
     """Fit a regularized multilayer perceptron on the training split; report on the validation split.
 
@@ -40,6 +46,7 @@ def train(
         output: Empty directory to write a `Model` into.
         scratch: Folder of the checkpoint, from which a killed or failed training resumes; None for no checkpoint.
         sweep: A sweep on the same examples: the penalty and the solver that it chose replace those of `params`.
+        champion: The model to start from under ``warm_start``; None if there is none.
 
     Returns:
         The model's facts.
@@ -48,14 +55,58 @@ def train(
         FloatingPointError: If the loss becomes NaN or infinite.
         CheckpointError: If the checkpoint in `scratch` belongs to another training.
         ValueError: If the sweep used other examples.
+        StepError: If the training can't start from the champion.
     """
     if sweep:
         _expect_same_examples(sweep, examples)
         params = choose_penalty(params, sweep)
         log.info("the penalty that the sweep chose: %r, solver %s", params.penalty, params.solver)
     identity = {"params": params.model_dump(mode="json"), "examples": examples.digest}
+    initial = None
+    if champion:
+        initial = champion_weights(champion, examples, params)
+        identity["started_from"] = champion.artifact_digest
+        log.info("starting from the weights of the champion, model %s", champion.artifact_digest)
+    elif params.warm_start:
+        log.info("there is no champion to start from: the weights are random")
     checkpoint = Checkpoint(scratch / "checkpoint", identity) if scratch else None
-    return write_model(output, examples, params, fit(make_engine(examples, params), params, checkpoint))
+    facts = write_model(output, examples, params, fit(make_engine(examples, params), params, checkpoint, initial))
+    return facts.model_copy(update={"started_from": champion.artifact_digest}) if champion else facts
+
+
+def champion_weights(champion: Champion[Model], examples: Examples, params: Params) -> list[np.ndarray]:
+    """Return the weights of the champion, for a training that starts from them.
+
+    Args:
+        champion: The champion.
+        examples: What is to be trained on.
+        params: The training.
+
+    Returns:
+        The values of the network's variables, in their order.
+
+    Raises:
+        StepError: If the champion can't be read, or has another image shape, other classes or another network.
+    """
+    start = f"the champion, model {champion.artifact_digest[:12]}"
+    advice = "Train with warm_start=false."
+    if champion.artifact is None:
+        raise StepError(f"Cannot start from {start}: it can't be read ({champion.problem}). Restore it. {advice}")
+    for field in ("image_shape", "class_names"):
+        expected, received = getattr(examples.facts, field), getattr(champion.artifact.facts, field)
+        if expected != received:
+            raise StepError(
+                f"Expected {start}, to have the examples' {field} {reprlib.repr(expected)}; received "
+                f"{reprlib.repr(received)}. {advice}"
+            )
+    weights = [np.asarray(variable) for variable in champion.artifact.load_keras().variables]
+    shapes = [tuple(variable.shape) for variable in build_model(examples, params).variables]
+    if shapes != [weight.shape for weight in weights]:
+        raise StepError(
+            f"Expected {start}, to have weights of the shapes {shapes}; received "
+            f"{[weight.shape for weight in weights]}. Set train.hidden_units to the champion's. {advice}"
+        )
+    return weights
 
 
 def choose_penalty(params: Params, sweep: SweepResult) -> Params:

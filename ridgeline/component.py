@@ -165,6 +165,10 @@ class Source:
         return content
 
 
+def _always(params: Params) -> bool:
+    return True
+
+
 def _no_sources(params: Params) -> Mapping[str, SourceFolder]:
     return {}
 
@@ -187,6 +191,7 @@ class Component:
         groups: The artifact type of each input that takes any number of artifacts. Wherever inputs are listed by
             name, they are ``<input>.0``, ``<input>.1`` and so on.
         champions: The artifact type of each input that the pipeline fills in, see `Champion`.
+        uses_champion: Returns, for the step's parameters, whether it takes its champions. If not, they are in no key.
         sources: Returns, for the step's parameters, the folders outside the store that it reads, by name. Their
             content is part of the key; `run` takes them as ``sources``, a mapping of names to `Source`.
         continues: Whether `run` takes ``previous``: its last output with the same parameters and code, but other
@@ -203,6 +208,7 @@ class Component:
     optional: Mapping[str, type[Artifact[Any]]] = field(default_factory=dict)
     groups: Mapping[str, type[Artifact[Any]]] = field(default_factory=dict)
     champions: Mapping[str, type[Artifact[Any]]] = field(default_factory=dict)
+    uses_champion: Callable[[Any], bool] = _always
     sources: Callable[[Any], Mapping[str, SourceFolder]] = _no_sources
     continues: bool = False
     resumes: bool = False
@@ -284,7 +290,10 @@ class Component:
 
 
 def component(
-    *, output: type[Artifact[Any]], sources: Callable[[Any], Mapping[str, SourceFolder]] = _no_sources
+    *,
+    output: type[Artifact[Any]],
+    sources: Callable[[Any], Mapping[str, SourceFolder]] = _no_sources,
+    uses_champion: Callable[[Any], bool] = _always,
 ) -> Callable[[Callable[..., Facts]], Component]:
     """Declare a function as a pipeline step; its annotations name the inputs and the parameters.
 
@@ -301,6 +310,8 @@ def component(
     Args:
         output: The artifact type that the function writes.
         sources: Returns, for the parameters, the folders outside the store that the function reads, by name.
+        uses_champion: Returns, for the parameters, whether the function takes its champions. A function that declares
+            it may take a champion of its own output type, to start from.
 
     Returns:
         A decorator that turns ``def train(examples: Examples, params: Params, output: Path) -> ModelFacts``
@@ -322,8 +333,9 @@ def component(
                     f"{hint} {'without a default' if name in required else ''}. Correct its annotation."
                 )
         inputs = {name: hint for name, hint in hints.items() if _is_artifact(hint)}
+        comparable = [*inputs.values(), *([] if uses_champion is _always else [output])]
         for name, kind in optional.items():
-            if get_origin(kind) is Champion and get_args(kind)[0] not in inputs.values():
+            if get_origin(kind) is Champion and get_args(kind)[0] not in comparable:
                 raise TypeError(
                     f"Expected an input of the type of {name} in {run.__name__} to compare the champion with; received "
                     f"{', '.join(inputs) or 'none'}. Add one of type {get_args(kind)[0].__name__}."
@@ -337,6 +349,7 @@ def component(
             optional={n: kind for n, kind in optional.items() if _is_artifact(kind) and n not in FILLED_IN},
             groups={name: get_args(hint)[0] for name, hint in hints.items() if get_origin(hint) is tuple},
             champions={n: get_args(kind)[0] for n, kind in optional.items() if get_origin(kind) is Champion},
+            uses_champion=uses_champion,
             sources=sources,
             continues="previous" in hints,
             resumes="scratch" in hints,

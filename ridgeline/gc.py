@@ -124,7 +124,10 @@ def _unneeded(
         for ref in refs:
             if ref not in needed:
                 needed.add(ref)
-                need(made.inputs.values() if (made := producer(ref)) else ())
+                inputs = list(made.inputs.values()) if (made := producer(ref)) else []
+                # A model needs the one that it was started from, but not what that one was made from.
+                needed.update(earlier := [i for i in inputs if i.partition("/")[0] == ref.partition("/")[0]])
+                need(i for i in inputs if i not in earlier)
 
     for lease in leases:
         need(lease.artifacts)

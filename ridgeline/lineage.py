@@ -53,7 +53,12 @@ def lineage(store: Store, ref: str) -> Origin:
     def origin(ref: str) -> Origin:
         execution = producer(ref)
         inputs = execution.inputs if execution else {}
-        return Origin(ref, execution, {name: origin(source) for name, source in inputs.items()})
+        return Origin(ref, execution, {name: origin_of(ref, source) for name, source in inputs.items()})
+
+    def origin_of(ref: str, source: str) -> Origin:
+        """Return an input's origin; that of a model from which another one was started has an end there."""
+        started_from = source.partition("/")[0] == ref.partition("/")[0]
+        return Origin(source, producer(source), {}) if started_from else origin(source)
 
     return origin(ref)
 

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from ridgeline.artifacts.base import Artifact, ArtifactError
+from ridgeline.artifacts.dataset import served_name
 from ridgeline.artifacts.pushed_model import PushedModel
-from ridgeline.component import Component, ParameterError, Params
+from ridgeline.component import Component, ParameterError, Params, flatten
 from ridgeline.executor import decide, execute, open_inputs
 from ridgeline.keys import reachable_code
 from ridgeline.masking import mask
@@ -147,14 +148,19 @@ def _inputs(component: Component, outputs: Mapping[type[Artifact[Any]], T]) -> d
     return inputs | {f"{name}.0": outputs[kind] for name, kind in component.groups.items() if kind in outputs}
 
 
-def _champions(settings: Settings, component: Component, inputs: Mapping[str, str]) -> dict[str, str]:
+def _champions(
+    settings: Settings, component: Component, inputs: Mapping[str, str], params: Params
+) -> dict[str, str]:
     """Return the served artifact for each champion input of a step, by input name; empty if there is none.
 
     The present champion is returned even if it can't be read. A champion that it replaced is left out if it can't be
     read, since there is nothing to compare with.
     """
-    champions = {}
-    for name, kind in component.champions.items():
+    champions: dict[str, str] = {}
+    for name, kind in component.champions.items() if component.uses_champion(params) else ():
+        if kind is component.output:
+            champions |= _start(settings, component, name, inputs, params)
+            continue
         candidate = next(inputs[n] for n, other in component.inputs.items() if other is kind)
         store, registry = settings.open_store(), settings.open_registry()
         own = store.open(candidate, kind)
@@ -168,6 +174,31 @@ def _champions(settings: Settings, component: Component, inputs: Mapping[str, st
                     continue
             champions[name] = ref
     return champions
+
+
+def _start(
+    settings: Settings, component: Component, name: str, inputs: Mapping[str, str], params: Params
+) -> dict[str, str]:
+    """Return the champion that a step starts its own output from, by input name; empty if there is none.
+
+    If the step made the champion itself, from the same inputs and parameters, this is what it started from then. So
+    an unchanged run is reused, although its output has become the champion meanwhile.
+    """
+    store, registry = settings.open_store(), settings.open_registry()
+    artifacts = (store.open(inputs[given], kind) for given, kind in component.inputs.items())
+    dataset = next(artifact.facts.dataset for artifact in artifacts if hasattr(artifact.facts, "dataset"))
+    champion = registry.champion(served_name(dataset))
+    if champion is None:
+        return {}
+    ref = f"{component.output.__name__}/{champion.model_digest}"
+    wanted = dict(flatten(params.model_dump(mode="json")))
+    for made in store.executions(component.name, with_output=True):
+        if (made.output, made.state, made.parts.params) == (ref, "complete", wanted):
+            earlier = dict(made.inputs)
+            start = earlier.pop(name, None)
+            if earlier == dict(inputs):
+                return {name: start} if start else {}
+    return {name: ref}
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
@@ -300,7 +331,7 @@ def run_step(
     with store.lease(run_id) if pushes else contextlib.nullcontext():  # a step has a lease of its own, a push has none
         if component.champions:
             settings.open_registry().recover()
-        champions = _champions(settings, component, inputs)
+        champions = _champions(settings, component, inputs, params)
         execution = execute(store, component, {**inputs, **champions}, params, run_id, rerun)
         pushed = None
         if execution.output and pushes:
@@ -374,7 +405,7 @@ def explain(
         known = {name: artifact for name, artifact in inputs.items() if artifact is not None}
         if len(known) == len(inputs):
             refs = {name: artifact.ref for name, artifact in known.items()}
-            artifacts = open_inputs(store, step, refs | _champions(settings, step, refs))
+            artifacts = open_inputs(store, step, refs | _champions(settings, step, refs, params[step.name]))
             decision = decide(store, step, artifacts, params[step.name], step.name in rerun)
             outputs[step.output] = decision.output
             yield step.name, str(decision)

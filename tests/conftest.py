@@ -97,6 +97,7 @@ FIRST = (
     *SHARED_AIRFLOW,
     "tests/e2e/test_make_ui.py",
     "tests/e2e/test_make_run.py",  # prepares the official files for all
+    "tests/e2e/test_watcher.py",
     "tests/ridgeline/test_settings.py",
     "tests/ridgeline/airflow/plugin/test_app.py",
     "tests/e2e/test_regularization_path.py",

@@ -425,6 +425,9 @@ that the model gave it.</p>
 <tr><th scope="row">Dataset</th><td><code>{{ facts.dataset }}</code></td></tr>
 <tr><th scope="row">Examples</th><td><code>{{ examples.digest }}</code></td></tr>
 <tr><th scope="row">Model</th><td><code>{{ facts.model_digest }}</code></td></tr>
+{% if model.facts.started_from %}
+<tr><th scope="row">Started from</th><td><code>{{ model.facts.started_from }}</code></td></tr>
+{% endif %}
 {% if facts.comparison %}
 <tr><th scope="row">Champion</th><td><code>{{ facts.comparison.model_digest }}</code></td></tr>
 {% endif %}

@@ -154,8 +154,9 @@ class Engine:
         epochs: int,
         patience: int | None = None,
         checkpoint: Checkpoint | None = None,
+        initial: list[np.ndarray] | None = None,
     ) -> Fit:
-        """Train from the seed's initial weights, or from a checkpoint.
+        """Train from the seed's initial weights or given ones, or from a checkpoint.
 
         Equal arguments give equal weights, even if the training was killed and resumed.
 
@@ -167,6 +168,7 @@ class Engine:
             patience: Number of epochs without better validation accuracy after which training stops and keeps the
                 weights of the best epoch; None to train all epochs.
             checkpoint: Where the state is saved after each epoch and loaded from; None for no checkpoint.
+            initial: The weights to start from, of the shapes of the network's variables; those of the seed if None.
 
         Returns:
             The kept weights and the metrics of every epoch.
@@ -179,8 +181,8 @@ class Engine:
 
         with _SEEDED:
             keras.utils.set_random_seed(seed)
-            initial = [variable.numpy() for variable in self._build(self._penalty).variables]
-        _assign(self._model.variables, initial)
+            drawn = [variable.numpy() for variable in self._build(self._penalty).variables]
+        _assign(self._model.variables, drawn if initial is None else initial)
         _assign(self._optimizer.variables, self._fresh)
         for name, strength in penalty.strengths.items():
             self._penalty.strengths[name].assign(strength)

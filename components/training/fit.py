@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
+
 from components.training.checkpoint import Checkpoint
 from components.training.engine import Engine, Fit
 from components.training.network import build_model
@@ -21,13 +23,19 @@ def make_engine(examples: Examples, params: Params) -> Engine:
     return Engine(functools.partial(build_model, examples, params), examples, params.recipe)
 
 
-def fit(engine: Engine, params: Params, checkpoint: Checkpoint | None = None) -> Fit:
+def fit(
+    engine: Engine,
+    params: Params,
+    checkpoint: Checkpoint | None = None,
+    initial: list[np.ndarray] | None = None,
+) -> Fit:
     """Train with an engine of the same recipe, network and examples.
 
     Args:
         engine: An engine for `params.recipe` and `params.hidden_units`; the other parameters need no compilation.
         params: The training.
         checkpoint: Where its state is kept; None for no checkpoint.
+        initial: The weights to start from; those of the seed if None.
     """
     return engine.fit(
         penalty=params.penalty,
@@ -36,4 +44,5 @@ def fit(engine: Engine, params: Params, checkpoint: Checkpoint | None = None) ->
         epochs=params.epochs,
         patience=params.patience,
         checkpoint=checkpoint,
+        initial=initial,
     )

@@ -159,6 +159,13 @@ class Training(StepParams):
 class Params(Training, Regularization):
     """The penalty, the network and its training; the defaults are the seed model."""
 
+    warm_start: bool = Field(
+        False,
+        title="Warm start",
+        description="Start from the weights of the champion, the model that is served, instead of random ones. Its "
+        "network and classes must be the same. Without a champion, the weights are random.",
+    )
+
     @model_validator(mode="after")
     def _solver_fits(self) -> Self:
         if self.solver == "proximal" and "l1" not in KINDS[self.penalty.kind].strengths:

@@ -80,7 +80,7 @@ def run(
     make_private(home)
     try:
         with FileLock(home / ".lock", blocking=False):
-            conf = choose_data(folder, parse_assignments(values))
+            conf = choose_data(dag_id, folder, parse_assignments(values))
             conf |= {RERUN: rerun} if rerun else {}
             raise typer.Exit(_run_dag(dag_id, conf, home / "run.log"))
     except Timeout:

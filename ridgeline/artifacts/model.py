@@ -43,6 +43,7 @@ class ModelFacts(Facts):
         sparsity: For each kernel, from input to output, the share of exact zeros.
         num_eliminated_pixels: Number of input pixels whose outgoing weights are all exactly zero.
         synthetic: Whether it was trained on images that the project drew itself.
+        started_from: Digest of the model whose weights it started from; None for initial weights drawn at random.
     """
 
     dataset: str
@@ -55,6 +56,7 @@ class ModelFacts(Facts):
     sparsity: tuple[LayerSparsity, ...]
     num_eliminated_pixels: int
     synthetic: bool
+    started_from: str | None = None
 
     @property
     def model_name(self) -> str:

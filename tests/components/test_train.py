@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from components.train import train
-from components.training.checkpoint import Checkpoint
+from components.training.checkpoint import Checkpoint, CheckpointError
 from components.training.network import build_model
 from components.training.params import TUNED, Params
 from ridgeline.artifacts.model import Model
-from ridgeline.component import ParameterError, StepSkipped, flatten
+from ridgeline.component import Champion, ParameterError, StepError, StepSkipped, flatten
 from ridgeline.step_cli import run_step
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,7 +88,8 @@ def test_seed_model_has_its_parameters(synthetic_store, refs):
 
 def test_the_profiles_are_golden():
     """The values that the accuracies in the documents were measured with."""
-    common = {"hidden_units": (100, 100), "momentum": 0.0, "schedule": "constant", "patience": None, "seed": 42}
+    common = {"hidden_units": (100, 100), "momentum": 0.0, "schedule": "constant", "patience": None, "seed": 42,
+              "warm_start": False}  # fmt: skip
     seed = common | {
         "optimizer": "sgd", "learning_rate": 0.02, "batch_size": 32, "epochs": 2, "label_smoothing": 0.0, "shift": 0,
         "shift_share": 1.0, "flip": False, "average": 0.0, "solver": "subgradient",
@@ -283,3 +284,46 @@ def test_a_value_that_is_typed_for_the_step_alone_counts_even_if_it_equals_the_d
     with pytest.raises(SystemExit, match="far enough"):
         run_step(alone, ["--profile", "tuned", "--epochs", "2", "--output", str(tmp_path / "model")])
     assert (taken[0].epochs, taken[0].batch_size) == (2, TUNED["batch_size"])
+
+
+def warm(examples, champion, output, **values):
+    output.mkdir()
+    params = train.parse({"hidden_units": [4], "epochs": 1, "warm_start": True, **values})
+    return train(examples=examples, params=params, output=output, champion=champion)
+
+
+def test_a_warm_start_begins_with_the_weights_of_the_champion(examples, tmp_path):
+    first = run(examples, tmp_path / "first", hidden_units=[4], epochs=8, seed=1)
+    still = {"learning_rate": 1e-12}  # the weights move by less than their precision
+    model = warm(examples, Champion(first.digest, first), tmp_path / "warm", **still)
+    for weight, start in zip(model.load_keras().weights, first.load_keras().weights, strict=True):
+        np.testing.assert_allclose(weight, start, atol=1e-6)
+    assert model.facts.started_from == first.digest
+    assert warm(examples, Champion(first.digest, first), tmp_path / "again", **still).digest == model.digest
+    assert warm(examples, None, tmp_path / "cold").facts.started_from is None
+
+
+def test_a_warm_start_is_refused_if_shapes_or_classes_differ(examples, tmp_path):
+    first = run(examples, tmp_path / "first", hidden_units=[4], epochs=1)
+    with pytest.raises(StepError, match=r"weights of the shapes \[\(30, 5\), .*received \[\(30, 4\), .*hidden_units"):
+        warm(examples, Champion(first.digest, first), tmp_path / "a", hidden_units=[5])
+    for name, facts in {"class_names": ("top", "middle", "base"), "image_shape": (5, 6)}.items():
+        first.facts = first.facts.model_copy(update={name: facts})
+        with pytest.raises(StepError, match=f"to have the examples' {name} .*warm_start=false"):
+            warm(examples, Champion(first.digest, first), tmp_path / name)
+    with pytest.raises(StepError, match=r"it can't be read \(lost\)"):
+        warm(examples, Champion(first.digest, None, "lost"), tmp_path / "b")
+
+
+def test_a_killed_warm_start_does_not_resume_from_another_champion(examples, tmp_path):
+    (tmp_path / "scratch").mkdir()
+    params = train.parse({"hidden_units": [4], "epochs": 2, "warm_start": True})
+    for number, message in ((1, None), (2, "belongs to|Expected a checkpoint of")):
+        first = run(examples, tmp_path / f"first {number}", hidden_units=[4], epochs=1, seed=number)
+        (tmp_path / f"warm {number}").mkdir()
+        arguments = {"output": tmp_path / f"warm {number}", "scratch": tmp_path / "scratch"}
+        if message is None:
+            train(examples=examples, params=params, champion=Champion(first.digest, first), **arguments)
+        else:
+            with pytest.raises(CheckpointError, match=message):
+                train(examples=examples, params=params, champion=Champion(first.digest, first), **arguments)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from components.ingest import ingest
 from ridgeline.airflow.server import environment
 from ridgeline.artifacts.examples import Examples
 from ridgeline.artifacts.model import Model
@@ -40,12 +41,18 @@ for arguments in json.loads(sys.argv[1]):
         assert not end.code, end.code
 """
 LOAD_DAG = """
-import json
+import json, sys
 from airflow.dag_processing.dagbag import DagBag
 bag = DagBag()
-assert not bag.import_errors, bag.import_errors
-dag = bag.dags["fashion_mnist_training"]
-print(json.dumps([list(dag.params), {task.task_id: sorted(task.upstream_task_ids) for task in dag.tasks}]))
+dag_id = sys.argv[1]
+assert not [text for file, text in bag.import_errors.items() if dag_id in file], bag.import_errors
+dag = bag.dags[dag_id]
+print(json.dumps({
+    "params": {name: param.value for name, param in dag.params.items()},
+    "upstream": {task.task_id: sorted(task.upstream_task_ids) for task in dag.tasks},
+    "schedule": [asset.name for asset in dag.schedule] if isinstance(dag.schedule, list) else [],
+    "watchers": [w.trigger.folder for a in dag.schedule for w in a.watchers] if isinstance(dag.schedule, list) else [],
+}))
 """
 
 
@@ -140,9 +147,21 @@ def test_the_test_of_the_step_passes(tree):
 
 def test_the_step_is_a_task_with_parameters_on_the_form(tree):
     env = environment(tree, "airflow", os.environ)
-    params, upstream = json.loads(python(tree, "-c", LOAD_DAG, env=env).splitlines()[-1])
-    assert "count_labels.min_count" in params
-    assert upstream["count_labels"] == ["transform"]
+    dag = json.loads(python(tree, "-c", LOAD_DAG, "fashion_mnist_training", env=env).splitlines()[-1])
+    assert "count_labels.min_count" in dag["params"]
+    assert dag["upstream"]["count_labels"] == ["transform"]
+
+
+@pytest.mark.xfail("image_dir" not in ingest.params.model_fields, reason="no folder of images yet", strict=True)
+def test_a_folder_of_images_has_a_dag_with_a_watcher(tree):
+    env = environment(tree, "airflow", os.environ)
+    dag = json.loads(python(tree, "-c", LOAD_DAG, "product_photos_training", env=env).splitlines()[-1])
+    assert dag["params"]["ingest.dataset"] == "folder"
+    assert dag["params"]["ingest.image_dir"] == "/data/product_photos"
+    assert dag["params"]["ingest.name"] == "product_photos"
+    assert dag["params"]["train.profile"] == "tuned"
+    assert dag["schedule"] == ["product_photos_source"]
+    assert dag["watchers"] == ["/data/product_photos"]
 
 
 def test_a_dataset_is_prepared(store):

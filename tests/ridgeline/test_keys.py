@@ -98,7 +98,7 @@ def test_locations_are_no_part_of_the_key(tmp_path):
     ingest = importlib.import_module("components.ingest").ingest
     here, there = (key_parts(ingest, {}, ingest.parse({"manual_dir": p})) for p in (tmp_path, None))
     assert here == there
-    assert here.params == {"dataset": "fashion_mnist:3.0.1"}
+    assert here.params == {"dataset": "fashion_mnist:3.0.1", "name": None}
 
 
 def test_keys_are_made_without_tensorflow():

@@ -76,6 +76,7 @@ BAD = {
     "keep_versions": ["abc", "0", "2.5", "[]"],
     "manual_dir": ["https://example.org/data", "~no_such_user/data"],
     "schedule": ["weekly", "* * * *", "61 * * * *", "0 0 30 2 *", "@never", "{}"],
+    "still_seconds": ["0", "nan", "100000", "a minute"],
     "defaults": ["[1", "[1]", "1", '"text"', "train.epochs=3"],
     "deadline_minutes": ["inf", "-inf", "nan", "0", "1e300", "soon"],
     "notify": ["foo://token", "hunter2", "jsons://example.org mailto://", "://"],
