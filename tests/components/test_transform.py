@@ -5,7 +5,7 @@ import components.transform
 from components import datasets
 from components.transform import transform
 from ridgeline.artifacts.dataset import Dataset
-from ridgeline.artifacts.examples import Examples, Split
+from ridgeline.artifacts.examples import Examples
 from ridgeline.component import StepError
 from tests.components.conftest import make_dataset
 

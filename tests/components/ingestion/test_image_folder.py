@@ -12,6 +12,7 @@ from PIL import Image
 
 from components.ingest import find_sources, ingest
 from components.ingestion.image_folder import FolderError
+from components.ingestion.params import Params
 from ridgeline.artifacts.dataset import Dataset
 from ridgeline.component import ParameterError
 from ridgeline.executor import execute
@@ -233,9 +234,12 @@ def test_only_new_and_changed_files_are_decoded_again(
 
     decoded: list[bytes] = []
     real = image_folder.decode
-    monkeypatch.setattr(
-        image_folder, "decode", lambda content, params: decoded.append(content) or real(content, params)
-    )
+
+    def decode(content: bytes, params: Params) -> tuple[np.ndarray, str]:
+        decoded.append(content)
+        return real(content, params)
+
+    monkeypatch.setattr(image_folder, "decode", decode)
     params = ingest.parse({"dataset": "folder", "image_dir": str(shop)})
     execute(store, ingest, {}, params, "a")
     assert len(decoded) == 15
