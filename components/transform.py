@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -29,6 +29,12 @@ class Params(StepParams):
         title="Validation examples",
         description="Number of training images, from the last, that are held out for validation; at least 1.",
     )
+    validation_split: Literal["last", "stratified"] = Field(
+        "last",
+        title="Validation split",
+        description="last: the last training images. stratified: the last ones of each class, in proportion, for "
+        "datasets that are sorted by class.",
+    )
     normalization: Literal["unit", "standard"] = Field(
         "unit",
         title="Normalization",
@@ -41,8 +47,9 @@ class Params(StepParams):
 def transform(dataset: Dataset, params: Params, output: Path) -> ExamplesFacts:
     """Split and normalize a dataset, without changing a pixel on disk.
 
-    The validation split is tfds's ``train[-n:]``, training is ``train[:-n]``, in tfds's stable order. Pixels
-    stay uint8; what normalization learned is written into the facts and becomes part of the model's graph.
+    The validation split is the last n training images, in the dataset's stable order; if it is ``stratified``, the
+    last ones of each class, in proportion. Pixels stay uint8; what normalization learned is written into the facts and
+    becomes part of the model's graph.
 
     Args:
         dataset: The prepared dataset.
@@ -53,27 +60,25 @@ def transform(dataset: Dataset, params: Params, output: Path) -> ExamplesFacts:
         The examples' facts.
 
     Raises:
-        StepError: If no training image would be left, the training or the test images are all of one class, or all
-            pixels are equal under ``standard``.
+        StepError: If no training image would be left, the training or the test images are all of one class, a class
+            is only in the validation split, or all pixels are equal under ``standard``.
     """
-    import tensorflow_datasets as tfds
-
     available, held_out = dataset.facts.splits["train"].num_examples, params.validation_examples
     if held_out >= available:
         raise StepError(
             f"Expected transform.validation_examples below the {available} training images of "
             f"{dataset.facts.name}; received {held_out}. Hold out fewer."
         )
-    builder = tfds.builder_from_directory(dataset.builder_dir)
-    sizes = {
-        "train": available - held_out,
-        "validation": held_out,
-        "test": dataset.facts.splits["test"].num_examples,
-    }
-    slices = {"train": f"train[:-{held_out}]", "validation": f"train[-{held_out}:]", "test": "test"}
-    for name, size in sizes.items():
-        write_split(output / name, _read(builder, slices[name]), size, dataset.facts.image_shape)
-        log.info("%s: %d images from %s", name, size, slices[name])
+    train, test = dataset.split("train"), dataset.split("test")
+    labels = np.asarray(train.labels)
+    in_validation = _held_out(labels, held_out, params.validation_split)
+    _expect_trained_classes(labels, in_validation, dataset)
+    rows = {"train": (train, ~in_validation), "validation": (train, in_validation), "test": (test, None)}
+    sizes = {}
+    for name, (split, chosen) in rows.items():
+        sizes[name] = len(split) if chosen is None else int(chosen.sum())
+        write_split(output / name, _read(split, chosen), sizes[name], dataset.facts.image_shape)
+        log.info("%s: %d images", name, sizes[name])
         if name != "validation":  # any number of images may be held out, even 1
             _expect_classes(name, Split(output / name), dataset)
     return ExamplesFacts(
@@ -99,12 +104,45 @@ def _expect_classes(name: str, split: Split, dataset: Dataset) -> None:
         )
 
 
-def _read(builder: Any, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    import tensorflow_datasets as tfds
+def _held_out(labels: np.ndarray, count: int, kind: Literal["last", "stratified"]) -> np.ndarray:
+    """Return which training images are held out for validation, bool ``[n]``."""
+    chosen = np.zeros(len(labels), bool)
+    if kind == "last":
+        chosen[len(labels) - count :] = True
+        return chosen
+    counts = np.bincount(labels)
+    exact = counts * (count / len(labels))
+    quotas = np.floor(exact).astype(int)  # the largest remainders get what is left
+    quotas[np.argsort(quotas - exact, kind="stable")[: count - quotas.sum()]] += 1
+    for label, quota in enumerate(quotas):
+        chosen[np.flatnonzero(labels == label)[counts[label] - quota :]] = True
+    return chosen
 
-    config = tfds.ReadConfig(interleave_cycle_length=1)  # the files one after another: the order of the examples
-    for batch in tfds.as_numpy(builder.as_dataset(split=split, batch_size=BATCH_SIZE, read_config=config)):
-        yield batch["image"], batch["label"]
+
+def _expect_trained_classes(labels: np.ndarray, in_validation: np.ndarray, dataset: Dataset) -> None:
+    """Refuse a class that is only in the validation split, as in a dataset that is sorted by class."""
+    if missing := sorted(set(labels[in_validation].tolist()) - set(labels[~in_validation].tolist())):
+        names = ", ".join(dataset.facts.class_names[label] for label in missing[:10])
+        raise StepError(
+            f"Expected each class of the validation split in the training split, too; received {len(missing)} that are "
+            f"only in the last {in_validation.sum()} images of {dataset.facts.name}: {names}. Set "
+            "transform.validation_split=stratified."
+        )
+
+
+def _read(split: Split, chosen: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield batches of a split's images and labels, all or those that are chosen."""
+    offset = 0
+    for images, labels in split.shards:
+        for start in range(0, len(labels), BATCH_SIZE):
+            part = slice(start, start + BATCH_SIZE)
+            if chosen is None:
+                yield images[part], labels[part]
+            else:
+                taken = chosen[offset + start : offset + start + BATCH_SIZE][: len(labels) - start]
+                if taken.any():
+                    yield images[part][taken], labels[part][taken]
+        offset += len(labels)
 
 
 def _normalization(kind: Literal["unit", "standard"], train: Split) -> Normalization:

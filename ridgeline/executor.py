@@ -93,6 +93,7 @@ def decide(
     inputs: Mapping[str, Artifact[Any] | Champion[Any]],
     params: Params,
     rerun: bool = False,
+    sources: Mapping[str, Source] | None = None,
 ) -> Decision:
     """List the step's sources and look up its key.
 
@@ -104,11 +105,13 @@ def decide(
         inputs: Its input artifacts by name.
         params: Its parameters.
         rerun: Run it even if there is a hit.
+        sources: The step's sources, if they were listed before.
 
     Raises:
         SourceError: If a source can't be read.
     """
-    sources = read_sources(component, params, store.local / "sources")
+    if sources is None:
+        sources = read_sources(component, params, store.local / "sources")
     parts = key_parts(component, inputs, params, sources)
 
     def decided(reason: str, output: Artifact[Any] | None = None) -> Decision:
@@ -235,7 +238,7 @@ def execute(
                         raise unprotected
                     scratch = stack.enter_context(store.scratch(decision.parts.key()))
                     if not rerun:  # another process may have run it meanwhile
-                        decision = decide(store, component, artifacts, params)
+                        decision = decide(store, component, artifacts, params, sources=decision.sources)
                 log.info("%s %s", component.name, decision)
                 if decision.output is None:
                     return run(decision, scratch)

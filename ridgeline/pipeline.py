@@ -148,9 +148,7 @@ def _inputs(component: Component, outputs: Mapping[type[Artifact[Any]], T]) -> d
     return inputs | {f"{name}.0": outputs[kind] for name, kind in component.groups.items() if kind in outputs}
 
 
-def _champions(
-    settings: Settings, component: Component, inputs: Mapping[str, str], params: Params
-) -> dict[str, str]:
+def _champions(settings: Settings, component: Component, inputs: Mapping[str, str], params: Params) -> dict[str, str]:
     """Return the served artifact for each champion input of a step, by input name; empty if there is none.
 
     The present champion is returned even if it can't be read. A champion that it replaced is left out if it can't be

@@ -133,6 +133,7 @@ class Settings(BaseSettings):
         serving_base_path: The same folder as TF Serving sees it, for example inside its container; `serving` if None.
         keep_versions: How many of the newest versions of a model a push keeps.
         manual_dir: The folder with the dataset's downloaded files, for machines without a network.
+        image_dir: The folder of images of ``ingest.dataset=folder``: a folder or any `universal_pathlib` URL.
         schedule: Schedule of the training DAG: a cron expression or preset, UTC; ``never`` for manual triggers
             only.
         still_seconds: For how many seconds a watched folder must not change before it starts its DAG.
@@ -160,6 +161,7 @@ class Settings(BaseSettings):
     serving_base_path: str | None = None
     keep_versions: int = Field(10, ge=1)
     manual_dir: Folder = None
+    image_dir: Annotated[str, AfterValidator(_store)] | None = None
     schedule: Schedule = "@weekly"
     still_seconds: float = Field(60.0, ge=1.0, le=86_400.0, allow_inf_nan=False)
     defaults: Annotated[dict[str, Any], NoDecode, BeforeValidator(_json_object)] = {}
@@ -240,7 +242,7 @@ class Settings(BaseSettings):
         expect_readable(self.serving_dir(), depth=1)
         return Registry(self.serving_dir(), self.keep_versions, self.serving_base_path, self.open_store())
 
-    def locations(self, component: Component) -> dict[str, Path]:
+    def locations(self, component: Component) -> dict[str, Any]:
         """Return the values of a component's location parameters (``exclude=True``) that are set here."""
         fields = component.params.model_fields.items()
         values = {name: getattr(self, name, None) for name, field in fields if field.exclude}

@@ -1,11 +1,21 @@
-"""`Dataset`: what tfds prepared."""
+"""`Dataset`: images of one size and their labels, as they came from tfds or a folder."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
 
 from ridgeline.artifacts.base import Artifact, Facts, FileEntry
+from ridgeline.artifacts.examples import Split, write_split
+
+FILES = "files.json"
 
 VERSION = re.compile(r":\d+\.\d+\.\d+$")
 
@@ -39,8 +49,12 @@ def same_dataset(one: str, other: str) -> bool:
     return VERSION.sub("", one) == VERSION.sub("", other)
 
 
+class LabelError(ValueError):
+    """A label is no number of a class."""
+
+
 class SplitDigest(Facts):
-    """One split as tfds yields it in its stable order.
+    """One split, in its stable order.
 
     Attributes:
         num_examples: Number of examples.
@@ -53,17 +67,26 @@ class SplitDigest(Facts):
     labels_sha256: str
 
 
+class Unreadable(Facts):
+    """An image file of a folder that was left out: its name in the folder, and why."""
+
+    file: str
+    reason: str
+
+
 class DatasetFacts(Facts):
     """What is known of a prepared dataset.
 
     Attributes:
         name: tfds name with configuration and version, for example ``fashion_mnist:3.0.1``; after a name of its own
-            and a colon, if it was given one: ``digits:mnist:3.0.1``.
+            and a colon, if it was given one: ``digits:mnist:3.0.1``. For a folder of images: ``shop:folder``.
         image_shape: Height and width, or height, width and channels if there is more than one.
         class_names: The label names in label order.
         splits: The splits by name.
         raw_files: The downloaded files by name, with their size and SHA-256 as tfds registers and checks them.
         synthetic: Whether the project drew the images itself.
+        formats: For a folder, the number of files of each kind, such as ``JPEG RGB 32×32``.
+        unreadable: For a folder, the image files that were left out.
     """
 
     name: str
@@ -72,21 +95,76 @@ class DatasetFacts(Facts):
     splits: dict[str, SplitDigest]
     raw_files: dict[str, FileEntry]
     synthetic: bool
+    formats: dict[str, int] = Field(default_factory=dict)
+    unreadable: tuple[Unreadable, ...] = ()
 
 
 class Dataset(Artifact[DatasetFacts]):
-    """A dataset prepared by tfds.
+    """A dataset's training and test images.
 
-    On disk::
+    On disk, for each of ``train`` and ``test``::
 
         manifest.json
-        tfds/<name>/[<config>/]<version>/    dataset_info.json, features.json and the record files, as tfds wrote them
+        <split>/images-00000-of-00001.npy    uint8 [n, h, w] or [n, h, w, 3], sharded as in `Examples`
+        <split>/labels-00000-of-00001.npy    int64 [n]
+        files.json                           for a folder: {split: [[file, SHA-256, kind] of each image, in order]}
     """
 
     facts_type = DatasetFacts
 
-    @property
-    def builder_dir(self) -> Path:
-        """The folder for ``tfds.builder_from_directory``."""
-        name, version = self.facts.name.split(":")[-2:]
-        return self.path / "tfds" / name / version
+    def split(self, name: Literal["train", "test"] | str) -> Split:
+        """Return a split; only the pages that are used are read from disk."""
+        return Split(self.path / name)
+
+    def files(self) -> dict[str, list[tuple[str, str, str]]]:
+        """Return, for a folder's dataset, each image's file, SHA-256 and kind by split; else nothing."""
+        file = self.path / FILES
+        listed: dict[str, list[tuple[str, str, str]]] = json.loads(file.read_text("utf-8")) if file.exists() else {}
+        return listed
+
+
+def write_dataset_split(
+    directory: Path,
+    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    num_examples: int,
+    image_shape: tuple[int, ...],
+    num_classes: int,
+) -> SplitDigest:
+    """Write a split of a `Dataset` without holding it in memory.
+
+    Args:
+        directory: The split's folder, created here; its name is the split's.
+        batches: Images, uint8 ``[k, *image_shape]``, and labels, integers ``[k]``.
+        num_examples: Number of examples in all batches.
+        image_shape: ``(h, w)`` or ``(h, w, c)``.
+        num_classes: Number of classes.
+
+    Returns:
+        The split's digest.
+
+    Raises:
+        LabelError: If a label is not in 0 to ``num_classes - 1``.
+    """
+    images_sha256, labels_sha256 = hashlib.sha256(), hashlib.sha256()
+    num_bad, first_bad, rows = 0, 0, 0
+
+    def checked() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        nonlocal num_bad, first_bad, rows
+        for images, labels in batches:
+            bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
+            if bad.size and not num_bad:
+                first_bad = rows + int(bad[0])
+            num_bad, rows = num_bad + bad.size, rows + len(labels)
+            images_sha256.update(np.ascontiguousarray(images).data)
+            labels_sha256.update(labels.astype("<i8").tobytes())
+            yield images, labels
+
+    write_split(directory, checked(), num_examples, image_shape)
+    if num_bad:
+        raise LabelError(
+            f"Expected labels from 0 to {num_classes - 1} in the {directory.name} split; received {num_bad} others in "
+            f"{num_examples} images, the first at index {first_bad}"
+        )
+    return SplitDigest(
+        num_examples=num_examples, images_sha256=images_sha256.hexdigest(), labels_sha256=labels_sha256.hexdigest()
+    )

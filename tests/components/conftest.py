@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ridgeline.artifacts.dataset import Dataset, DatasetFacts, write_dataset_split
 from ridgeline.artifacts.examples import Examples, ExamplesFacts, Normalization, write_split
 
 
@@ -36,3 +37,18 @@ def make_bars(folder: Path, sizes: dict[str, int], noise: int = 90, max_shard_by
 def bars(tmp_path_factory: pytest.TempPathFactory) -> Examples:
     """640 training, 64 validation and 64 test images."""
     return make_bars(tmp_path_factory.mktemp("bars"), {"train": 640, "validation": 64, "test": 64})
+
+
+def make_dataset(
+    folder: Path, train: np.ndarray, test: np.ndarray, names: tuple[str, ...] = ("a", "b", "c")
+) -> Dataset:
+    """Return a dataset of random images, uint8 ``[n, 4, 3]``, with given labels."""
+    rng = np.random.default_rng(0)
+    splits = {}
+    for name, labels in (("train", train), ("test", test)):
+        images = rng.integers(0, 256, (len(labels), 4, 3), np.uint8)
+        splits[name] = write_dataset_split(folder / name, [(images, labels)], len(labels), (4, 3), len(names))
+    facts = DatasetFacts(
+        name="drawn:1.0.0", image_shape=(4, 3), class_names=names, splits=splits, raw_files={}, synthetic=True
+    )
+    return Dataset.seal(folder, facts)

@@ -8,9 +8,11 @@ import tempfile
 import numpy as np
 import pytest
 
-from components.ingest import IngestError, ingest
+from components.ingest import ingest
+from components.ingestion.tfds_catalog import IngestError
 from ridgeline.artifacts.dataset import Dataset, served_name
-from ridgeline.component import ParameterError
+from ridgeline.component import ParameterError, SourceError
+from ridgeline.sources import read_sources
 
 SHA256 = {
     "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
@@ -28,16 +30,8 @@ def no_network(monkeypatch):
 
 def run(output, **values):
     output.mkdir()
-    return ingest(params=ingest.parse(values), output=output)
-
-
-def test_dataset_is_what_tfds_prepared(synthetic_store, refs):
-    dataset = synthetic_store.open(refs["ingest"], Dataset)
-    assert (dataset.builder_dir / "dataset_info.json").is_file()
-    assert sorted(path.name for path in dataset.path.iterdir()) == ["manifest.json", "tfds"]
-    assert {name: split.num_examples for name, split in dataset.facts.splits.items()} == {"train": 6_000, "test": 1_000}
-    assert dataset.facts.image_shape == (28, 28)
-    assert dataset.facts.raw_files == {}
+    params = ingest.parse(values)
+    return ingest(params=params, output=output, sources=read_sources(ingest, params, None))
 
 
 def test_a_dataset_may_have_a_name_of_its_own(tmp_path, monkeypatch):
@@ -54,61 +48,14 @@ def test_a_dataset_may_have_a_name_of_its_own(tmp_path, monkeypatch):
             ingest.parse({"name": name})
 
 
-def with_fields_in_order(record, names):
-    """Return a record of the same content whose fields are written in an order; protobuf allows any."""
-    import tensorflow as tf
-
-    found = tf.train.Example.FromString(record).features.feature
-    assert sorted(found) == sorted(names)
-    fields = b"".join(tf.train.Features(feature={name: found[name]}).SerializeToString() for name in names)
-    assert 128 <= len(fields) < 128**2  # its length takes two bytes
-    return bytes([0x0A, len(fields) % 128 + 128, len(fields) // 128]) + fields
-
-
-def test_records_have_the_same_bytes_in_whatever_order_protobuf_writes_their_fields(tmp_path, monkeypatch):
-    import tensorflow as tf
-
-    import components.ingest
-    from components.datasets import synthetic_garments
-
-    monkeypatch.setattr(synthetic_garments, "NUM_TRAIN", 30)
-    monkeypatch.setattr(synthetic_garments, "NUM_TEST", 20)
-    prepare, written = components.ingest._prepare, []
-
-    def prepare_in_order(names):
-        def prepare_and_reorder(builder, *arguments):
-            prepare(builder, *arguments)
-            for file in sorted(builder.data_path.glob("*.tfrecord*")):
-                records = [r.numpy() for r in tf.data.TFRecordDataset(str(file))]
-                with tf.io.TFRecordWriter(str(file)) as writer:
-                    for record in records:
-                        writer.write(with_fields_in_order(record, names))
-                written.append(file.read_bytes())
-
-        return prepare_and_reorder
-
-    refs = set()
-    for names in (["image", "label"], ["label", "image"]):
-        monkeypatch.setattr(components.ingest, "_prepare", prepare_in_order(names))
-        refs.add(run(tmp_path / names[0], dataset="synthetic_garments:1.0.0").ref)
-    assert len(set(written)) == 4  # two splits, in two orders
-    assert len(refs) == 1
-
-
-def test_the_fields_of_a_record_are_sorted(tmp_path):
-    """With a dozen fields: a process that does not sort two of them still writes the right order half the time."""
-    import tensorflow as tf
-
-    from components.ingest import _sort_fields
-
-    names = [f"field {number:02}" for number in range(12)]
-    values = {n: tf.train.Feature(bytes_list=tf.train.BytesList(value=[n.encode() * 2])) for n in names}
-    record = tf.train.Example(features=tf.train.Features(feature=values)).SerializeToString()
-    with tf.io.TFRecordWriter(str(tmp_path / "numbers.tfrecord-00000-of-00001")) as writer:
-        writer.write(with_fields_in_order(record, names[::-1]))
-    _sort_fields(tmp_path)
-    (file,) = tmp_path.iterdir()
-    assert [r.numpy() for r in tf.data.TFRecordDataset(str(file))] == [with_fields_in_order(record, names)]
+def test_dataset_holds_the_arrays_alone(synthetic_store, refs):
+    dataset = synthetic_store.open(refs["ingest"], Dataset)
+    assert sorted(path.name for path in dataset.path.iterdir()) == ["manifest.json", "test", "train"]
+    assert {name: split.num_examples for name, split in dataset.facts.splits.items()} == {"train": 6_000, "test": 1_000}
+    assert dataset.facts.image_shape == (28, 28)
+    assert dataset.split("train").images.shape == (6_000, 28, 28)
+    assert dataset.facts.raw_files == {}
+    assert dataset.files() == {}
 
 
 @pytest.mark.fresh_process
@@ -126,7 +73,6 @@ def test_preparations_with_different_hash_seeds_are_equal(synthetic_store, refs,
 @pytest.mark.parametrize(
     "name",
     [
-        "fashion_mnist",
         "../fashion_mnist:3.0.1",
         "/etc/passwd:1.0.0",
         "a/../b:1.0.0",
@@ -135,7 +81,7 @@ def test_preparations_with_different_hash_seeds_are_equal(synthetic_store, refs,
         "",
     ],
 )
-def test_names_without_version_or_out_of_the_folder_are_refused(name):
+def test_names_out_of_the_folder_are_refused(name):
     with pytest.raises(ParameterError, match=r"ingest\.dataset: expected text to match pattern"):
         ingest.parse({"dataset": name})
 
@@ -144,11 +90,12 @@ def test_names_without_version_or_out_of_the_folder_are_refused(name):
     ("name", "message"),
     [
         ("fashion_mnits:3.0.1", "Did you mean fashion_mnist"),
-        ("zzzzzz:1.0.0", "tfds catalog"),
+        ("zzzzzz:1.0.0", r"tfds catalog lists the names\. For images of your own, set ingest\.dataset=folder"),
+        ("my_images", r"received 'my_images'\. The tfds catalog"),
         ("fashion_mnist:9.9.9", "received 'fashion_mnist:9.9.9'.*only: 3.0.1"),
         ("mnist_corrupted/nothing:1.0.0", "BuilderConfig nothing not found"),
         ("imdb_reviews/plain_text:1.0.0", r"an `image` and a class `label`; received .* \['label', 'text'\]"),
-        ("tf_flowers:3.0.1", "uint8 images of one size"),
+        ("tf_flowers:3.0.1", "images of one height and width; .* Set ingest.image_size"),
     ],
 )
 def test_datasets_that_do_not_fit_are_refused_before_any_download(no_network, tmp_path, name, message):
@@ -173,7 +120,7 @@ def test_no_temporary_folder_is_left(no_network, tmp_path, monkeypatch):
 
 
 def test_missing_manual_dir_is_refused(tmp_path):
-    with pytest.raises(IngestError, match=r"received .*nowhere, which is not a folder"):
+    with pytest.raises(SourceError, match=r"received .*nowhere: No such file"):
         run(tmp_path / "out", manual_dir=tmp_path / "nowhere")
 
 

@@ -2,10 +2,12 @@ import numpy as np
 import pytest
 
 import components.transform
+from components import datasets
 from components.transform import transform
 from ridgeline.artifacts.dataset import Dataset
-from ridgeline.artifacts.examples import Examples, Split
+from ridgeline.artifacts.examples import Examples
 from ridgeline.component import StepError
+from tests.components.conftest import make_dataset
 
 
 @pytest.fixture
@@ -14,12 +16,14 @@ def dataset(synthetic_store, refs):
 
 
 @pytest.fixture(scope="module")
-def notebook(synthetic_store, refs):
+def notebook(tmp_path_factory):
     """Training and test images and labels as a notebook reads them with tfds."""
     import tensorflow_datasets as tfds
 
-    folder = synthetic_store.open(refs["ingest"], Dataset).builder_dir
-    both = tfds.builder_from_directory(folder).as_dataset(batch_size=-1, as_supervised=True)
+    datasets.register()
+    builder = tfds.builder("synthetic_garments:1.0.0", data_dir=tmp_path_factory.mktemp("tfds"), file_format="tfrecord")
+    builder.download_and_prepare()
+    both = builder.as_dataset(batch_size=-1, as_supervised=True)
     return {name: tfds.as_numpy(both[name]) for name in ("train", "test")}
 
 
@@ -66,26 +70,49 @@ def test_split_larger_than_the_data_is_refused(dataset, tmp_path, held_out):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize(("split", "size"), [("train", 5_000), ("test", 1_000)])
-def test_a_split_of_one_class_is_refused_with_evidence(dataset, tmp_path, monkeypatch, split, size):
-    read = components.transform._read
-
-    def read_as_one_class(builder, name):
-        for images, labels in read(builder, name):
-            yield images, np.full_like(labels, 3) if name.startswith(split) else labels
-
-    monkeypatch.setattr(components.transform, "_read", read_as_one_class)
-    expected = (
-        f"at least 2 classes in the {split} split of .*; received {size} images that are all of the class 'Dress'"
-    )
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_split_of_one_class_is_refused_with_evidence(tmp_path, split):
+    labels = {name: np.full(40, 2) if name == split else np.arange(40) % 3 for name in ("train", "test")}
+    dataset = make_dataset(tmp_path / "in", labels["train"], labels["test"])
+    size = 30 if split == "train" else 40
+    expected = f"at least 2 classes in the {split} split of .*; received {size} images that are all of the class 'c'"
     with pytest.raises(StepError, match=expected):
-        run(dataset, tmp_path / "out", validation_examples=1_000)
+        run(dataset, tmp_path / "out", validation_examples=10)
 
 
-def test_an_empty_test_split_is_refused(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(components.transform, "Split", lambda folder: [] if folder.name == "test" else Split(folder))
+def test_an_empty_test_split_is_refused(tmp_path):
+    dataset = make_dataset(tmp_path / "in", np.arange(40) % 3, np.empty(0, np.int64))
     with pytest.raises(StepError, match="at least 2 classes in the test split of .*; received 0 images"):
-        run(dataset, tmp_path / "out", validation_examples=1_000)
+        run(dataset, tmp_path / "out", validation_examples=10)
+
+
+def test_a_class_that_is_only_in_the_validation_split_is_refused_or_split_by_strata(tmp_path):
+    labels = np.repeat([0, 1, 2], [50, 30, 21])
+    dataset = make_dataset(tmp_path / "in", labels, np.arange(40) % 3)
+    expected = r"1 that are only in the last 25 images of drawn:1.0.0: c\. Set transform.validation_split=stratified"
+    with pytest.raises(StepError, match=expected):
+        run(dataset, tmp_path / "out", validation_examples=25)
+    examples = run(dataset, tmp_path / "strata", validation_examples=25, validation_split="stratified")
+    images = dataset.split("train").images
+    chosen = np.r_[
+        38:50, 72:80, 96:101
+    ]  # 12.376, 7.426 and 5.198 of 25: the largest remainder gets the one that is left
+    np.testing.assert_array_equal(examples.split("validation").images, images[chosen])
+    np.testing.assert_array_equal(examples.split("train").images, np.delete(images, chosen, axis=0))
+    np.testing.assert_array_equal(examples.split("train").labels, np.delete(labels, chosen))
+
+
+@pytest.mark.parametrize("count", [1, 7, 33, 100])
+def test_strata_hold_out_the_stated_number_from_all_shards(tmp_path, monkeypatch, count):
+    monkeypatch.setattr("components.transform.BATCH_SIZE", 7)
+    labels = np.random.default_rng(1).integers(0, 3, 101)
+    dataset = make_dataset(tmp_path / "in", labels, np.arange(40) % 3)
+    chosen = components.transform._held_out(labels, count, "stratified")
+    assert chosen.sum() == count
+    assert np.abs(np.bincount(labels[chosen], minlength=3) - np.bincount(labels) * count / 101).max() < 1
+    images = dataset.split("train").images
+    read = list(components.transform._read(dataset.split("train"), chosen))
+    np.testing.assert_array_equal(np.concatenate([part for part, _ in read]), images[chosen])
 
 
 @pytest.mark.parametrize("values", [{"validation_examples": 0}, {"validation_examples": 2.5}, {"normalization": "log"}])

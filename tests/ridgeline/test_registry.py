@@ -137,12 +137,16 @@ def test_a_model_of_another_dataset_is_refused_under_the_same_name(model, tmp_pa
 
     push(registry, of("emnist/letters:3.0.0", 1))
     push(registry, of("emnist/letters:3.1.0", 2))
-    with pytest.raises(OtherDatasetError, match=r"of the dataset emnist/letters:3\.1\.0, which is .* as emnist_letters"):
+    with pytest.raises(
+        OtherDatasetError, match=r"of the dataset emnist/letters:3\.1\.0, which is .* as emnist_letters"
+    ):
         push(registry, of("emnist_letters:3.1.0", 3))
     assert [e.dataset for e in registry.history("emnist_letters")] == ["emnist/letters:3.0.0", "emnist/letters:3.1.0"]
 
 
-def test_the_dataset_of_an_entry_of_an_earlier_release_is_that_of_its_model(model, tmp_path, synthetic_store, unchecked):
+def test_the_dataset_of_an_entry_of_an_earlier_release_is_that_of_its_model(
+    model, tmp_path, synthetic_store, unchecked
+):
     registry = Registry(tmp_path / "serving", store=synthetic_store)
     registry.push(variant(model, tmp_path / "old", dataset=""), "run 1")
     assert registry.history(NAME)[0].dataset == ""

@@ -1,0 +1,101 @@
+"""Turn a file or an array into a uint8 image of the wanted size and colours, with Pillow."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from components.ingestion.params import Params
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# No format whose decoder starts another program, as EPS does.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+ORIENTATION = 0x0112  # the EXIF tag
+HIGH = ("I;16", "I;16B", "I;16L", "I")  # 16 bits; Pillow reads some of these files into 32
+
+
+class UnreadableImage(Exception):
+    """A file that is no image, damaged or too large; the message says which."""
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Leave out what Pillow warns of: the size is checked here, and odd metadata is of no use."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def decode(content: bytes, params: Params) -> tuple[np.ndarray, str]:
+    """Return an image file's first frame, upright, in the wanted colours and size.
+
+    Args:
+        content: The file.
+        params: The wanted size and colours; the most pixels.
+
+    Returns:
+        The image, uint8 ``[h, w]`` or ``[h, w, 3]``, and what the file is, such as ``JPEG RGB 32×32``.
+
+    Raises:
+        UnreadableImage: If it is no image, damaged or too large.
+    """
+    from PIL import Image, ImageOps
+
+    if not content:
+        raise UnreadableImage("empty file")
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > params.max_image_pixels:
+                raise UnreadableImage(f"too large: {width}×{height}, over {params.max_image_pixels:,} pixels")
+            kind = f"{image.format} {image.mode} {width}×{height}"
+            upright = image if image.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
+            return normalize(upright, params), kind
+    except UnreadableImage:
+        raise
+    except Image.UnidentifiedImageError:
+        raise UnreadableImage("no image in a known format") from None
+    except Image.DecompressionBombError:
+        raise UnreadableImage(f"too large: over {params.max_image_pixels:,} pixels") from None
+    except Exception as error:  # decoders raise many kinds for damaged files
+        raise UnreadableImage(f"damaged: {error or type(error).__name__}") from None
+
+
+def normalize(image: Image.Image, params: Params) -> np.ndarray:
+    """Return an image in the wanted colours and size.
+
+    Args:
+        image: Any image that Pillow opens.
+        params: The wanted size and colours.
+
+    Returns:
+        uint8 ``[h, w]`` for grayscale, else ``[h, w, 3]``.
+
+    Raises:
+        UnreadableImage: If its pixels are floats, which have no stated range.
+    """
+    from PIL import Image
+
+    if image.mode == "F":
+        raise UnreadableImage("pixels are floats, without a stated range")
+    if image.mode in HIGH:
+        high = np.asarray(image).astype(np.int64)
+        image = Image.fromarray(np.clip((high * 255 + 32_767) // 65_535, 0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.new("RGB", rgba.size, (params.background,) * 3)
+        image.paste(rgba, mask=rgba.getchannel("A"))
+    wanted = "L" if params.color_mode == "grayscale" else "RGB"
+    if image.mode != wanted:
+        image = image.convert(wanted)
+    if params.image_size and image.size != params.image_size[::-1]:
+        image = image.resize(params.image_size[::-1], Image.Resampling[params.resampling.upper()])
+    return np.asarray(image)

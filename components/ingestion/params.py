@@ -1,0 +1,100 @@
+"""The parameters of `ingest`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from ridgeline.component import Params as StepParams
+from ridgeline.component import shown_as
+
+FOLDER = "folder"
+DATASET_PATTERN = r"^[a-z][a-z0-9_]*(/[A-Za-z0-9][A-Za-z0-9_.+-]*)?(:\d+\.\d+\.\d+)?$"
+
+
+def _as_size(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value, value)
+    return tuple(value) if isinstance(value, list) else value  # JSON has no tuples
+
+
+class Params(StepParams):
+    """Which dataset to prepare, and how its images become equal in size and colour."""
+
+    dataset: str = Field(
+        "fashion_mnist:3.0.1",
+        pattern=DATASET_PATTERN,
+        title="Dataset",
+        description="tfds image-classification dataset, as name:version, name/config:version or name alone for the "
+        "newest version; or folder: the images in the image directory.",
+    )
+    name: str | None = Field(
+        None,
+        pattern=r"^[a-z][a-z0-9_]*$",
+        max_length=64,
+        title="Name",
+        description="Name of the dataset's own, by which its model is served: lower-case letters, digits and _. "
+        "Empty: the name in tfds; images for a folder.",
+    )
+    manual_dir: Path | None = Field(
+        None,
+        exclude=True,
+        title="Manual directory",
+        description="Folder with the downloaded files of a tfds dataset, for machines without a network.",
+    )
+    image_dir: str | None = Field(
+        None,
+        exclude=True,
+        title="Image directory",
+        description="For folder: a path or URL, with train/CLASS/ and test/CLASS/, with CLASS/, or with labels.csv.",
+    )
+    image_size: Annotated[tuple[int, int], BeforeValidator(_as_size)] | None = Field(
+        None,
+        title="Image size",
+        description="Height and width in pixels, as [32, 32] or one number for both. Other images are resized, without "
+        "regard to their proportions. Empty: all images must have one size.",
+    )
+    resampling: Literal["bilinear", "bicubic", "lanczos", "box", "nearest"] = Field(
+        "bilinear",
+        title="Resampling",
+        description="How images are resized; all but nearest are antialiased.",
+    )
+    color_mode: Literal["grayscale", "rgb"] | None = Field(
+        None,
+        title="Color mode",
+        description="grayscale: one channel. rgb: three. Empty: as in tfds; rgb for a folder.",
+        json_schema_extra=shown_as(grayscale="grayscale: one channel", rgb="rgb: three channels"),
+    )
+    background: int = Field(
+        255, ge=0, le=255, title="Background", description="Grey level behind transparent pixels: 0 black, 255 white."
+    )
+    test_share: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        title="Test share",
+        description="For a folder that does not state the splits: the share of each class that is held out for the "
+        "test, above 0, below 1. Content and seed decide, so that further files move none.",
+    )
+    split_seed: int = Field(42, ge=0, title="Split seed", description="For the split by the test share.")
+    min_class_images: int = Field(
+        1,
+        ge=1,
+        title="Minimum images per class",
+        description="For a folder: fewest images of each class in the training and in the test split, at least 1.",
+    )
+    max_unreadable_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        title="Maximum unreadable share",
+        description="For a folder: share of unreadable images, 0 to below 1, up to which a run goes on without them.",
+    )
+    max_image_pixels: int = Field(
+        50_000_000,
+        ge=1,
+        title="Maximum pixels of an image",
+        description="For a folder: larger images count as unreadable; they may exhaust the memory.",
+    )
