@@ -103,7 +103,10 @@ def clear_unused(cache: Path, older_than: timedelta, dry_run: bool) -> dict[str,
     """
     sizes = {}
     for place in cache.iterdir() if cache.is_dir() else ():
-        status = [file.stat() for file in (place, *place.glob("*"))]
+        try:
+            status = [file.stat() for file in (place, *place.glob("*"))]
+        except FileNotFoundError:  # a step is reading the source now
+            continue
         if time.time() - max(s.st_mtime for s in status) >= older_than.total_seconds():
             sizes[place.name] = sum(s.st_size for s in status[1:])
             if not dry_run:
@@ -159,7 +162,12 @@ def _list(name: str, folder: SourceFolder, cache: Path | None) -> tuple[Source, 
     """Return a source, and its own folder in the cache."""
     from upath import UPath
 
-    path = UPath(folder.location)
+    try:
+        path = UPath(folder.location)
+    except (ImportError, ValueError, TypeError) as error:
+        raise SourceError(
+            f"Expected a folder or a URL that fsspec can open; received {str(folder.location)!r}: {error}. Correct it."
+        ) from error
     if path.protocol in ("", "file", "local"):
         root = Path(path.path).expanduser().absolute()
         place = _folder_of(cache, str(root)) if cache else None
@@ -309,19 +317,32 @@ def _hash(root: Path, names: list[str], found: Mapping[str, Entry]) -> dict[str,
 
 def _list_objects(path: Any, location: str) -> dict[str, str]:
     """Return the ETag, or what the file system has in its place, and the size of each object."""
-    path.fs.invalidate_cache()  # a listing may be as old as the process
     try:
+        path.fs.invalidate_cache()  # a listing may be as old as the process
         listed = path.fs.find(path.path, detail=True)
-    except OSError as error:
-        raise SourceError(f"Cannot list {location}: {error}. Correct its name or rights.") from error
+    except (ImportError, ValueError, PermissionError, FileNotFoundError) as error:
+        raise SourceError(f"Cannot list {location}: {error}. Correct its name, rights or driver.") from error
+    except Exception as error:  # the drivers' own, such as missing credentials and no network
+        raise TransientStepError(
+            f"Cannot list {location}: {type(error).__name__}: {error}. Correct the credentials, or try again later."
+        ) from error
     if not listed:
         raise SourceError(f"Expected a folder with files; received {location}, where there are none. Correct its name.")
     prefix = path.path.rstrip("/") + "/"
     files = {}
+    problems = []
     for name, info in sorted(listed.items()):
         relative = name.removeprefix(prefix) if name.startswith(prefix) else name.partition(prefix.lstrip("/"))[2]
+        if info["type"] == "directory":  # an object without content that a console makes to show a folder
+            continue
+        if not relative:
+            raise SourceError(f"Expected a folder; received {location}, which is a file. Name the folder around it.")
+        if "" in relative.split("/"):
+            problems.append(f"{relative}: a folder without a name")
+            continue
         if any(part.startswith(".") or is_os_file(part) for part in relative.split("/")):
             continue
         tag = next((info[key] for key in ("ETag", "etag", "md5Hash") if info.get(key)), None) or path.fs.ukey(name)
         files[relative] = f"{str(tag).strip(chr(34))}:{info['size']}"
+    _refuse(location, problems)
     return files
