@@ -230,16 +230,16 @@ def test_a_layout_or_class_that_can_not_be_used_is_named(shop: Path, tmp_path: P
 def test_only_new_and_changed_files_are_decoded_again(
     shop: Path, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from components.ingestion import image_folder
+    from components.ingestion import decoding_processes
 
     decoded: list[bytes] = []
-    real = image_folder.decode
+    real = decoding_processes.decode
 
     def decode(content: bytes, params: Params) -> tuple[np.ndarray, str]:
         decoded.append(content)
         return real(content, params)
 
-    monkeypatch.setattr(image_folder, "decode", decode)
+    monkeypatch.setattr(decoding_processes, "decode", decode)
     params = ingest.parse({"dataset": "folder", "image_dir": str(shop)})
     execute(store, ingest, {}, params, "a")
     assert len(decoded) == 15
