@@ -108,7 +108,7 @@ def _write(
         start += len(labels)
     (output / FILES).write_text(json.dumps(listed, ensure_ascii=False, indent=0), encoding="utf-8")
     return DatasetFacts(
-        name=f"{params.name or 'images'}:{FOLDER}",
+        name=f"{params.name}:{FOLDER}",
         image_shape=shape,
         class_names=tuple(names),
         splits={name: digests[name] for name in SPLITS},

@@ -24,7 +24,7 @@ def source(tmp_path: Path) -> Source:
         Image.fromarray(pixels).save(folder / f"ü {number:02}.png")
     (folder / "empty.png").touch()
     (folder / "text.png").write_text("no image")
-    params = ingest.parse({"dataset": "folder", "image_dir": str(folder)})
+    params = ingest.parse({"dataset": "folder", "name": "shop", "image_dir": str(folder)})
     return read_sources(ingest, params, None)["image_dir"]
 
 
@@ -32,7 +32,7 @@ def source(tmp_path: Path) -> Source:
 def test_processes_yield_what_one_process_yields(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files, params = list(source.files), Params(dataset="folder")
+    files, params = list(source.files), Params(dataset="folder", name="shop")
     expected = list(decode_files(source, files, params, tmp_path / "one"))
     assert not (tmp_path / "one").exists()
     monkeypatch.setattr(decoding_processes, "FEW_FILES", 2)
@@ -52,4 +52,4 @@ def test_a_file_that_changed_ends_all_processes(
     monkeypatch.setattr(decoding_processes, "FEW_FILES", 2)
     (Path(source.location) / "ü 29.png").write_bytes(b"other")
     with pytest.raises(TransientStepError, match="received another ü 29.png"):
-        list(decode_files(source, list(source.files), Params(dataset="folder"), tmp_path / "out"))
+        list(decode_files(source, list(source.files), Params(dataset="folder", name="shop"), tmp_path / "out"))
