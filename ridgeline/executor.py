@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 COMPARED_EXECUTIONS = 20  # the latest ones; the reason to run is the difference from the nearest of them
 UNCHANGED = "same inputs, parameters and code"
 REQUESTED = "the user asked to run it again"
+SOURCES = "sources"  # the folder of indexes and listings in the store
 NAMED_FILES = 3  # of a damaged champion
 
 
@@ -87,6 +88,18 @@ def _open_champion(store: Store, ref: str, kind: type[Artifact[Any]]) -> Champio
         return Champion(digest, None, f"missing, changed or extra: {', '.join(files[:NAMED_FILES])}{more}")
 
 
+def list_sources(store: Store, component: Component, params: Params, keep: bool = True) -> dict[str, Source]:
+    """List and fingerprint a step's sources with the index in the store, see `read_sources`.
+
+    Args:
+        store: The store.
+        component: The step.
+        params: Its parameters.
+        keep: Write the index; if not, nothing is written.
+    """
+    return read_sources(component, params, store.local / SOURCES, keep)
+
+
 def decide(
     store: Store,
     component: Component,
@@ -111,14 +124,14 @@ def decide(
         SourceError: If a source can't be read.
     """
     if sources is None:
-        sources = read_sources(component, params, store.local / "sources")
+        sources = list_sources(store, component, params)
     parts = key_parts(component, inputs, params, sources)
 
     def decided(reason: str, output: Artifact[Any] | None = None) -> Decision:
         return Decision(parts, reason, output, sources)
 
     def describe(name: str, before: str) -> str:
-        return describe_changes(sources[name], before, store.local / "sources")
+        return describe_changes(sources[name], before, store.local / SOURCES)
 
     if rerun:
         return decided(REQUESTED)

@@ -52,7 +52,8 @@ def collect_garbage(
     """Delete the artifacts and records that no served version, none of the last runs and no run in progress need.
 
     A version that was deleted from the registry needs nothing. A needed artifact is kept with all artifacts that it
-    was made from; of a model that it was started from, with that model alone. Scratch folders of unfinished executions are deleted if unchanged for `SCRATCH_AGE`.
+    was made from, but not with those of a model that it was started from. Scratch folders of unfinished executions are
+    deleted if unchanged for `SCRATCH_AGE`.
 
     What is unneeded is found before the store's lock is taken. Under the lock, only what changed meanwhile is read.
 

@@ -16,7 +16,7 @@ from ridgeline.artifacts.base import Artifact, ArtifactError
 from ridgeline.artifacts.dataset import served_name
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.component import Component, ParameterError, Params, flatten
-from ridgeline.executor import decide, execute, open_inputs
+from ridgeline.executor import decide, execute, list_sources, open_inputs
 from ridgeline.keys import reachable_code
 from ridgeline.masking import mask
 from ridgeline.registry import Pushed
@@ -404,7 +404,8 @@ def explain(
         if len(known) == len(inputs):
             refs = {name: artifact.ref for name, artifact in known.items()}
             artifacts = open_inputs(store, step, refs | _champions(settings, step, refs, params[step.name]))
-            decision = decide(store, step, artifacts, params[step.name], step.name in rerun)
+            sources = list_sources(store, step, params[step.name], keep=False)
+            decision = decide(store, step, artifacts, params[step.name], step.name in rerun, sources)
             outputs[step.output] = decision.output
             yield step.name, str(decision)
         else:

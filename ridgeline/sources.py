@@ -34,7 +34,7 @@ INDEX = "index.json"
 Entry = tuple[int, int, int, int]  # size, times of the content and of the inode, inode
 
 
-def read_sources(component: Component, params: Params, cache: Path | None) -> dict[str, Source]:
+def read_sources(component: Component, params: Params, cache: Path | None, keep: bool = True) -> dict[str, Source]:
     """List and fingerprint the sources that a step declares.
 
     Args:
@@ -42,6 +42,7 @@ def read_sources(component: Component, params: Params, cache: Path | None) -> di
         params: Its parameters.
         cache: Folder for the index of each local folder and for recent listings. It may be missing or not writable;
             then all files are read. None for none.
+        keep: Write the index and the listing. If not, nothing is written.
 
     Returns:
         The sources by name.
@@ -49,7 +50,7 @@ def read_sources(component: Component, params: Params, cache: Path | None) -> di
     Raises:
         SourceError: If a source is missing or no folder, can't be read, or has a link that leads out of it.
     """
-    return {name: _read(name, folder, cache) for name, folder in component.sources(params).items()}
+    return {name: _read(name, folder, cache, keep) for name, folder in component.sources(params).items()}
 
 
 def fingerprint(folder: SourceFolder, cache: Path | None) -> str:
@@ -150,15 +151,15 @@ def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     return ", ".join([f"{first} file{'s' * (first != 1)} {verb}", *(f"{count} {verb}" for count, verb in others)])
 
 
-def _read(name: str, folder: SourceFolder, cache: Path | None) -> Source:
-    source, place = _list(name, folder, cache)
-    if place:
+def _read(name: str, folder: SourceFolder, cache: Path | None, keep: bool) -> Source:
+    source, place = _list(name, folder, cache, keep)
+    if place and keep:
         with contextlib.suppress(OSError):  # a full or read-only disk
             _keep_listing(place, source)
     return source
 
 
-def _list(name: str, folder: SourceFolder, cache: Path | None) -> tuple[Source, Path | None]:
+def _list(name: str, folder: SourceFolder, cache: Path | None, keep: bool = True) -> tuple[Source, Path | None]:
     """Return a source, and its own folder in the cache."""
     from upath import UPath
 
@@ -171,7 +172,7 @@ def _list(name: str, folder: SourceFolder, cache: Path | None) -> tuple[Source, 
     if path.protocol in ("", "file", "local"):
         root = Path(path.path).expanduser().absolute()
         place = _folder_of(cache, str(root)) if cache else None
-        return Source(name, str(root), _list_folder(root, folder.outside_links, place)), place
+        return Source(name, str(root), _list_folder(root, folder.outside_links, place, keep)), place
     source = Source(name, str(folder.location), _list_objects(path, str(folder.location)))
     return source, _folder_of(cache, source.location) if cache else None
 
@@ -193,7 +194,7 @@ def _keep_listing(place: Path, source: Source) -> None:
         old.unlink(missing_ok=True)
 
 
-def _list_folder(root: Path, outside_links: bool, place: Path | None) -> dict[str, str]:
+def _list_folder(root: Path, outside_links: bool, place: Path | None, keep: bool) -> dict[str, str]:
     """Return the SHA-256 of each file in a local folder; those that the index knows are not read."""
     started_ns = time.time_ns()
     found = dict(sorted(_walk(root, outside_links)))
@@ -204,7 +205,7 @@ def _list_folder(root: Path, outside_links: bool, place: Path | None) -> dict[st
         if file in index and index[file][0] == entry and max(entry[1], entry[2]) < index_ns - RECENT_NS
     }
     digests = known | _hash(root, [file for file in found if file not in known], found)
-    if place and (len(known) < len(found) or len(found) < len(index)):
+    if place and keep and (len(known) < len(found) or len(found) < len(index)):
         entries = {file: [*entry, digests[file]] for file, entry in found.items()}
         with contextlib.suppress(OSError):
             place.mkdir(parents=True, exist_ok=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import csv
 import hashlib
 import io
 import json
 import logging
-import time
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,7 +17,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from components.ingestion.decoding import SUFFIXES, UnreadableImage, decode, quiet_pillow
+from components.ingestion.decoding import SUFFIXES
+from components.ingestion.decoding_processes import decode_files
 from components.ingestion.params import FOLDER, Params
 from ridgeline.artifacts.dataset import FILES, Dataset, DatasetFacts, Unreadable, write_dataset_split
 from ridgeline.component import Source, StepError
@@ -26,7 +28,6 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "test")
 LABELS = "labels.csv"
 NAMED = 20
-PROGRESS_SECONDS = 5
 BATCH_SIZE = 2_000
 
 
@@ -63,22 +64,39 @@ def ingest_folder(params: Params, source: Source, output: Path, previous: Datase
             or the images differ in size and ``image_size`` is empty.
     """
     images, unreadable = find_images(source, params)
+    ordered = sorted(images, key=lambda image: (image.split, _order(image, params), image.file))
     known = _Rows(previous)
-    scratch = output / "decoded"
+    new = [image.file for image in ordered if image.digest not in known.places]
     splits: dict[str, list[Image]] = {name: [] for name in SPLITS}
-    with quiet_pillow(), scratch.open("wb") as file:
-        pixels = _Decoder(params, source, known, file)
-        for image in sorted(images, key=lambda image: (image.split, _order(image, params), image.file)):
-            if (reason := pixels.add(image)) is None:
-                splits[image.split].append(image)
-            else:
-                unreadable.append(Unreadable(file=image.file, reason=reason))
+    with tempfile.TemporaryDirectory(prefix="decoded-", dir=output) as folder:
+        pixels = _Pixels(Path(folder) / "pixels")
+        decoded = decode_files(source, new, params, Path(folder))
+        with pixels.path.open("wb") as file, contextlib.closing(decoded):
+            for image in ordered:
+                found, text = known.get(image.digest) or next(decoded)
+                if found is None:
+                    unreadable.append(Unreadable(file=image.file, reason=text))
+                else:
+                    splits[image.split].append(image)
+                    pixels.append(found, text, file)
+        log.info("%d images decoded, %d of the previous dataset kept", len(new), len(ordered) - len(new))
+        return _write(params, source, output, splits, unreadable, pixels)
+
+
+def _write(
+    params: Params,
+    source: Source,
+    output: Path,
+    splits: Mapping[str, list[Image]],
+    unreadable: list[Unreadable],
+    pixels: _Pixels,
+) -> DatasetFacts:
+    """Check what was decoded, and write the dataset."""
     unreadable.sort(key=lambda entry: entry.file)
     _expect_readable(unreadable, len(pixels.kinds), source, params)
-    shape = pixels.shape()
+    shape = pixels.shape(source)
     names = sorted({image.label for found in splits.values() for image in found})
     _expect_classes(names, splits, source, params)
-    log.info("%d images decoded, %d of the previous dataset kept", pixels.num_decoded, pixels.num_kept)
     ids = {name: number for number, name in enumerate(names)}
     digests, listed, start = {}, {}, 0
     for name in sorted(splits):  # in the order in which they were decoded
@@ -88,10 +106,9 @@ def ingest_folder(params: Params, source: Source, output: Path, previous: Datase
         )
         listed[name] = [[image.file, image.digest, pixels.kinds[start + i]] for i, image in enumerate(splits[name])]
         start += len(labels)
-    scratch.unlink(missing_ok=True)
     (output / FILES).write_text(json.dumps(listed, ensure_ascii=False, indent=0), encoding="utf-8")
     return DatasetFacts(
-        name=f"{params.name or 'images'}:{FOLDER}",
+        name=f"{params.name}:{FOLDER}",
         image_shape=shape,
         class_names=tuple(names),
         splits={name: digests[name] for name in SPLITS},
@@ -195,9 +212,7 @@ class _Rows:
     def __init__(self, dataset: Dataset | None) -> None:
         self.places: dict[str, tuple[str, int, str]] = {}
         self.images: dict[str, list[np.ndarray]] = {}
-        self.shape: tuple[int, ...] | None = None
         if dataset is not None:
-            self.shape = dataset.facts.image_shape
             for split, rows in dataset.files().items():
                 self.images[split] = [images for images, _ in dataset.split(split).shards]
                 self.places |= {digest: (split, row, kind) for row, (_, digest, kind) in enumerate(rows)}
@@ -213,37 +228,22 @@ class _Rows:
         return None
 
 
-class _Decoder:
-    """Decodes images one after another into a scratch file, so that memory does not grow with their number."""
+class _Pixels:
+    """Images one after another in a scratch file, so that memory does not grow with their number."""
 
-    def __init__(self, params: Params, source: Source, known: _Rows, file: BinaryIO) -> None:
-        self.params, self.source, self.known, self.file = params, source, known, file
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.kinds: list[str] = []
         self.shapes: collections.Counter[tuple[int, ...]] = collections.Counter()
-        self.num_decoded = self.num_kept = 0
-        self.last = time.monotonic()
 
-    def add(self, image: Image) -> str | None:
-        """Append an image; return why it is unreadable, None if it is not."""
-        if kept := self.known.get(image.digest):
-            pixels, kind = kept
-            self.num_kept += 1
-        else:
-            try:
-                pixels, kind = decode(self.source.read(image.file), self.params)
-            except UnreadableImage as error:
-                return str(error)
-            self.num_decoded += 1
-        self.shapes[pixels.shape] += 1
-        if len(self.shapes) == 1:
-            self.file.write(np.ascontiguousarray(pixels).data)
+    def append(self, image: np.ndarray, kind: str, file: BinaryIO) -> None:
+        """Append an image of a kind to the open file."""
+        self.shapes[image.shape] += 1
         self.kinds.append(kind)
-        if time.monotonic() - self.last > PROGRESS_SECONDS:
-            self.last = time.monotonic()
-            log.info("%d images decoded", len(self.kinds))
-        return None
+        if len(self.shapes) == 1:  # else they can't be used
+            file.write(np.ascontiguousarray(image).data)
 
-    def shape(self) -> tuple[int, ...]:
+    def shape(self, source: Source) -> tuple[int, ...]:
         """Return the shape of all images."""
         if len(self.shapes) > 1:
             sizes = collections.Counter[str]()
@@ -251,7 +251,7 @@ class _Decoder:
                 sizes[f"{height}×{width}"] += count
             found = ", ".join(f"{size} ({count:,})" for size, count in sizes.most_common(5))
             raise FolderError(
-                f"Expected images of one height and width in {self.source.location}; received {len(sizes)} sizes: "
+                f"Expected images of one height and width in {source.location}; received {len(sizes)} sizes: "
                 f"{found}. Set ingest.image_size, for example to [64, 64]."
             )
         return next(iter(self.shapes))
@@ -261,7 +261,7 @@ class _Decoder:
         if not len(labels):
             return
         shape = next(iter(self.shapes))
-        images = np.memmap(self.file.name, np.uint8, "r", shape=(len(self.kinds), *shape))
+        images = np.memmap(self.path, np.uint8, "r", shape=(len(self.kinds), *shape))
         for i in range(0, len(labels), BATCH_SIZE):
             part = labels[i : i + BATCH_SIZE]
             yield images[start + i : start + i + len(part)], part

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from ridgeline.component import Params as StepParams
 from ridgeline.component import shown_as
@@ -36,7 +36,7 @@ class Params(StepParams):
         max_length=64,
         title="Name",
         description="Name of the dataset's own, by which its model is served: lower-case letters, digits and _. "
-        "Empty: the name in tfds; images for a folder.",
+        "Empty: the name in tfds. A folder needs one.",
     )
     manual_dir: Path | None = Field(
         None,
@@ -98,3 +98,12 @@ class Params(StepParams):
         title="Maximum pixels of an image",
         description="For a folder: larger images count as unreadable; they may exhaust the memory.",
     )
+
+    @model_validator(mode="after")
+    def _folder_has_a_name(self) -> Self:
+        if self.dataset == FOLDER and not self.name:
+            raise ValueError(
+                f"name: expected the name by which the model is served, since dataset={FOLDER} has none; received "
+                f"{self.name!r}. Set one, such as name=product_photos: each folder has a champion of its own."
+            )
+        return self

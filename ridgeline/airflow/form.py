@@ -23,8 +23,8 @@ def form(
 ) -> dict[str, Param]:
     """Return the params of a DAG: the parameters of its steps, by the dotted names that the command line uses.
 
-    Airflow validates the values of a run against them before it starts the run. The form leaves out locations
-    (``exclude=True``), which `Settings` provides, and parameters that a step takes from another step. The param
+    Airflow validates the values of a run against them before it starts the run. The form does not show locations
+    (``exclude=True``), which `Settings` or the DAG's defaults provide, and leaves out parameters that a step takes from another step. The param
     ``rerun`` names steps to run even if nothing changed.
 
     Each step has a section on the form. Airflow opens one section at a time, so the parameters that are changed most
@@ -56,6 +56,9 @@ def form(
             value, field = _form_field(values.get(full_name, default), field)
             field |= {OWN_DEFAULT: True} if full_name in own else {}
             params[full_name] = Param(value, field.pop("description", None), **field, section=f"Step {component.name}")
+        for name, info in component.params.model_fields.items():
+            if info.exclude and (full_name := f"{component.name}.{name}") in own:
+                params[full_name] = Param(own[full_name], info.description, const=own[full_name])
     for name in first:
         del params[name].schema["section"]
     names = [component.name for component in components]

@@ -148,7 +148,13 @@ def _resume_command(settings: Settings, component: Component, run_id: str) -> st
     except ParameterError:
         given = wanted
     command += [word for name, value in given.items() for word in ("--set", f"{name}={json.dumps(value)}")]
-    places = {"STORE": settings.store, "SERVING": settings.serving, "MANUAL_DIR": settings.manual_dir}
+    places = {"STORE": settings.store, "SERVING": settings.serving}
+    places |= {
+        name.upper(): getattr(params[step.name], name)
+        for step in steps
+        for name, field in step.params.model_fields.items()
+        if field.exclude
+    }
     variables = [f"RIDGELINE_{name}={shlex.quote(str(place))}" for name, place in places.items() if place]
     return (
         "To resume after you removed the cause, clear this task in the UI, or run "

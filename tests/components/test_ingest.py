@@ -42,7 +42,6 @@ def test_a_dataset_may_have_a_name_of_its_own(tmp_path, monkeypatch):
     dataset = run(tmp_path / "out", dataset="synthetic_garments:1.0.0", name="clothes")
     assert dataset.facts.name == "clothes:synthetic_garments:1.0.0"
     assert served_name(dataset.facts.name) == "clothes"
-    assert (dataset.builder_dir / "dataset_info.json").is_file()
     for name in ("", "Clothes", "a/b", "../a", "a:b"):
         with pytest.raises(ParameterError, match="ingest.name"):
             ingest.parse({"name": name})

@@ -169,7 +169,7 @@ def test_train_takes_the_winners_penalty_and_solver(examples, swept, tmp_path):
     model = train(examples=examples, params=train.parse(values), output=tmp_path / "model", sweep=swept)
     winner = swept.facts.trials[swept.facts.winner]
     assert model.facts.metrics == winner.metrics
-    assert model.facts.params == swept.facts.winner_params
+    assert model.facts.params == swept.facts.winner_params | {"warm_start": False}
 
 
 def test_train_refuses_a_sweep_on_other_examples(swept, other_examples, tmp_path):

@@ -21,7 +21,7 @@ BAD_VALUES = {
     "train.momentum": "1.5",
     "train.penalty.kind": "l3",
     "train.hidden_units": [100, "many"],
-    "ingest.dataset": "fashion_mnist",
+    "ingest.dataset": "fashion mnist",
     "evaluate.min_accuracy": 1.5,
     "sweep.l1": [0.1, "strong"],
     "penalty_from": "elsewhere",

@@ -75,6 +75,7 @@ BAD = {
     "serving_base_path": [],  # any text: it is a path or URL on another machine
     "keep_versions": ["abc", "0", "2.5", "[]"],
     "manual_dir": ["https://example.org/data", "~no_such_user/data"],
+    "image_dir": ["nosuch://bucket/images", "~no_such_user/images"],
     "schedule": ["weekly", "* * * *", "61 * * * *", "0 0 30 2 *", "@never", "{}"],
     "still_seconds": ["0", "nan", "100000", "a minute"],
     "defaults": ["[1", "[1]", "1", '"text"', "train.epochs=3"],

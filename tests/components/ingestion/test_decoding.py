@@ -22,7 +22,7 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 def decoded(content: bytes, **values: Any) -> np.ndarray:
     with quiet_pillow():
-        return decode(content, Params(dataset="folder", **values))[0]
+        return decode(content, Params(dataset="folder", name="shop", **values))[0]
 
 
 RGB = Image.fromarray(SMOOTH)

@@ -52,7 +52,7 @@ def classes(tmp_path: Path) -> Path:
 
 def run(folder: Path, output: Path, **values: Any) -> Dataset:
     output.mkdir()
-    params = ingest.parse({"dataset": "folder", "image_dir": str(folder), **values})
+    params = ingest.parse({"dataset": "folder", "name": "shop", "image_dir": str(folder), **values})
     return ingest(params=params, output=output, sources=read_sources(ingest, params, None))  # type: ignore[return-value]
 
 
@@ -230,17 +230,17 @@ def test_a_layout_or_class_that_can_not_be_used_is_named(shop: Path, tmp_path: P
 def test_only_new_and_changed_files_are_decoded_again(
     shop: Path, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from components.ingestion import image_folder
+    from components.ingestion import decoding_processes
 
     decoded: list[bytes] = []
-    real = image_folder.decode
+    real = decoding_processes.decode
 
     def decode(content: bytes, params: Params) -> tuple[np.ndarray, str]:
         decoded.append(content)
         return real(content, params)
 
-    monkeypatch.setattr(image_folder, "decode", decode)
-    params = ingest.parse({"dataset": "folder", "image_dir": str(shop)})
+    monkeypatch.setattr(decoding_processes, "decode", decode)
+    params = ingest.parse({"dataset": "folder", "name": "shop", "image_dir": str(shop)})
     execute(store, ingest, {}, params, "a")
     assert len(decoded) == 15
     write(shop / "train" / "Bag" / "new.png", 100)
@@ -254,14 +254,18 @@ def test_only_new_and_changed_files_are_decoded_again(
     assert second.output == whole.ref  # the same bytes as without an earlier dataset
 
     execute(
-        store, ingest, {}, ingest.parse({"dataset": "folder", "image_dir": str(shop), "color_mode": "grayscale"}), "c"
+        store,
+        ingest,
+        {},
+        ingest.parse({"dataset": "folder", "name": "shop", "image_dir": str(shop), "color_mode": "grayscale"}),
+        "c",
     )
     assert len(decoded) == 17 + 15 + 15
 
 
 def test_the_folder_must_be_named() -> None:
     with pytest.raises(ParameterError, match=r"ingest\.image_dir: expected the folder of the images"):
-        find_sources(ingest.parse({"dataset": "folder"}))  # type: ignore[arg-type]
+        find_sources(ingest.parse({"dataset": "folder", "name": "shop"}))  # type: ignore[arg-type]
 
 
 def test_an_object_store_s_prefix_is_a_folder(shop: Path, tmp_path: Path) -> None:
@@ -276,3 +280,8 @@ def test_an_object_store_s_prefix_is_a_folder(shop: Path, tmp_path: Path) -> Non
     assert {(s, c, p) for s, c, p in rows(dataset).values()} == {
         (s, c, p) for s, c, p in rows(run(shop, tmp_path / "local")).values()
     }
+
+
+def test_a_folder_needs_a_name_by_which_its_model_is_served():
+    with pytest.raises(ParameterError, match=r"ingest\.name: expected the name by which the model is served"):
+        ingest.parse({"dataset": "folder", "image_dir": "/shop"})
