@@ -254,7 +254,11 @@ def test_only_new_and_changed_files_are_decoded_again(
     assert second.output == whole.ref  # the same bytes as without an earlier dataset
 
     execute(
-        store, ingest, {}, ingest.parse({"dataset": "folder", "name": "shop", "image_dir": str(shop), "color_mode": "grayscale"}), "c"
+        store,
+        ingest,
+        {},
+        ingest.parse({"dataset": "folder", "name": "shop", "image_dir": str(shop), "color_mode": "grayscale"}),
+        "c",
     )
     assert len(decoded) == 17 + 15 + 15
 

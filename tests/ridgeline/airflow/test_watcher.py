@@ -6,7 +6,7 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,9 +124,8 @@ def test_a_missing_folder_is_reported_once_and_watched_again_when_it_is_there(
     watcher: ModuleType, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warnings: list[str] = []
-    monkeypatch.setattr(watcher.FolderTrigger, "log", type("Log", (), {
-        "info": staticmethod(lambda *_: None), "warning": staticmethod(lambda text, *values: warnings.append(text % values)),
-    }))  # fmt: skip
+    log = SimpleNamespace(info=lambda *_: None, warning=lambda text, *values: warnings.append(text % values))
+    monkeypatch.setattr(watcher.FolderTrigger, "log", log)
     store = StateStore()
     away = tmp_path / "away"
     shutil.move(folder, away)
