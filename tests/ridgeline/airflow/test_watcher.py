@@ -106,13 +106,14 @@ def test_a_restart_fires_only_for_what_changed_meanwhile(watcher: ModuleType, fo
 def test_a_folder_that_changes_all_the_time_does_not_fire(
     watcher: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fingerprint, looks = watcher._fingerprint, []
+    fingerprint = watcher._fingerprint
+    looks: list[str] = []
 
     def change_and_look(place: str) -> str:
         if len(looks) < 8:
             (folder / "train" / "cat" / f"{len(looks)}.png").write_bytes(b"more")
-        looks.append(fingerprint(place))
-        return str(looks[-1])
+        looks.append(str(fingerprint(place)))
+        return looks[-1]
 
     monkeypatch.setattr(watcher, "_fingerprint", change_and_look)
     found = contents(watcher, folder, StateStore(), events=1)
