@@ -62,9 +62,11 @@ def with_option(name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Champion(Generic[A]):
-    """An input that the pipeline takes from the registry: the served artifact that a step compares its own with.
+    """An input that the pipeline takes from the registry: the artifact that a step compares its own with.
 
-    A step declares it as ``champion: Champion[Model] | None = None``.
+    A step declares it as ``champion: Champion[Model] | None = None`` for the served model, or with another type for the
+    artifact of that type that was made from what the served model was made from, for example the statistics of the
+    examples that it was trained on.
 
     Attributes:
         artifact_digest: The digest of the artifact.
@@ -112,6 +114,7 @@ class Component:
         groups: The artifact type of each input that takes any number of artifacts. Wherever inputs are listed by
             name, they are ``<input>.0``, ``<input>.1`` and so on.
         champions: The artifact type of each input that the pipeline fills in, see `Champion`.
+        after: Artifact types whose steps run before this one; nothing of them is in its key.
         resumes: Whether `run` takes ``scratch``: a folder that survives a failed or killed attempt and is handed
             to the next one with the same key, or None where there is none.
     """
@@ -124,6 +127,7 @@ class Component:
     optional: Mapping[str, type[Artifact[Any]]] = field(default_factory=dict)
     groups: Mapping[str, type[Artifact[Any]]] = field(default_factory=dict)
     champions: Mapping[str, type[Artifact[Any]]] = field(default_factory=dict)
+    after: tuple[type[Artifact[Any]], ...] = ()
     resumes: bool = False
 
     @property
@@ -186,7 +190,9 @@ class Component:
         return "\n".join(lines)
 
 
-def component(*, output: type[Artifact[Any]]) -> Callable[[Callable[..., Facts]], Component]:
+def component(
+    *, output: type[Artifact[Any]], after: tuple[type[Artifact[Any]], ...] = ()
+) -> Callable[[Callable[..., Facts]], Component]:
     """Declare a function as a pipeline step; its annotations name the inputs and the parameters.
 
     ===========================================  ==================================================================
@@ -199,6 +205,8 @@ def component(*, output: type[Artifact[Any]]) -> Callable[[Callable[..., Facts]]
 
     Args:
         output: The artifact type that the function writes.
+        after: Artifact types whose steps run before this one, such as checks of its inputs. If one of these artifacts
+            states a problem, the run stops there.
 
     Returns:
         A decorator that turns ``def train(examples: Examples, params: Params, output: Path) -> ModelFacts``
@@ -234,6 +242,7 @@ def component(*, output: type[Artifact[Any]]) -> Callable[[Callable[..., Facts]]
             optional={name: kind for name, kind in optional.items() if _is_artifact(kind)},
             groups={name: get_args(hint)[0] for name, hint in hints.items() if get_origin(hint) is tuple},
             champions={n: get_args(kind)[0] for n, kind in optional.items() if get_origin(kind) is Champion},
+            after=after,
             resumes="scratch" in hints,
         )
 
