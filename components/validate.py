@@ -326,6 +326,18 @@ def class_shift(now: np.ndarray, then: np.ndarray) -> Shift:
 def _test(statistics: ExampleStatistics, params: Params) -> Iterator[Finding]:
     advice = "Prepare the images of both splits in the same way."
     yield from _distributions(statistics, "test", statistics, "train", "the training split", advice, params)
+    splits, names = statistics.facts.splits, statistics.facts.class_names
+    train, test = (dict(zip(names, splits[name].class_counts, strict=True)) for name in ("train", "test"))
+    for name, ratio in _shrunk(train, test, params):
+        yield Finding(
+            check="class is rarer in training",
+            severity="warning",
+            message=f"The class {name} has {train[name]:,} training images and {test[name]:,} test images. Its share in "
+            f"the training split is {ratio:.2f} of that in the test split",
+            value=ratio,
+            threshold=params.min_class_ratio,
+            advice="Look for training images that are missing.",
+        )
 
 
 def _distributions(
@@ -434,19 +446,27 @@ def _class_balance(
             threshold=params.max_class_shift,
             advice=advice,
         )
-    for name in names:
-        rest = np.array([a.sum() - counts[name], b.sum() - old[name]])
-        if not (old[name] and counts[name] and rest.all()):
-            continue  # a class without images is a finding of its own
-        ratio = (counts[name] / a.sum()) / (old[name] / b.sum())
-        p_value = class_shift(np.array([counts[name], rest[0]]), np.array([old[name], rest[1]])).p_value
-        if ratio < params.min_class_ratio and p_value < SIGNIFICANCE:
-            yield Finding(
-                check="class has shrunk",
-                severity="error",
-                message=f"The class {name} has {counts[name]:,} training images; for the champion it had {old[name]:,}. "
-                f"Its share is {ratio:.2f} of that before",
-                value=ratio,
-                threshold=params.min_class_ratio,
-                advice=advice,
-            )
+    for name, ratio in _shrunk({name: counts[name] for name in names}, {name: old[name] for name in names}, params):
+        yield Finding(
+            check="class has shrunk",
+            severity="error",
+            message=f"The class {name} has {counts[name]:,} training images; for the champion it had {old[name]:,}. "
+            f"Its share is {ratio:.2f} of that before",
+            value=ratio,
+            threshold=params.min_class_ratio,
+            advice=advice,
+        )
+
+
+def _shrunk(now: dict[str, int], then: dict[str, int], params: Params) -> Iterator[tuple[str, float]]:
+    """Yield the classes whose share is significantly smaller, and the ratio of the shares.
+
+    A class without images is left out: that is a finding of its own.
+    """
+    total, before = sum(now.values()), sum(then.values())
+    for name, count in now.items():
+        if count and then[name]:
+            ratio = (count / total) / (then[name] / before)
+            pair = np.array([count, total - count]), np.array([then[name], before - then[name]])
+            if ratio < params.min_class_ratio and class_shift(*pair).p_value < SIGNIFICANCE:
+                yield name, ratio
