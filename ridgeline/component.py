@@ -67,9 +67,11 @@ def with_option(name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Champion(Generic[A]):
-    """An input that the pipeline takes from the registry: the served artifact that a step compares its own with.
+    """An input that the pipeline takes from the registry: the artifact that a step compares its own with.
 
-    A step declares it as ``champion: Champion[Model] | None = None``.
+    A step declares it as ``champion: Champion[Model] | None = None`` for the served model, or with another type for the
+    artifact of that type that was made from what the served model was made from, for example the statistics of the
+    examples that it was trained on.
 
     Attributes:
         artifact_digest: The digest of the artifact.
@@ -203,6 +205,7 @@ class Component:
             content is part of the key; `run` takes them as ``sources``, a mapping of names to `Source`.
         continues: Whether `run` takes ``previous``: its last output with the same parameters and code, but other
             content of the sources, or None. It saves work; the output may not depend on it.
+        after: Artifact types whose steps run before this one; nothing of them is in its key.
         resumes: Whether `run` takes ``scratch``: a folder that survives a failed or killed attempt and is handed
             to the next one with the same key, or None where there is none.
     """
@@ -218,6 +221,7 @@ class Component:
     uses_champion: Callable[[Any], bool] = _always
     sources: Callable[[Any], Mapping[str, SourceFolder]] = _no_sources
     continues: bool = False
+    after: tuple[type[Artifact[Any]], ...] = ()
     resumes: bool = False
 
     @property
@@ -299,6 +303,7 @@ class Component:
 def component(
     *,
     output: type[Artifact[Any]],
+    after: tuple[type[Artifact[Any]], ...] = (),
     sources: Callable[[Any], Mapping[str, SourceFolder]] = _no_sources,
     uses_champion: Callable[[Any], bool] = _always,
 ) -> Callable[[Callable[..., Facts]], Component]:
@@ -319,6 +324,8 @@ def component(
         sources: Returns, for the parameters, the folders outside the store that the function reads, by name.
         uses_champion: Returns, for the parameters, whether the function takes its champions. A function that declares
             it may take a champion of its own output type, to start from.
+        after: Artifact types whose steps run before this one, such as checks of its inputs. If one of these artifacts
+            states a problem, the run stops there.
 
     Returns:
         A decorator that turns ``def train(examples: Examples, params: Params, output: Path) -> ModelFacts``
@@ -359,6 +366,7 @@ def component(
             uses_champion=uses_champion,
             sources=sources,
             continues="previous" in hints,
+            after=after,
             resumes="scratch" in hints,
         )
 

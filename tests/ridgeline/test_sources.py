@@ -253,7 +253,9 @@ def test_a_file_that_changes_while_a_step_reads_past_the_listing_is_noticed(
     toy_steps: Path, store: Store, products: Path
 ) -> None:
     """As a library does that reads a folder by itself: the step never calls `Source.read`."""
-    writes = READ.replace("    source = ", "    (Path(params.folder) / 'shelf 0' / 'ü[0].jpg').write_text('other')\n    source = ")
+    writes = READ.replace(
+        "    source = ", "    (Path(params.folder) / 'shelf 0' / 'ü[0].jpg').write_text('other')\n    source = "
+    )
     (toy_steps / "read.py").write_text(writes.replace("len(source.read(name))", "len(name)"))
     keys.forget_code()
     step = importlib.import_module("toy_steps.read").read
