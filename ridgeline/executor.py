@@ -18,7 +18,7 @@ from ridgeline.component import Champion, Component, Params, Source, StepSkipped
 from ridgeline.files import flush_tree
 from ridgeline.keys import KeyParts, key_parts
 from ridgeline.masking import mask
-from ridgeline.sources import describe_changes, read_sources
+from ridgeline.sources import describe_changes, expect_unchanged, read_sources
 from ridgeline.store import Execution, Store, StoreError
 
 log = logging.getLogger(__name__)
@@ -230,6 +230,7 @@ def execute(
                 previous = _previous(store, component, decision.parts) if component.continues else None
                 given: dict[str, Any] = {"scratch": scratch, "sources": decision.sources, "previous": previous}
                 artifact = component(params=params, output=folder, **{**artifacts, **given})
+                expect_unchanged(component, params, decision.sources, store.local / "sources")
                 flush_tree(folder)  # here, since it takes a while, and others wait for the lock
                 with store.lock():
                     return record(ended(decision, "complete", decision.reason, store.publish(artifact)))

@@ -12,9 +12,11 @@ from ridgeline.artifacts.model import Model
 from ridgeline.lineage import producers
 from ridgeline.records import RecordFile, described, short_ref, short_run
 from ridgeline.registry import Registry
+from ridgeline.sources import clear_unused
 from ridgeline.store import Execution, Store, StoreError
 
 SCRATCH_AGE = timedelta(days=7)  # longer than any retry waits
+SOURCE_AGE = timedelta(days=90)  # reading a source without its index takes longer, nothing else
 RECENT = timedelta(hours=24)  # longer than a run may take: between two steps, nothing else shows that it is in progress
 
 
@@ -27,6 +29,7 @@ class Garbage:
         num_executions: Number of unneeded execution records.
         scratch: Size in bytes of each abandoned scratch folder, by execution key.
         staging: Size in bytes of each folder that a killed process left, by name.
+        sources: Size in bytes of each index of a source that no step has read for `SOURCE_AGE`, by its folder's name.
         num_in_progress: Number of runs that are kept, beyond the last runs, because they may be in progress.
     """
 
@@ -34,12 +37,13 @@ class Garbage:
     num_executions: int
     scratch: dict[str, int]
     staging: dict[str, int]
+    sources: dict[str, int]
     num_in_progress: int
 
     @property
     def freed_bytes(self) -> int:
         """Size of everything that is deleted, records left out."""
-        return sum(sum(sizes.values()) for sizes in (self.artifacts, self.scratch, self.staging))
+        return sum(sum(sizes.values()) for sizes in (self.artifacts, self.scratch, self.staging, self.sources))
 
 
 def collect_garbage(
@@ -73,6 +77,7 @@ def collect_garbage(
         store.clear_leftovers()
         registry.recover()
     scratch = store.clear_scratch(SCRATCH_AGE, dry_run)
+    sources = clear_unused(store.local / "sources", SOURCE_AGE, dry_run)
 
     @functools.cache
     def size_bytes(ref: str) -> int:
@@ -92,7 +97,7 @@ def collect_garbage(
                 for ref in artifacts:
                     hide(ref)
             store.delete_records(records)
-    return Garbage(sizes, len(records), scratch, staging, num_in_progress)
+    return Garbage(sizes, len(records), scratch, staging, sources, num_in_progress)
 
 
 def _unneeded(

@@ -18,12 +18,13 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from ridgeline.artifacts.base import canonical_json, is_os_file
-from ridgeline.component import Component, Params, Source, SourceError, SourceFolder
-from ridgeline.files import sign, unsign, write
+from ridgeline.component import Component, Params, Source, SourceError, SourceFolder, TransientStepError
+from ridgeline.files import remove, sign, unsign, write
 
 LARGE_BYTES = 2**20  # threads hash these; for small files they cost more than they gain
 # A file that was changed this shortly before the index was made may change again without another time.
@@ -66,6 +67,55 @@ def fingerprint(folder: SourceFolder, cache: Path | None) -> str:
     return _list("", folder, cache)[0].digest
 
 
+def expect_unchanged(component: Component, params: Params, sources: Mapping[str, Source], cache: Path | None) -> None:
+    """Check, after a step, that its sources hold the files that were listed before it; new files are allowed.
+
+    Args:
+        component: The step.
+        params: Its parameters.
+        sources: Its sources, as they were listed before the step.
+        cache: As for `read_sources`.
+
+    Raises:
+        TransientStepError: If a file was changed or removed meanwhile.
+        SourceError: As for `read_sources`.
+    """
+    for name, folder in component.sources(params).items():
+        now = _list(name, folder, cache)[0].files
+        changed = [file for file, content in sources[name].files.items() if now.get(file) != content]
+        if changed:
+            more = f" and {len(changed) - NAMED_FILES} more" if len(changed) > NAMED_FILES else ""
+            raise TransientStepError(
+                f"Expected the files of {sources[name].location} to stay as they were when the step began; received "
+                f"others, or none, for {', '.join(changed[:NAMED_FILES])}{more}. Run the step again when nothing "
+                "writes into the folder."
+            )
+
+
+def clear_unused(cache: Path, older_than: timedelta, dry_run: bool) -> dict[str, int]:
+    """Delete the indices and listings of the locations that no step has read for some time.
+
+    Args:
+        cache: As for `read_sources`.
+        older_than: How long ago the last reading must be.
+        dry_run: Only report what would be deleted.
+
+    Returns:
+        Size in bytes of what belongs to each such location, by the name of its folder in the cache.
+    """
+    sizes = {}
+    for place in cache.iterdir() if cache.is_dir() else ():
+        try:
+            status = [file.stat() for file in (place, *place.glob("*"))]
+        except FileNotFoundError:  # a step is reading the source now
+            continue
+        if time.time() - max(s.st_mtime for s in status) >= older_than.total_seconds():
+            sizes[place.name] = sum(s.st_size for s in status[1:])
+            if not dry_run:
+                remove(place)
+    return sizes
+
+
 def describe_changes(source: Source, before: str, cache: Path) -> str:
     """Return what changed in a source since an earlier listing, as a phrase.
 
@@ -78,9 +128,10 @@ def describe_changes(source: Source, before: str, cache: Path) -> str:
         For example ``source products changed: 12 files added, 3 modified``.
     """
     label = f"source {source.label} changed"
-    try:
-        text = gzip.decompress((_folder_of(cache, source.location) / f"{before}.json.gz").read_bytes())
-    except (OSError, EOFError, zlib.error):  # missing or damaged
+    try:  # also one of another location: the folder may have been moved
+        listing = next(cache.glob(f"*/{before}.json.gz"))
+        text = gzip.decompress(listing.read_bytes())
+    except (StopIteration, OSError, EOFError, zlib.error):  # missing or damaged
         return f"{label} ({before[:12]} → {source.digest[:12]})"
     return f"{label}: {_differences(json.loads(text), source.files)}"
 
@@ -113,7 +164,12 @@ def _list(name: str, folder: SourceFolder, cache: Path | None, keep: bool = True
     """Return a source, and its own folder in the cache."""
     from upath import UPath
 
-    path = UPath(folder.location)
+    try:
+        path = UPath(folder.location)
+    except (ImportError, ValueError, TypeError) as error:
+        raise SourceError(
+            f"Expected a folder or a URL that fsspec can open; received {str(folder.location)!r}: {error}. Correct it."
+        ) from error
     if path.protocol in ("", "file", "local"):
         root = Path(path.path).expanduser().absolute()
         place = _folder_of(cache, str(root)) if cache else None
@@ -265,19 +321,32 @@ def _hash(root: Path, names: list[str], found: Mapping[str, Entry]) -> dict[str,
 
 def _list_objects(path: Any, location: str) -> dict[str, str]:
     """Return the ETag, or what the file system has in its place, and the size of each object."""
-    path.fs.invalidate_cache()  # a listing may be as old as the process
     try:
+        path.fs.invalidate_cache()  # a listing may be as old as the process
         listed = path.fs.find(path.path, detail=True)
-    except OSError as error:
-        raise SourceError(f"Cannot list {location}: {error}. Correct its name or rights.") from error
+    except (ImportError, ValueError, PermissionError, FileNotFoundError) as error:
+        raise SourceError(f"Cannot list {location}: {error}. Correct its name, rights or driver.") from error
+    except Exception as error:  # the drivers' own, such as missing credentials and no network
+        raise TransientStepError(
+            f"Cannot list {location}: {type(error).__name__}: {error}. Correct the credentials, or try again later."
+        ) from error
     if not listed:
         raise SourceError(f"Expected a folder with files; received {location}, where there are none. Correct its name.")
     prefix = path.path.rstrip("/") + "/"
     files = {}
+    problems = []
     for name, info in sorted(listed.items()):
         relative = name.removeprefix(prefix) if name.startswith(prefix) else name.partition(prefix.lstrip("/"))[2]
+        if info["type"] == "directory":  # an object without content that a console makes to show a folder
+            continue
+        if not relative:
+            raise SourceError(f"Expected a folder; received {location}, which is a file. Name the folder around it.")
+        if "" in relative.split("/"):
+            problems.append(f"{relative}: a folder without a name")
+            continue
         if any(part.startswith(".") or is_os_file(part) for part in relative.split("/")):
             continue
         tag = next((info[key] for key in ("ETag", "etag", "md5Hash") if info.get(key)), None) or path.fs.ukey(name)
         files[relative] = f"{str(tag).strip(chr(34))}:{info['size']}"
+    _refuse(location, problems)
     return files

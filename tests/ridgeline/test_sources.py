@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from ridgeline import files, keys, sources
 from ridgeline.component import Component, Source, SourceError, SourceFolder, TransientStepError
 from ridgeline.executor import decide, execute
-from ridgeline.sources import RECENT_NS, read_sources
+from ridgeline.sources import RECENT_NS, clear_unused, read_sources
 from ridgeline.store import Store
 
 READ = """
@@ -246,3 +247,82 @@ def test_only_the_latest_listings_are_kept(products: Path, tmp_path: Path, monke
         (products / "new").write_text(str(number))
         listing(products, tmp_path / "cache")
     assert len(list((tmp_path / "cache").rglob("*.json.gz"))) == 2
+
+
+def test_a_file_that_changes_while_a_step_reads_past_the_listing_is_noticed(
+    toy_steps: Path, store: Store, products: Path
+) -> None:
+    """As a library does that reads a folder by itself: the step never calls `Source.read`."""
+    writes = READ.replace("    source = ", "    (Path(params.folder) / 'shelf 0' / 'ü[0].jpg').write_text('other')\n    source = ")
+    (toy_steps / "read.py").write_text(writes.replace("len(source.read(name))", "len(name)"))
+    keys.forget_code()
+    step = importlib.import_module("toy_steps.read").read
+    params = step.parse({"folder": str(products)})
+    with pytest.raises(TransientStepError, match=r"others, or none, for shelf 0/ü\[0\]\.jpg\. Run the step again"):
+        execute(store, step, {}, params, "a")
+    assert [execution.state for execution in store.executions()] == ["failed"]
+    assert store.refs() == []
+    assert execute(store, step, {}, params, "b").state == "complete"  # it writes the same again
+
+
+def test_a_file_that_is_added_while_a_step_runs_belongs_to_the_next_execution(
+    toy_steps: Path, store: Store, products: Path
+) -> None:
+    (toy_steps / "read.py").write_text(
+        READ.replace("    source = ", "    (Path(params.folder) / 'new.jpg').write_text('new')\n    source = ")
+    )
+    keys.forget_code()
+    step = importlib.import_module("toy_steps.read").read
+    params = step.parse({"folder": str(products)})
+    assert execute(store, step, {}, params, "a").state == "complete"
+    assert execute(store, step, {}, params, "b").reason == "source products changed: 1 file added"
+    assert execute(store, step, {}, params, "c").state == "cached"
+
+
+def test_a_folder_at_another_place_is_compared_with_the_earlier_one(
+    read: Component, store: Store, products: Path
+) -> None:
+    execute(store, read, {}, read.parse({"folder": str(products)}), "a")
+    moved = products.rename(products.with_name("goods"))
+    (moved / "new.jpg").write_text("new")
+    reason = execute(store, read, {}, read.parse({"folder": str(moved)}), "b").reason
+    assert "source goods changed: 1 file added" in reason
+
+
+def test_objects_that_are_no_files_of_a_folder() -> None:
+    from upath import UPath
+
+    folder = UPath("memory://sources-objects")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "1.jpg").write_bytes(b"1")
+    with pytest.raises(SourceError, match=r"received memory://sources-objects/1\.jpg, which is a file"):
+        listing("memory://sources-objects/1.jpg")
+    with pytest.raises(SourceError, match="Expected a folder or a URL that fsspec can open; received 'nosuch://x'"):
+        listing("nosuch://x")
+
+
+def test_an_object_store_that_does_not_answer_may_answer_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    def find(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no answer")  # drivers raise errors of their own libraries
+
+    monkeypatch.setattr(MemoryFileSystem, "find", find)
+    with pytest.raises(TransientStepError, match="Cannot list memory://x: RuntimeError: no answer"):
+        listing("memory://x")
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_what_belongs_to_unused_locations_is_cleared(products: Path, tmp_path: Path, dry_run: bool) -> None:
+    cache = tmp_path / "cache"
+    listing(products, cache)
+    (used,) = cache.iterdir()
+    unused = shutil.copytree(used, cache / "unused")
+    for path in (*unused.iterdir(), unused):
+        os.utime(path, (1, 1))
+    sizes = clear_unused(cache, timedelta(days=1), dry_run)
+    assert sizes.keys() == {"unused"}
+    assert sizes["unused"] > 0
+    assert unused.exists() == dry_run
+    assert used.exists()
+    assert clear_unused(tmp_path / "missing", timedelta(days=1), dry_run) == {}
