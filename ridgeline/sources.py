@@ -10,6 +10,7 @@ import collections
 import contextlib
 import gzip
 import hashlib
+import io
 import json
 import os
 import stat
@@ -303,8 +304,10 @@ def _hash(root: Path, names: list[str], found: Mapping[str, Entry]) -> dict[str,
 
     def digest(name: str) -> str:
         try:
-            with Path(root, name).open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            with io.FileIO(f"{root}/{name}") as file:  # for small files, three times as fast as Path
+                if found[name][0] < LARGE_BYTES:
+                    return hashlib.sha256(file.readall()).hexdigest()
+                return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         except OSError as error:
             problems.append(f"{name}: {cause(error)}")
             return ""

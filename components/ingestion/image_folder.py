@@ -176,6 +176,8 @@ def _labelled(source: Source, params: Params) -> tuple[list[Image], list[Unreada
         listed = list(rows)
     except UnicodeDecodeError as error:
         raise FolderError(f"Expected UTF-8 text in {where}; received {error}. Save it as UTF-8.") from None
+    except csv.Error as error:  # for example for a quotation mark that is never closed
+        raise FolderError(f"Expected comma-separated values in {where}; received: {error}. Correct it.") from None
     images, unreadable, problems, seen = [], [], [], set()
     for number, row in enumerate(listed, start=2):
         file, label = (row["path"] or "").strip(), (row["label"] or "").strip()
@@ -188,6 +190,8 @@ def _labelled(source: Source, params: Params) -> tuple[list[Image], list[Unreada
             digest = source.files[file]
             images.append(Image(file, digest, label, split or _split(digest, params)))
         seen.add(file)
+    if not images and not problems:
+        problems = [f"{entry.file}: {entry.reason}" for entry in unreadable]
     if problems or not images:
         raise FolderError(
             f"Expected in each line of {where} a path in the folder, each once, a label, and train or test if there is "

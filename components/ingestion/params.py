@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,10 +15,16 @@ FOLDER = "folder"
 DATASET_PATTERN = r"^[a-z][a-z0-9_]*(/[A-Za-z0-9][A-Za-z0-9_.+-]*)?(:\d+\.\d+\.\d+)?$"
 
 
+Side = Annotated[int, Field(ge=1, le=4_096)]
+
+
 def _as_size(value: Any) -> Any:
+    """Return one number, or text as ``32,48``, as height and width; JSON has no tuples."""
+    if isinstance(value, str) and re.fullmatch(r"[\d\s,]+", value):
+        value = [int(part) if part.strip() else None for part in value.split(",")]
     if isinstance(value, int) and not isinstance(value, bool):
-        return (value, value)
-    return tuple(value) if isinstance(value, list) else value  # JSON has no tuples
+        value = (value,)
+    return tuple(value) * (2 if len(value) == 1 else 1) if isinstance(value, list | tuple) else value
 
 
 class Params(StepParams):
@@ -50,11 +57,11 @@ class Params(StepParams):
         title="Image directory",
         description="For folder: a path or URL, with train/CLASS/ and test/CLASS/, with CLASS/, or with labels.csv.",
     )
-    image_size: Annotated[tuple[int, int], BeforeValidator(_as_size)] | None = Field(
+    image_size: Annotated[tuple[Side, Side], BeforeValidator(_as_size)] | None = Field(
         None,
         title="Image size",
-        description="Height and width in pixels, as [32, 32] or one number for both. Other images are resized, without "
-        "regard to their proportions. Empty: all images must have one size.",
+        description="Height and width in pixels, 1 to 4096, as [32, 32] or one number for both. Other images are "
+        "resized, without regard to their proportions. Empty: all images must have one size.",
     )
     resampling: Literal["bilinear", "bicubic", "lanczos", "box", "nearest"] = Field(
         "bilinear",

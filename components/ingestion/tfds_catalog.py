@@ -214,6 +214,11 @@ def _expect_files_or_network(builder: Any, manual_dir: Path | None) -> None:
     import requests
 
     infos = (builder.url_infos or {}).items()
+    if folders := [info.filename for _, info in infos if manual_dir and (manual_dir / info.filename).is_dir()]:
+        raise IngestError(
+            f"Expected the downloaded files in {manual_dir}; received folders named {', '.join(folders)}. Replace them "
+            "by the files."
+        )
     missing = {
         url: info.filename for url, info in infos if manual_dir is None or not (manual_dir / info.filename).exists()
     }

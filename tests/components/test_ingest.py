@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,3 +169,67 @@ def test_a_dataset_of_one_class_is_refused_before_its_images_are_prepared(tmp_pa
     monkeypatch.setattr(synthetic_garments, "draw", None)
     with pytest.raises(IngestError, match="at least 2 classes; received synthetic_garments:1.0.0 with Dress"):
         run(tmp_path / "out", dataset="synthetic_garments:1.0.0")
+
+
+def test_a_folder_under_the_name_of_a_manual_file_is_refused(tmp_path):
+    (tmp_path / "manual" / "t10k-labels-idx1-ubyte.gz").mkdir(parents=True)
+    with pytest.raises(IngestError, match=r"received folders named t10k-labels-idx1-ubyte\.gz"):
+        run(tmp_path / "out", manual_dir=tmp_path / "manual")
+
+
+def builder_of(name, image, examples):
+    """Return a tfds builder; ``examples`` gives the images and labels of each split."""
+    import tensorflow_datasets as tfds
+
+    def info(self):
+        features = {"image": image, "label": tfds.features.ClassLabel(num_classes=3)}
+        return self.dataset_info_from_configs(description="test", features=tfds.features.FeaturesDict(features))
+
+    def generators(self, dl_manager):
+        return {split: enumerate({"image": i, "label": n} for i, n in rows) for split, rows in examples.items()}
+
+    members = {
+        "__module__": __name__,
+        "pkg_dir_path": Path(__file__).parent,
+        "VERSION": tfds.core.Version("1.0.0"),
+        "_info": info,
+        "_split_generators": generators,
+    }
+    return type(name, (tfds.core.GeneratorBasedBuilder,), members | {"_generate_examples": None})
+
+
+def test_labels_that_are_no_class_are_refused_with_split_count_and_index(tmp_path):
+    import tensorflow_datasets as tfds
+
+    image = np.zeros((4, 4, 1), np.uint8)
+    rows = {"train": [(image, n % 3) for n in range(30)], "test": [(image, n % 3 if n % 5 else -1) for n in range(20)]}
+    builder_of("MinusOne", tfds.features.Image(shape=(4, 4, 1)), rows)
+    with pytest.raises(IngestError, match=r"labels from 0 to 2 in the test split; received 4 others in 20 images, the"):
+        run(tmp_path / "out", dataset="minus_one:1.0.0")
+
+
+def test_images_of_several_sizes_become_equal(tmp_path):
+    import tensorflow_datasets as tfds
+
+    rng = np.random.default_rng(1)
+    images = [rng.integers(0, 256, (n % 5 + 2, 7, 3), np.uint8) for n in range(12)]
+    rows = {"train": [(image, n % 3) for n, image in enumerate(images[:8])]}
+    rows["test"] = [(image, n % 3) for n, image in enumerate(images[8:])]
+    builder_of("SeveralSizes", tfds.features.Image(shape=(None, None, 3)), rows)
+    with pytest.raises(IngestError, match="Set ingest.image_size"):
+        run(tmp_path / "first", dataset="several_sizes")
+    dataset = run(tmp_path / "out", dataset="several_sizes", image_size=4, color_mode="grayscale")
+    assert dataset.facts.name == "several_sizes:1.0.0"  # the newest version
+    assert dataset.split("train").images.shape == (8, 4, 4)
+    assert sorted(dataset.split("test").labels) == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize(("value", "size"), [(32, (32, 32)), ("32", (32, 32)), ("3, 4", (3, 4)), ([3, 4], (3, 4))])
+def test_image_size_is_height_and_width_or_one_number(value, size):
+    assert ingest.parse({"image_size": value}).image_size == size
+
+
+@pytest.mark.parametrize("value", [0, -1, [0, 5], 100_000, "a", [1, 2, 3], 3.5, True])
+def test_other_image_sizes_are_refused(value):
+    with pytest.raises(ParameterError, match=r"ingest\.image_size"):
+        ingest.parse({"image_size": value})

@@ -14,6 +14,7 @@ from ridgeline.component import ParameterError
 from ridgeline.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
+STEPS = ["ingest", "transform", "statistics", "validate", "train", "evaluate", "export"]
 SETTINGS = ["ingest.dataset=synthetic_garments:1.0.0", "transform.validation_examples=1000"]
 
 
@@ -52,7 +53,7 @@ def append_comment(file):
 
 
 def test_steps_are_ordered_by_what_they_need():
-    assert [step.name for step in pipeline.plan("export")] == ["ingest", "transform", "train", "evaluate", "export"]
+    assert [step.name for step in pipeline.plan("export")] == STEPS
     assert [step.name for step in pipeline.plan("transform")] == ["ingest", "transform"]
     with pytest.raises(ParameterError, match="Expected a step of evaluate, export, .* received 'exprot'"):
         pipeline.plan("exprot")
@@ -60,7 +61,7 @@ def test_steps_are_ordered_by_what_they_need():
 
 def test_a_step_that_may_be_left_out_runs_if_it_is_named():
     names = [step.name for step in pipeline.plan("train", ["sweep"])]
-    assert names == ["ingest", "transform", "sweep", "select", "train"]
+    assert names == ["ingest", "transform", "statistics", "validate", "sweep", "select", "train"]
     assert [step.name for step in pipeline.plan("train", ["select"])] == names
     with pytest.raises(ParameterError, match="Expected a step of .*; received 'sweeep'"):
         pipeline.plan("train", ["sweeep"])
@@ -191,13 +192,13 @@ def test_explain_runs_and_writes_nothing(tmp_path):
     steps = pipeline.plan("export")
     lines = list(pipeline.explain(settings, steps, pipeline.parse_params(steps, {}, settings)))
     assert lines[0] == ("ingest", "runs: first run of ingest")
-    assert lines[2] == ("train", "depends: runs unless examples comes out as before")
+    assert lines[4] == ("train", "depends: runs unless examples comes out as before")
     assert not (tmp_path / "store").exists()
 
 
 def test_pipeline_ends_with_a_served_model(synthetic):
     settings, records = synthetic
-    assert [record.state for record in records] == ["complete"] * 5
+    assert [record.state for record in records] == ["complete"] * len(STEPS)
     served = settings.serving_dir() / "synthetic_garments"
     assert [path.name for path in served.iterdir() if path.is_dir()] == ["1"]
     assert (served / "1" / "saved_model.pb").is_file()
@@ -205,11 +206,11 @@ def test_pipeline_ends_with_a_served_model(synthetic):
 
 def test_comment_in_a_component_reruns_only_what_reaches_it(tree):
     folder, ridgeline = tree
-    assert [line.split()[1] for line in ridgeline("explain").splitlines()] == ["reused:"] * 5
+    assert [line.split()[1] for line in ridgeline("explain").splitlines()] == ["reused:"] * len(STEPS)
     append_comment(folder / "components" / "evaluate.py")
     lines = ridgeline("explain").splitlines()
-    assert [line.split()[1] for line in lines] == ["reused:"] * 3 + ["runs:", "depends:"]
-    assert "code of components/evaluate.py changed" in lines[3]
+    assert [line.split()[1] for line in lines] == ["reused:"] * 5 + ["runs:", "depends:"]
+    assert "code of components/evaluate.py changed" in lines[5]
 
 
 @pytest.mark.fresh_process
@@ -218,7 +219,7 @@ def test_captions_help_and_the_tolerance_train_nothing(tree):
     grid = ("--set", "sweep.l1=[]", "--set", "sweep.l2=[0.01]", "--set", "sweep.train.epochs=1")
     ridgeline("run", "select", *grid)
     explain = ("explain", "select", *grid)
-    unchanged = dict.fromkeys(["ingest", "transform", "sweep", "select"], "reused")
+    unchanged = dict.fromkeys(["ingest", "transform", "statistics", "validate", "sweep", "select"], "reused")
     assert words(ridgeline(*explain)) == unchanged
 
     replace_once(folder / "ridgeline" / "cli.py", "A step to run even if nothing changed.", "Run it again.")
@@ -234,7 +235,10 @@ def test_captions_help_and_the_tolerance_train_nothing(tree):
     assert set(words(ridgeline("explain")).values()) == {"reused"}
 
     replace_once(folder / "components/reports/evaluation.py", "Most confident mistakes", "Worst mistakes")
-    expected = dict.fromkeys(["ingest", "transform", "train"], "reused") | {"evaluate": "runs", "export": "depends"}
+    expected = dict.fromkeys(["ingest", "transform", "statistics", "validate", "train"], "reused") | {
+        "evaluate": "runs",
+        "export": "depends",
+    }
     assert words(ridgeline("explain")) == expected
     assert words(ridgeline(*explain)) == unchanged | {"select": "runs"}
 
@@ -245,6 +249,6 @@ def test_equal_output_reruns_nothing_downstream(tree):
     append_comment(folder / "components" / "transform.py")
     output = ridgeline("run")
     assert "transform runs: code of components/transform.py changed" in output
-    for step in ("ingest", "train", "evaluate", "export"):
+    for step in ("ingest", "statistics", "validate", "train", "evaluate", "export"):
         assert f"{step} reused: same inputs, parameters and code" in output
     assert "not pushed: version 1 serves this model already" in output

@@ -141,6 +141,8 @@ def test_labels_csv_names_classes_and_splits(shop: Path, tmp_path: Path) -> None
         ),
         (("path", "label"), [["test/Bag/12.png", "a"], ["test/Bag/12.png", "b"]], "line 3"),
         (("path", "label"), [["test/Bag/12.png", ""]], "line 2"),
+        (("path", "label"), [["./test/Bag/12.png", "a"]], r"1 other lines of 1.*\n  \./test/Bag/12\.png: named in"),
+        (("path", "label"), [["test/Bag/12.png", "x" * 200_000]], "field larger than field limit"),
         (("path", "label"), [["test/Bag/12.png", "a", "more"]], "line 2"),
         (
             ("path", "label"),
