@@ -292,7 +292,7 @@ def test_a_folder_at_another_place_is_compared_with_the_earlier_one(
 
 
 def test_objects_that_are_no_files_of_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fsspec.implementations.memory import MemoryFileSystem
+    from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
     from upath import UPath
 
     folder = UPath("memory://sources-objects")
@@ -317,7 +317,7 @@ def test_objects_that_are_no_files_of_a_folder(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_object_store_that_does_not_answer_may_answer_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fsspec.implementations.memory import MemoryFileSystem
+    from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
 
     def find(*_: Any, **__: Any) -> None:
         raise RuntimeError("no answer")  # drivers raise errors of their own libraries
