@@ -1,5 +1,4 @@
 import importlib
-import shutil
 
 import numpy as np
 import pytest
@@ -134,8 +133,8 @@ def blank(splits):
         (blank, "nearly constant images", True),
     ],
 )
-@pytest.mark.parametrize("color", [False, True])
-def test_a_planted_fault_is_an_error_with_its_reason(tmp_path, fault, reason, alone, color):
+def test_a_planted_fault_is_an_error_with_its_reason(tmp_path, fault, reason, alone):
+    color = fault in (invert, darken)
     before = describe(tmp_path / "before", arrays(color))
     splits = arrays(color)
     fault(splits)
@@ -227,9 +226,3 @@ def test_nothing_of_a_check_is_in_the_key_of_a_training(clean):
         assert not {"components/validate.py", "components/statistics.py", "components/reports/anomalies.py"} & set(
             parts.code
         )
-
-
-def test_images_of_other_sizes_keep_the_report_small(tmp_path, clean):
-    found = check(tmp_path / "out", clean)
-    assert found.report.stat().st_size < 1_000_000
-    shutil.rmtree(tmp_path / "out")
