@@ -36,16 +36,16 @@ class Params(BaseParams):
         ge=0,
         le=128,
         title="Deviation of a nearly constant image",
-        description="An image counts as nearly constant if the standard deviation of its pixels is below this, in pixel "
-        "values, 0 to 128.",
+        description="An image counts as nearly constant if the standard deviation of its pixels is below this, in "
+        "pixel values, 0 to 128.",
     )
     near_difference: float = Field(
         4.0,
         ge=0,
         le=255,
         title="Difference of near duplicates",
-        description="Two images with the same perceptual hash count as near duplicates if their pixels differ by at most "
-        "this on average, in pixel values, 0 to 255.",
+        description="Two images with the same perceptual hash count as near duplicates if their pixels differ by at "
+        "most this on average, in pixel values, 0 to 255.",
     )
 
 
@@ -53,8 +53,8 @@ class Params(BaseParams):
 def statistics(examples: Examples, params: Params, output: Path) -> ExampleStatisticsFacts:
     """Describe the images of each split: classes, pixels, brightness, contrast, duplicates.
 
-    Images are read in batches. 25 bytes per image stay in memory: its digest, its perceptual hash, its label and whether
-    it is nearly constant. All sums are integers, so that every machine gets the same bytes.
+    Images are read in batches. 25 bytes per image stay in memory: its digest, its perceptual hash, its label and
+    whether it is nearly constant. All sums are integers, so that every machine gets the same bytes.
 
     Args:
         examples: The examples.
@@ -170,9 +170,7 @@ class _Images:
 
     def place(self, number: int) -> Place:
         split = int(self.split_of[number])
-        return Place(
-            split=SPLITS[split], row=int(number - self.starts[split]), label=int(self.labels[number])
-        )
+        return Place(split=SPLITS[split], row=int(number - self.starts[split]), label=int(self.labels[number]))
 
     def copies(self, count: int, groups: list[np.ndarray] | np.ndarray) -> Copies:
         shown = [tuple(map(self.place, group[:MAX_MEMBERS])) for group in groups[:MAX_GROUPS]]
@@ -227,7 +225,9 @@ def _groups(values: np.ndarray) -> list[np.ndarray]:
     same = values[order][1:] == values[order][:-1]
     starts = np.flatnonzero(np.concatenate([[True], ~same])) if len(values) else np.empty(0, np.int64)
     ends = np.concatenate([starts[1:], [len(values)]])
-    groups = [order[start:end] for start, end in zip(starts, ends, strict=True) if end - start > 1] if len(starts) else []
+    groups = (
+        [order[start:end] for start, end in zip(starts, ends, strict=True) if end - start > 1] if len(starts) else []
+    )
     return sorted(groups, key=lambda group: int(group[0]))
 
 

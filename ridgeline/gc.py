@@ -49,7 +49,8 @@ def collect_garbage(
     """Delete the artifacts and records that no served version, none of the last runs and no run in progress need.
 
     A version that was deleted from the registry needs nothing. A needed artifact is kept with all artifacts that it
-    was made from, a served version also with the statistics of its examples, which new examples are compared with. Scratch folders of unfinished executions are deleted if unchanged for `SCRATCH_AGE`.
+    was made from, a served version also with the statistics of its examples, which new examples are compared with.
+    Scratch folders of unfinished executions are deleted if unchanged for `SCRATCH_AGE`.
 
     What is unneeded is found before the store's lock is taken. Under the lock, only what changed meanwhile is read.
 
@@ -146,7 +147,9 @@ def _unneeded(
                 need([entry.artifact, model])
                 served |= ancestors(model)
 
-    compared = {short_ref(ref) for ref in store.refs() if ref.startswith(f"{ExampleStatistics.__name__}/")} if served else ()
+    compared = (
+        {short_ref(ref) for ref in store.refs() if ref.startswith(f"{ExampleStatistics.__name__}/")} if served else ()
+    )
     for execution in (read(file) for file in files if file.output in compared):
         if execution and execution.output and served >= set(execution.inputs.values()):
             need([execution.output])

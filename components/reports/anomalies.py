@@ -73,7 +73,9 @@ def _evidence(finding: Finding, examples: Examples) -> list[list[tuple[Place, st
     return [[_shown(examples, place) for place in group] for group in finding.evidence[:NUM_GROUPS]]
 
 
-def _balance(statistics: ExampleStatistics, champion: ExampleStatistics | None) -> list[tuple[str, list[int], int | None]]:
+def _balance(
+    statistics: ExampleStatistics, champion: ExampleStatistics | None
+) -> list[tuple[str, list[int], int | None]]:
     """Return each class's name, its counts by split, and its count in the champion's training split."""
     facts = statistics.facts
     then = champion.facts if champion else None

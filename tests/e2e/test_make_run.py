@@ -50,7 +50,11 @@ def test_ctrl_c_ends_the_run_instead_of_retrying_the_task(
     records = [e for e in Store(tmp_path / "var/store").executions() if e.run_id != "synthetic"]
     states = {e.component: e.state for e in records}
     assert states == {
-        "ingest": "cached", "transform": "cached", "statistics": "cached", "validate": "cached", "train": "failed",
+        "ingest": "cached",
+        "transform": "cached",
+        "statistics": "cached",
+        "validate": "cached",
+        "train": "failed",
     }
 
 

@@ -239,7 +239,10 @@ def test_captions_help_and_the_tolerance_train_nothing(tree):
     assert set(words(ridgeline("explain")).values()) == {"reused"}
 
     replace_once(folder / "components/reports/evaluation.py", "Most confident mistakes", "Worst mistakes")
-    expected = dict.fromkeys(["ingest", "transform", "statistics", "validate", "train"], "reused") | {"evaluate": "runs", "export": "depends"}
+    expected = dict.fromkeys(["ingest", "transform", "statistics", "validate", "train"], "reused") | {
+        "evaluate": "runs",
+        "export": "depends",
+    }
     assert words(ridgeline("explain")) == expected
     assert words(ridgeline(*explain)) == unchanged | {"select": "runs"}
 
@@ -265,7 +268,9 @@ def run_to(synthetic_store, tmp_path):
     def run(target, run_id, **changed):
         steps = pipeline.plan(target)
         params = pipeline.parse_params(steps, values | {n.replace("__", "."): v for n, v in changed.items()}, settings)
-        return {result.execution.component: result.execution for result in pipeline.run(settings, steps, params, run_id)}
+        return {
+            result.execution.component: result.execution for result in pipeline.run(settings, steps, params, run_id)
+        }
 
     return settings, run
 

@@ -65,7 +65,13 @@ def test_records_are_read_and_none_is_left_out(settings: Settings, caplog: pytes
         (record.run_id for record in records), key=["first", "second", "failed"].index
     )
     assert set(pipeline.run_records(settings, "second")) == {
-        "ingest", "transform", "statistics", "validate", "train", "evaluate", "export",
+        "ingest",
+        "transform",
+        "statistics",
+        "validate",
+        "train",
+        "evaluate",
+        "export",
     }
 
 
