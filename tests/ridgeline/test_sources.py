@@ -310,7 +310,7 @@ def test_objects_that_are_no_files_of_a_folder() -> None:
 
 
 def test_an_object_store_that_does_not_answer_may_answer_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fsspec.implementations.memory import MemoryFileSystem
+    MemoryFileSystem = importlib.import_module("fsspec.implementations.memory").MemoryFileSystem  # noqa: N806
 
     def find(*_: Any, **__: Any) -> None:
         raise RuntimeError("no answer")  # drivers raise errors of their own libraries
