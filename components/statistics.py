@@ -36,16 +36,16 @@ class Params(BaseParams):
         ge=0,
         le=128,
         title="Deviation of a nearly constant image",
-        description="An image counts as nearly constant if the standard deviation of its pixels is below this, in pixel "
-        "values, 0 to 128.",
+        description="An image counts as nearly constant if the standard deviation of its pixels is below this, in "
+        "pixel values, 0 to 128.",
     )
     near_difference: float = Field(
         4.0,
         ge=0,
         le=255,
         title="Difference of near duplicates",
-        description="Two images with the same perceptual hash count as near duplicates if their pixels differ by at most "
-        "this on average, in pixel values, 0 to 255.",
+        description="Two images with the same perceptual hash count as near duplicates if their pixels differ by at "
+        "most this on average, in pixel values, 0 to 255.",
     )
 
 
@@ -53,8 +53,8 @@ class Params(BaseParams):
 def statistics(examples: Examples, params: Params, output: Path) -> ExampleStatisticsFacts:
     """Describe the images of each split: classes, pixels, brightness, contrast, duplicates.
 
-    Images are read in batches. 25 bytes per image stay in memory: its digest, its perceptual hash, its label and whether
-    it is nearly constant. All sums are integers, so that every machine gets the same bytes.
+    Images are read in batches. 25 bytes per image stay in memory: its digest, its perceptual hash, its label and
+    whether it is nearly constant. All sums are integers, so that every machine gets the same bytes.
 
     Args:
         examples: The examples.
@@ -239,7 +239,7 @@ def _one_per_label(group: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def _leaked(images: _Images, groups: list[np.ndarray], split: str, sources: tuple[str, ...]) -> Copies:
     """Count the images of a split that equal one of other splits; the original comes first in the evidence."""
-    own, others = SPLITS.index(split), [SPLITS.index(name) for name in sources]  # type: ignore[arg-type]
+    own, others = SPLITS.index(split), [SPLITS.index(name) for name in sources]
     count, shown = 0, []
     for group in groups:
         parts = images.split_of[group]

@@ -39,15 +39,15 @@ class Params(BaseParams):
         ge=0,
         le=1,
         title="Maximum share of test images in training",
-        description="Share of test images that equal a training or validation image, 0 to 1. More is an error, any is a "
-        "warning. Official Fashion-MNIST and CIFAR-10 have none.",
+        description="Share of test images that equal a training or validation image, 0 to 1. More is an error, any is "
+        "a warning. Official Fashion-MNIST and CIFAR-10 have none.",
     )
     max_conflicting: int = Field(
         0,
         ge=0,
         title="Maximum images with several labels",
-        description="Number of images that occur with more than one label. More is an error, any is a warning. Official "
-        "Fashion-MNIST and CIFAR-10 have none.",
+        description="Number of images that occur with more than one label. More is an error, any is a warning. "
+        "Official Fashion-MNIST and CIFAR-10 have none.",
     )
     max_constant_share: float = Field(
         0.01,
@@ -61,16 +61,16 @@ class Params(BaseParams):
         ge=0,
         le=1,
         title="Maximum change of the class balance",
-        description="Total variation distance between the class shares now and in the champion's training data, 0 to 1. "
-        "A significant change above this is an error, above half of it a warning.",
+        description="Total variation distance between the class shares now and in the champion's training data, 0 to "
+        "1. A significant change above this is an error, above half of it a warning.",
     )
     min_class_ratio: float = Field(
         0.6,
         ge=0,
         le=1,
         title="Minimum part of a class that is left",
-        description="Share of a class in the training split, divided by its share in the champion's training data, 0 to "
-        "1. Significantly less is an error: 0.6 finds a class that was halved.",
+        description="Share of a class in the training split, divided by its share in the champion's training data, 0 "
+        "to 1. Significantly less is an error: 0.6 finds a class that was halved.",
     )
     max_distribution_shift: float = Field(
         0.15,
@@ -332,8 +332,8 @@ def _test(statistics: ExampleStatistics, params: Params) -> Iterator[Finding]:
         yield Finding(
             check="class is rarer in training",
             severity="warning",
-            message=f"The class {name} has {train[name]:,} training images and {test[name]:,} test images. Its share in "
-            f"the training split is {ratio:.2f} of that in the test split",
+            message=f"The class {name} has {train[name]:,} training images and {test[name]:,} test images. Its share "
+            f"in the training split is {ratio:.2f} of that in the test split",
             value=ratio,
             threshold=params.min_class_ratio,
             advice="Look for training images that are missing.",
@@ -380,7 +380,7 @@ def _distributions(
         # Of the mean images, only what is not chance can be compared.
         noise = [float(np.mean(d**2)) / n for d, n in zip(deviations, counts, strict=True)]
         if all(float(np.var(image)) > 25 * n for image, n in zip(images, noise, strict=True)):
-            correlation = float(np.corrcoef(np.stack(images).astype(np.float64))[0, 1])
+            correlation = float(np.asarray(np.corrcoef(np.stack(images).astype(np.float64)))[0, 1])
             if correlation < params.min_mean_image_correlation:
                 turned = ", as if the images were inverted" if correlation < -0.5 else ""
                 yield Finding(
@@ -415,8 +415,9 @@ def _changes(now: ExampleStatistics, then: ExampleStatistics, params: Params) ->
             more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
             yield Finding(
                 check=f"{what} classes",
-                severity=severity,  # type: ignore[arg-type]
-                message=f"{len(found)} classes are {what}, compared with the champion: {', '.join(found[:NAMED])}{more}",
+                severity=severity,
+                message=f"{len(found)} classes are {what}, compared with the champion: "
+                f"{', '.join(found[:NAMED])}{more}",
                 value=len(found),
                 threshold=0,
                 advice=advice,

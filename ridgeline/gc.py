@@ -159,8 +159,8 @@ def _unneeded(
     compared = (
         {short_ref(ref) for ref in store.refs() if ref.startswith(f"{ExampleStatistics.__name__}/")} if served else ()
     )
-    for execution in (read(file) for file in files if file.output in compared):
-        if execution and execution.output and served >= set(execution.inputs.values()):
+    for execution in filter(None, (read(file) for file in files if file.output in compared)):
+        if execution.output and served >= set(execution.inputs.values()):
             need([execution.output])
 
     makes_needed = {short_ref(ref) for ref in needed}

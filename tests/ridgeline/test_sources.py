@@ -292,15 +292,16 @@ def test_a_folder_at_another_place_is_compared_with_the_earlier_one(
 
 
 def test_objects_that_are_no_files_of_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
     from upath import UPath
+
+    MemoryFileSystem = importlib.import_module("fsspec.implementations.memory").MemoryFileSystem  # noqa: N806
 
     folder = UPath("memory://sources-objects")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "1.jpg").write_bytes(b"1")
     real = MemoryFileSystem.find
 
-    def find(fs: MemoryFileSystem, path: str, **options: Any) -> Any:  # as s3fs: what a console makes for a folder
+    def find(fs: Any, path: str, **options: Any) -> Any:  # as s3fs: what a console makes for a folder
         return real(fs, path, **options) | {f"{folder.path}/": {"type": "file", "size": 0, "ETag": "x"}}
 
     with monkeypatch.context() as patch:
@@ -317,7 +318,7 @@ def test_objects_that_are_no_files_of_a_folder(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_object_store_that_does_not_answer_may_answer_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
+    MemoryFileSystem = importlib.import_module("fsspec.implementations.memory").MemoryFileSystem  # noqa: N806
 
     def find(*_: Any, **__: Any) -> None:
         raise RuntimeError("no answer")  # drivers raise errors of their own libraries
