@@ -306,7 +306,7 @@ def _hash(root: Path, names: list[str], found: Mapping[str, Entry]) -> dict[str,
             with io.FileIO(f"{root}/{name}") as file:  # for small files, three times as fast as Path
                 if found[name][0] < LARGE_BYTES:
                     return hashlib.sha256(file.readall()).hexdigest()
-                return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+                return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             problems.append(f"{name}: {error.strerror}")
             return ""
