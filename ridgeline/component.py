@@ -160,7 +160,7 @@ class Source:
                 from upath import UPath
 
                 return (UPath(self.location) / name).read_bytes()
-            with io.FileIO(f"{self.location}/{name}") as file:  # for small files, three times as fast as Path
+            with io.FileIO(f"{self.location}/{name}") as file:  # for small files, twice as fast as Path
                 content = file.readall()
         except FileNotFoundError:
             content = None
