@@ -18,6 +18,7 @@ from components.training.fit import fit, make_engine
 from components.training.params import Params as TrainParams
 from components.training.params import Training
 from components.training.penalty import KINDS, Penalty
+from ridgeline.artifacts.example_anomalies import ExampleAnomalies
 from ridgeline.artifacts.examples import Examples
 from ridgeline.artifacts.trials import KernelFacts, Trial, Trials, TrialsFacts
 from ridgeline.component import Params as StepParams
@@ -102,7 +103,7 @@ class Params(StepParams):
         return TrainParams(**{**dict(self.train), "profile": "seed", "penalty": point, "solver": solver})
 
 
-@component(output=Trials)
+@component(output=Trials, after=(ExampleAnomalies,))
 def sweep(examples: Examples, params: Params, output: Path) -> TrialsFacts:
     """Train at each point of a grid of penalties, on shared data and compiled code.
 

@@ -18,6 +18,7 @@ from components.training.engine import Fit
 from components.training.fit import fit, make_engine
 from components.training.network import build_model
 from components.training.params import Params, Regularization
+from ridgeline.artifacts.example_anomalies import ExampleAnomalies
 from ridgeline.artifacts.examples import Examples
 from ridgeline.artifacts.model import LayerSparsity, Model, ModelFacts, eliminated_pixels, kernels
 from ridgeline.artifacts.sweep_result import SweepResult
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@component(output=Model, uses_champion=lambda params: params.warm_start)
+@component(output=Model, after=(ExampleAnomalies,), uses_champion=lambda params: params.warm_start)
 def train(
     examples: Examples,
     params: Params,

@@ -13,8 +13,10 @@ from airflow.sdk import Param, dag, get_current_context, task
 
 import components.ingest
 import components.select
+import components.statistics
 import components.sweep
 import components.transform
+import components.validate
 from ridgeline.airflow.form import form
 from ridgeline.airflow.notifications import Notifier, deadline
 from ridgeline.airflow.pool import TENSORFLOW
@@ -28,7 +30,7 @@ from ridgeline.airflow.task import params_in_task, run_in_task
     is_paused_upon_creation=False,
     catchup=False,
     max_active_runs=1,
-    dagrun_timeout=timedelta(hours=24),  # the limits of the tasks add up to 8 hours; tasks may wait for the pool
+    dagrun_timeout=timedelta(hours=24),  # the limits of the tasks add up to 9 hours; tasks may wait for the pool
     tags=["fashion-mnist", "regularization"],
     params={
         "spread_tasks": Param(
@@ -42,6 +44,8 @@ from ridgeline.airflow.task import params_in_task, run_in_task
     | form(
         components.ingest.ingest,
         components.transform.transform,
+        components.statistics.statistics,
+        components.validate.validate,
         components.sweep.sweep,
         components.select.select,
         first=("sweep.l1", "sweep.l2", "sweep.dense", "select.tolerance", "sweep.train.epochs", "sweep.train.profile"),
@@ -69,6 +73,16 @@ def regularization_path() -> None:
         """Split the dataset into training, validation and test arrays; learn the normalization."""
         return run_in_task(components.transform.transform, dataset=dataset)
 
+    @task(execution_timeout=timedelta(minutes=30))
+    def statistics(examples: str) -> str:
+        """Describe the images of each split, and find those that occur more than once."""
+        return run_in_task(components.statistics.statistics, examples=examples)
+
+    @task(execution_timeout=timedelta(minutes=30))
+    def validate(examples: str, statistics: str) -> str:
+        """Check the examples, also against those of the champion. An error stops the run before the sweep."""
+        return run_in_task(components.validate.validate, examples=examples, statistics=statistics)
+
     @task(execution_timeout=timedelta(minutes=5), queue="default", pool="default_pool")
     def split() -> list[dict[str, Any]]:
         """Divide the grid among the tasks that share it."""
@@ -94,7 +108,9 @@ def regularization_path() -> None:
 
     # A call of a task returns an XComArg, which becomes the artifact's name when the task runs.
     examples = transform(ingest())  # type: ignore[arg-type]
-    select(sweep.partial(examples=examples).expand(grid=split()))  # type: ignore[arg-type]
+    trials = sweep.partial(examples=examples).expand(grid=split())
+    validate(examples, statistics(examples)) >> trials  # type: ignore[arg-type]
+    select(trials)  # type: ignore[arg-type]
 
 
 regularization_path()

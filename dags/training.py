@@ -17,9 +17,11 @@ import components.evaluate
 import components.export
 import components.ingest
 import components.select
+import components.statistics
 import components.sweep
 import components.train
 import components.transform
+import components.validate
 from ridgeline.airflow.form import form
 from ridgeline.airflow.notifications import Notifier, deadline
 from ridgeline.airflow.pool import TENSORFLOW
@@ -85,12 +87,14 @@ def training_dag(
         is_paused_upon_creation=False,
         catchup=False,
         max_active_runs=1,
-        dagrun_timeout=timedelta(hours=24),  # the limits of the tasks add up to 15 hours
+        dagrun_timeout=timedelta(hours=24),  # the limits of the tasks add up to 16 hours
         tags=[name.replace("_", "-"), "training"],
         params={"penalty_from": _penalty_from()}
         | form(
             components.ingest.ingest,
             components.transform.transform,
+            components.statistics.statistics,
+            components.validate.validate,
             components.train.train,
             components.sweep.sweep,
             components.select.select,
@@ -131,6 +135,16 @@ def training_dag(
             """Split the dataset into training, validation and test arrays; learn the normalization."""
             return run_in_task(components.transform.transform, dataset=dataset)
 
+        @task(execution_timeout=timedelta(minutes=30))
+        def statistics(examples: str) -> str:
+            """Describe the images of each split, and find those that occur more than once."""
+            return run_in_task(components.statistics.statistics, examples=examples)
+
+        @task(execution_timeout=timedelta(minutes=30))
+        def validate(examples: str, statistics: str) -> str:
+            """Check the examples, also against those of the champion. An error stops the run before training."""
+            return run_in_task(components.validate.validate, examples=examples, statistics=statistics)
+
         @task(execution_timeout=timedelta(hours=6))
         def sweep(examples: str) -> str:
             """Train with each penalty of the grid, if the form selects the sweep."""
@@ -160,7 +174,10 @@ def training_dag(
 
         # A call of a task returns an XComArg, which becomes the artifact's name when the task runs.
         examples = transform(ingest())  # type: ignore[arg-type]
-        model = train(examples, select(sweep(examples)))  # type: ignore[arg-type]
+        checked = validate(examples, statistics(examples))  # type: ignore[arg-type]
+        trials = sweep(examples)  # type: ignore[arg-type]
+        model = train(examples, select(trials))  # type: ignore[arg-type]
+        checked >> [trials, model]
         export(examples, model, evaluate(examples, model))  # type: ignore[arg-type]
 
     return training()

@@ -20,12 +20,27 @@ def denied(error: PermissionError) -> str:
     if error.filename is None:
         return f"Cannot use a file: {error}. Give this user access to it."
     path = Path(os.fsdecode(error.filename))
-    owner = _owner(path)
     return (
-        f"Cannot use {path}: {error.strerror} for the user {_name(os.geteuid())}; it belongs to {owner}. Give this "
-        f"user access to it and to all that it holds, run as {owner}, or name another folder in RIDGELINE_STORE or "
-        "RIDGELINE_SERVING."
+        f"Cannot use {path}: {cause(error)}. Give this user access to it and to all that it holds, run as "
+        f"{_owner(path)}, or name another folder in RIDGELINE_STORE or RIDGELINE_SERVING."
     )
+
+
+def cause(error: OSError) -> str:
+    """Return what is wrong with a file; if this user may not use it, also who the user and the owner are.
+
+    Args:
+        error: The error of the operating system.
+
+    Example:
+        >>> import errno
+        >>> cause(FileNotFoundError(errno.ENOENT, "No such file or directory", "/nowhere"))
+        'No such file or directory'
+    """
+    if not isinstance(error, PermissionError) or error.filename is None:
+        return error.strerror or str(error)
+    owner = _owner(Path(os.fsdecode(error.filename)))
+    return f"{error.strerror} for the user {_name(os.geteuid())}; it belongs to {owner}"
 
 
 def message(error: BaseException) -> str:

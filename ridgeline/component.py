@@ -67,9 +67,11 @@ def with_option(name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Champion(Generic[A]):
-    """An input that the pipeline takes from the registry: the served artifact that a step compares its own with.
+    """An input that the pipeline takes from the registry: the artifact that a step compares its own with.
 
-    A step declares it as ``champion: Champion[Model] | None = None``.
+    A step declares it as ``champion: Champion[Model] | None = None`` for the served model, or with another type for the
+    artifact of that type that was made from what the served model was made from, for example the statistics of the
+    examples that it was trained on.
 
     Attributes:
         artifact_digest: The digest of the artifact.
@@ -149,6 +151,8 @@ class Source:
     def read(self, name: str) -> bytes:
         """Return a file's content, as it was listed.
 
+        Of an object, only the size can be checked here; after the step, its ETag is compared again.
+
         Args:
             name: Its name in `files`.
 
@@ -159,12 +163,15 @@ class Source:
             if self.is_remote:
                 from upath import UPath
 
-                return (UPath(self.location) / name).read_bytes()
-            with io.FileIO(f"{self.location}/{name}") as file:  # for small files, twice as fast as Path
-                content = file.readall()
+                content = (UPath(self.location) / name).read_bytes()
+                as_listed = self.files[name].endswith(f":{len(content)}")
+            else:
+                with io.FileIO(f"{self.location}/{name}") as file:  # for small files, twice as fast as Path
+                    content = file.readall()
+                as_listed = hashlib.sha256(content).hexdigest() == self.files[name]
         except FileNotFoundError:
-            content = None
-        if content is None or hashlib.sha256(content).hexdigest() != self.files[name]:
+            as_listed = False
+        if not as_listed:
             raise TransientStepError(
                 f"Expected the files of {self.location} to stay as they were when the step began; received another "
                 f"{name}, or none. Run the step again when nothing writes into the folder."
@@ -203,6 +210,7 @@ class Component:
             content is part of the key; `run` takes them as ``sources``, a mapping of names to `Source`.
         continues: Whether `run` takes ``previous``: its last output with the same parameters and code, but other
             content of the sources, or None. It saves work; the output may not depend on it.
+        after: Artifact types whose steps run before this one; nothing of them is in its key.
         resumes: Whether `run` takes ``scratch``: a folder that survives a failed or killed attempt and is handed
             to the next one with the same key, or None where there is none.
     """
@@ -218,6 +226,7 @@ class Component:
     uses_champion: Callable[[Any], bool] = _always
     sources: Callable[[Any], Mapping[str, SourceFolder]] = _no_sources
     continues: bool = False
+    after: tuple[type[Artifact[Any]], ...] = ()
     resumes: bool = False
 
     @property
@@ -299,6 +308,7 @@ class Component:
 def component(
     *,
     output: type[Artifact[Any]],
+    after: tuple[type[Artifact[Any]], ...] = (),
     sources: Callable[[Any], Mapping[str, SourceFolder]] = _no_sources,
     uses_champion: Callable[[Any], bool] = _always,
 ) -> Callable[[Callable[..., Facts]], Component]:
@@ -319,6 +329,8 @@ def component(
         sources: Returns, for the parameters, the folders outside the store that the function reads, by name.
         uses_champion: Returns, for the parameters, whether the function takes its champions. A function that declares
             it may take a champion of its own output type, to start from.
+        after: Artifact types whose steps run before this one, such as checks of its inputs. If one of these artifacts
+            states a problem, the run stops there.
 
     Returns:
         A decorator that turns ``def train(examples: Examples, params: Params, output: Path) -> ModelFacts``
@@ -359,6 +371,7 @@ def component(
             uses_champion=uses_champion,
             sources=sources,
             continues="previous" in hints,
+            after=after,
             resumes="scratch" in hints,
         )
 

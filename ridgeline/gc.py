@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from ridgeline.artifacts.base import ArtifactError
+from ridgeline.artifacts.example_statistics import ExampleStatistics
 from ridgeline.artifacts.model import Model
 from ridgeline.lineage import producers
 from ridgeline.records import RecordFile, described, short_ref, short_run
@@ -52,8 +53,9 @@ def collect_garbage(
     """Delete the artifacts and records that no served version, none of the last runs and no run in progress need.
 
     A version that was deleted from the registry needs nothing. A needed artifact is kept with all artifacts that it
-    was made from, but not with those of a model that it was started from. Scratch folders of unfinished executions are
-    deleted if unchanged for `SCRATCH_AGE`.
+    was made from, but not with those of a model that it was started from. A served version is kept with the statistics
+    of its examples, which new examples are compared with. Scratch folders of unfinished executions are deleted if
+    unchanged for `SCRATCH_AGE`.
 
     What is unneeded is found before the store's lock is taken. Under the lock, only what changed meanwhile is read.
 
@@ -125,6 +127,7 @@ def _unneeded(
 
     producer = producers(files, read)
     needed: set[str] = set()
+    served: set[str] = set()  # the models and what they were made from
 
     def need(refs: Iterable[str]) -> None:
         for ref in refs:
@@ -134,6 +137,10 @@ def _unneeded(
                 # A model needs the one that it was started from, but not what that one was made from.
                 needed.update(earlier := [i for i in inputs if i.partition("/")[0] == ref.partition("/")[0]])
                 need(i for i in inputs if i not in earlier)
+
+    def ancestors(ref: str) -> set[str]:
+        made = producer(ref)
+        return {ref}.union(*(ancestors(source) for source in made.inputs.values())) if made else {ref}
 
     for lease in leases:
         need(lease.artifacts)
@@ -145,7 +152,16 @@ def _unneeded(
         for entry in history:
             # the model itself, too: the next one is compared with it. A killed push may not have its folder yet.
             if entry.version in present or entry is history[-1]:
-                need([entry.artifact, f"{Model.__name__}/{entry.model_digest}"])
+                model = f"{Model.__name__}/{entry.model_digest}"
+                need([entry.artifact, model])
+                served |= ancestors(model)
+
+    compared = (
+        {short_ref(ref) for ref in store.refs() if ref.startswith(f"{ExampleStatistics.__name__}/")} if served else ()
+    )
+    for execution in filter(None, (read(file) for file in files if file.output in compared)):
+        if execution.output and served >= set(execution.inputs.values()):
+            need([execution.output])
 
     makes_needed = {short_ref(ref) for ref in needed}
     records = [

@@ -14,14 +14,16 @@ from pydantic import BaseModel
 
 from ridgeline.artifacts.base import Artifact, ArtifactError
 from ridgeline.artifacts.dataset import served_name
+from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.pushed_model import PushedModel
-from ridgeline.component import Component, ParameterError, Params, flatten
+from ridgeline.component import Component, ParameterError, Params, StepError, flatten
 from ridgeline.executor import decide, execute, list_sources, open_inputs
 from ridgeline.keys import reachable_code
+from ridgeline.lineage import lineage
 from ridgeline.masking import mask
 from ridgeline.registry import Pushed
 from ridgeline.settings import Settings
-from ridgeline.store import Execution, StoreError
+from ridgeline.store import Execution, Store, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +75,8 @@ def plan(target: str, extra: Collection[str] = ()) -> list[Component]:
     """Return the steps that a target needs, itself last, in the order in which they run.
 
     Each input of a step is the output of the one step that yields that artifact type. An optional input is left out
-    unless `extra` names the step that yields it, or a step that this one needs.
+    unless `extra` names the step that yields it, or a step that this one needs. What a step is to run after runs before
+    it.
 
     Args:
         target: Name of the last step.
@@ -100,7 +103,7 @@ def plan(target: str, extra: Collection[str] = ()) -> list[Component]:
             )
         open_steps.append(component.name)
         steps: dict[str, Component] = {}
-        for kind in (*component.inputs.values(), *component.groups.values()):
+        for kind in (*component.inputs.values(), *component.groups.values(), *component.after):
             steps |= with_needed(_producer(producers, component, kind))
         for kind in component.optional.values():
             known = kind in producers and producers[kind].name not in open_steps
@@ -149,7 +152,7 @@ def _inputs(component: Component, outputs: Mapping[type[Artifact[Any]], T]) -> d
 
 
 def _champions(settings: Settings, component: Component, inputs: Mapping[str, str], params: Params) -> dict[str, str]:
-    """Return the served artifact for each champion input of a step, by input name; empty if there is none.
+    """Return the artifact for each champion input of a step, by input name; empty if there is none.
 
     The present champion is returned even if it can't be read. A champion that it replaced is left out if it can't be
     read, since there is nothing to compare with.
@@ -162,6 +165,9 @@ def _champions(settings: Settings, component: Component, inputs: Mapping[str, st
         candidate = next(inputs[n] for n, other in component.inputs.items() if other is kind)
         store, registry = settings.open_store(), settings.open_registry()
         own = store.open(candidate, kind)
+        if kind is not Model:
+            champions |= {name: ref} if (ref := _made_with_champion(settings, own)) else {}
+            continue
         if other := registry.baseline(own.facts.model_name, own.digest):
             ref = f"{kind.__name__}/{other.model_digest}"
             if other != registry.champion(own.facts.model_name):
@@ -197,6 +203,36 @@ def _start(
             if earlier == dict(inputs):
                 return {name: start} if start else {}
     return {name: ref}
+
+
+def _made_with_champion(settings: Settings, own: Artifact[Any]) -> str | None:
+    """Return the artifact of a type that was made from what the champion was made from; None if there is none.
+
+    If that is this artifact itself, it is that of the champion that the champion replaced, and so on. So an unchanged
+    run makes the same comparison as the run before, and is reused.
+    """
+    store = settings.open_store()
+    kind = type(own).__name__
+    step = _producers(load_components().values())[type(own)].name
+    for entry in settings.open_registry().champions(own.facts.model_name):
+        ref = _made_beside(store, step, kind, f"{Model.__name__}/{entry.model_digest}")
+        if ref is None:
+            log.warning("no %s of version %d is left: there is nothing to compare with", kind, entry.version)
+            return None
+        if ref != own.ref:
+            return ref
+    return None
+
+
+def _made_beside(store: Store, step: str, kind: str, model: str) -> str | None:
+    """Return the newest artifact of a type that was made only from what a model was made from; one that is left."""
+    ancestors = {origin.ref for _, origin, _ in lineage(store, model).walk()}
+    found = [
+        execution.output
+        for execution in store.executions(step, with_output=True)
+        if execution.output and execution.output.startswith(f"{kind}/") and ancestors >= set(execution.inputs.values())
+    ]
+    return next((ref for ref in found if store.holds(ref)), next(iter(found), None))
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
@@ -313,7 +349,8 @@ def run_step(
 ) -> StepResult:
     """Run or reuse one step, and serve its output if it is a servable model.
 
-    A step that declares a champion receives it. A model that `Registry.decide_push` refuses is not pushed.
+    A step that declares a champion receives it. A model that `Registry.decide_push` refuses is not pushed. An artifact
+    that states a problem is kept and recorded, so that its report can be read, and ends the run.
 
     Args:
         settings: Where the store and the served models are.
@@ -323,6 +360,9 @@ def run_step(
         run_id: The pipeline run that this belongs to.
         by: The user who asked for it, if one did.
         rerun: Run it even if nothing changed.
+
+    Raises:
+        StepError: If the output, new or reused, states a problem.
     """
     store = settings.open_store()
     pushes = component.output is PushedModel
@@ -335,6 +375,10 @@ def run_step(
         if execution.output and pushes:
             pushed = settings.open_registry().push(store.open(execution.output, PushedModel), run_id, by)
             log.info("%s: %s; served from %s", component.name, pushed.reason, pushed.path)
+        if execution.output and component.output.problem is not Artifact.problem:
+            artifact = store.open(execution.output, component.output)
+            if artifact.problem:
+                raise StepError(f"{artifact.problem}\nThe report: {artifact.report or 'none'}")
         return StepResult(execution, pushed)
 
 

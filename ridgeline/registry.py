@@ -174,6 +174,14 @@ class Registry:
         own = self._twins(history, model_digest)
         return next((e for e in _succession(history) if e.model_digest not in own), None)
 
+    def champions(self, name: str) -> Iterator[HistoryEntry]:
+        """Yield the champion, the champion that it replaced when its version was pushed, and so on.
+
+        Args:
+            name: The model's name.
+        """
+        return _succession(self.history(name))
+
     def entries_of(self, name: str, model_digest: str) -> list[HistoryEntry]:
         """Return the entries of the history that are about a model, or about one that computes the same.
 

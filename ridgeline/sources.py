@@ -22,6 +22,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from ridgeline.access import cause
 from ridgeline.artifacts.base import canonical_json, is_os_file
 from ridgeline.component import Component, Params, Source, SourceError, SourceFolder, TransientStepError
 from ridgeline.files import remove, sign, unsign, write
@@ -238,7 +239,7 @@ def _walk(root: Path, outside_links: bool) -> Iterator[tuple[str, Entry]]:
             with os.scandir(folder) as entries:
                 listed = list(entries)
         except OSError as error:
-            problems.append(f"{prefix or '.'}: {error.strerror}")
+            problems.append(f"{prefix or '.'}: {cause(error)}")
             return
         for entry in listed:
             name = f"{prefix}{entry.name}"
@@ -257,7 +258,7 @@ def _walk(root: Path, outside_links: bool) -> Iterator[tuple[str, Entry]]:
             try:
                 status = entry.stat()
             except OSError as error:
-                problems.append(f"{name}: {error.strerror}")
+                problems.append(f"{name}: {cause(error)}")
                 continue
             identity = (status.st_dev, status.st_ino)
             if stat.S_ISDIR(status.st_mode):
@@ -281,7 +282,7 @@ def _expect_folder(root: Path) -> None:
         is_folder = stat.S_ISDIR(root.stat().st_mode)
         problem = "" if is_folder else "it is a file"
     except OSError as error:
-        problem = error.strerror or str(error)
+        problem = cause(error)
     if problem:
         raise SourceError(
             f"Expected a folder that can be read; received {root}: {problem}. Correct its name or rights."
@@ -308,7 +309,7 @@ def _hash(root: Path, names: list[str], found: Mapping[str, Entry]) -> dict[str,
                     return hashlib.sha256(file.readall()).hexdigest()
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            problems.append(f"{name}: {error.strerror}")
+            problems.append(f"{name}: {cause(error)}")
             return ""
 
     large = [name for name in names if found[name][0] >= LARGE_BYTES]
@@ -337,7 +338,9 @@ def _list_objects(path: Any, location: str) -> dict[str, str]:
     problems = []
     for name, info in sorted(listed.items()):
         relative = name.removeprefix(prefix) if name.startswith(prefix) else name.partition(prefix.lstrip("/"))[2]
-        if info["type"] == "directory":  # an object without content that a console makes to show a folder
+        if info["type"] == "directory" or name.endswith(
+            "/"
+        ):  # an object without content that a console makes to show a folder
             continue
         if not relative:
             raise SourceError(f"Expected a folder; received {location}, which is a file. Name the folder around it.")

@@ -24,8 +24,8 @@ def form(
     """Return the params of a DAG: the parameters of its steps, by the dotted names that the command line uses.
 
     Airflow validates the values of a run against them before it starts the run. The form does not show locations
-    (``exclude=True``), which `Settings` or the DAG's defaults provide, and leaves out parameters that a step takes from another step. The param
-    ``rerun`` names steps to run even if nothing changed.
+    (``exclude=True``), which `Settings` or the DAG's defaults provide, and leaves out parameters that a step takes from
+    another step. The param ``rerun`` names steps to run even if nothing changed.
 
     Each step has a section on the form. Airflow opens one section at a time, so the parameters that are changed most
     often precede the sections. Defaults come from the DAG, otherwise from `Settings`, otherwise from the steps.

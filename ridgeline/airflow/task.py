@@ -71,6 +71,7 @@ def run_in_task(
         with contextlib.suppress(Exception):  # the error of the step matters more
             log.error("%s", _resume_command(settings, component, run_id))
         if isinstance(error, StepError | FloatingPointError) and not isinstance(error, TransientStepError):
+            context["ti"].xcom_push(REASON, mask(error))
             raise AirflowFailException(mask(error)) from error
         if isinstance(error, PermissionError):
             raise AirflowFailException(message(error)) from error

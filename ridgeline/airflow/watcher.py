@@ -81,7 +81,7 @@ class FolderTrigger(BaseEventTrigger):
                 seen, since = content, time.monotonic()
             elif content not in ("", last) and time.monotonic() - since >= self.still_seconds:
                 self.log.info("%s has new content, %s", mask(self.folder), content[:12])
-                yield TriggerEvent({"folder": mask(self.folder), "content": content})
+                yield TriggerEvent({"folder": mask(self.folder), "content": content})  # type: ignore[no-untyped-call]
                 last = content
                 await asyncio.sleep(WRITTEN_SECONDS)
                 continue

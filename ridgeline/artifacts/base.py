@@ -172,6 +172,11 @@ class Artifact(Generic[F]):
         """The path of the artifact's HTML report; None if its type has none."""
         return self.path / self.report_name if self.report_name else None
 
+    @property
+    def problem(self) -> str | None:
+        """Why the run must stop after the step that made this, for people; None to continue."""
+        return None
+
     @classmethod
     def seal(cls, directory: Path, facts: F) -> Self:
         """Write the manifest of a directory whose files are complete.

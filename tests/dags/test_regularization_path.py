@@ -60,7 +60,9 @@ def test_the_grid_is_divided_swept_in_parts_and_one_penalty_is_selected(facts: d
         "ingest": [],
         "transform": ["ingest"],
         "split": [],
-        "sweep": ["split", "transform"],
+        "statistics": ["transform"],
+        "validate": ["statistics", "transform"],
+        "sweep": ["split", "transform", "validate"],
         "select": ["sweep"],
     }
 

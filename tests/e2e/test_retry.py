@@ -45,6 +45,8 @@ def test_a_killed_training_is_retried_from_its_checkpoint_to_the_same_bytes(airf
     assert {name: record.state for name, record in records.items()} == {
         "ingest": "cached",
         "transform": "cached",
+        "statistics": "cached",
+        "validate": "cached",
         "train": "complete",
     }
     execution = records["train"]

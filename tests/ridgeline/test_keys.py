@@ -120,6 +120,8 @@ def test_keys_are_made_without_tensorflow():
 LIBRARIES = {
     "ingest": {"numpy", "pillow", "tensorflow", "tensorflow-datasets"},
     "transform": {"numpy"},
+    "statistics": {"numpy"},
+    "validate": {"jinja2", "matplotlib", "numpy", "pillow", "scipy"},
     "train": {"h5py", "keras", "numpy", "tensorflow"},
     "sweep": {"h5py", "keras", "numpy", "tensorflow"},
     "select": {"h5py", "jinja2", "keras", "matplotlib", "numpy", "tensorflow"},

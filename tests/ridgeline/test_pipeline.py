@@ -1,19 +1,24 @@
 import importlib
 import importlib.metadata
+import json
 import os
 import shutil
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ridgeline import pipeline
-from ridgeline.component import ParameterError
+from ridgeline.artifacts.example_anomalies import ExampleAnomalies
+from ridgeline.component import ParameterError, StepError
+from ridgeline.gc import collect_garbage
 from ridgeline.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
+STEPS = ["ingest", "transform", "statistics", "validate", "train", "evaluate", "export"]
 SETTINGS = ["ingest.dataset=synthetic_garments:1.0.0", "transform.validation_examples=1000"]
 
 
@@ -52,7 +57,7 @@ def append_comment(file):
 
 
 def test_steps_are_ordered_by_what_they_need():
-    assert [step.name for step in pipeline.plan("export")] == ["ingest", "transform", "train", "evaluate", "export"]
+    assert [step.name for step in pipeline.plan("export")] == STEPS
     assert [step.name for step in pipeline.plan("transform")] == ["ingest", "transform"]
     with pytest.raises(ParameterError, match="Expected a step of evaluate, export, .* received 'exprot'"):
         pipeline.plan("exprot")
@@ -60,7 +65,7 @@ def test_steps_are_ordered_by_what_they_need():
 
 def test_a_step_that_may_be_left_out_runs_if_it_is_named():
     names = [step.name for step in pipeline.plan("train", ["sweep"])]
-    assert names == ["ingest", "transform", "sweep", "select", "train"]
+    assert names == ["ingest", "transform", "statistics", "validate", "sweep", "select", "train"]
     assert [step.name for step in pipeline.plan("train", ["select"])] == names
     with pytest.raises(ParameterError, match="Expected a step of .*; received 'sweeep'"):
         pipeline.plan("train", ["sweeep"])
@@ -191,13 +196,13 @@ def test_explain_runs_and_writes_nothing(tmp_path):
     steps = pipeline.plan("export")
     lines = list(pipeline.explain(settings, steps, pipeline.parse_params(steps, {}, settings)))
     assert lines[0] == ("ingest", "runs: first run of ingest")
-    assert lines[2] == ("train", "depends: runs unless examples comes out as before")
+    assert lines[4] == ("train", "depends: runs unless examples comes out as before")
     assert not (tmp_path / "store").exists()
 
 
 def test_pipeline_ends_with_a_served_model(synthetic):
     settings, records = synthetic
-    assert [record.state for record in records] == ["complete"] * 5
+    assert [record.state for record in records] == ["complete"] * len(STEPS)
     served = settings.serving_dir() / "synthetic_garments"
     assert [path.name for path in served.iterdir() if path.is_dir()] == ["1"]
     assert (served / "1" / "saved_model.pb").is_file()
@@ -205,11 +210,11 @@ def test_pipeline_ends_with_a_served_model(synthetic):
 
 def test_comment_in_a_component_reruns_only_what_reaches_it(tree):
     folder, ridgeline = tree
-    assert [line.split()[1] for line in ridgeline("explain").splitlines()] == ["reused:"] * 5
+    assert [line.split()[1] for line in ridgeline("explain").splitlines()] == ["reused:"] * len(STEPS)
     append_comment(folder / "components" / "evaluate.py")
     lines = ridgeline("explain").splitlines()
-    assert [line.split()[1] for line in lines] == ["reused:"] * 3 + ["runs:", "depends:"]
-    assert "code of components/evaluate.py changed" in lines[3]
+    assert [line.split()[1] for line in lines] == ["reused:"] * 5 + ["runs:", "depends:"]
+    assert "code of components/evaluate.py changed" in lines[5]
 
 
 @pytest.mark.fresh_process
@@ -218,7 +223,7 @@ def test_captions_help_and_the_tolerance_train_nothing(tree):
     grid = ("--set", "sweep.l1=[]", "--set", "sweep.l2=[0.01]", "--set", "sweep.train.epochs=1")
     ridgeline("run", "select", *grid)
     explain = ("explain", "select", *grid)
-    unchanged = dict.fromkeys(["ingest", "transform", "sweep", "select"], "reused")
+    unchanged = dict.fromkeys(["ingest", "transform", "statistics", "validate", "sweep", "select"], "reused")
     assert words(ridgeline(*explain)) == unchanged
 
     replace_once(folder / "ridgeline" / "cli.py", "A step to run even if nothing changed.", "Run it again.")
@@ -234,7 +239,10 @@ def test_captions_help_and_the_tolerance_train_nothing(tree):
     assert set(words(ridgeline("explain")).values()) == {"reused"}
 
     replace_once(folder / "components/reports/evaluation.py", "Most confident mistakes", "Worst mistakes")
-    expected = dict.fromkeys(["ingest", "transform", "train"], "reused") | {"evaluate": "runs", "export": "depends"}
+    expected = dict.fromkeys(["ingest", "transform", "statistics", "validate", "train"], "reused") | {
+        "evaluate": "runs",
+        "export": "depends",
+    }
     assert words(ridgeline("explain")) == expected
     assert words(ridgeline(*explain)) == unchanged | {"select": "runs"}
 
@@ -245,6 +253,72 @@ def test_equal_output_reruns_nothing_downstream(tree):
     append_comment(folder / "components" / "transform.py")
     output = ridgeline("run")
     assert "transform runs: code of components/transform.py changed" in output
-    for step in ("ingest", "train", "evaluate", "export"):
+    for step in ("ingest", "statistics", "validate", "train", "evaluate", "export"):
         assert f"{step} reused: same inputs, parameters and code" in output
     assert "not pushed: version 1 serves this model already" in output
+
+
+@pytest.fixture
+def run_to(synthetic_store, tmp_path):
+    """A copy of the synthetic store's settings, and a function that runs up to a step there."""
+    shutil.copytree(synthetic_store.local, tmp_path / "store")
+    settings = Settings(store=str(tmp_path / "store"), manual_dir=None)
+    values = {name: json.loads(text) if text.isdecimal() else text for name, _, text in map(split_once, SETTINGS)}
+
+    def run(target, run_id, **changed):
+        steps = pipeline.plan(target)
+        params = pipeline.parse_params(steps, values | {n.replace("__", "."): v for n, v in changed.items()}, settings)
+        return {
+            result.execution.component: result.execution for result in pipeline.run(settings, steps, params, run_id)
+        }
+
+    return settings, run
+
+
+def split_once(assignment):
+    return assignment.partition("=")
+
+
+def test_an_error_in_the_data_stops_the_run_before_training_also_if_it_is_reused(run_to):
+    settings, run = run_to
+    for run_id, state in (("first", "complete"), ("second", "cached")):
+        with pytest.raises(StepError, match="(?s)Expected examples of .* without errors.*mean image.*report.html"):
+            run("train", run_id, validate__min_mean_image_correlation=1.0)
+        records = pipeline.run_records(settings, run_id)
+        assert set(records) == {"ingest", "transform", "statistics", "validate"}
+        assert records["validate"].state == state
+
+
+def test_a_reason_accepts_the_error_and_another_verdict_trains_nothing(run_to):
+    _, run = run_to
+    limit = {"validate__min_mean_image_correlation": 1.0}
+    records = run("train", "accepted", **limit, validate__accept_anomalies="a test")
+    assert (records["validate"].state, records["train"].state) == ("complete", "cached")
+
+
+def test_new_examples_are_compared_with_those_of_the_champion_which_gc_keeps(run_to, refs):
+    settings, run = run_to
+    store = settings.open_store()
+    first = run("validate", "other", transform__validation_examples=2_000)["validate"]
+    assert first.inputs["champion"] == refs["statistics"]
+    assert run("validate", "again")["validate"].state == "cached"  # the champion's own: there is none before it
+    run("ingest", "last")
+    collect_garbage(store, settings.open_registry(), keep_runs=1, dry_run=False, recent=timedelta(0))
+    assert [ref for ref in store.refs() if ref.startswith("ExampleStatistics/")] == [refs["statistics"]]
+    assert not [ref for ref in store.refs() if ref.startswith("ExampleAnomalies/")]
+    later = run("validate", "later", transform__validation_examples=3_000)["validate"]
+    assert later.inputs["champion"] == refs["statistics"]
+
+
+def test_without_the_statistics_of_the_champion_the_run_continues_and_says_so(run_to, refs):
+    settings, run = run_to
+    shutil.rmtree(settings.open_store().path(refs["statistics"]))
+    last = run("validate", "other", transform__validation_examples=2_000)["validate"]
+    facts = settings.open_store().open(last.output, ExampleAnomalies).facts
+    assert [finding.check for finding in facts.findings if finding.severity == "warning"] == ["champion"]
+
+
+def test_a_step_runs_after_what_it_is_declared_after_and_nothing_of_that_is_its_input():
+    (train,) = (step for step in pipeline.plan("train") if step.name == "train")
+    assert train.after == (ExampleAnomalies,)
+    assert ExampleAnomalies not in {*train.inputs.values(), *train.optional.values()}

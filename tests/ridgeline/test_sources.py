@@ -253,7 +253,9 @@ def test_a_file_that_changes_while_a_step_reads_past_the_listing_is_noticed(
     toy_steps: Path, store: Store, products: Path
 ) -> None:
     """As a library does that reads a folder by itself: the step never calls `Source.read`."""
-    writes = READ.replace("    source = ", "    (Path(params.folder) / 'shelf 0' / 'ü[0].jpg').write_text('other')\n    source = ")
+    writes = READ.replace(
+        "    source = ", "    (Path(params.folder) / 'shelf 0' / 'ü[0].jpg').write_text('other')\n    source = "
+    )
     (toy_steps / "read.py").write_text(writes.replace("len(source.read(name))", "len(name)"))
     keys.forget_code()
     step = importlib.import_module("toy_steps.read").read
@@ -295,6 +297,12 @@ def test_objects_that_are_no_files_of_a_folder() -> None:
     folder = UPath("memory://sources-objects")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "1.jpg").write_bytes(b"1")
+    folder.fs.pipe_file(f"{folder.path}/", b"")  # as the consoles of object stores show a folder
+    source = listing("memory://sources-objects")
+    assert list(source.files) == ["1.jpg"]
+    (folder / "1.jpg").write_bytes(b"longer")
+    with pytest.raises(TransientStepError, match="received another 1.jpg, or none"):
+        source.read("1.jpg")
     with pytest.raises(SourceError, match=r"received memory://sources-objects/1\.jpg, which is a file"):
         listing("memory://sources-objects/1.jpg")
     with pytest.raises(SourceError, match="Expected a folder or a URL that fsspec can open; received 'nosuch://x'"):
@@ -302,7 +310,7 @@ def test_objects_that_are_no_files_of_a_folder() -> None:
 
 
 def test_an_object_store_that_does_not_answer_may_answer_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fsspec.implementations.memory import MemoryFileSystem
+    MemoryFileSystem = importlib.import_module("fsspec.implementations.memory").MemoryFileSystem  # noqa: N806
 
     def find(*_: Any, **__: Any) -> None:
         raise RuntimeError("no answer")  # drivers raise errors of their own libraries
@@ -326,3 +334,18 @@ def test_what_belongs_to_unused_locations_is_cleared(products: Path, tmp_path: P
     assert unused.exists() == dry_run
     assert used.exists()
     assert clear_unused(tmp_path / "missing", timedelta(days=1), dry_run) == {}
+
+
+def test_what_this_user_may_not_read_is_named_with_its_owner(products: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        if path.endswith("shelf 1"):  # tests run as root, who may read everything
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr("ridgeline.sources.os.scandir", scandir)
+    with pytest.raises(SourceError, match="shelf 1/: Permission denied for the user .*; it belongs to "):
+        listing(products)

@@ -64,7 +64,15 @@ def test_records_are_read_and_none_is_left_out(settings: Settings, caplog: pytes
     assert [record.run_id for record in records][::-1] == sorted(
         (record.run_id for record in records), key=["first", "second", "failed"].index
     )
-    assert set(pipeline.run_records(settings, "second")) == {"ingest", "transform", "train", "evaluate", "export"}
+    assert set(pipeline.run_records(settings, "second")) == {
+        "ingest",
+        "transform",
+        "statistics",
+        "validate",
+        "train",
+        "evaluate",
+        "export",
+    }
 
 
 def test_every_artifact_is_read_and_whole(settings: Settings) -> None:

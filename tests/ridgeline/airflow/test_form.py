@@ -147,3 +147,22 @@ def test_numbers_that_were_typed_as_text_are_numbers_to_the_step(
     assert (params.penalty.l2, params.share) == (1e-4, 0.25)
     with pytest.raises(ParameterError, match="fit.share: expected less than 1; received 7.0"):
         form_module.parse_form(declared, {"fit.share": "7"}, Settings())
+
+
+def test_a_dag_may_have_defaults_and_locations_of_its_own(
+    form_module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RIDGELINE_DEFAULTS", '{"fit.limit": 3, "fit.share": 0.25}')
+    monkeypatch.setattr(form_module, "load_components", lambda: {"fit": step(FormParams)})
+    form = form_module.form(step(FormParams), defaults={"fit.limit": 4, "fit.name": "a", "fit.folder": "/data"})
+    assert (form["fit.limit"].value, form["fit.share"].value) == (4, "0.25")
+    assert form["fit.folder"].schema == {"const": "/data"}  # Airflow's form hides it
+    values = {name: param.value for name, param in form.items()}
+    assert form_module.parse_form(form, values, Settings())["fit"].folder == Path("/data")
+    for bad, message in {
+        "fit.limit": "fit.limit: expected less than or equal to 9",
+        "fit.reason": "Expected no fit.reason in the DAG's defaults",
+        "tif.limit": "Expected defaults for parameters of the DAG's steps fit; received tif.limit",
+    }.items():
+        with pytest.raises(ParameterError, match=message):
+            form_module.form(step(FormParams), defaults={bad: 10 if bad == "fit.limit" else "x"})

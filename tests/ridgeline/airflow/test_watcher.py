@@ -6,7 +6,7 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -106,13 +106,14 @@ def test_a_restart_fires_only_for_what_changed_meanwhile(watcher: ModuleType, fo
 def test_a_folder_that_changes_all_the_time_does_not_fire(
     watcher: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fingerprint, looks = watcher._fingerprint, []
+    fingerprint = watcher._fingerprint
+    looks: list[str] = []
 
     def change_and_look(place: str) -> str:
         if len(looks) < 8:
             (folder / "train" / "cat" / f"{len(looks)}.png").write_bytes(b"more")
-        looks.append(fingerprint(place))
-        return str(looks[-1])
+        looks.append(str(fingerprint(place)))
+        return looks[-1]
 
     monkeypatch.setattr(watcher, "_fingerprint", change_and_look)
     found = contents(watcher, folder, StateStore(), events=1)
@@ -124,9 +125,8 @@ def test_a_missing_folder_is_reported_once_and_watched_again_when_it_is_there(
     watcher: ModuleType, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warnings: list[str] = []
-    monkeypatch.setattr(watcher.FolderTrigger, "log", type("Log", (), {
-        "info": staticmethod(lambda *_: None), "warning": staticmethod(lambda text, *values: warnings.append(text % values)),
-    }))  # fmt: skip
+    log = SimpleNamespace(info=lambda *_: None, warning=lambda text, *values: warnings.append(text % values))
+    monkeypatch.setattr(watcher.FolderTrigger, "log", log)
     store = StateStore()
     away = tmp_path / "away"
     shutil.move(folder, away)

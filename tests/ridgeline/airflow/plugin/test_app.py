@@ -217,7 +217,7 @@ def outcomes(page: str) -> dict[str, str]:
 def test_a_reused_run(server: Server) -> None:
     page = server.get(server.path("reused")).text
     assert "<h2>Nothing changed</h2>" in page
-    reused = dict.fromkeys(["ingest", "transform", "train", "evaluate", "export"], "reused")
+    reused = dict.fromkeys(["ingest", "transform", "statistics", "validate", "train", "evaluate", "export"], "reused")
     assert outcomes(page) == reused | {"sweep": "skipped", "select": "skipped"}
     assert "The run uses the penalty on the form." in page
     assert "Skipped because sweep was skipped." in page
@@ -247,6 +247,8 @@ def test_the_page_of_a_run_in_progress_refreshes(server: Server) -> None:
     assert outcomes(answer.text) == {
         "ingest": "reused",
         "transform": "reused",
+        "statistics": "reused",
+        "validate": "reused",
         "sweep": "skipped",
         "select": "skipped",
         "train": "running",

@@ -18,7 +18,7 @@ from ridgeline.artifacts.sweep_result import SweepResult
 from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store
 
-STEPS = ("ingest", "transform", "train", "evaluate", "export")
+STEPS = ("ingest", "transform", "statistics", "validate", "train", "evaluate", "export")
 SYNTHETIC = {"ingest.dataset": "synthetic_garments:1.0.0", "transform.validation_examples": 1_000}
 Synthetic = tuple[Settings, list[Execution]]
 

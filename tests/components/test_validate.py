@@ -1,0 +1,229 @@
+import importlib
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import ks_2samp
+
+from components.statistics import statistics
+from components.validate import class_shift, ks_test, validate
+from ridgeline.artifacts.examples import Examples, ExamplesFacts, Normalization, write_split
+from ridgeline.component import Champion, StepError
+from ridgeline.keys import key_parts
+
+CLASSES = ("cap", "shoe", "belt", "sock")
+PATTERNS = np.random.default_rng(5).integers(20, 200, (4, 8, 8))
+
+
+def arrays(color=False):
+    """Return 1,600 training, 200 validation and 400 test images: a pattern for each class, with noise and lighting."""
+    rng = np.random.default_rng(3)
+    splits = {}
+    for name, size in (("train", 1600), ("validation", 200), ("test", 400)):
+        labels = np.arange(size) % 4
+        light = rng.normal(1, 0.15, (size, 1, 1))
+        images = PATTERNS[labels] * light + rng.normal(0, 10, (size, 8, 8))
+        images = np.stack([images, images * 0.8, images * 0.6], -1) if color else images
+        splits[name] = (np.clip(images, 0, 255).astype(np.uint8), labels)
+    return splits
+
+
+def make(folder, splits, names=CLASSES):
+    shape = splits["train"][0].shape[1:]
+    for name, (images, labels) in splits.items():
+        write_split(folder / name, [(images, labels)], len(labels), shape)
+    return Examples.seal(
+        folder,
+        ExamplesFacts(
+            dataset="wardrobe:1.0.0",
+            image_shape=shape,
+            class_names=names,
+            num_examples={name: len(labels) for name, (_, labels) in splits.items()},
+            normalization=Normalization(kind="unit", mean=0.0, deviation=255.0),
+            synthetic=False,
+        ),
+    )
+
+
+def describe(folder, splits, names=CLASSES):
+    """Return examples and their statistics."""
+    examples = make(folder / "examples", splits, names)
+    (folder / "statistics").mkdir()
+    return examples, statistics(examples=examples, params=statistics.parse({}), output=folder / "statistics")
+
+
+def check(folder, described, champion=None, **values):
+    examples, found = described
+    folder.mkdir(parents=True)
+    other: Any = {"champion": Champion(champion.digest, champion)} if champion else {}
+    return validate(examples=examples, statistics=found, params=validate.parse(values), output=folder, **other)
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    return describe(tmp_path_factory.mktemp("clean"), arrays())
+
+
+def errors(anomalies):
+    return {finding.check for finding in anomalies.facts.findings if finding.severity == "error"}
+
+
+def test_clean_examples_pass_alone_and_against_themselves(tmp_path, clean):
+    for name, champion in (("alone", None), ("champion", clean[1])):
+        found = check(tmp_path / name, clean, champion)
+        assert (found.facts.findings, found.problem) == ((), None)
+        assert "None found." in found.report.read_text(encoding="utf-8")
+
+
+def leak(splits):
+    splits["train"][0][:40] = splits["test"][0][:40]
+    splits["train"][1][:40] = splits["test"][1][:40]
+
+
+def drop_class(splits):
+    for name, (images, labels) in splits.items():
+        splits[name] = (images[labels != 2], labels[labels != 2])
+
+
+def halve_class(splits):
+    images, labels = splits["train"]
+    keep = np.ones(len(labels), bool)
+    keep[np.flatnonzero(labels == 2)[::2]] = False
+    splits["train"] = (images[keep], labels[keep])
+
+
+def invert(splits):
+    for images, _ in splits.values():
+        images[:] = 255 - images
+
+
+def darken(splits):
+    for images, _ in splits.values():
+        images[:] = images * 0.6
+
+
+def invert_test(splits):
+    splits["test"][0][:] = 255 - splits["test"][0]
+
+
+def crop(splits):
+    for name, (images, labels) in splits.items():
+        splits[name] = (images[:, 1:, 1:], labels)
+
+
+def relabel_one(splits):
+    splits["train"][0][1] = splits["train"][0][0]  # their labels are 0 and 1
+
+
+def blank(splits):
+    splits["train"][0][:40] = 0
+    splits["train"][1][:40] = 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "alone"),
+    [
+        (leak, "test images in training", True),
+        (drop_class, "missing class", True),
+        (halve_class, "class has shrunk", False),
+        (invert, "mean image of the train split", False),
+        (darken, "brightness of the train split", False),
+        (invert_test, "mean image of the test split", True),
+        (crop, "image shape", False),
+        (relabel_one, "image with several labels", True),
+        (blank, "nearly constant images", True),
+    ],
+)
+def test_a_planted_fault_is_an_error_with_its_reason(tmp_path, fault, reason, alone):
+    color = fault in (invert, darken)
+    before = describe(tmp_path / "before", arrays(color))
+    splits = arrays(color)
+    fault(splits)
+    now = describe(tmp_path / "now", splits)
+    found = check(tmp_path / "out", now, before[1])
+    assert reason in errors(found)
+    assert f"the checks found {found.facts.num_errors}:" in found.problem
+    by_itself = check(tmp_path / "alone", now)
+    assert (reason in errors(by_itself)) == alone
+    if reason in ("test images in training", "image with several labels"):
+        (finding,) = (finding for finding in found.facts.findings if finding.check == reason)
+        assert len(finding.evidence[0]) == 2
+        assert "train 0" in found.report.read_text(encoding="utf-8")
+
+
+def test_a_class_that_is_rarer_in_training_is_a_warning_without_a_champion(tmp_path):
+    splits = arrays()
+    halve_class(splits)
+    found = check(tmp_path / "out", describe(tmp_path / "now", splits))
+    assert [(f.check, f.severity) for f in found.facts.findings] == [("class is rarer in training", "warning")]
+    assert found.problem is None
+
+
+def test_classes_that_vanished_or_are_new_are_named(tmp_path, clean):
+    now = describe(tmp_path / "now", arrays(), ("cap", "shoe", "belt", "<b>scarf</b>"))
+    found = check(tmp_path / "out", now, clean[1])
+    messages = [finding.message for finding in found.facts.findings]
+    assert "1 classes are vanished, compared with the champion: sock" in messages
+    assert "1 classes are new, compared with the champion: <b>scarf</b>" in messages
+    assert "<b>scarf" not in found.report.read_text(encoding="utf-8")
+
+
+def test_a_reason_accepts_errors_and_is_recorded(tmp_path, clean):
+    splits = arrays()
+    relabel_one(splits)
+    now = describe(tmp_path / "now", splits)
+    found = check(tmp_path / "out", now, accept_anomalies=" known, see <ticket> ")
+    assert (found.facts.num_errors, found.facts.accepted, found.problem) == (1, "known, see <ticket>", None)
+    assert "Accepted: known, see &lt;ticket&gt;" in found.report.read_text(encoding="utf-8")
+    assert check(tmp_path / "blank", now, accept_anomalies=" ").problem
+    assert check(tmp_path / "unneeded", clean, accept_anomalies="a reason").facts.accepted is None
+
+
+def test_a_limit_decides(tmp_path):
+    splits = arrays()
+    relabel_one(splits)
+    found = check(tmp_path / "out", describe(tmp_path / "now", splits), max_conflicting=1)
+    assert found.problem is None
+    assert "warning" in {finding.severity for finding in found.facts.findings}
+
+
+def test_unreadable_statistics_of_the_champion_are_a_warning(tmp_path, clean):
+    (tmp_path / "out").mkdir()
+    champion: Champion[Any] = Champion("5" * 64, None)
+    found = validate(
+        examples=clean[0], statistics=clean[1], params=validate.parse({}), output=tmp_path / "out", champion=champion
+    )
+    (finding,) = found.facts.findings
+    assert (finding.severity, finding.check) == ("warning", "champion")
+
+
+def test_statistics_of_other_examples_are_refused(tmp_path, clean):
+    other = describe(tmp_path / "other", arrays(color=True))
+    with pytest.raises(StepError, match="Expected statistics of the examples"):
+        check(tmp_path / "out", (clean[0], other[1]))
+
+
+def test_equal_input_gives_equal_bytes(tmp_path, clean):
+    assert check(tmp_path / "a", clean).digest == check(tmp_path / "b", clean).digest
+
+
+def test_the_distances_are_those_of_scipy():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 200, 500), rng.integers(30, 256, 700)
+    shift = ks_test(np.bincount(a, minlength=256), np.bincount(b, minlength=256), len(a), len(b))
+    expected = ks_2samp(a, b, method="asymp")
+    assert shift.effect == pytest.approx(expected.statistic)
+    assert shift.p_value == pytest.approx(expected.pvalue, rel=0.5)
+    same = class_shift(np.array([10, 20, 0]), np.array([100, 200, 0]))
+    assert (same.effect, same.p_value) == (pytest.approx(0), pytest.approx(1))
+
+
+def test_nothing_of_a_check_is_in_the_key_of_a_training(clean):
+    for name in ("train", "sweep"):
+        step = importlib.import_module(f"components.{name}").__dict__[name]
+        parts = key_parts(step, {"examples": clean[0]}, step.parse({}))
+        assert step.after == (validate.output,)
+        assert parts.inputs.keys() == {"examples"}
+        assert not {"components/validate.py", "components/statistics.py", "components/reports/anomalies.py"} & set(
+            parts.code
+        )
