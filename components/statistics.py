@@ -239,7 +239,7 @@ def _one_per_label(group: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def _leaked(images: _Images, groups: list[np.ndarray], split: str, sources: tuple[str, ...]) -> Copies:
     """Count the images of a split that equal one of other splits; the original comes first in the evidence."""
-    own, others = SPLITS.index(split), [SPLITS.index(name) for name in sources]  # type: ignore[arg-type]
+    own, others = SPLITS.index(split), [SPLITS.index(name) for name in sources]
     count, shown = 0, []
     for group in groups:
         parts = images.split_of[group]

@@ -156,7 +156,7 @@ def _champions(settings: Settings, component: Component, inputs: Mapping[str, st
     The present champion is returned even if it can't be read. A champion that it replaced is left out if it can't be
     read, since there is nothing to compare with.
     """
-    champions = {}
+    champions: dict[str, str] = {}
     for name, kind in component.champions.items():
         candidate = next(inputs[n] for n, other in component.inputs.items() if other is kind)
         store, registry = settings.open_store(), settings.open_registry()

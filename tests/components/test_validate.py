@@ -1,4 +1,5 @@
 import importlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def describe(folder, splits, names=CLASSES):
 def check(folder, described, champion=None, **values):
     examples, found = described
     folder.mkdir(parents=True)
-    other = {"champion": Champion(champion.digest, champion)} if champion else {}
+    other: dict[str, Any] = {"champion": Champion(champion.digest, champion)} if champion else {}
     return validate(examples=examples, statistics=found, params=validate.parse(values), output=folder, **other)
 
 
@@ -188,7 +189,7 @@ def test_a_limit_decides(tmp_path):
 
 def test_unreadable_statistics_of_the_champion_are_a_warning(tmp_path, clean):
     (tmp_path / "out").mkdir()
-    champion = Champion("5" * 64, None)
+    champion: Champion[Any] = Champion("5" * 64, None)
     found = validate(
         examples=clean[0], statistics=clean[1], params=validate.parse({}), output=tmp_path / "out", champion=champion
     )
