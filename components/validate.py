@@ -380,7 +380,7 @@ def _distributions(
         # Of the mean images, only what is not chance can be compared.
         noise = [float(np.mean(d**2)) / n for d, n in zip(deviations, counts, strict=True)]
         if all(float(np.var(image)) > 25 * n for image, n in zip(images, noise, strict=True)):
-            correlation = float(np.asarray(np.corrcoef(np.stack(images).astype(np.float64)))[0, 1])
+            correlation = float(np.corrcoef(images[0], images[1])[0, 1])
             if correlation < params.min_mean_image_correlation:
                 turned = ", as if the images were inverted" if correlation < -0.5 else ""
                 yield Finding(

@@ -159,9 +159,9 @@ def _unneeded(
     compared = (
         {short_ref(ref) for ref in store.refs() if ref.startswith(f"{ExampleStatistics.__name__}/")} if served else ()
     )
-    for execution in filter(None, (read(file) for file in files if file.output in compared)):
-        if execution.output and served >= set(execution.inputs.values()):
-            need([execution.output])
+    for made in filter(None, (read(file) for file in files if file.output in compared)):
+        if made.output and served >= set(made.inputs.values()):
+            need([made.output])
 
     makes_needed = {short_ref(ref) for ref in needed}
     records = [

@@ -165,7 +165,7 @@ def _champions(settings: Settings, component: Component, inputs: Mapping[str, st
         candidate = next(inputs[n] for n, other in component.inputs.items() if other is kind)
         store, registry = settings.open_store(), settings.open_registry()
         own = store.open(candidate, kind)
-        if kind is not Model:
+        if not _is_served(settings, own):
             champions |= {name: ref} if (ref := _made_with_champion(settings, own)) else {}
             continue
         if other := registry.baseline(own.facts.model_name, own.digest):
@@ -203,6 +203,15 @@ def _start(
             if earlier == dict(inputs):
                 return {name: start} if start else {}
     return {name: ref}
+
+
+def _is_served(settings: Settings, own: Artifact[Any]) -> bool:
+    """Return whether champions are of an artifact's type; also if there is no champion yet."""
+    champion = settings.open_registry().champion(own.facts.model_name)
+    if champion is None or isinstance(own, Model):
+        return True
+    served = f"{type(own).__name__}/{champion.model_digest}"
+    return any(origin.ref == served for _, origin, _ in lineage(settings.open_store(), champion.artifact).walk())
 
 
 def _made_with_champion(settings: Settings, own: Artifact[Any]) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ridgeline.artifacts.base import Artifact
+from ridgeline.artifacts.example_anomalies import ExampleAnomalies
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.artifacts.sweep_result import SweepResult
@@ -64,6 +65,10 @@ def _rows(artifact: Artifact[Any]) -> Iterator[tuple[str, str]]:
             )
         blessed = f"{'' if facts.verdict.blessed else 'not '}blessed{' by force' if facts.verdict.forced else ''}"
         yield "verdict", f"{blessed}: {'; '.join(facts.verdict.reasons)}"
+    elif isinstance(artifact, ExampleAnomalies):
+        data = artifact.facts
+        accepted = f", accepted: {data.accepted}" if data.accepted else ""
+        yield "data", f"{data.num_errors} errors, {data.num_warnings} warnings{accepted}"
     elif isinstance(artifact, SweepResult):
         yield "chosen", f"{artifact.facts.trials[artifact.facts.winner]}: {artifact.facts.reason}"
 

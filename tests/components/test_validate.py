@@ -55,7 +55,7 @@ def describe(folder, splits, names=CLASSES):
 def check(folder, described, champion=None, **values):
     examples, found = described
     folder.mkdir(parents=True)
-    other: Any = {"champion": Champion(champion.digest, champion)} if champion else {}
+    other: dict[str, Any] = {"champion": Champion(champion.digest, champion)} if champion else {}
     return validate(examples=examples, statistics=found, params=validate.parse(values), output=folder, **other)
 
 

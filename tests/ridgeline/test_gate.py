@@ -114,7 +114,7 @@ def runs(sequence: RunSequence, first_export_again: StepResult) -> dict[str, Run
 
 
 def test_the_first_model_is_judged_by_the_thresholds(synthetic, synthetic_store):
-    facts = synthetic_store.open(synthetic[1][3].output, ModelEvaluation).facts
+    facts = synthetic_store.open(synthetic[1][5].output, ModelEvaluation).facts
     assert facts.verdict.blessed
     assert facts.comparison is None
     assert facts.verdict.reasons[-1] == "no other model to compare with: the thresholds decide"

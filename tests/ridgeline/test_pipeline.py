@@ -302,7 +302,7 @@ def test_new_examples_are_compared_with_those_of_the_champion_which_gc_keeps(run
     first = run("validate", "other", transform__validation_examples=2_000)["validate"]
     assert first.inputs["champion"] == refs["statistics"]
     assert run("validate", "again")["validate"].state == "cached"  # the champion's own: there is none before it
-    run("ingest", "last")
+    run("transform", "last")
     collect_garbage(store, settings.open_registry(), keep_runs=1, dry_run=False, recent=timedelta(0))
     assert [ref for ref in store.refs() if ref.startswith("ExampleStatistics/")] == [refs["statistics"]]
     assert not [ref for ref in store.refs() if ref.startswith("ExampleAnomalies/")]
