@@ -41,8 +41,7 @@ def test_explain_needs_nothing_but_the_store(invoke):
         "--set", "transform.validation_examples=1000", "--set", "train.penalty.l2=0.001",
     )  # fmt: skip
     assert [line.split(maxsplit=1)[1] for line in result.stdout.splitlines()] == [
-        "reused: same inputs, parameters and code",
-        "reused: same inputs, parameters and code",
+        *["reused: same inputs, parameters and code"] * 4,
         "runs: parameter train.penalty.l2 0.01 → 0.001",
     ]
 
@@ -66,7 +65,9 @@ def test_explain_with_a_sweep_and_a_profile(invoke):
 
 def test_help_names_the_installed_steps_and_the_options_that_their_parameters_declare(invoke):
     words = " ".join(invoke("run", "--help").stdout.replace("│", " ").split())
-    assert "evaluate, export, ingest, select, statistics, sweep, train, transform, validate. export if left out." in words
+    assert (
+        "evaluate, export, ingest, select, statistics, sweep, train, transform, validate. export if left out." in words
+    )
     assert "A step that is left out by default: select, sweep." in words
     assert "--profile VALUE is short for --set train.profile=VALUE." in words
     assert "NAME is one of evaluate, export, ingest" in invoke("step", "--help").stdout
