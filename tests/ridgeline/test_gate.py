@@ -122,13 +122,13 @@ def test_the_first_model_is_judged_by_the_thresholds(synthetic, synthetic_store)
 
 def test_an_unchanged_run_reuses_everything_and_pushes_nothing(runs):
     for name, version in (("unchanged", 1), ("other again", 2), ("forced again", 3)):
-        assert runs[name].explained == ["reused"] * 5
-        assert runs[name].states == ["cached"] * 5
+        assert runs[name].explained == ["reused"] * len(STEPS)
+        assert runs[name].states == ["cached"] * len(STEPS)
         assert runs[name].served == (False, version)
 
 
 def test_a_model_that_is_not_worse_is_pushed(runs, sequence):
-    assert runs["other"].states == ["cached", "cached", "complete", "complete", "complete"]
+    assert runs["other"].states == [*["cached"] * 4, "complete", "complete", "complete"]
     assert runs["other"].facts.comparison.model_digest == runs["unchanged"].facts.model_digest
     assert runs["other"].facts.comparison.accuracy == runs["unchanged"].facts.accuracy
     assert runs["other"].served == (True, 2)
@@ -147,7 +147,7 @@ def test_a_significantly_worse_model_is_not_exported(runs):
 
 
 def test_a_forced_blessing_serves_it_and_is_recorded(runs, sequence):
-    assert runs["forced"].states == ["cached", "cached", "cached", "complete", "complete"]
+    assert runs["forced"].states == [*["cached"] * 4, "cached", "complete", "complete"]
     assert runs["forced"].served == (True, 3)
     assert runs["forced"].facts.verdict.forced == "a demo"
     assert "verdict     blessed by force: " in runs["forced"].lines
@@ -156,7 +156,7 @@ def test_a_forced_blessing_serves_it_and_is_recorded(runs, sequence):
 
 def test_a_run_after_a_rollback_does_not_undo_it(runs, sequence):
     run = runs["after rollback"]
-    assert run.states == ["cached"] * 5
+    assert run.states == ["cached"] * len(STEPS)
     assert run.served == (False, 2)
     assert "version 3 served this model and was rolled back from" in run.results[-1].pushed.reason
     assert "demo over" in run.lines
