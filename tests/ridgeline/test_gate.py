@@ -141,8 +141,8 @@ def test_a_significantly_worse_model_is_not_exported(runs):
     assert not verdict.blessed
     assert runs["worse"].facts.comparison.model_digest == runs["other"].facts.model_digest
     assert "< 0.05 (worse_significance)" in verdict.reasons[2]
-    assert runs["worse"].states[3:] == ["complete", "skipped"]
-    assert runs["worse again"].states[3:] == ["cached", "skipped"]
+    assert runs["worse"].states[5:] == ["complete", "skipped"]
+    assert runs["worse again"].states[5:] == ["cached", "skipped"]
     assert "verdict     not blessed: " in runs["worse"].lines
 
 
@@ -168,14 +168,14 @@ def test_nothing_is_blessed_if_the_champion_cannot_be_read(runs):
     digest = runs["other"].facts.model_digest
     for name, state in (("without champion", "complete"), ("without champion again", "cached")):
         run = runs[name]
-        assert run.states[3:] == [state, "skipped"]
+        assert run.states[5:] == [state, "skipped"]
         assert run.facts.comparison is None
         assert not run.facts.verdict.blessed
         assert run.facts.verdict.reasons[2:] == (
             f"the champion, model {digest[:12]}, can't be read (missing, changed or extra: model.weights.h5): "
             "restore it, roll back, or give a reason in force_blessing",
         )
-    assert runs["without champion again"].explained[3] == "reused"
+    assert runs["without champion again"].explained[5] == "reused"
 
 
 def test_a_forced_blessing_passes_without_a_readable_champion(runs, sequence):
@@ -188,7 +188,7 @@ def test_a_forced_blessing_passes_without_a_readable_champion(runs, sequence):
 def test_the_champion_itself_stays_blessed_without_the_model_that_it_replaced(runs):
     run = runs["without what it replaced"]
     assert run.facts.verdict.reasons[-1] == "no other model to compare with: the thresholds decide"
-    assert run.states[3:] == ["complete", "complete"]
+    assert run.states[5:] == ["complete", "complete"]
     assert run.served == (False, 4)
     assert "version 4 serves this model already" in run.results[-1].pushed.reason
 
