@@ -41,8 +41,7 @@ def test_explain_needs_nothing_but_the_store(invoke):
         "--set", "transform.validation_examples=1000", "--set", "train.penalty.l2=0.001",
     )  # fmt: skip
     assert [line.split(maxsplit=1)[1] for line in result.stdout.splitlines()] == [
-        "reused: same inputs, parameters and code",
-        "reused: same inputs, parameters and code",
+        *["reused: same inputs, parameters and code"] * 4,
         "runs: parameter train.penalty.l2 0.01 → 0.001",
     ]
 
@@ -52,7 +51,7 @@ def test_explain_with_a_sweep_and_a_profile(invoke):
         "explain", "train", "--with", "sweep", "--profile", "tuned", "--set", "ingest.dataset=synthetic_garments:1.0.0",
         "--set", "transform.validation_examples=1000",
     )  # fmt: skip
-    assert [line.split(maxsplit=1) for line in result.stdout.splitlines()[2:]] == [
+    assert [line.split(maxsplit=1) for line in result.stdout.splitlines()[4:]] == [
         ["sweep", "runs: first run of sweep"],
         ["select", "depends: runs unless trials comes out as before"],
         ["train", "depends: runs unless sweep comes out as before"],
@@ -66,7 +65,9 @@ def test_explain_with_a_sweep_and_a_profile(invoke):
 
 def test_help_names_the_installed_steps_and_the_options_that_their_parameters_declare(invoke):
     words = " ".join(invoke("run", "--help").stdout.replace("│", " ").split())
-    assert "evaluate, export, ingest, select, sweep, train, transform. export if left out." in words
+    assert (
+        "evaluate, export, ingest, select, statistics, sweep, train, transform, validate. export if left out." in words
+    )
     assert "A step that is left out by default: select, sweep." in words
     assert "--profile VALUE is short for --set train.profile=VALUE." in words
     assert "NAME is one of evaluate, export, ingest" in invoke("step", "--help").stdout
@@ -93,6 +94,8 @@ def test_a_step_can_be_asked_to_run_again(invoke):
     assert [line.split(maxsplit=1)[1] for line in lines] == [
         "reused: same inputs, parameters and code",
         "runs: the user asked to run it again",
+        "depends: runs unless examples comes out as before",
+        "depends: runs unless examples and statistics come out as before",
         "depends: runs unless examples comes out as before",
     ]
 

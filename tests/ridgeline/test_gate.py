@@ -122,13 +122,13 @@ def test_the_first_model_is_judged_by_the_thresholds(synthetic, synthetic_store)
 
 def test_an_unchanged_run_reuses_everything_and_pushes_nothing(runs):
     for name, version in (("unchanged", 1), ("other again", 2), ("forced again", 3)):
-        assert runs[name].explained == ["reused"] * 5
-        assert runs[name].states == ["cached"] * 5
+        assert runs[name].explained == ["reused"] * len(STEPS)
+        assert runs[name].states == ["cached"] * len(STEPS)
         assert runs[name].served == (False, version)
 
 
 def test_a_model_that_is_not_worse_is_pushed(runs, sequence):
-    assert runs["other"].states == ["cached", "cached", "complete", "complete", "complete"]
+    assert runs["other"].states == [*["cached"] * 4, "complete", "complete", "complete"]
     assert runs["other"].facts.comparison.model_digest == runs["unchanged"].facts.model_digest
     assert runs["other"].facts.comparison.accuracy == runs["unchanged"].facts.accuracy
     assert runs["other"].served == (True, 2)
@@ -141,13 +141,13 @@ def test_a_significantly_worse_model_is_not_exported(runs):
     assert not verdict.blessed
     assert runs["worse"].facts.comparison.model_digest == runs["other"].facts.model_digest
     assert "< 0.05 (worse_significance)" in verdict.reasons[2]
-    assert runs["worse"].states[3:] == ["complete", "skipped"]
-    assert runs["worse again"].states[3:] == ["cached", "skipped"]
+    assert runs["worse"].states[5:] == ["complete", "skipped"]
+    assert runs["worse again"].states[5:] == ["cached", "skipped"]
     assert "verdict     not blessed: " in runs["worse"].lines
 
 
 def test_a_forced_blessing_serves_it_and_is_recorded(runs, sequence):
-    assert runs["forced"].states == ["cached", "cached", "cached", "complete", "complete"]
+    assert runs["forced"].states == [*["cached"] * 4, "cached", "complete", "complete"]
     assert runs["forced"].served == (True, 3)
     assert runs["forced"].facts.verdict.forced == "a demo"
     assert "verdict     blessed by force: " in runs["forced"].lines
@@ -156,7 +156,7 @@ def test_a_forced_blessing_serves_it_and_is_recorded(runs, sequence):
 
 def test_a_run_after_a_rollback_does_not_undo_it(runs, sequence):
     run = runs["after rollback"]
-    assert run.states == ["cached"] * 5
+    assert run.states == ["cached"] * len(STEPS)
     assert run.served == (False, 2)
     assert "version 3 served this model and was rolled back from" in run.results[-1].pushed.reason
     assert "demo over" in run.lines
@@ -168,14 +168,14 @@ def test_nothing_is_blessed_if_the_champion_cannot_be_read(runs):
     digest = runs["other"].facts.model_digest
     for name, state in (("without champion", "complete"), ("without champion again", "cached")):
         run = runs[name]
-        assert run.states[3:] == [state, "skipped"]
+        assert run.states[5:] == [state, "skipped"]
         assert run.facts.comparison is None
         assert not run.facts.verdict.blessed
         assert run.facts.verdict.reasons[2:] == (
             f"the champion, model {digest[:12]}, can't be read (missing, changed or extra: model.weights.h5): "
             "restore it, roll back, or give a reason in force_blessing",
         )
-    assert runs["without champion again"].explained[3] == "reused"
+    assert runs["without champion again"].explained[5] == "reused"
 
 
 def test_a_forced_blessing_passes_without_a_readable_champion(runs, sequence):
@@ -188,7 +188,7 @@ def test_a_forced_blessing_passes_without_a_readable_champion(runs, sequence):
 def test_the_champion_itself_stays_blessed_without_the_model_that_it_replaced(runs):
     run = runs["without what it replaced"]
     assert run.facts.verdict.reasons[-1] == "no other model to compare with: the thresholds decide"
-    assert run.states[3:] == ["complete", "complete"]
+    assert run.states[5:] == ["complete", "complete"]
     assert run.served == (False, 4)
     assert "version 4 serves this model already" in run.results[-1].pushed.reason
 
