@@ -112,7 +112,7 @@ def test_a_failing_run_leaves_no_secret_on_the_terminal_or_in_a_file(tmp_path: P
     env = {**os.environ, **settings}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
-    assert "ingest failed: Expected the folder of the downloaded files; received /nowhere" in done.stdout
+    assert "ingest failed: Expected a folder that can be read; received /nowhere" in done.stdout
     files = [path for path in (tmp_path / "var").rglob("*") if path.is_file()]
     assert any("memory://***@bucket/store?token=***" in path.read_text(errors="replace") for path in files)
     assert_hidden(done.stdout + done.stderr)
