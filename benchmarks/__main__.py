@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import airflow, engine, records, steps, sweep, tuned
+from benchmarks import airflow, engine, images, records, steps, sweep, tuned
 from ridgeline import pipeline
 from ridgeline.settings import Settings
 
@@ -20,6 +20,7 @@ PARTS = {
     "sparse": sweep.sparse,
     "tuned": tuned.main,
     "records": records.main,
+    "images": images.main,
 }
 
 
