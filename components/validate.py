@@ -158,14 +158,14 @@ def validate(
     return facts
 
 
-def _graded(value: float, limit: float, part: float = WARNING_PART) -> Severity | None:
+def _graded(value: float, limit: float) -> Severity | None:
     """Return the severity of a number that should be small; None if it is."""
-    return "error" if value > limit else "warning" if value > part * limit else None
+    return "error" if value > limit else "warning" if value > WARNING_PART * limit else None
 
 
-def _names(facts: ExampleStatisticsFacts, labels: list[int]) -> str:
-    more = f" and {len(labels) - NAMED} more" if len(labels) > NAMED else ""
-    return ", ".join(facts.class_names[label] for label in labels[:NAMED]) + more
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def _classes(facts: ExampleStatisticsFacts, params: Params) -> Iterator[Finding]:
@@ -176,7 +176,7 @@ def _classes(facts: ExampleStatisticsFacts, params: Params) -> Iterator[Finding]
                 check="missing class",
                 severity="warning" if split == "validation" else "error",
                 message=f"The {split} split has no image of {len(missing)} of {len(facts.class_names)} classes: "
-                f"{_names(facts, missing)}",
+                f"{_listed([facts.class_names[label] for label in missing])}",
                 value=len(missing),
                 threshold=0,
                 advice="Add images of these classes, or remove the classes from the dataset.",
@@ -189,7 +189,7 @@ def _classes(facts: ExampleStatisticsFacts, params: Params) -> Iterator[Finding]
             check="small class",
             severity="warning",
             message=f"{len(few)} classes have fewer than {params.min_class_examples} training images: "
-            f"{_names(facts, few)}; the smallest has {fewest}",
+            f"{_listed([facts.class_names[label] for label in few])}; the smallest has {fewest}",
             value=fewest,
             threshold=params.min_class_examples,
             advice="Add images, or lower min_class_examples.",
@@ -412,12 +412,10 @@ def _changes(now: ExampleStatistics, then: ExampleStatistics, params: Params) ->
     added = [name for name in names if name not in before]
     for what, severity, found in (("vanished", "error", vanished), ("new", "warning", added)):
         if found:
-            more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
             yield Finding(
                 check=f"{what} classes",
                 severity=severity,
-                message=f"{len(found)} classes are {what}, compared with the champion: "
-                f"{', '.join(found[:NAMED])}{more}",
+                message=f"{len(found)} classes are {what}, compared with the champion: {_listed(found)}",
                 value=len(found),
                 threshold=0,
                 advice=advice,

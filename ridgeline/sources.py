@@ -338,9 +338,7 @@ def _list_objects(path: Any, location: str) -> dict[str, str]:
     problems = []
     for name, info in sorted(listed.items()):
         relative = name.removeprefix(prefix) if name.startswith(prefix) else name.partition(prefix.lstrip("/"))[2]
-        if info["type"] == "directory" or name.endswith(
-            "/"
-        ):  # an object without content that a console makes to show a folder
+        if info["type"] == "directory" or name.endswith("/"):  # an empty object with which a console shows a folder
             continue
         if not relative:
             raise SourceError(f"Expected a folder; received {location}, which is a file. Name the folder around it.")

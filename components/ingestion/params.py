@@ -97,7 +97,8 @@ class Params(StepParams):
         ge=0,
         lt=1,
         title="Maximum unreadable share",
-        description="For a folder: share of unreadable images, 0 to below 1, up to which a run goes on without them.",
+        description="For a folder: share of unreadable images, 0 to below 1, that may be left out. With "
+        "more, the run stops.",
     )
     max_image_pixels: int = Field(
         50_000_000,

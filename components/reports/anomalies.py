@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
 
-from components.reports.figures import BLUE, VERMILION, Picture, data_uri, new_figure, plot_style, svg
+from components.reports.figures import BLUE, VERMILION, Picture, new_figure, plot_style, svg
+from components.reports.thumbnail import thumbnail
 from ridgeline.artifacts.example_anomalies import ExampleAnomaliesFacts, Finding
 from ridgeline.artifacts.example_statistics import ExampleStatistics, Place
 from ridgeline.artifacts.examples import Examples
@@ -16,7 +16,6 @@ from ridgeline.html_page import render_page
 MAX_CLASSES = 30  # of which samples are shown
 NUM_SAMPLES = 10
 NUM_GROUPS = 6  # of the evidence of one finding
-MAX_IMAGE_SIDE = 96
 
 
 def render(
@@ -53,14 +52,8 @@ def render(
 
 
 def _image(pixels: np.ndarray, alt: str) -> Picture:
-    from PIL import Image
-
     grey = pixels.ndim == 3 and pixels.shape[2] == 1
-    image = Image.fromarray(pixels[:, :, 0] if grey else pixels)
-    image.thumbnail((MAX_IMAGE_SIDE, MAX_IMAGE_SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return Picture(data_uri("image/png", buffer.getvalue()), alt)
+    return Picture(thumbnail(pixels[:, :, 0] if grey else pixels), alt)
 
 
 def _shown(examples: Examples, place: Place) -> tuple[Place, str, Picture]:

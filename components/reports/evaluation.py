@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from components.reports.figures import BLUE, GREY, VERMILION, Picture, data_uri, flat, new_figure, plot_style, svg
+from components.reports.figures import BLUE, GREY, VERMILION, Picture, flat, new_figure, plot_style, svg
+from components.reports.thumbnail import thumbnail
 from ridgeline.artifacts.examples import Examples, Split
 from ridgeline.artifacts.model import Model, eliminated_pixels, kernels
 from ridgeline.artifacts.model_evaluation import Mistake, ModelEvaluationFacts
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 SHADES = 9
 MAX_CLASSES = 100  # with more, the matrix is left out, and of the classes only the worst are shown
 NUM_WORST = 50
-MAX_IMAGE_SIDE = 96
 
 
 @dataclass(frozen=True)
@@ -174,13 +173,13 @@ def _eliminated(pixels: np.ndarray) -> Picture | None:
     colours = np.where(
         pixels[:, :, None], np.array([0xD5, 0x5E, 0x00], np.uint8), np.array([0xE5, 0xE7, 0xEB], np.uint8)
     )
-    return Picture(_png(colours), f"Map of the image: {text}.", f"{text} (orange).")
+    return Picture(thumbnail(colours), f"Map of the image: {text}.", f"{text} (orange).")
 
 
 def _mistake(mistake: Mistake, facts: ModelEvaluationFacts, test: Split) -> Picture:
     label, predicted = facts.classes[mistake.label].name, facts.classes[mistake.predicted].name
     alt = f"Test image {mistake.index}: {label}, taken for {predicted}"
-    return Picture(_png(_image(test, mistake.index)), alt)
+    return Picture(thumbnail(_image(test, mistake.index)), alt)
 
 
 def _image(split: Split, index: int) -> np.ndarray:
@@ -189,16 +188,6 @@ def _image(split: Split, index: int) -> np.ndarray:
             return np.asarray(images[index])
         index -= len(images)
     raise IndexError(f"Expected an index within the split; received one that is {index} beyond its end.")
-
-
-def _png(pixels: np.ndarray) -> str:
-    from PIL import Image
-
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((MAX_IMAGE_SIDE, MAX_IMAGE_SIDE))
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return data_uri("image/png", buffer.getvalue())
 
 
 TEMPLATE = """\

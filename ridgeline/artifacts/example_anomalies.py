@@ -40,7 +40,7 @@ class ExampleAnomaliesFacts(Facts):
         findings: Errors first.
         num_errors: Number of errors.
         num_warnings: Number of warnings.
-        accepted: A person's reason for training in spite of errors; None if there is none, or no error.
+        accepted: A person's reason for training although there are errors; None if there is none, or no error.
         synthetic: Whether the project drew the images itself.
     """
 

@@ -1,0 +1,26 @@
+"""An image as a small inline PNG, for the reports that show images."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+
+from components.reports.figures import data_uri
+
+MAX_IMAGE_SIDE = 96  # pixels
+
+
+def thumbnail(pixels: np.ndarray) -> str:
+    """Return an image as the URI of a PNG, reduced if a side exceeds `MAX_IMAGE_SIDE`.
+
+    Args:
+        pixels: uint8 ``[h, w]`` or ``[h, w, 3]``.
+    """
+    from PIL import Image
+
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((MAX_IMAGE_SIDE, MAX_IMAGE_SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return data_uri("image/png", buffer.getvalue())
