@@ -91,6 +91,16 @@ class Split:
             offset += len(labels)
         return np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])
 
+    def batches(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the images, uint8 ``[k, ...]``, and the labels, int64 ``[k]``, in order.
+
+        Args:
+            size: The largest number of images at a time; a shard's last batch may have fewer.
+        """
+        for images, labels in self.shards:
+            for start in range(0, len(labels), size):
+                yield np.asarray(images[start : start + size]), np.asarray(labels[start : start + size])
+
     def _whole(self, column: int) -> np.ndarray:
         arrays = [shard[column] for shard in self.shards]
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
