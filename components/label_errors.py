@@ -67,7 +67,7 @@ def label_errors(dataset: Dataset, examples: Examples, model: Model, params: Par
         The suspects, by split, by pair of labels, and the first ones.
 
     Raises:
-        StepError: If the dataset or the model does not fit the examples, or its last hidden layer yields infinity or NaN.
+        StepError: If the dataset or the model does not fit the examples, or the network yields infinity or NaN.
     """
     if dataset.facts.name != examples.facts.dataset:
         raise StepError(
