@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -92,7 +93,10 @@ def schema(
             f"Cannot read the schema of the champion's examples ({champion.problem}). Set schema.file to a copy of it, "
             "or schema.infer=true to infer it from these examples."
         )
-    (output / SCHEMA).write_text(f"{facts.model_dump_json(indent=2)}\n", encoding="utf-8")
+    values = facts.model_dump(mode="json")
+    fewest = values["min_class_examples"]  # in a manifest, keys have another order
+    values["min_class_examples"] = {name: fewest[name] for name in facts.class_names if name in fewest}
+    (output / SCHEMA).write_text(f"{json.dumps(values, indent=2, ensure_ascii=False)}\n", encoding="utf-8")
     return facts
 
 

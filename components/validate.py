@@ -206,16 +206,19 @@ def _against_schema(statistics: ExampleStatistics, schema: SchemaFacts) -> Itera
                 advice=advice,
             )
     counts = dict(zip(facts.class_names, facts.splits["train"].class_counts, strict=True))
-    for name, fewest in schema.min_class_examples.items():
-        if name in counts and counts[name] < fewest:
-            yield Finding(
-                check="class below its minimum",
-                severity="error",
-                message=f"The class {name} has {counts[name]:,} training images; the schema requires {fewest:,}",
-                value=counts[name],
-                threshold=fewest,
-                advice=f"Look for images that are missing. {advice}",
-            )
+    # A class without images is another finding.
+    few = {name: fewest for name, fewest in schema.min_class_examples.items() if 0 < counts.get(name, 0) < fewest}
+    if few:
+        listed = _listed([f"{name} {counts[name]:,} (at least {fewest:,})" for name, fewest in few.items()])
+        worst = min(few, key=lambda name: counts[name] / few[name])
+        yield Finding(
+            check="class below its minimum",
+            severity="error",
+            message=f"{len(few)} classes have fewer training images than the schema requires: {listed}",
+            value=counts[worst],
+            threshold=few[worst],
+            advice=f"Look for images that are missing. {advice}",
+        )
     for kind, allowed in (("brightness", schema.brightness), ("contrast", schema.contrast)):
         for split in ("train", "test"):
             value = statistics.mean(kind, split)

@@ -480,8 +480,9 @@ def explain(
         else:
             outputs[step.output] = None
             unknown = [name.partition(".")[0] for name in inputs if name not in known]
-            verb = "come" if len(unknown) > 1 else "comes"
-            yield step.name, f"depends: runs unless {' and '.join(unknown)} {verb} out as before"
+            *others, last = unknown
+            listed = f"{', '.join(others)} and {last} come" if others else f"{last} comes"
+            yield step.name, f"depends: runs unless {listed} out as before"
 
 
 def run_records(settings: Settings, run_id: str) -> dict[str, Execution]:
