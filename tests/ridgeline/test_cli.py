@@ -66,8 +66,8 @@ def test_explain_with_a_sweep_and_a_profile(invoke):
 def test_help_names_the_installed_steps_and_the_options_that_their_parameters_declare(invoke):
     words = " ".join(invoke("run", "--help").stdout.replace("│", " ").split())
     assert (
-        "evaluate, export, ingest, schema, select, statistics, sweep, train, transform, validate. export if left out."
-        in words
+        "evaluate, export, ingest, label_errors, schema, select, statistics, sweep, train, transform, validate. export "
+        "if left out." in words
     )
     assert "A step that is left out by default: select, sweep." in words
     assert "--profile VALUE is short for --set train.profile=VALUE." in words

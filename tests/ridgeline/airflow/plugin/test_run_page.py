@@ -18,7 +18,7 @@ from ridgeline.artifacts.sweep_result import SweepResult
 from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store
 
-STEPS = ("ingest", "transform", "statistics", "schema", "validate", "train", "evaluate", "export")
+STEPS = ("ingest", "transform", "statistics", "schema", "validate", "train", "evaluate", "label_errors", "export")
 SYNTHETIC = {"ingest.dataset": "synthetic_garments:1.0.0", "transform.validation_examples": 1_000}
 Synthetic = tuple[Settings, list[Execution]]
 
@@ -79,7 +79,7 @@ def test_it_shows_the_verdict_the_figures_and_what_is_served(synthetic: Syntheti
 def test_it_shows_the_lineage_back_to_the_dataset(synthetic: Synthetic, refs: dict[str, str]) -> None:
     page = body(render(synthetic[0], run_of(synthetic)))
     lineage = page[page.index("<h2>Lineage</h2>") :]
-    for ref in (ref for step, ref in refs.items() if step not in ("statistics", "schema", "validate")):
+    for ref in (ref for step, ref in refs.items() if step not in ("statistics", "schema", "validate", "label_errors")):
         assert ref.split("/")[1][:12] in lineage
 
 
@@ -191,10 +191,10 @@ def test_a_rollback_says_what_it_did(copy: Settings) -> None:
 
 
 def test_a_run_in_progress_shows_what_has_ended(synthetic: Synthetic) -> None:
-    run = run_of(synthetic, state="running", train="running", evaluate="None", export="None")
+    run = run_of(synthetic, state="running", train="running", evaluate="None", label_errors="None", export="None")
     page = render(synthetic[0], run)
     assert "Running: train." in page
-    assert [cells[0] for cells in rows(page).values()] == ["ran"] * 5 + ["running", "waiting", "waiting"]
+    assert [cells[0] for cells in rows(page).values()] == ["ran"] * 5 + ["running", *["waiting"] * 3]
     assert "Blessed" not in page
 
 
@@ -203,12 +203,19 @@ def test_a_failed_run_shows_the_step_and_the_error(copy: Settings, synthetic: Sy
     later = record.started_at + timedelta(hours=1)
     failed = {"state": "failed", "reason": "FloatingPointError: <loss> is NaN", "started_at": later, "output": None}
     copy.open_store().record(record.model_copy(update=failed))
-    run = run_of(synthetic, state="failed", train="failed", evaluate="upstream_failed", export="upstream_failed")
+    run = run_of(
+        synthetic,
+        state="failed",
+        train="failed",
+        evaluate="upstream_failed",
+        label_errors="upstream_failed",
+        export="upstream_failed",
+    )
     tasks = tuple(Task(t.name, t.state, later, later) if t.name == "train" else t for t in run.tasks)
     page = render(copy, replace(run, tasks=tasks))
     assert "Failed: train</h2>" in page
     assert "FloatingPointError: &lt;loss&gt; is NaN" in page
-    assert [cells[0] for cells in rows(page).values()] == ["ran"] * 5 + ["failed", "not run", "not run"]
+    assert [cells[0] for cells in rows(page).values()] == ["ran"] * 5 + ["failed", *["not run"] * 3]
 
 
 def test_a_task_that_failed_without_a_record_points_to_its_log(synthetic: Synthetic) -> None:
