@@ -25,5 +25,5 @@ def test_summary_lists_the_outcome_of_each_step(synthetic):
     reports = [line.split()[1] for line in lines if line.startswith("report")]
     assert "data         0 errors" in text
     assert len(reports) == 3
-    assert re.search(r"^labels       \d+ of 5,000 suspicious", text, re.MULTILINE)
+    assert re.search(r"^labels       \d+ of 6,000 suspicious", text, re.MULTILINE)
     assert all(Path(report).is_file() for report in reports)
