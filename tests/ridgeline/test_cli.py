@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from typer.testing import CliRunner
@@ -12,6 +13,7 @@ from ridgeline.cli import app
 from ridgeline.pipeline import load_components
 from ridgeline.registry import Registry
 from ridgeline.settings import Settings
+from ridgeline.store import Store
 
 
 @pytest.fixture
@@ -33,6 +35,17 @@ def test_lineage_leads_back_to_the_dataset(invoke, refs):
     assert lines[0].startswith(refs["export"])
     assert "ingest dataset=synthetic_garments:1.0.0 name=None " in "\n".join(lines)
     assert sum("(above)" in line for line in lines) == 3
+
+
+def test_lineage_leads_back_to_the_source(invoke, synthetic, tmp_path, monkeypatch):
+    shutil.copytree(synthetic[0].store, tmp_path / "store")
+    monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path / "store"))
+    record = synthetic[1][0]
+    parts = record.parts.model_copy(update={"sources": {"image_dir": "5" * 64}})
+    first = record.model_copy(update={"parts": parts, "started_at": record.started_at - timedelta(hours=1)})
+    Store(tmp_path / "store").record(first)
+    line = invoke("lineage", record.output).stdout.splitlines()[1]
+    assert line == f"  image_dir  sha256 {'5' * 64} of the names and content of its files"
 
 
 def test_explain_needs_nothing_but_the_store(invoke):
