@@ -12,6 +12,7 @@ from ridgeline.cli import app
 from ridgeline.pipeline import load_components
 from ridgeline.registry import Registry
 from ridgeline.settings import Settings
+from ridgeline.store import Store
 
 
 @pytest.fixture
@@ -33,6 +34,17 @@ def test_lineage_leads_back_to_the_dataset(invoke, refs):
     assert lines[0].startswith(refs["export"])
     assert "ingest dataset=synthetic_garments:1.0.0 name=None " in "\n".join(lines)
     assert sum("(above)" in line for line in lines) == 3
+
+
+def test_lineage_leads_back_to_the_source(invoke, synthetic, tmp_path, monkeypatch):
+    shutil.copytree(synthetic[0].store, tmp_path / "store")
+    monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path / "store"))
+    record = synthetic[1][0]
+    parts = record.parts.model_copy(update={"sources": {"image_dir": "5" * 64}})
+    shutil.rmtree(tmp_path / "store" / "executions" / "ingest")
+    Store(tmp_path / "store").record(record.model_copy(update={"parts": parts}))
+    line = invoke("lineage", record.output).stdout.splitlines()[1]
+    assert line == f"  image_dir  sha256 {'5' * 64} of the names and content of its files"
 
 
 def test_explain_needs_nothing_but_the_store(invoke):

@@ -271,18 +271,33 @@ def test_the_folder_must_be_named() -> None:
         find_sources(ingest.parse({"dataset": "folder", "name": "shop"}))  # type: ignore[arg-type]
 
 
-def test_an_object_store_s_prefix_is_a_folder(shop: Path, tmp_path: Path) -> None:
+def test_a_folder_in_s3_is_read_again_if_an_object_changes(
+    shop: Path, bucket: str, tmp_path: Path, store: Store
+) -> None:
     from upath import UPath
 
-    root = UPath("memory://shop-folder")
+    root = UPath(bucket) / "shop"
     for file in shop.rglob("*.*"):
-        target = root / file.relative_to(shop).as_posix()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(file.read_bytes())
-    dataset = run(Path("memory://shop-folder"), tmp_path / "out", image_dir="memory://shop-folder")
-    assert {(s, c, p) for s, c, p in rows(dataset).values()} == {
-        (s, c, p) for s, c, p in rows(run(shop, tmp_path / "local")).values()
+        (root / file.relative_to(shop).as_posix()).write_bytes(file.read_bytes())
+    (root / "train" / ".DS_Store").write_bytes(b"")
+    params = ingest.parse({"dataset": "folder", "name": "shop", "image_dir": f"{bucket}/shop"})
+    first = execute(store, ingest, {}, params, "a")
+    local = run(shop, tmp_path / "local")
+    assert first.output
+    assert {found[1:] for found in rows(store.open(first.output, Dataset)).values()} == {
+        found[1:] for found in rows(local).values()
     }
+    name = "train/Bag/é 0.JPG"
+    (root / name).write_bytes((shop / name).read_bytes())  # a new time, the same content
+    assert execute(store, ingest, {}, params, "b").state == "cached"
+    write(shop / name, 100)
+    (root / name).write_bytes((shop / name).read_bytes())
+    second = execute(store, ingest, {}, params, "c")
+    assert second.reason == "source shop changed: 1 file modified"
+    (root / name).unlink()
+    third = execute(store, ingest, {}, params, "d")
+    assert third.reason == "source shop changed: 1 file removed"
+    assert len({first.output, second.output, third.output}) == 3
 
 
 def test_a_folder_needs_a_name_by_which_its_model_is_served():
