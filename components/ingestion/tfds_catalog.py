@@ -19,6 +19,7 @@ import numpy as np
 
 from components.ingestion.decoding import normalize
 from components.ingestion.params import FOLDER, Params
+from components.ingestion.tfds_arrays import Arrays
 from ridgeline.artifacts.base import FileEntry
 from ridgeline.artifacts.dataset import DatasetFacts, LabelError, write_dataset_split
 from ridgeline.component import StepError, TransientStepError
@@ -63,12 +64,13 @@ def ingest_catalog(params: Params, output: Path) -> DatasetFacts:
             log.info("%s has no version: the newest is %s", params.dataset, name)
         shape, class_names = _expect_images_and_labels(builder, name, params)
         log.info("preparing %s with tfds", name)
+        arrays = _arrays(builder, Path(scratch) / "pixels")
         _prepare(builder, params, Path(scratch))
         sizes = {split: int(builder.info.splits[split].num_examples) for split in REQUIRED_SPLITS}
         try:
             splits = {
                 split: write_dataset_split(
-                    output / split, _read(builder, split, shape, params), size, shape, len(class_names)
+                    output / split, _read(builder, split, shape, params, arrays), size, shape, len(class_names)
                 )
                 for split, size in sizes.items()
             }
@@ -154,21 +156,32 @@ def _expect_images_and_labels(builder: Any, dataset: str, params: Params) -> tup
     return (height, width) if channels == 1 else (height, width, channels), tuple(label.names)
 
 
-def _read(builder: Any, split: str, shape: tuple[int, ...], params: Params) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield batches of a split, its files one after another: the order of the examples is stable."""
+def _arrays(builder: Any, path: Path) -> Arrays | None:
+    """Return where the images of a dataset are kept; None if tfds makes them in other processes."""
     import tensorflow_datasets as tfds
 
-    config = tfds.ReadConfig(interleave_cycle_length=1)
-    stored = builder.info.features["image"].shape
-    if stored in (shape, (*shape, 1)):
-        for batch in tfds.as_numpy(builder.as_dataset(split=split, batch_size=BATCH_SIZE, read_config=config)):
-            yield batch["image"].reshape(-1, *shape), batch["label"]
-        return
+    return None if isinstance(builder, tfds.core.BeamBasedBuilder) else Arrays(builder.info.features["image"], path)
+
+
+def _read(
+    builder: Any, split: str, shape: tuple[int, ...], params: Params, arrays: Arrays | None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield batches of a split, its files one after another: the order of the examples is stable."""
+    import tensorflow_datasets as tfds
     from PIL import Image
 
+    options: dict[str, Any] = {"split": split, "read_config": tfds.ReadConfig(interleave_cycle_length=1)}
+    if arrays:  # not None, and not empty as for a dataset that yields files
+        options["decoders"] = {"image": tfds.decode.SkipDecoding()}
+    stored = builder.info.features["image"].shape
+    if stored in (shape, (*shape, 1)):
+        for batch in tfds.as_numpy(builder.as_dataset(batch_size=BATCH_SIZE, **options)):
+            images = np.stack([arrays.find(image) for image in batch["image"]]) if arrays else batch["image"]
+            yield images.reshape(-1, *shape), batch["label"]
+        return
     wanted = params.model_copy(update={"color_mode": "grayscale" if len(shape) == 2 else "rgb"})
-    for example in tfds.as_numpy(builder.as_dataset(split=split, read_config=config)):
-        pixels = example["image"]
+    for example in tfds.as_numpy(builder.as_dataset(**options)):
+        pixels = arrays.find(example["image"]) if arrays else example["image"]
         image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
         yield normalize(image, wanted)[None], np.array([example["label"]])
 
