@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import Field
-from threadpoolctl import threadpool_limits
 
 from components.reports.label_errors import render
 from ridgeline.artifacts.dataset import Dataset
@@ -87,9 +86,8 @@ def label_errors(dataset: Dataset, examples: Examples, model: Model, params: Par
     def batches() -> Iterator[np.ndarray]:
         return (features(images) for split in splits.values() for images, _ in split.batches(BATCH_SIZE))
 
-    with threadpool_limits(1):  # the order of sums, and so their last bits, depends on the number of threads
-        scores = cross_validated_scores(batches, labels, len(examples.facts.class_names))
-        probabilities = calibrated(scores, labels)
+    scores = cross_validated_scores(batches, labels, len(examples.facts.class_names))
+    probabilities = calibrated(scores, labels)
     suggested = suggest_labels(probabilities, labels)
     suspects = np.flatnonzero(suggested != labels)
     doubt = scores[suspects, suggested[suspects]] - scores[suspects, labels[suspects]]

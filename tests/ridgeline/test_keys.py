@@ -130,7 +130,7 @@ LIBRARIES = {
         "h5py", "jinja2", "keras", "matplotlib", "numpy", "pillow", "scikit-learn", "scipy", "tensorflow",
     },
     "label_errors": {
-        "h5py", "jinja2", "keras", "matplotlib", "numpy", "pillow", "scipy", "tensorflow", "threadpoolctl",
+        "h5py", "jinja2", "keras", "matplotlib", "numpy", "pillow", "scipy", "tensorflow",
     },
     "export": {"h5py", "keras", "numpy", "tensorflow"},
 }  # fmt: skip
