@@ -181,13 +181,14 @@ def _list(name: str, folder: SourceFolder, cache: Path | None, keep: bool = True
         ) from error
     if path.protocol in ("", "file", "local"):
         root = Path(path.path).expanduser().absolute()
-        place = _folder_of(cache, str(root)) if cache else None
-        return Source(name, str(root), _list_folder(root, folder.outside_links, place, keep)), place
-    source = Source(name, str(folder.location), _list_objects(path, str(folder.location)))
-    return source, _folder_of(cache, source.location) if cache else None
+        place = _folder_of(cache, str(root), folder.only) if cache else None
+        return Source(name, str(root), _list_folder(root, folder, place, keep)), place
+    source = Source(name, str(folder.location), _list_objects(path, str(folder.location), folder.only))
+    return source, _folder_of(cache, source.location, folder.only) if cache else None
 
 
-def _folder_of(cache: Path, location: str) -> Path:
+def _folder_of(cache: Path, location: str, only: str | None) -> Path:
+    location = f"{location}/{only}" if only else location
     return cache / hashlib.sha256(location.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
@@ -250,10 +251,10 @@ class _Index:
         return known, self.digests[rows[known]]
 
 
-def _list_folder(root: Path, outside_links: bool, place: Path | None, keep: bool) -> dict[str, str]:
+def _list_folder(root: Path, folder: SourceFolder, place: Path | None, keep: bool) -> dict[str, str]:
     """Return the SHA-256 of each file in a local folder; those that the index knows are not read."""
     started_ns = time.time_ns()
-    names, entries = _walk(root, outside_links)
+    names, entries = _stat_file(root, folder.only) if folder.only else _walk(root, folder.outside_links)
     index = _Index.load(place / INDEX) if place else _Index.load(Path(os.devnull))
     digests = np.zeros((len(names), 32), np.uint8)
     known, digests[known] = index.recognize(names, entries)
@@ -266,6 +267,25 @@ def _list_folder(root: Path, outside_links: bool, place: Path | None, keep: bool
             _Index(started_ns, names, entries, digests).save(place / INDEX)
     text = digests.tobytes().hex()
     return {name: text[64 * row : 64 * row + 64] for row, name in enumerate(names)}
+
+
+def _stat_file(root: Path, name: str) -> tuple[list[str], np.ndarray]:
+    """Return the name and the index entry of one file of a folder."""
+    try:
+        status = (root / name).stat()
+        problem = "" if stat.S_ISREG(status.st_mode) else "it is no file"
+    except OSError as error:
+        problem = cause(error)
+    if problem:
+        raise SourceError(
+            f"Expected a file that can be read; received {root / name}: {problem}. Correct its name or rights."
+        )
+    return [name], np.array([_entry(status)], np.int64)
+
+
+def _entry(status: os.stat_result) -> tuple[int, int, int, int]:
+    inode = status.st_ino & 2**63 - 1  # some file systems use all 64 bits
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, inode
 
 
 def _walk(root: Path, outside_links: bool) -> tuple[list[str], np.ndarray]:
@@ -286,7 +306,8 @@ def _walk(root: Path, outside_links: bool) -> tuple[list[str], np.ndarray]:
         except OSError as error:
             problems.append(f"{prefix or '.'}: {cause(error)}")
             return
-        for entry in listed:
+        while listed:
+            entry = listed.pop()  # its status is not kept
             name = f"{prefix}{entry.name}"
             if entry.name.startswith(".") or is_os_file(entry.name):
                 continue
@@ -307,8 +328,7 @@ def _walk(root: Path, outside_links: bool) -> tuple[list[str], np.ndarray]:
                 continue
             if stat.S_ISREG(status.st_mode):
                 names.append(name)
-                inode = status.st_ino & 2**63 - 1  # some file systems use all 64 bits
-                numbers.extend((status.st_size, status.st_mtime_ns, status.st_ctime_ns, inode))
+                numbers.extend(_entry(status))
             elif stat.S_ISDIR(status.st_mode):
                 identity = (status.st_dev, status.st_ino)
                 if identity in parents:
@@ -372,11 +392,11 @@ def _hash(root: Path, names: list[str], sizes: list[int]) -> np.ndarray:
     return found
 
 
-def _list_objects(path: Any, location: str) -> dict[str, str]:
+def _list_objects(path: Any, location: str, only: str | None) -> dict[str, str]:
     """Return the ETag, or what the file system has in its place, and the size of each object."""
     try:
         path.fs.invalidate_cache()  # a listing may be as old as the process
-        listed = path.fs.find(path.path, detail=True)
+        listed = path.fs.find((path / only if only else path).path, detail=True)
     except (ImportError, ValueError, PermissionError, FileNotFoundError) as error:
         raise SourceError(f"Cannot list {location}: {error}. Correct its name, rights or driver.") from error
     except Exception as error:  # the drivers' own, such as missing credentials and no network
@@ -384,7 +404,8 @@ def _list_objects(path: Any, location: str) -> dict[str, str]:
             f"Cannot list {location}: {type(error).__name__}: {error}. Correct the credentials, or try again later."
         ) from error
     if not listed:
-        raise SourceError(f"Expected a folder with files; received {location}, where there are none. Correct its name.")
+        expected = f"the file {only}" if only else "a folder with files"
+        raise SourceError(f"Expected {expected}; received {location}, where there are none. Correct its name.")
     prefix = path.path.rstrip("/") + "/"
     files = {}
     problems = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -123,8 +124,9 @@ class Decoder:
     def _wait(self, num_files: int) -> None:
         for process in self._processes:
             assert process.stdin is not None
-            process.stdin.write(b"\n")
-            process.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):  # it died: see below
+                process.stdin.write(b"\n")
+                process.stdin.flush()
         done, logged = 0, time.monotonic()
         while reports := os.read(self._done, 2**16):
             done += len(reports) * REPORTED_FILES
