@@ -8,16 +8,16 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
 import numpy as np
 
-from components.ingestion.decoding import UnreadableImage, decode, quiet_pillow
+from components.ingestion.decoding import Form
+from components.ingestion.decoding_worker import REPORTED_FILES, WORK, Kind, Task, run_job
 from components.ingestion.params import Params
 from ridgeline.artifacts.examples import ImageRows
 from ridgeline.component import Source, StepError, TransientStepError
@@ -27,11 +27,7 @@ log = logging.getLogger(__name__)
 FEW_FILES = 2_000  # take less time than a process takes to start
 MAX_JOB_FILES = 1_000
 JOBS_PER_PROCESS = 8  # so that all of them end at about the same time
-REPORTED_FILES = 100
 PROGRESS_SECONDS = 5
-WORK = "import sys; from components.ingestion.decoding_processes import work; work(sys.argv[1])"
-
-Kind = tuple[tuple[int, ...] | None, str]
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,8 @@ class Decoder:
     """
 
     def __init__(self, source: Source, params: Params, scratch: Path, num_files: int) -> None:
-        self._source, self._params, self._scratch = source, params, scratch
+        self._source, self._scratch = source, scratch
+        self._task = Task(source.name, source.location, Form.of(params))
         cores = os.cpu_count() or 1
         self._num_processes = cores if num_files >= FEW_FILES and cores > 1 else 0
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -69,9 +66,7 @@ class Decoder:
     def __enter__(self) -> Self:
         if not self._num_processes:
             return self
-        params = self._params.model_dump(mode="json")
-        job = {"name": self._source.name, "location": self._source.location, "params": params}
-        (self._scratch / "work.json").write_text(json.dumps(job), encoding="utf-8")
+        self._task.save(self._scratch / "task.json")
         self._done, written = os.pipe()  # all processes write to it; it ends with the last one
         try:
             for number in range(self._num_processes):
@@ -115,8 +110,7 @@ class Decoder:
             if self._num_processes:
                 jobs[-1].with_suffix(".job").write_text(json.dumps(part), encoding="utf-8")
             else:
-                with quiet_pillow():
-                    _run(jobs[-1], Source(self._source.name, self._source.location, part), self._params)
+                run_job(jobs[-1], part, self._task)
         if self._num_processes:
             self._wait(len(files))
         return _collect(jobs)
@@ -143,29 +137,6 @@ class Decoder:
                 raise RuntimeError(f"Expected decoded images; received exit status {code} of a process: {text[-2000:]}")
 
 
-def _run(job: Path, source: Source, params: Params, reports: BinaryIO | None = None) -> None:
-    """Decode all files of a source into ``<job>.pixels``, one after another, and ``<job>.json``."""
-    kinds: dict[Kind, int] = {}
-    codes: list[int] = []
-    shape = None
-    with job.with_suffix(".pixels").open("wb", buffering=2**20) as pixels:
-        for file in source.files:
-            content = source.read(file)
-            try:
-                image, kind = decode(content, params)
-                key: Kind = (image.shape, kind)
-                shape = shape or image.shape
-                if image.shape == shape:  # else they can't be used
-                    pixels.write(np.ascontiguousarray(image).data)
-            except UnreadableImage as error:
-                key = (None, str(error))
-            codes.append(kinds.setdefault(key, len(kinds)))
-            if reports and len(codes) % REPORTED_FILES == 0:
-                reports.write(b".")
-                reports.flush()
-    job.with_suffix(".json").write_text(json.dumps([list(kinds), codes]), encoding="utf-8")
-
-
 def _collect(jobs: list[Path]) -> Decoded:
     """Return what the jobs left, as one."""
     kinds: dict[Kind, int] = {}
@@ -179,44 +150,3 @@ def _collect(jobs: list[Path]) -> Decoded:
     shapes = {shape for shape, _ in kinds if shape is not None}
     images = ImageRows(parts, next(iter(shapes))) if len(shapes) == 1 else None
     return Decoded(list(kinds), np.concatenate(codes), images)
-
-
-def work(folder: str) -> None:
-    """Decode the files of those jobs in a folder that no other process has taken, in a process of its own.
-
-    Args:
-        folder: Holds ``work.json`` and, once a line comes from the standard input, jobs.
-    """
-    if not os.read(0, 1):
-        return
-    threading.Thread(target=_end_with_standard_input, daemon=True).start()
-    scratch = Path(folder)
-    job = json.loads((scratch / "work.json").read_text(encoding="utf-8"))
-    params = Params.model_validate_json(json.dumps(job["params"]))
-    try:
-        with quiet_pillow():
-            for place, files in _take_jobs(scratch):
-                _run(place, Source(job["name"], job["location"], files), params, sys.stdout.buffer)
-    except StepError as error:
-        unfinished = scratch / f"{os.getpid()}.error"
-        unfinished.write_text(json.dumps([type(error).__name__, str(error)]), encoding="utf-8")
-        unfinished.rename(scratch / "error.json")
-        sys.exit(1)
-
-
-def _take_jobs(scratch: Path) -> Iterator[tuple[Path, dict[str, str]]]:
-    for job in sorted(scratch.glob("*.job")):
-        if (scratch / "error.json").exists():
-            return
-        taken = job.with_suffix(".taken")
-        try:
-            job.rename(taken)
-        except FileNotFoundError:  # by another process
-            continue
-        yield job, json.loads(taken.read_text(encoding="utf-8"))
-
-
-def _end_with_standard_input() -> None:
-    while os.read(0, 1):
-        pass
-    os._exit(1)

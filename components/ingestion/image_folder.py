@@ -16,10 +16,11 @@ from typing import NamedTuple
 import numpy as np
 
 from components.ingestion.decoding import SUFFIXES
-from components.ingestion.decoding_processes import Decoded, Decoder, Kind
+from components.ingestion.decoding_processes import Decoded, Decoder
+from components.ingestion.decoding_worker import Kind
 from components.ingestion.params import FOLDER, Params
 from ridgeline.artifacts.dataset import FILES, Dataset, DatasetFacts, Unreadable, write_dataset_split, write_files
-from ridgeline.artifacts.examples import Split
+from ridgeline.artifacts.examples import Split, batch_size
 from ridgeline.component import Source, StepError
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,6 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "test")
 LABELS = "labels.csv"
 NAMED = 20
-BATCH_SIZE = 2_000
 
 
 class FolderError(StepError):
@@ -103,7 +103,7 @@ def _write(
         own = slice(starts[name], starts[name] + sum(image.split == name for image in found))
         rows[name] = own
         digests[name] = write_dataset_split(
-            output / name, pixels.batches(readable[own], labels[own]), len(labels[own]), shape, len(names)
+            output / name, pixels.batches(readable[own], labels[own], shape), len(labels[own]), shape, len(names)
         )
     kinds = [kind for _, kind in pixels.kinds]
     codes = pixels.codes[readable].tolist()
@@ -299,21 +299,22 @@ class _Pixels:
             )
         return next(iter(counts))
 
-    def batches(self, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield images, given by their numbers, and their labels."""
-        for start in range(0, len(images), BATCH_SIZE):
-            part = images[start : start + BATCH_SIZE]
-            yield self._read(self._reader[part], self._rows[part]), labels[start : start + BATCH_SIZE]
+    def batches(
+        self, images: np.ndarray, labels: np.ndarray, shape: tuple[int, ...]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield images of one shape, given by their numbers, and their labels."""
+        size = batch_size(shape)
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            yield self._read(self._reader[part], self._rows[part], shape), labels[start : start + size]
 
-    def _read(self, readers: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def _read(self, readers: np.ndarray, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Return images; the rows of one reader are near each other, since the digest orders all of them."""
-        parts = []
+        found = np.empty((len(rows), *shape), np.uint8)
         for number in np.unique(readers).tolist():
-            own = rows[readers == number]
-            first = int(own.min())
-            parts.append(self._readers[number](first, int(own.max()) + 1)[own - first])
-        found = np.concatenate(parts)
-        found[np.argsort(readers, kind="stable")] = found.copy() if len(parts) > 1 else found
+            own = readers == number
+            first = int(rows[own].min())
+            found[own] = self._readers[number](first, int(rows[own].max()) + 1)[rows[own] - first]
         return found
 
 

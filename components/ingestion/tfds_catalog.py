@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from components.ingestion.decoding import normalize
+from components.ingestion.decoding import Form, normalize
 from components.ingestion.params import FOLDER, Params
 from ridgeline.artifacts.base import FileEntry
 from ridgeline.artifacts.dataset import DatasetFacts, LabelError, write_dataset_split
@@ -166,11 +166,11 @@ def _read(builder: Any, split: str, shape: tuple[int, ...], params: Params) -> I
         return
     from PIL import Image
 
-    wanted = params.model_copy(update={"color_mode": "grayscale" if len(shape) == 2 else "rgb"})
+    wanted = Form.of(params.model_copy(update={"color_mode": "grayscale" if len(shape) == 2 else "rgb"}))
     for example in tfds.as_numpy(builder.as_dataset(split=split, read_config=config)):
         pixels = example["image"]
         image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-        yield normalize(image, wanted)[None], np.array([example["label"]])
+        yield np.asarray(normalize(image, wanted))[None], np.array([example["label"]])
 
 
 def _prepare(builder: Any, params: Params, scratch: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from ridgeline.artifacts.base import Artifact, Facts
 
 MAX_SHARD_BYTES = 256 * 2**20
+BATCH_BYTES = 2**20  # of images: small enough for a processor's cache
 
 
 class Normalization(Facts):
@@ -48,6 +49,11 @@ class ExamplesFacts(Facts):
     num_examples: dict[str, int]
     normalization: Normalization
     synthetic: bool
+
+
+def batch_size(image_shape: tuple[int, ...]) -> int:
+    """Return how many images make a batch of about `BATCH_BYTES`, at least one."""
+    return max(1, BATCH_BYTES // max(1, math.prod(image_shape)))
 
 
 class ImageRows:
@@ -136,12 +142,9 @@ class Split:
             offset += len(labels)
         return self._images.read(start, stop), np.concatenate(parts)
 
-    def batches(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield all images and labels, as `rows` does.
-
-        Args:
-            size: The number of rows of a batch; the last one may have fewer.
-        """
+    def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield all images and labels, as `rows` does, in batches that need little memory."""
+        size = batch_size(self._images.shape)
         for start in range(0, len(self), size):
             yield self.rows(start, start + size)
 
