@@ -8,8 +8,9 @@ import csv
 import hashlib
 import io
 import logging
+import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -94,26 +95,24 @@ def _write(
     shape = pixels.shape(source)
     found = [images[row] for row in readable.tolist()]
     names = sorted({image.label for image in found})
-    _expect_classes(names, found, source, params)
     ids = {name: number for number, name in enumerate(names)}
     labels = np.fromiter((ids[image.label] for image in found), np.int64, len(found))
-    starts = {name: sum(image.split < name for image in found) for name in SPLITS}  # the splits follow in their order
-    digests, rows = {}, {}
-    for name in sorted(SPLITS):
-        own = slice(starts[name], starts[name] + sum(image.split == name for image in found))
-        rows[name] = own
-        digests[name] = write_dataset_split(
-            output / name, pixels.batches(readable[own], labels[own], shape), len(labels[own]), shape, len(names)
-        )
+    in_split = {name: np.fromiter((image.split == name for image in found), bool, len(found)) for name in SPLITS}
+    counts = {name: np.bincount(labels[own], minlength=len(names)).tolist() for name, own in in_split.items()}
+    _expect_classes(names, counts, source, params)
     kinds = [kind for _, kind in pixels.kinds]
-    codes = pixels.codes[readable].tolist()
-    write_files(
-        output / FILES,
-        {
-            name: ((found[row].file, found[row].digest, kinds[codes[row]]) for row in range(own.start, own.stop))
-            for name, own in rows.items()
-        },
-    )
+    digests, listed = {}, {}
+    for name in sorted(SPLITS):
+        own = np.flatnonzero(in_split[name])
+        digests[name] = write_dataset_split(
+            output / name, pixels.batches(readable[own], labels[own], shape), len(own), shape, len(names)
+        )
+        codes = pixels.codes[readable[own]].tolist()
+        listed[name] = ((found[row].file, found[row].digest, kinds[code]) for row, code in zip(own, codes, strict=True))
+    write_files(output / FILES, listed)
+    formats = collections.Counter[str]()
+    for code, count in enumerate(np.bincount(pixels.codes[readable]).tolist()):
+        formats[kinds[code]] += count
     return DatasetFacts(
         name=f"{params.name}:{FOLDER}",
         image_shape=shape,
@@ -121,7 +120,7 @@ def _write(
         splits={name: digests[name] for name in SPLITS},
         raw_files={},
         synthetic=False,
-        formats=_most_common(collections.Counter(kinds[code] for code in codes)),
+        formats=_most_common(+formats),
         unreadable=tuple(unreadable),
     )
 
@@ -310,12 +309,15 @@ class _Pixels:
 
     def _read(self, readers: np.ndarray, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Return images; the rows of one reader are near each other, since the digest orders all of them."""
-        found = np.empty((len(rows), *shape), np.uint8)
+        found = np.empty((len(rows), math.prod(shape)), np.uint8)
         for number in np.unique(readers).tolist():
-            own = readers == number
-            first = int(rows[own].min())
-            found[own] = self._readers[number](first, int(rows[own].max()) + 1)[rows[own] - first]
-        return found
+            own = np.flatnonzero(readers == number)
+            first, last = int(rows[own].min()), int(rows[own].max())
+            read = self._readers[number](first, last + 1)
+            if last - first + 1 == len(rows) and (np.diff(rows) == 1).all():
+                return read
+            found[own] = read.reshape(len(read), -1).take(rows[own] - first, 0)
+        return found.reshape(len(rows), *shape)
 
 
 def _expect_readable(unreadable: list[Unreadable], num_readable: int, source: Source, params: Params) -> None:
@@ -329,13 +331,12 @@ def _expect_readable(unreadable: list[Unreadable], num_readable: int, source: So
     )
 
 
-def _expect_classes(names: list[str], images: list[Image], source: Source, params: Params) -> None:
-    counts = {split: collections.Counter(image.label for image in images if image.split == split) for split in SPLITS}
+def _expect_classes(names: list[str], counts: Mapping[str, list[int]], source: Source, params: Params) -> None:
     few = [
-        f"{name}: {counts[split][name]} in {split}"
-        for name in names
+        f"{name}: {counts[split][number]} in {split}"
+        for number, name in enumerate(names)
         for split in SPLITS
-        if counts[split][name] < params.min_class_images
+        if counts[split][number] < params.min_class_images
     ]
     if few or len(names) < 2:
         raise FolderError(

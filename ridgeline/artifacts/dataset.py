@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -170,9 +171,11 @@ def write_files(path: Path, files: Mapping[str, Iterable[tuple[str, str, str]]])
         out.write("{")
         for number, (split, listed) in enumerate(files.items()):
             out.write(f'{"," if number else ""}\n"{split}": [')
-            out.writelines(
-                f"{',' if row else ''}\n{json.dumps(entry, ensure_ascii=False)}" for row, entry in enumerate(listed)
-            )
+            entries, separator = iter(listed), "\n"
+            while batch := list(itertools.islice(entries, 1_000)):
+                text = json.dumps(batch, ensure_ascii=False)[1:-1]
+                out.write(separator + text.replace('"], ["', '"],\n["'))  # in a text, a quotation mark has a backslash
+                separator = ",\n"
             out.write("\n]")
         out.write("\n}\n")
 
