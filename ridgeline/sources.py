@@ -36,7 +36,7 @@ LARGE_BYTES = 2**20  # threads hash these; for small files they cost more than t
 # A file that was changed this shortly before the index was made may change again without another time.
 RECENT_NS = 2 * 10**9
 KEPT_LISTINGS = 20  # as many as the executions that a step is compared with
-LISTED_DIGITS = 16  # of each content: a listing only counts the files that differ
+LISTED_DIGITS = 8  # of each content: a listing only counts the files that differ
 BATCH_SIZE = 10_000
 NAMED_FILES = 20
 INDEX = "index.npz"

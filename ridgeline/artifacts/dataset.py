@@ -18,6 +18,7 @@ from ridgeline.artifacts.base import Artifact, Facts, FileEntry
 from ridgeline.artifacts.examples import Examples, Split, held_out, write_split
 
 FILES = "files.json"
+BATCH_SIZE = 1_000  # of files, whose lines are read and written together
 
 VERSION = re.compile(r":\d+\.\d+\.\d+$")
 
@@ -130,13 +131,14 @@ class Dataset(Artifact[DatasetFacts]):
         file = self.path / FILES
         if not file.exists():
             return
-        split = ""
         with file.open(encoding="utf-8") as lines:
-            for line in lines:
-                if line.startswith("["):
-                    yield split, *json.loads(line.rstrip(",\n"))
-                elif line.startswith('"'):
-                    split = json.loads(line.partition(":")[0])
+            for start in lines:
+                if start.startswith('"'):
+                    split = json.loads(start.partition(":")[0])
+                    entries = itertools.takewhile(lambda line: line.startswith("["), lines)
+                    while batch := "".join(itertools.islice(entries, BATCH_SIZE)):
+                        for entry in json.loads(f"[{batch.rstrip().rstrip(',')}]"):
+                            yield split, *entry
 
     def file_names(self, examples: Examples) -> dict[str, list[str]]:
         """Return, for a folder's dataset, the file of each image of the examples that were made from it, by split.
@@ -172,7 +174,7 @@ def write_files(path: Path, files: Mapping[str, Iterable[tuple[str, str, str]]])
         for number, (split, listed) in enumerate(files.items()):
             out.write(f'{"," if number else ""}\n"{split}": [')
             entries, separator = iter(listed), "\n"
-            while batch := list(itertools.islice(entries, 1_000)):
+            while batch := list(itertools.islice(entries, BATCH_SIZE)):
                 text = json.dumps(batch, ensure_ascii=False)[1:-1]
                 out.write(separator + text.replace('"], ["', '"],\n["'))  # in a text, a quotation mark has a backslash
                 separator = ",\n"
