@@ -13,7 +13,7 @@ import pytest
 from ridgeline import keys, sources
 from ridgeline.component import Component, Source, SourceError, SourceFolder, TransientStepError
 from ridgeline.executor import decide, execute
-from ridgeline.sources import RECENT_NS, clear_unused, read_sources
+from ridgeline.sources import RECENT_NS, clear_unused, expect_unchanged, read_sources
 from ridgeline.store import Store
 
 READ = """
@@ -267,6 +267,31 @@ def test_a_file_that_changes_while_a_step_reads_past_the_listing_is_noticed(
     assert [execution.state for execution in store.executions()] == ["failed"]
     assert store.refs() == []
     assert execute(store, step, {}, params, "b").state == "complete"  # it writes the same again
+
+
+@pytest.mark.parametrize("action", ["unlink", "folder", "pipe", "touch", "equal", "other"])
+def test_what_became_of_a_file_during_a_step_is_noticed_unless_its_content_is_the_same(
+    read: Component, products: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    let_time_pass(monkeypatch)
+    params, cache, file = read.parse({"folder": str(products)}), tmp_path / "cache", products / "shelf 1" / "ü[1].jpg"
+    listed = read_sources(read, params, cache)
+    content = file.read_bytes()
+    if action == "touch":
+        os.utime(file, (1, 1))
+    else:
+        file.unlink()
+    if action == "folder":
+        file.mkdir()
+    elif action == "pipe":
+        os.mkfifo(file)
+    elif action in ("equal", "other"):
+        file.write_bytes(content if action == "equal" else content[::-1] + b"x")
+    if action in ("touch", "equal"):
+        expect_unchanged(read, params, listed, cache)
+    else:
+        with pytest.raises(TransientStepError, match=r"for shelf 1/ü\[1\]\.jpg\. Run the step again"):
+            expect_unchanged(read, params, listed, cache)
 
 
 def test_a_file_that_is_added_while_a_step_runs_belongs_to_the_next_execution(
