@@ -10,7 +10,7 @@ import io
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "test")
 LABELS = "labels.csv"
 NAMED = 20
+Reader = Callable[[int, int], np.ndarray]  # returns the images from one row to before another
 
 
 class FolderError(StepError):
@@ -108,7 +109,9 @@ def _write(
             output / name, pixels.batches(readable[own], labels[own], shape), len(own), shape, len(names)
         )
         codes = pixels.codes[readable[own]].tolist()
-        listed[name] = ((found[row].file, found[row].digest, kinds[code]) for row, code in zip(own, codes, strict=True))
+        listed[name] = (
+            (found[row].file, found[row].digest, kinds[code]) for row, code in zip(own.tolist(), codes, strict=True)
+        )
     write_files(output / FILES, listed)
     formats = collections.Counter[str]()
     for code, count in enumerate(np.bincount(pixels.codes[readable]).tolist()):
@@ -267,7 +270,7 @@ class _Pixels:
         self.codes[is_new] = decoded.codes + len(known.kinds)
         is_image = np.array([shape is not None for shape, _ in self.kinds], bool)
         self.readable = is_image[self.codes] if len(rows) else np.empty(0, bool)
-        self._readers: list[Callable[[int, int], np.ndarray]] = [
+        self._readers: list[Reader] = [
             lambda start, stop, split=split: split.rows(start, stop)[0]  # type: ignore[misc]
             for split in known.splits
         ]
@@ -305,19 +308,37 @@ class _Pixels:
         size = batch_size(shape)
         for start in range(0, len(images), size):
             part = images[start : start + size]
-            yield self._read(self._reader[part], self._rows[part], shape), labels[start : start + size]
+            read = gather(self._readers, self._reader[part], self._rows[part], shape)
+            yield read, labels[start : start + size]
 
-    def _read(self, readers: np.ndarray, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """Return images; the rows of one reader are near each other, since the digest orders all of them."""
-        found = np.empty((len(rows), math.prod(shape)), np.uint8)
-        for number in np.unique(readers).tolist():
-            own = np.flatnonzero(readers == number)
-            first, last = int(rows[own].min()), int(rows[own].max())
-            read = self._readers[number](first, last + 1)
-            if last - first + 1 == len(rows) and (np.diff(rows) == 1).all():
-                return read
-            found[own] = read.reshape(len(read), -1).take(rows[own] - first, 0)
-        return found.reshape(len(rows), *shape)
+
+def gather(readers: Sequence[Reader], numbers: np.ndarray, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return images that several readers have. Of each, one range is read: the wanted rows are near each other.
+
+    Args:
+        readers: Each returns the images from one row to before another.
+        numbers: For each image, the number of its reader.
+        rows: For each image, its row there.
+        shape: The shape of each image.
+
+    Returns:
+        uint8 ``[n, *shape]``.
+
+    Example:
+        >>> pixels = np.arange(12, dtype=np.uint8).reshape(2, 6, 1, 1)
+        >>> readers = [lambda start, stop: pixels[0, start:stop], lambda start, stop: pixels[1, start:stop]]
+        >>> gather(readers, np.array([0, 1, 1, 0]), np.array([1, 2, 3, 4]), (1, 1)).ravel().tolist()
+        [1, 8, 9, 4]
+    """
+    found = np.empty((len(rows), math.prod(shape)), np.uint8)
+    for number in np.unique(numbers).tolist():
+        own = np.flatnonzero(numbers == number)
+        first, last = int(rows[own].min()), int(rows[own].max())
+        read = readers[number](first, last + 1)
+        if len(own) == len(rows) and (np.diff(rows) == 1).all():
+            return read
+        found[own] = read.reshape(len(read), -1).take(rows[own] - first, 0)
+    return found.reshape(len(rows), *shape)
 
 
 def _expect_readable(unreadable: list[Unreadable], num_readable: int, source: Source, params: Params) -> None:
@@ -352,6 +373,6 @@ def _list(lines: list[str], most: int = NAMED) -> str:
 
 
 def _most_common(kinds: collections.Counter[str]) -> dict[str, int]:
-    common = dict(sorted(kinds.most_common(NAMED)))
+    common = dict(sorted(sorted(kinds.items(), key=lambda item: (-item[1], item[0]))[:NAMED]))
     others = kinds.total() - sum(common.values())
     return common | ({"others": others} if others else {})
