@@ -6,7 +6,6 @@ import difflib
 import functools
 import hashlib
 import inspect
-import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,7 +16,8 @@ from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ridgeline.artifacts.base import Artifact, Facts, digest_of
+from ridgeline import files
+from ridgeline.artifacts.base import Artifact, Facts, digest_of_mapping
 
 A = TypeVar("A", bound=Artifact[Any])
 
@@ -152,7 +152,7 @@ class Source:
     @functools.cached_property
     def digest(self) -> str:
         """The fingerprint: the digest of all names and contents."""
-        return digest_of(dict(self.files))
+        return digest_of_mapping(self.files)
 
     @property
     def label(self) -> str:
@@ -182,8 +182,7 @@ class Source:
                 content = (UPath(self.location) / name).read_bytes()
                 as_listed = self.files[name].endswith(f":{len(content)}")
             else:
-                with io.FileIO(f"{self.location}/{name}") as file:  # for small files, twice as fast as Path
-                    content = file.readall()
+                content = files.read(f"{self.location}/{name}")
                 as_listed = hashlib.sha256(content).hexdigest() == self.files[name]
         except FileNotFoundError:
             as_listed = False

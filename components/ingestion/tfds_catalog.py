@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from components.ingestion.decoding import normalize
+from components.ingestion.decoding import Form, normalize
 from components.ingestion.params import FOLDER, Params
 from components.ingestion.tfds_arrays import Arrays
 from ridgeline.artifacts.base import FileEntry
@@ -179,11 +179,11 @@ def _read(
             images = np.stack([arrays.find(image) for image in batch["image"]]) if arrays else batch["image"]
             yield images.reshape(-1, *shape), batch["label"]
         return
-    wanted = params.model_copy(update={"color_mode": "grayscale" if len(shape) == 2 else "rgb"})
+    wanted = Form.of(params.model_copy(update={"color_mode": "grayscale" if len(shape) == 2 else "rgb"}))
     for example in tfds.as_numpy(builder.as_dataset(**options)):
         pixels = arrays.find(example["image"]) if arrays else example["image"]
         image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-        yield normalize(image, wanted)[None], np.array([example["label"]])
+        yield np.asarray(normalize(image, wanted))[None], np.array([example["label"]])
 
 
 def _prepare(builder: Any, params: Params, scratch: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from components.ingest import find_sources, ingest
+from components.ingestion.decoding import Form
 from components.ingestion.image_folder import FolderError
-from components.ingestion.params import Params
 from components.transform import transform
 from ridgeline.artifacts.dataset import Dataset
 from ridgeline.component import ParameterError
@@ -233,16 +233,16 @@ def test_a_layout_or_class_that_can_not_be_used_is_named(shop: Path, tmp_path: P
 def test_only_new_and_changed_files_are_decoded_again(
     shop: Path, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from components.ingestion import decoding_processes
+    from components.ingestion import decoding_worker
 
     decoded: list[bytes] = []
-    real = decoding_processes.decode
+    real = decoding_worker.decode
 
-    def decode(content: bytes, params: Params) -> tuple[np.ndarray, str]:
+    def decode(content: bytes, form: Form) -> tuple[Image.Image, str]:
         decoded.append(content)
-        return real(content, params)
+        return real(content, form)
 
-    monkeypatch.setattr(decoding_processes, "decode", decode)
+    monkeypatch.setattr(decoding_worker, "decode", decode)
     params = ingest.parse({"dataset": "folder", "name": "shop", "image_dir": str(shop)})
     execute(store, ingest, {}, params, "a")
     assert len(decoded) == 15

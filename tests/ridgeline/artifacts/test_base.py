@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from ridgeline.artifacts import base
 from ridgeline.artifacts.base import Artifact, ArtifactError, Facts, FileEntry, canonical_json, digest_of, verify
 
 
@@ -43,6 +44,13 @@ def test_canonical_json_is_sorted_and_refuses_nan():
     assert digest_of({}) == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
     with pytest.raises(ValueError, match="JSON compliant"):
         canonical_json(float("nan"))
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 7])
+def test_the_digest_of_a_mapping_is_that_of_its_whole_json(monkeypatch, size):
+    monkeypatch.setattr(base, "BATCH_SIZE", 3)
+    values = {f'{number % 5}ü"{number}': number for number in reversed(range(size))}
+    assert base.digest_of_mapping(values) == base.digest_of(values)
 
 
 def test_one_flipped_byte_is_found(tmp_path):
