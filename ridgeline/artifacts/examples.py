@@ -142,21 +142,15 @@ class Split:
             offset += len(labels)
         return self._images.read(start, stop), np.concatenate(parts)
 
-    def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield all images and labels, as `rows` does, in batches that need little memory."""
-        size = batch_size(self._images.shape)
-        for start in range(0, len(self), size):
-            yield self.rows(start, start + size)
-
-    def batches(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the images, uint8 ``[k, ...]``, and the labels, int64 ``[k]``, in order.
+    def batches(self, size: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield all images and labels, as `rows` does, in order.
 
         Args:
-            size: The largest number of images at a time; a shard's last batch may have fewer.
+            size: The largest number of images at a time; if None, as many as need little memory.
         """
-        for images, labels in self.shards:
-            for start in range(0, len(labels), size):
-                yield np.asarray(images[start : start + size]), np.asarray(labels[start : start + size])
+        size = size or batch_size(self._images.shape)
+        for start in range(0, len(self), size):
+            yield self.rows(start, start + size)
 
     def _whole(self, column: int) -> np.ndarray:
         arrays = [shard[column] for shard in self.shards]
