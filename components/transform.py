@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from ridgeline.artifacts.dataset import Dataset
-from ridgeline.artifacts.examples import Examples, ExamplesFacts, Normalization, Split, write_split
+from ridgeline.artifacts.examples import Examples, ExamplesFacts, Normalization, Split, held_out, write_split
 from ridgeline.component import Params as StepParams
 from ridgeline.component import StepError, component, shown_as
 
@@ -106,17 +106,13 @@ def _expect_classes(name: str, split: Split, dataset: Dataset) -> None:
 
 def _held_out(labels: np.ndarray, count: int, kind: Literal["last", "stratified"]) -> np.ndarray:
     """Return which training images are held out for validation, bool ``[n]``."""
-    chosen = np.zeros(len(labels), bool)
     if kind == "last":
-        chosen[len(labels) - count :] = True
-        return chosen
+        return held_out(labels, np.bincount(labels[len(labels) - count :]))
     counts = np.bincount(labels)
     exact = counts * (count / len(labels))
     quotas = np.floor(exact).astype(int)  # the largest remainders get what is left
     quotas[np.argsort(quotas - exact, kind="stable")[: count - quotas.sum()]] += 1
-    for label, quota in enumerate(quotas):
-        chosen[np.flatnonzero(labels == label)[counts[label] - quota :]] = True
-    return chosen
+    return held_out(labels, quotas)
 
 
 def _expect_trained_classes(labels: np.ndarray, in_validation: np.ndarray, dataset: Dataset) -> None:

@@ -1,8 +1,8 @@
-"""The step `validate`: checks the examples before they are trained on, also against those of the champion."""
+"""The step `validate`: checks the examples against the schema and the champion's before they are trained on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -10,9 +10,11 @@ import numpy as np
 from pydantic import Field
 
 from components.reports.anomalies import render
-from ridgeline.artifacts.example_anomalies import ExampleAnomalies, ExampleAnomaliesFacts, Finding
-from ridgeline.artifacts.example_statistics import ExampleStatistics, ExampleStatisticsFacts
+from ridgeline.artifacts.dataset import Dataset
+from ridgeline.artifacts.example_anomalies import Evidence, ExampleAnomalies, ExampleAnomaliesFacts, Finding
+from ridgeline.artifacts.example_statistics import ExampleStatistics, ExampleStatisticsFacts, Place
 from ridgeline.artifacts.examples import Examples
+from ridgeline.artifacts.schema import Schema, SchemaFacts
 from ridgeline.component import FOR_ONE_RUN, Champion, StepError, component
 from ridgeline.component import Params as BaseParams
 
@@ -101,17 +103,21 @@ class Params(BaseParams):
 
 @component(output=ExampleAnomalies)
 def validate(
+    dataset: Dataset,
     examples: Examples,
     statistics: ExampleStatistics,
+    schema: Schema,
     params: Params,
     output: Path,
     champion: Champion[ExampleStatistics] | None = None,
 ) -> ExampleAnomaliesFacts:
-    """Check the examples by themselves, the test split against the training split, and both against the champion's.
+    """Check the examples by themselves, against the schema, and against those of the champion.
 
     Args:
+        dataset: What the examples were made from: names the files of a folder of images.
         examples: The examples, for the images that the report shows.
         statistics: Their statistics.
+        schema: What they must look like.
         params: The limits.
         output: An empty directory; receives ``report.html``.
         champion: Statistics of the examples that the champion was trained on; None if there are none.
@@ -128,7 +134,12 @@ def validate(
             f"{statistics.facts.examples_digest}. Run statistics on these examples."
         )
     earlier = champion.artifact if champion else None
-    found = [*_classes(statistics.facts, params), *_copies(statistics.facts, params), *_test(statistics, params)]
+    found = [
+        *_against_schema(statistics, schema.facts),
+        *_classes(statistics.facts, params),
+        *_copies(statistics.facts, params, dataset.file_names(examples)),
+        *_test(statistics, params),
+    ]
     if earlier:
         found += _changes(statistics, earlier, params)
     elif champion:
@@ -147,6 +158,7 @@ def validate(
     facts = ExampleAnomaliesFacts(
         dataset=examples.facts.dataset,
         examples_digest=examples.digest,
+        schema_digest=schema.digest,
         champion=champion.digest if champion else None,
         findings=tuple(found),
         num_errors=errors,
@@ -154,7 +166,7 @@ def validate(
         accepted=((params.accept_anomalies or "").strip() or None) if errors else None,
         synthetic=examples.facts.synthetic,
     )
-    (output / "report.html").write_text(render(facts, examples, statistics, earlier), encoding="utf-8")
+    (output / "report.html").write_text(render(facts, dataset, examples, statistics, schema, earlier), encoding="utf-8")
     return facts
 
 
@@ -166,6 +178,60 @@ def _graded(value: float, limit: float) -> Severity | None:
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
+
+
+def _against_schema(statistics: ExampleStatistics, schema: SchemaFacts) -> Iterator[Finding]:
+    facts = statistics.facts
+    advice = "If this is intended, edit the schema, or set schema.infer=true once."
+    if facts.image_shape != schema.image_shape:
+        yield Finding(
+            check="image shape",
+            severity="error",
+            message=f"The images have the shape {facts.image_shape}; the schema states {schema.image_shape}",
+            value=0,
+            threshold=0,
+            advice=f"Whoever sends images to the served model would have to change, too. {advice}",
+        )
+    missing = [name for name in schema.class_names if name not in facts.class_names]
+    added = [name for name in facts.class_names if name not in schema.class_names]
+    pairs: tuple[tuple[str, Severity, list[str]], ...] = (("missing", "error", missing), ("new", "warning", added))
+    for what, severity, names in pairs:
+        if names:
+            yield Finding(
+                check=f"{what} classes",
+                severity=severity,
+                message=f"{len(names)} classes are {what}, compared with the schema: {_listed(names)}",
+                value=len(names),
+                threshold=0,
+                advice=advice,
+            )
+    counts = dict(zip(facts.class_names, facts.splits["train"].class_counts, strict=True))
+    # A class without images is another finding.
+    few = {name: fewest for name, fewest in schema.min_class_examples.items() if 0 < counts.get(name, 0) < fewest}
+    if few:
+        listed = _listed([f"{name} {counts[name]:,} (at least {fewest:,})" for name, fewest in few.items()])
+        worst = min(few, key=lambda name: counts[name] / few[name])
+        yield Finding(
+            check="class below its minimum",
+            severity="error",
+            message=f"{len(few)} classes have fewer training images than the schema requires: {listed}",
+            value=counts[worst],
+            threshold=few[worst],
+            advice=f"Look for images that are missing. {advice}",
+        )
+    for kind, allowed in (("brightness", schema.brightness), ("contrast", schema.contrast)):
+        for split in ("train", "test"):
+            value = statistics.mean(kind, split)
+            if facts.splits[split].num_examples and not allowed.min <= value <= allowed.max:
+                yield Finding(
+                    check=f"{kind} outside the schema",
+                    severity="error",
+                    message=f"The mean {kind} of the {split} split is {value:.1f}; the schema allows {allowed.min:g} "
+                    f"to {allowed.max:g}",
+                    value=value,
+                    threshold=allowed.min if value < allowed.min else allowed.max,
+                    advice=f"Compare how the images were prepared. {advice}",
+                )
 
 
 def _classes(facts: ExampleStatisticsFacts, params: Params) -> Iterator[Finding]:
@@ -196,7 +262,11 @@ def _classes(facts: ExampleStatisticsFacts, params: Params) -> Iterator[Finding]
         )
 
 
-def _copies(facts: ExampleStatisticsFacts, params: Params) -> Iterator[Finding]:
+def _copies(facts: ExampleStatisticsFacts, params: Params, files: dict[str, list[str]]) -> Iterator[Finding]:
+    def shown(groups: Iterable[tuple[Place, ...]]) -> tuple[tuple[Evidence, ...], ...]:
+        """Return images with their files."""
+        return tuple(tuple(_with_file(place, files) for place in group) for group in groups)
+
     for split, copies in facts.leaked.items():
         total = max(1, facts.splits[split].num_examples)
         if copies.count:
@@ -210,7 +280,7 @@ def _copies(facts: ExampleStatisticsFacts, params: Params) -> Iterator[Finding]:
                 value=copies.count / total,
                 threshold=params.max_test_leak if split == "test" else 0,
                 advice=f"Remove them from one of the splits: accuracy on {split} images is overstated.",
-                evidence=copies.groups,
+                evidence=shown(copies.groups),
             )
     if count := facts.conflicting.count:
         yield Finding(
@@ -220,7 +290,7 @@ def _copies(facts: ExampleStatisticsFacts, params: Params) -> Iterator[Finding]:
             value=count,
             threshold=params.max_conflicting,
             advice="Keep the right label of each.",
-            evidence=facts.conflicting.groups,
+            evidence=shown(facts.conflicting.groups),
         )
     if count := facts.near_conflicting.count:
         yield Finding(
@@ -230,7 +300,7 @@ def _copies(facts: ExampleStatisticsFacts, params: Params) -> Iterator[Finding]:
             value=count,
             threshold=0,
             advice="Look at the labels.",
-            evidence=facts.near_conflicting.groups,
+            evidence=shown(facts.near_conflicting.groups),
         )
     if count := sum(split.num_repeated for split in facts.splits.values()):
         yield Finding(
@@ -249,7 +319,7 @@ def _copies(facts: ExampleStatisticsFacts, params: Params) -> Iterator[Finding]:
             value=count,
             threshold=0,
             advice="Look at them if they are in different splits.",
-            evidence=facts.near_duplicates.groups,
+            evidence=shown(facts.near_duplicates.groups),
         )
     constant = {name: split.num_constant / max(1, split.num_examples) for name, split in facts.splits.items()}
     if facts.constant.count:
@@ -261,8 +331,13 @@ def _copies(facts: ExampleStatisticsFacts, params: Params) -> Iterator[Finding]:
             value=constant[worst],
             threshold=params.max_constant_share,
             advice="Remove them: they show nothing.",
-            evidence=facts.constant.groups,
+            evidence=shown(facts.constant.groups),
         )
+
+
+def _with_file(place: Place, files: dict[str, list[str]]) -> Evidence:
+    named = files[place.split]
+    return Evidence(**place.model_dump(), file=named[place.row] if named else "")
 
 
 class Shift(NamedTuple):
@@ -397,29 +472,7 @@ def _distributions(
 def _changes(now: ExampleStatistics, then: ExampleStatistics, params: Params) -> Iterator[Finding]:
     """Compare with the statistics of the examples that the champion was trained on."""
     advice = "Compare how the images were prepared. If the change is intended, give a reason in accept_anomalies."
-    if now.facts.image_shape != then.facts.image_shape:
-        yield Finding(
-            check="image shape",
-            severity="error",
-            message=f"The images have the shape {now.facts.image_shape}; those of the champion had "
-            f"{then.facts.image_shape}",
-            value=0,
-            threshold=0,
-            advice=f"Whoever sends images to the served model would have to change, too. {advice}",
-        )
     names, before = now.facts.class_names, then.facts.class_names
-    vanished = [name for name in before if name not in names]
-    added = [name for name in names if name not in before]
-    for what, severity, found in (("vanished", "error", vanished), ("new", "warning", added)):
-        if found:
-            yield Finding(
-                check=f"{what} classes",
-                severity=severity,
-                message=f"{len(found)} classes are {what}, compared with the champion: {_listed(found)}",
-                value=len(found),
-                threshold=0,
-                advice=advice,
-            )
     counts = dict(zip(names, now.facts.splits["train"].class_counts, strict=True))
     old = dict(zip(before, then.facts.splits["train"].class_counts, strict=True))
     shared = [name for name in names if name in old]

@@ -11,12 +11,9 @@ from typing import Any
 
 from airflow.sdk import Param, dag, get_current_context, task
 
-import components.ingest
 import components.select
-import components.statistics
 import components.sweep
-import components.transform
-import components.validate
+from dags.preparation import PREPARATION, prepare_examples
 from ridgeline.airflow.form import form
 from ridgeline.airflow.notifications import Notifier, deadline
 from ridgeline.airflow.pool import TENSORFLOW
@@ -42,10 +39,7 @@ from ridgeline.airflow.task import params_in_task, run_in_task
         )
     }
     | form(
-        components.ingest.ingest,
-        components.transform.transform,
-        components.statistics.statistics,
-        components.validate.validate,
+        *PREPARATION,
         components.sweep.sweep,
         components.select.select,
         first=("sweep.l1", "sweep.l2", "sweep.dense", "select.tolerance", "sweep.train.epochs", "sweep.train.profile"),
@@ -62,26 +56,6 @@ from ridgeline.airflow.task import params_in_task, run_in_task
 )
 def regularization_path() -> None:
     """Wire the steps."""
-
-    @task(execution_timeout=timedelta(hours=1))
-    def ingest() -> str:
-        """Prepare the dataset with tfds, from the network or a folder of downloaded files."""
-        return run_in_task(components.ingest.ingest)
-
-    @task(execution_timeout=timedelta(minutes=30))
-    def transform(dataset: str) -> str:
-        """Split the dataset into training, validation and test arrays; learn the normalization."""
-        return run_in_task(components.transform.transform, dataset=dataset)
-
-    @task(execution_timeout=timedelta(minutes=30))
-    def statistics(examples: str) -> str:
-        """Describe the images of each split, and find those that occur more than once."""
-        return run_in_task(components.statistics.statistics, examples=examples)
-
-    @task(execution_timeout=timedelta(minutes=30))
-    def validate(examples: str, statistics: str) -> str:
-        """Check the examples, also against those of the champion. An error stops the run before the sweep."""
-        return run_in_task(components.validate.validate, examples=examples, statistics=statistics)
 
     @task(execution_timeout=timedelta(minutes=5), queue="default", pool="default_pool")
     def split() -> list[dict[str, Any]]:
@@ -107,9 +81,9 @@ def regularization_path() -> None:
         return run_in_task(components.select.select, trials=trials)
 
     # A call of a task returns an XComArg, which becomes the artifact's name when the task runs.
-    examples = transform(ingest())  # type: ignore[arg-type]
+    _, examples, checked = prepare_examples()
     trials = sweep.partial(examples=examples).expand(grid=split())
-    validate(examples, statistics(examples)) >> trials  # type: ignore[arg-type]
+    checked >> trials
     select(trials)  # type: ignore[arg-type]
 
 

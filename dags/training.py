@@ -15,13 +15,10 @@ from airflow.sdk import DAG, Asset, Param, dag, get_current_context, task
 
 import components.evaluate
 import components.export
-import components.ingest
 import components.select
-import components.statistics
 import components.sweep
 import components.train
-import components.transform
-import components.validate
+from dags.preparation import PREPARATION, prepare_examples
 from ridgeline.airflow.form import form
 from ridgeline.airflow.notifications import Notifier, deadline
 from ridgeline.airflow.pool import TENSORFLOW
@@ -91,10 +88,7 @@ def training_dag(
         tags=[name.replace("_", "-"), "training"],
         params={"penalty_from": _penalty_from()}
         | form(
-            components.ingest.ingest,
-            components.transform.transform,
-            components.statistics.statistics,
-            components.validate.validate,
+            *PREPARATION,
             components.train.train,
             components.sweep.sweep,
             components.select.select,
@@ -125,26 +119,6 @@ def training_dag(
     def training() -> None:
         """Wire the steps."""
 
-        @task(execution_timeout=timedelta(hours=1), outlets=[Asset(f"{name}_dataset")])
-        def ingest() -> str:
-            """Prepare the dataset with tfds, from the network or a folder of downloaded files."""
-            return run_in_task(components.ingest.ingest)
-
-        @task(execution_timeout=timedelta(minutes=30), outlets=[Asset(f"{name}_examples")])
-        def transform(dataset: str) -> str:
-            """Split the dataset into training, validation and test arrays; learn the normalization."""
-            return run_in_task(components.transform.transform, dataset=dataset)
-
-        @task(execution_timeout=timedelta(minutes=30))
-        def statistics(examples: str) -> str:
-            """Describe the images of each split, and find those that occur more than once."""
-            return run_in_task(components.statistics.statistics, examples=examples)
-
-        @task(execution_timeout=timedelta(minutes=30))
-        def validate(examples: str, statistics: str) -> str:
-            """Check the examples, also against those of the champion. An error stops the run before training."""
-            return run_in_task(components.validate.validate, examples=examples, statistics=statistics)
-
         @task(execution_timeout=timedelta(hours=6))
         def sweep(examples: str) -> str:
             """Train with each penalty of the grid, if the form selects the sweep."""
@@ -173,9 +147,8 @@ def training_dag(
             return run_in_task(components.export.export, examples=examples, model=model, evaluation=evaluation)
 
         # A call of a task returns an XComArg, which becomes the artifact's name when the task runs.
-        examples = transform(ingest())  # type: ignore[arg-type]
-        checked = validate(examples, statistics(examples))  # type: ignore[arg-type]
-        trials = sweep(examples)  # type: ignore[arg-type]
+        _, examples, checked = prepare_examples(name)
+        trials = sweep(examples)
         model = train(examples, select(trials))  # type: ignore[arg-type]
         checked >> [trials, model]
         export(examples, model, evaluate(examples, model))  # type: ignore[arg-type]

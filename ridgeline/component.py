@@ -112,10 +112,26 @@ class SourceFolder:
     Attributes:
         location: A folder, or a `universal_pathlib` URL of an object store's prefix.
         outside_links: Whether links in it may lead out of it.
+        only: The one file of it that is read; None for all.
     """
 
     location: Path | str
     outside_links: bool = False
+    only: str | None = None
+
+
+def source_file(location: str) -> SourceFolder:
+    """Return the source of a step that reads one file.
+
+    Args:
+        location: The file's path or URL.
+
+    Example:
+        >>> source_file("schemas/shop.json")
+        SourceFolder(location='schemas', outside_links=True, only='shop.json')
+    """
+    folder, slash, name = location.rpartition("/")
+    return SourceFolder(folder or slash or ".", outside_links=True, only=name)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.example_statistics import ExampleStatistics
 from ridgeline.artifacts.model import Model
+from ridgeline.artifacts.schema import Schema
 from ridgeline.lineage import producers
 from ridgeline.records import RecordFile, described, short_ref, short_run
 from ridgeline.registry import Registry
@@ -19,6 +20,9 @@ from ridgeline.store import Execution, Store, StoreError
 SCRATCH_AGE = timedelta(days=7)  # longer than any retry waits
 SOURCE_AGE = timedelta(days=90)  # reading a source without its index takes longer, nothing else
 RECENT = timedelta(hours=24)  # longer than a run may take: between two steps, nothing else shows that it is in progress
+
+# What new examples are compared with; each kind is made from the examples and those before it.
+COMPARED = (ExampleStatistics.__name__, Schema.__name__)
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,8 @@ def collect_garbage(
 
     A version that was deleted from the registry needs nothing. A needed artifact is kept with all artifacts that it
     was made from, but not with those of a model that it was started from. A served version is kept with the statistics
-    of its examples, which new examples are compared with. Scratch folders of unfinished executions are deleted if
-    unchanged for `SCRATCH_AGE`.
+    and the schema of its examples, which new examples are compared with. Scratch folders of unfinished executions are
+    deleted if unchanged for `SCRATCH_AGE`.
 
     What is unneeded is found before the store's lock is taken. Under the lock, only what changed meanwhile is read.
 
@@ -156,12 +160,13 @@ def _unneeded(
                 need([entry.artifact, model])
                 served |= ancestors(model)
 
-    compared = (
-        {short_ref(ref) for ref in store.refs() if ref.startswith(f"{ExampleStatistics.__name__}/")} if served else ()
-    )
-    for made in filter(None, (read(file) for file in files if file.output in compared)):
-        if made.output and served >= set(made.inputs.values()):
-            need([made.output])
+    for kind in COMPARED if served else ():
+        outputs = {short_ref(ref) for ref in store.refs() if ref.startswith(f"{kind}/")}
+        for made in filter(None, (read(file) for file in files if file.output in outputs)):
+            others = (ref for ref in made.inputs.values() if ref.partition("/")[0] != kind)
+            if made.output and served.issuperset(others):
+                need([made.output])
+                served.add(made.output)
 
     makes_needed = {short_ref(ref) for ref in needed}
     records = [

@@ -19,7 +19,7 @@ from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.component import Component, ParameterError, Params, StepError, flatten
 from ridgeline.executor import decide, execute, list_sources, open_inputs
 from ridgeline.keys import reachable_code
-from ridgeline.lineage import lineage
+from ridgeline.lineage import lineage, producers
 from ridgeline.masking import mask
 from ridgeline.registry import Pushed
 from ridgeline.settings import Settings
@@ -183,10 +183,10 @@ def _champions(settings: Settings, component: Component, inputs: Mapping[str, st
 def _start(
     settings: Settings, component: Component, name: str, inputs: Mapping[str, str], params: Params
 ) -> dict[str, str]:
-    """Return the champion that a step starts its own output from, by input name; empty if there is none.
+    """Return the champion's artifact that a step starts its own output from, by input name; empty if there is none.
 
-    If the step made the champion itself, from the same inputs and parameters, this is what it started from then. So
-    an unchanged run is reused, although its output has become the champion meanwhile.
+    If the step made that artifact itself, from the same inputs and parameters, this is what it started from then. So
+    an unchanged run is reused, although its output has become the champion's meanwhile.
     """
     store, registry = settings.open_store(), settings.open_registry()
     artifacts = (store.open(inputs[given], kind) for given, kind in component.inputs.items())
@@ -194,7 +194,11 @@ def _start(
     champion = registry.champion(served_name(dataset))
     if champion is None:
         return {}
-    ref = f"{component.output.__name__}/{champion.model_digest}"
+    ref: str | None = f"{Model.__name__}/{champion.model_digest}"
+    if component.output is not Model:
+        ref = _made_beside(store, component, champion.model_digest)
+    if ref is None:
+        return {}
     wanted = dict(flatten(params.model_dump(mode="json")))
     for made in store.executions(component.name, with_output=True):
         if (made.output, made.state, made.parts.params) == (ref, "complete", wanted):
@@ -221,11 +225,11 @@ def _made_with_champion(settings: Settings, own: Artifact[Any]) -> str | None:
     run makes the same comparison as the run before, and is reused.
     """
     store = settings.open_store()
-    kind = type(own).__name__
-    step = _producers(load_components().values())[type(own)].name
+    step = _producers(load_components().values())[type(own)]
     for entry in settings.open_registry().champions(own.facts.model_name):
-        ref = _made_beside(store, step, kind, f"{Model.__name__}/{entry.model_digest}")
+        ref = _made_beside(store, step, entry.model_digest)
         if ref is None:
+            kind = type(own).__name__
             log.warning("no %s of version %d is left: there is nothing to compare with", kind, entry.version)
             return None
         if ref != own.ref:
@@ -233,14 +237,26 @@ def _made_with_champion(settings: Settings, own: Artifact[Any]) -> str | None:
     return None
 
 
-def _made_beside(store: Store, step: str, kind: str, model: str) -> str | None:
-    """Return the newest artifact of a type that was made only from what a model was made from; one that is left."""
+def _made_beside(store: Store, step: Component, model_digest: str) -> str | None:
+    """Return the newest output of a step that was made only from what a model was made from; one that is left.
+
+    Other inputs count as well if they were made only from that in their turn, such as statistics of the model's
+    examples. Champions do not count.
+    """
+    model = f"{Model.__name__}/{model_digest}"
     ancestors = {origin.ref for _, origin, _ in lineage(store, model).walk()}
-    found = [
-        execution.output
-        for execution in store.executions(step, with_output=True)
-        if execution.output and execution.output.startswith(f"{kind}/") and ancestors >= set(execution.inputs.values())
-    ]
+    kinds = {ref.partition("/")[0] for ref in ancestors}
+    champions = {component.name: component.champions for component in load_components().values()}
+    producer = producers(store.record_files(), store.read_record)
+
+    def is_beside(made: Execution | None) -> bool:
+        return made is not None and all(
+            ref in ancestors or (ref.partition("/")[0] not in kinds and is_beside(producer(ref)))
+            for name, ref in made.inputs.items()
+            if name not in champions.get(made.component, {})
+        )
+
+    found = [made.output for made in store.executions(step.name, with_output=True) if made.output and is_beside(made)]
     return next((ref for ref in found if store.holds(ref)), next(iter(found), None))
 
 
@@ -464,8 +480,9 @@ def explain(
         else:
             outputs[step.output] = None
             unknown = [name.partition(".")[0] for name in inputs if name not in known]
-            verb = "come" if len(unknown) > 1 else "comes"
-            yield step.name, f"depends: runs unless {' and '.join(unknown)} {verb} out as before"
+            *others, last = unknown
+            listed = f"{', '.join(others)} and {last} come" if others else f"{last} comes"
+            yield step.name, f"depends: runs unless {listed} out as before"
 
 
 def run_records(settings: Settings, run_id: str) -> dict[str, Execution]:

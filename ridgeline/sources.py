@@ -173,13 +173,14 @@ def _list(name: str, folder: SourceFolder, cache: Path | None, keep: bool = True
         ) from error
     if path.protocol in ("", "file", "local"):
         root = Path(path.path).expanduser().absolute()
-        place = _folder_of(cache, str(root)) if cache else None
-        return Source(name, str(root), _list_folder(root, folder.outside_links, place, keep)), place
-    source = Source(name, str(folder.location), _list_objects(path, str(folder.location)))
-    return source, _folder_of(cache, source.location) if cache else None
+        place = _folder_of(cache, str(root), folder.only) if cache else None
+        return Source(name, str(root), _list_folder(root, folder, place, keep)), place
+    source = Source(name, str(folder.location), _list_objects(path, str(folder.location), folder.only))
+    return source, _folder_of(cache, source.location, folder.only) if cache else None
 
 
-def _folder_of(cache: Path, location: str) -> Path:
+def _folder_of(cache: Path, location: str, only: str | None) -> Path:
+    location = f"{location}/{only}" if only else location
     return cache / hashlib.sha256(location.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
@@ -196,10 +197,10 @@ def _keep_listing(place: Path, source: Source) -> None:
         old.unlink(missing_ok=True)
 
 
-def _list_folder(root: Path, outside_links: bool, place: Path | None, keep: bool) -> dict[str, str]:
+def _list_folder(root: Path, folder: SourceFolder, place: Path | None, keep: bool) -> dict[str, str]:
     """Return the SHA-256 of each file in a local folder; those that the index knows are not read."""
     started_ns = time.time_ns()
-    found = dict(sorted(_walk(root, outside_links)))
+    found = _stat_file(root, folder.only) if folder.only else dict(sorted(_walk(root, folder.outside_links)))
     index_ns, index = _load_index(place / INDEX) if place else (0, {})
     known = {
         file: index[file][1]
@@ -222,6 +223,24 @@ def _load_index(file: Path) -> tuple[int, dict[str, tuple[Entry, str]]]:
         return value["started_ns"], {name: (tuple(entry[:4]), entry[4]) for name, entry in value["files"].items()}
     except (OSError, ValueError, LookupError):
         return 0, {}
+
+
+def _stat_file(root: Path, name: str) -> dict[str, Entry]:
+    """Return the index entry of one file of a folder."""
+    try:
+        status = (root / name).stat()
+        problem = "" if stat.S_ISREG(status.st_mode) else "it is no file"
+    except OSError as error:
+        problem = cause(error)
+    if problem:
+        raise SourceError(
+            f"Expected a file that can be read; received {root / name}: {problem}. Correct its name or rights."
+        )
+    return {name: _entry(status)}
+
+
+def _entry(status: os.stat_result) -> Entry:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def _walk(root: Path, outside_links: bool) -> Iterator[tuple[str, Entry]]:
@@ -267,7 +286,7 @@ def _walk(root: Path, outside_links: bool) -> Iterator[tuple[str, Entry]]:
                 else:
                     visit(entry.path, f"{name}/", (*parents, identity))
             elif stat.S_ISREG(status.st_mode):
-                found.append((name, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)))
+                found.append((name, _entry(status)))
             else:
                 problems.append(f"{name}: no file and no folder")
 
@@ -320,11 +339,11 @@ def _hash(root: Path, names: list[str], found: Mapping[str, Entry]) -> dict[str,
     return digests
 
 
-def _list_objects(path: Any, location: str) -> dict[str, str]:
+def _list_objects(path: Any, location: str, only: str | None) -> dict[str, str]:
     """Return the ETag, or what the file system has in its place, and the size of each object."""
     try:
         path.fs.invalidate_cache()  # a listing may be as old as the process
-        listed = path.fs.find(path.path, detail=True)
+        listed = path.fs.find((path / only if only else path).path, detail=True)
     except (ImportError, ValueError, PermissionError, FileNotFoundError) as error:
         raise SourceError(f"Cannot list {location}: {error}. Correct its name, rights or driver.") from error
     except Exception as error:  # the drivers' own, such as missing credentials and no network
@@ -332,7 +351,8 @@ def _list_objects(path: Any, location: str) -> dict[str, str]:
             f"Cannot list {location}: {type(error).__name__}: {error}. Correct the credentials, or try again later."
         ) from error
     if not listed:
-        raise SourceError(f"Expected a folder with files; received {location}, where there are none. Correct its name.")
+        expected = f"the file {only}" if only else "a folder with files"
+        raise SourceError(f"Expected {expected}; received {location}, where there are none. Correct its name.")
     prefix = path.path.rstrip("/") + "/"
     files = {}
     problems = []

@@ -8,28 +8,35 @@ import numpy as np
 
 from components.reports.figures import BLUE, VERMILION, Picture, new_figure, plot_style, svg
 from components.reports.thumbnail import thumbnail
-from ridgeline.artifacts.example_anomalies import ExampleAnomaliesFacts, Finding
-from ridgeline.artifacts.example_statistics import ExampleStatistics, Place
+from ridgeline.artifacts.dataset import Dataset
+from ridgeline.artifacts.example_anomalies import Evidence, ExampleAnomaliesFacts, Finding
+from ridgeline.artifacts.example_statistics import ExampleStatistics
 from ridgeline.artifacts.examples import Examples
+from ridgeline.artifacts.schema import Schema
 from ridgeline.html_page import render_page
 
 MAX_CLASSES = 30  # of which samples are shown
 NUM_SAMPLES = 10
 NUM_GROUPS = 6  # of the evidence of one finding
+NUM_UNREADABLE = 200
 
 
 def render(
     facts: ExampleAnomaliesFacts,
+    dataset: Dataset,
     examples: Examples,
     statistics: ExampleStatistics,
+    schema: Schema,
     champion: ExampleStatistics | None,
 ) -> str:
     """Return the report as one HTML document. Its size is bounded, whatever the number of classes.
 
     Args:
         facts: The findings.
+        dataset: What the examples were made from.
         examples: The examples, for the images.
         statistics: Their statistics.
+        schema: What the examples were checked against.
         champion: Statistics of the examples that the champion was trained on; None if there are none.
 
     Returns:
@@ -42,7 +49,11 @@ def render(
             synthetic=facts.synthetic,
             findings=[(finding, _evidence(finding, examples)) for finding in facts.findings],
             statistics=statistics.facts,
-            balance=_balance(statistics, champion),
+            schema=schema.facts,
+            formats=dataset.facts.formats,
+            unreadable=dataset.facts.unreadable[:NUM_UNREADABLE],
+            num_unreadable=len(dataset.facts.unreadable),
+            balance=_balance(statistics, champion, schema),
             figures=[_histogram(name, statistics, champion) for name in ("brightness", "contrast", "pixels")],
             means=[_mean(statistics, name, kind) for name in statistics.facts.splits for kind in ("mean", "deviation")],
             samples=_samples(examples),
@@ -56,25 +67,26 @@ def _image(pixels: np.ndarray, alt: str) -> Picture:
     return Picture(thumbnail(pixels[:, :, 0] if grey else pixels), alt)
 
 
-def _shown(examples: Examples, place: Place) -> tuple[Place, str, Picture]:
+def _shown(examples: Examples, place: Evidence) -> tuple[Evidence, str, Picture]:
     images, _ = examples.split(place.split).rows(place.row, place.row + 1)  # type: ignore[arg-type]
     name = examples.facts.class_names[place.label]
     return place, name, _image(images[0], f"Image {place.row} of the {place.split} split, {name}.")
 
 
-def _evidence(finding: Finding, examples: Examples) -> list[list[tuple[Place, str, Picture]]]:
+def _evidence(finding: Finding, examples: Examples) -> list[list[tuple[Evidence, str, Picture]]]:
     return [[_shown(examples, place) for place in group] for group in finding.evidence[:NUM_GROUPS]]
 
 
 def _balance(
-    statistics: ExampleStatistics, champion: ExampleStatistics | None
-) -> list[tuple[str, list[int], int | None]]:
-    """Return each class's name, its counts by split, and its count in the champion's training split."""
+    statistics: ExampleStatistics, champion: ExampleStatistics | None, schema: Schema
+) -> list[tuple[str, list[int], int | None, int]]:
+    """Return each class's name, its counts by split, its count in the champion's training split, and its minimum."""
     facts = statistics.facts
     then = champion.facts if champion else None
     old = dict(zip(then.class_names, then.splits["train"].class_counts, strict=True)) if then else {}
     rows = zip(facts.class_names, *(split.class_counts for split in facts.splits.values()), strict=True)
-    return [(name, list(counts), old.get(name)) for name, *counts in rows]
+    fewest = schema.facts.min_class_examples
+    return [(name, list(counts), old.get(name), fewest.get(name, 0)) for name, *counts in rows]
 
 
 def _histogram(name: str, statistics: ExampleStatistics, champion: ExampleStatistics | None) -> Picture:
@@ -167,7 +179,8 @@ TEMPLATE = """\
 {% for group in groups %}
 <li class="group" style="max-width:none"><ul class="row">
 {% for place, name, picture in group %}
-<li><img src="{{ picture.uri }}" alt="{{ picture.alt }}">{{ name }}<br>{{ place.split }} {{ place.row }}</li>
+<li><img src="{{ picture.uri }}" alt="{{ picture.alt }}">{{ name }}<br>\
+{{ place.file or place.split ~ " " ~ place.row }}</li>
 {% endfor %}
 </ul></li>
 {% endfor %}
@@ -188,14 +201,16 @@ TEMPLATE = """\
 <th scope="col">{{ name }}</th>
 {% endfor %}
 {% if earlier %}<th scope="col">champion's train</th>{% endif %}
+<th scope="col">minimum of train</th>
 </tr></thead>
 <tbody>
-{% for name, counts, old in balance %}
+{% for name, counts, old, fewest in balance %}
 <tr><th scope="row">{{ name }}</th>
 {% for count in counts %}
 <td>{{ "{:,}".format(count) }}</td>
 {% endfor %}
 {% if earlier %}<td>{{ "{:,}".format(old) if old is not none else "new" }}</td>{% endif %}
+<td>{{ "{:,}".format(fewest) }}</td>
 </tr>
 {% endfor %}
 </tbody>
@@ -233,6 +248,41 @@ TEMPLATE = """\
 {% endfor %}
 </ul>
 {% endfor %}
+</section>
+
+{% if formats or num_unreadable %}
+<section>
+<h2>Files</h2>
+<p class="note">As they are in the folder, before they got one size and one colour mode.</p>
+<table class="plain"><tbody>
+{% for kind, count in formats.items() %}
+<tr><th scope="row">{{ kind }}</th><td>{{ "{:,}".format(count) }}</td></tr>
+{% endfor %}
+</tbody></table>
+{% if num_unreadable %}
+<p>{{ "{:,}".format(num_unreadable) }} unreadable files were left out:</p>
+<ul>
+{% for entry in unreadable %}
+<li><code>{{ entry.file }}</code>: {{ entry.reason }}</li>
+{% endfor %}
+{% if num_unreadable > unreadable|length %}<li>and {{ num_unreadable - unreadable|length }} more</li>{% endif %}
+</ul>
+{% endif %}
+</section>
+{% endif %}
+
+<section>
+<h2>Schema</h2>
+<p class="note">What the examples must look like. To change it, edit a copy of <code>schema.json</code> in
+<code>Schema/{{ facts.schema_digest }}</code> and name it in <code>schema.file</code>.</p>
+<table class="plain"><tbody>
+<tr><th scope="row">Image shape</th><td>{{ schema.image_shape|join(" × ") }}</td></tr>
+<tr><th scope="row">Classes</th><td>{{ schema.class_names[:100]|join(", ") }}\
+{% if schema.class_names|length > 100 %} and {{ schema.class_names|length - 100 }} more{% endif %}</td></tr>
+{% for name, allowed in (("brightness", schema.brightness), ("contrast", schema.contrast)) %}
+<tr><th scope="row">Mean {{ name }} of a split</th><td>{{ allowed.min }} to {{ allowed.max }}</td></tr>
+{% endfor %}
+</tbody></table>
 </section>
 
 <section>

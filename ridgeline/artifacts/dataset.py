@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from ridgeline.artifacts.base import Artifact, Facts, FileEntry
-from ridgeline.artifacts.examples import Split, write_split
+from ridgeline.artifacts.examples import Examples, Split, held_out, write_split
 
 FILES = "files.json"
 
@@ -121,6 +121,27 @@ class Dataset(Artifact[DatasetFacts]):
         file = self.path / FILES
         listed: dict[str, list[tuple[str, str, str]]] = json.loads(file.read_text("utf-8")) if file.exists() else {}
         return listed
+
+    def file_names(self, examples: Examples) -> dict[str, list[str]]:
+        """Return, for a folder's dataset, the file of each image of the examples that were made from it, by split.
+
+        Args:
+            examples: Made from this dataset.
+
+        Returns:
+            The names in the order of the images; empty lists if the dataset is no folder.
+        """
+        listed = self.files()
+        if not listed:
+            return {name: [] for name in examples.facts.num_examples}
+        train = np.array([file for file, _, _ in listed["train"]], object)
+        validation = np.bincount(examples.split("validation").labels, minlength=len(self.facts.class_names))
+        chosen = held_out(self.split("train").labels, validation)
+        return {
+            "train": train[~chosen].tolist(),
+            "validation": train[chosen].tolist(),
+            "test": [file for file, _, _ in listed["test"]],
+        }
 
 
 def write_dataset_split(

@@ -8,6 +8,16 @@ from ridgeline.artifacts.base import Artifact, Facts
 from ridgeline.artifacts.example_statistics import Place
 
 
+class Evidence(Place):
+    """An image that shows a finding.
+
+    Attributes:
+        file: Its file in a folder of images; empty for a dataset of tfds.
+    """
+
+    file: str
+
+
 class Finding(Facts):
     """Something that a check found.
 
@@ -27,7 +37,7 @@ class Finding(Facts):
     value: float
     threshold: float
     advice: str
-    evidence: tuple[tuple[Place, ...], ...] = ()
+    evidence: tuple[tuple[Evidence, ...], ...] = ()
 
 
 class ExampleAnomaliesFacts(Facts):
@@ -36,6 +46,7 @@ class ExampleAnomaliesFacts(Facts):
     Attributes:
         dataset: tfds name and version.
         examples_digest: Digest of the examples.
+        schema_digest: Digest of the schema that these were checked against.
         champion: Digest of the statistics that these were compared with; None if there were none.
         findings: Errors first.
         num_errors: Number of errors.
@@ -46,6 +57,7 @@ class ExampleAnomaliesFacts(Facts):
 
     dataset: str
     examples_digest: str
+    schema_digest: str
     champion: str | None
     findings: tuple[Finding, ...]
     num_errors: int
@@ -70,7 +82,12 @@ class ExampleAnomalies(Artifact[ExampleAnomaliesFacts]):
         """The errors, unless a person accepted them."""
         if not self.facts.num_errors or self.facts.accepted:
             return None
-        errors = [f"- {f.message}. {f.advice}" for f in self.facts.findings if f.severity == "error"]
+        errors = [f"- {f.message}.{_first_files(f)} {f.advice}" for f in self.facts.findings if f.severity == "error"]
         return "\n".join(
             [f"Expected examples of {self.facts.dataset} without errors; the checks found {len(errors)}:", *errors]
         )
+
+
+def _first_files(finding: Finding) -> str:
+    files = [evidence.file for group in finding.evidence[:1] for evidence in group if evidence.file]
+    return f" For example: {', '.join(files)}." if files else ""

@@ -108,3 +108,14 @@ class ExampleStatistics(Artifact[ExampleStatisticsFacts]):
         whole = np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         part: np.ndarray = whole[list(self.facts.splits).index(split)]
         return part
+
+    def mean(self, name: str, split: str) -> float:
+        """Return the mean of a distribution, in pixel values; 0 for an empty split.
+
+        Args:
+            name: ``brightness`` or ``contrast``.
+            split: Name of the split.
+        """
+        counts = self.array(name, split)
+        total = int(counts.sum())
+        return float(counts @ np.arange(len(counts)) / total) + 0.5 if total else 0.0

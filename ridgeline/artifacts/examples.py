@@ -96,6 +96,27 @@ class Split:
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
+def held_out(labels: np.ndarray, class_counts: np.ndarray) -> np.ndarray:
+    """Return which training images of a dataset are its validation images: the last ones of each class.
+
+    Args:
+        labels: Of all training images, integers ``[n]``.
+        class_counts: How many of each class are held out, integers ``[classes]``.
+
+    Returns:
+        bool ``[n]``.
+
+    Example:
+        >>> held_out(np.array([0, 1, 0, 1, 0]), np.array([2, 1])).tolist()
+        [False, False, True, True, True]
+    """
+    chosen = np.zeros(len(labels), bool)
+    for label, count in enumerate(class_counts):
+        places = np.flatnonzero(labels == label)
+        chosen[places[len(places) - count :]] = True
+    return chosen
+
+
 class Examples(Artifact[ExamplesFacts]):
     """The three splits, ready to train on.
 

@@ -1,15 +1,22 @@
 import importlib
+import shutil
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.stats import ks_2samp
 
+from components.ingest import ingest
+from components.schema import schema
 from components.statistics import statistics
+from components.transform import transform
 from components.validate import class_shift, ks_test, validate
+from ridgeline.artifacts.dataset import Dataset, DatasetFacts
 from ridgeline.artifacts.examples import Examples, ExamplesFacts, Normalization, write_split
 from ridgeline.component import Champion, StepError
 from ridgeline.keys import key_parts
+from ridgeline.sources import read_sources
 
 CLASSES = ("cap", "shoe", "belt", "sock")
 PATTERNS = np.random.default_rng(5).integers(20, 200, (4, 8, 8))
@@ -52,11 +59,25 @@ def describe(folder, splits, names=CLASSES):
     return examples, statistics(examples=examples, params=statistics.parse({}), output=folder / "statistics")
 
 
+def expect(folder, found):
+    """Return the schema that is inferred from statistics."""
+    folder.mkdir(parents=True)
+    return schema(statistics=found, params=schema.parse({}), output=folder)
+
+
 def check(folder, described, champion=None, **values):
+    """Return the anomalies of examples; the schema is the champion's, or inferred."""
     examples, found = described
     folder.mkdir(parents=True)
+    (folder / "dataset").mkdir()
+    facts = {name: getattr(examples.facts, name) for name in ("image_shape", "class_names", "synthetic")}
+    dataset = Dataset.seal(folder / "dataset", DatasetFacts(name="wardrobe:1.0.0", splits={}, raw_files={}, **facts))
     other: dict[str, Any] = {"champion": Champion(champion.digest, champion)} if champion else {}
-    return validate(examples=examples, statistics=found, params=validate.parse(values), output=folder, **other)
+    expected = expect(folder / "schema", champion or found)
+    (folder / "out").mkdir()
+    params = validate.parse(values)
+    given = {"dataset": dataset, "examples": examples, "statistics": found, "schema": expected}
+    return validate(**given, params=params, output=folder / "out", **other)
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +147,11 @@ def blank(splits):
         (leak, "test images in training", True),
         (drop_class, "missing class", True),
         (halve_class, "class has shrunk", False),
+        (halve_class, "class below its minimum", False),
         (invert, "mean image of the train split", False),
+        (invert, "brightness outside the schema", False),
         (darken, "brightness of the train split", False),
+        (darken, "brightness outside the schema", False),
         (invert_test, "mean image of the test split", True),
         (crop, "image shape", False),
         (relabel_one, "image with several labels", True),
@@ -163,8 +187,8 @@ def test_classes_that_vanished_or_are_new_are_named(tmp_path, clean):
     now = describe(tmp_path / "now", arrays(), ("cap", "shoe", "belt", "<b>scarf</b>"))
     found = check(tmp_path / "out", now, clean[1])
     messages = [finding.message for finding in found.facts.findings]
-    assert "1 classes are vanished, compared with the champion: sock" in messages
-    assert "1 classes are new, compared with the champion: <b>scarf</b>" in messages
+    assert "1 classes are missing, compared with the schema: sock" in messages
+    assert "1 classes are new, compared with the schema: <b>scarf</b>" in messages
     assert "<b>scarf" not in found.report.read_text(encoding="utf-8")
 
 
@@ -188,10 +212,17 @@ def test_a_limit_decides(tmp_path):
 
 
 def test_unreadable_statistics_of_the_champion_are_a_warning(tmp_path, clean):
-    (tmp_path / "out").mkdir()
-    champion: Champion[Any] = Champion("5" * 64, None)
+    for name in ("dataset", "out"):
+        (tmp_path / name).mkdir()
+    facts = {name: getattr(clean[0].facts, name) for name in ("image_shape", "class_names", "synthetic")}
     found = validate(
-        examples=clean[0], statistics=clean[1], params=validate.parse({}), output=tmp_path / "out", champion=champion
+        dataset=Dataset.seal(tmp_path / "dataset", DatasetFacts(name="w:1.0.0", splits={}, raw_files={}, **facts)),
+        examples=clean[0],
+        statistics=clean[1],
+        schema=expect(tmp_path / "schema", clean[1]),
+        params=validate.parse({}),
+        output=tmp_path / "out",
+        champion=Champion("5" * 64, None),
     )
     (finding,) = found.facts.findings
     assert (finding.severity, finding.check) == ("warning", "champion")
@@ -227,3 +258,46 @@ def test_nothing_of_a_check_is_in_the_key_of_a_training(clean):
         assert not {"components/validate.py", "components/statistics.py", "components/reports/anomalies.py"} & set(
             parts.code
         )
+
+
+def test_findings_name_the_files_of_a_folder_and_the_report_shows_what_was_left_out(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 40), ("test", 10)):
+        for name in ("cap", "shoe"):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (6, 6, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / split / name / f"{number}.png")
+    shutil.copy(tmp_path / "images/test/cap/3.png", tmp_path / "images/train/cap/<i>copy.png")
+    (tmp_path / "images/train/shoe/broken.png").write_bytes(b"no image")
+    made: dict[str, Any] = {}
+    given: dict[str, dict[str, Any]] = {
+        "ingest": {
+            "dataset": "folder",
+            "name": "shop",
+            "image_dir": str(tmp_path / "images"),
+            "max_unreadable_share": 0.1,
+        },
+        "transform": {"validation_examples": 10},
+    }
+    for step, inputs in (
+        (ingest, []),
+        (transform, ["dataset"]),
+        (statistics, ["examples"]),
+        (schema, ["statistics"]),
+        (validate, ["dataset", "examples", "statistics", "schema"]),
+    ):
+        params = step.parse(given.get(step.name, {}))
+        (tmp_path / step.name).mkdir()
+        output = step(
+            params=params,
+            output=tmp_path / step.name,
+            sources=read_sources(step, params, None),
+            **{name: made[name] for name in inputs},
+        )
+        made[{"ingest": "dataset", "transform": "examples"}.get(step.name, step.name)] = output
+    text = made["validate"].report.read_text(encoding="utf-8")
+    assert "For example: train/cap/<i>copy.png, test/cap/3.png." in made["validate"].problem
+    assert "train/cap/&lt;i&gt;copy.png" in text
+    assert "<code>train/shoe/broken.png</code>: no image in a known format" in text
+    assert "PNG RGB 6×6" in text

@@ -67,14 +67,16 @@ def test_the_dags_folder_loads_without_errors_and_without_tensorflow(facts: dict
 
 def test_the_tasks_are_the_steps_in_their_order(facts: dict[str, Any]) -> None:
     assert facts["order"] == [
-        "ingest", "transform", "statistics", "validate", "sweep", "select", "train", "evaluate", "export",
+        "ingest", "transform", "statistics", "schema", "validate", "sweep", "select", "train", "evaluate",
+        "export",
     ]  # fmt: skip
     assert facts["order"] == [step.name for step in pipeline.plan("export", ["sweep"])]
     assert facts["upstream"] == {
         "ingest": [],
         "transform": ["ingest"],
         "statistics": ["transform"],
-        "validate": ["statistics", "transform"],
+        "schema": ["statistics"],
+        "validate": ["ingest", "schema", "statistics", "transform"],
         "sweep": ["transform", "validate"],
         "select": ["sweep"],
         "train": ["select", "transform", "validate"],

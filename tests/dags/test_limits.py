@@ -103,11 +103,12 @@ RETRIES = {  # of a task, and the seconds between two tries
 }
 MINUTES = {
     "fashion_mnist_training": {
-        "ingest": 60, "transform": 30, "statistics": 30, "validate": 30, "sweep": 360, "select": 30, "train": 360,
-        "evaluate": 30, "export": 30,
+        "ingest": 60, "transform": 30, "statistics": 30, "schema": 30, "validate": 30, "sweep": 360,
+        "select": 30, "train": 360, "evaluate": 30, "export": 30,
     },
     "regularization_path": {
-        "ingest": 60, "transform": 30, "statistics": 30, "validate": 30, "split": 5, "sweep": 360, "select": 30,
+        "ingest": 60, "transform": 30, "statistics": 30, "schema": 30, "validate": 30, "split": 5,
+        "sweep": 360, "select": 30,
     },
     "maintenance": {"collect_garbage": 60, "delete_logs": 60, "clean_metadata": 60},
     "rollback_model": {"rollback": 30},

@@ -61,7 +61,8 @@ def test_the_grid_is_divided_swept_in_parts_and_one_penalty_is_selected(facts: d
         "transform": ["ingest"],
         "split": [],
         "statistics": ["transform"],
-        "validate": ["statistics", "transform"],
+        "schema": ["statistics"],
+        "validate": ["ingest", "schema", "statistics", "transform"],
         "sweep": ["split", "transform", "validate"],
         "select": ["sweep"],
     }

@@ -53,6 +53,7 @@ def test_ctrl_c_ends_the_run_instead_of_retrying_the_task(
         "ingest": "cached",
         "transform": "cached",
         "statistics": "cached",
+        "schema": "cached",
         "validate": "cached",
         "train": "failed",
     }

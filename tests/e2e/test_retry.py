@@ -46,6 +46,7 @@ def test_a_killed_training_is_retried_from_its_checkpoint_to_the_same_bytes(airf
         "ingest": "cached",
         "transform": "cached",
         "statistics": "cached",
+        "schema": "cached",
         "validate": "cached",
         "train": "complete",
     }

@@ -78,7 +78,8 @@ def test_explain_with_a_sweep_and_a_profile(invoke):
 def test_help_names_the_installed_steps_and_the_options_that_their_parameters_declare(invoke):
     words = " ".join(invoke("run", "--help").stdout.replace("│", " ").split())
     assert (
-        "evaluate, export, ingest, select, statistics, sweep, train, transform, validate. export if left out." in words
+        "evaluate, export, ingest, schema, select, statistics, sweep, train, transform, validate. export if left out."
+        in words
     )
     assert "A step that is left out by default: select, sweep." in words
     assert "--profile VALUE is short for --set train.profile=VALUE." in words
@@ -107,7 +108,8 @@ def test_a_step_can_be_asked_to_run_again(invoke):
         "reused: same inputs, parameters and code",
         "runs: the user asked to run it again",
         "depends: runs unless examples comes out as before",
-        "depends: runs unless examples and statistics come out as before",
+        "depends: runs unless statistics comes out as before",
+        "depends: runs unless examples, statistics and schema come out as before",
         "depends: runs unless examples comes out as before",
     ]
 

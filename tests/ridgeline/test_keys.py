@@ -121,6 +121,7 @@ LIBRARIES = {
     "ingest": {"numpy", "pillow", "tensorflow", "tensorflow-datasets"},
     "transform": {"numpy"},
     "statistics": {"numpy"},
+    "schema": {"numpy"},
     "validate": {"jinja2", "matplotlib", "numpy", "pillow", "scipy"},
     "train": {"h5py", "keras", "numpy", "tensorflow"},
     "sweep": {"h5py", "keras", "numpy", "tensorflow"},

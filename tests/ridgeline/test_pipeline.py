@@ -18,7 +18,7 @@ from ridgeline.gc import collect_garbage
 from ridgeline.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = ["ingest", "transform", "statistics", "validate", "train", "evaluate", "export"]
+STEPS = ["ingest", "transform", "statistics", "schema", "validate", "train", "evaluate", "export"]
 SETTINGS = ["ingest.dataset=synthetic_garments:1.0.0", "transform.validation_examples=1000"]
 
 
@@ -65,7 +65,7 @@ def test_steps_are_ordered_by_what_they_need():
 
 def test_a_step_that_may_be_left_out_runs_if_it_is_named():
     names = [step.name for step in pipeline.plan("train", ["sweep"])]
-    assert names == ["ingest", "transform", "statistics", "validate", "sweep", "select", "train"]
+    assert names == ["ingest", "transform", "statistics", "schema", "validate", "sweep", "select", "train"]
     assert [step.name for step in pipeline.plan("train", ["select"])] == names
     with pytest.raises(ParameterError, match="Expected a step of .*; received 'sweeep'"):
         pipeline.plan("train", ["sweeep"])
@@ -196,7 +196,7 @@ def test_explain_runs_and_writes_nothing(tmp_path):
     steps = pipeline.plan("export")
     lines = list(pipeline.explain(settings, steps, pipeline.parse_params(steps, {}, settings)))
     assert lines[0] == ("ingest", "runs: first run of ingest")
-    assert lines[4] == ("train", "depends: runs unless examples comes out as before")
+    assert lines[5] == ("train", "depends: runs unless examples comes out as before")
     assert not (tmp_path / "store").exists()
 
 
@@ -253,7 +253,7 @@ def test_equal_output_reruns_nothing_downstream(tree):
     append_comment(folder / "components" / "transform.py")
     output = ridgeline("run")
     assert "transform runs: code of components/transform.py changed" in output
-    for step in ("ingest", "statistics", "validate", "train", "evaluate", "export"):
+    for step in ("ingest", "statistics", "schema", "validate", "train", "evaluate", "export"):
         assert f"{step} reused: same inputs, parameters and code" in output
     assert "not pushed: version 1 serves this model already" in output
 
@@ -285,7 +285,7 @@ def test_an_error_in_the_data_stops_the_run_before_training_also_if_it_is_reused
         with pytest.raises(StepError, match="(?s)Expected examples of .* without errors.*mean image.*report.html"):
             run("train", run_id, validate__min_mean_image_correlation=1.0)
         records = pipeline.run_records(settings, run_id)
-        assert set(records) == {"ingest", "transform", "statistics", "validate"}
+        assert set(records) == {"ingest", "transform", "statistics", "schema", "validate"}
         assert records["validate"].state == state
 
 
@@ -306,8 +306,34 @@ def test_new_examples_are_compared_with_those_of_the_champion_which_gc_keeps(run
     collect_garbage(store, settings.open_registry(), keep_runs=1, dry_run=False, recent=timedelta(0))
     assert [ref for ref in store.refs() if ref.startswith("ExampleStatistics/")] == [refs["statistics"]]
     assert not [ref for ref in store.refs() if ref.startswith("ExampleAnomalies/")]
-    later = run("validate", "later", transform__validation_examples=3_000)["validate"]
+    later = run("validate", "later", transform__validation_examples=2_400)["validate"]
     assert later.inputs["champion"] == refs["statistics"]
+
+
+def test_the_schema_of_the_champion_is_kept_until_another_one_is_asked_for(run_to, refs, tmp_path):
+    settings, run = run_to
+    store = settings.open_store()
+    assert run("validate", "unchanged")["schema"].state == "cached"
+    other = run("validate", "other", transform__validation_examples=1_200)
+    assert other["schema"].inputs["champion"] == refs["schema"] == other["schema"].output
+    assert run("validate", "again", transform__validation_examples=1_200)["schema"].state == "cached"
+    inferred = run("schema", "inferred", transform__validation_examples=1_200, schema__infer=True)["schema"]
+    assert inferred.output not in (None, refs["schema"])
+    assert "champion" not in inferred.inputs
+    later = run("schema", "later", transform__validation_examples=1_400)["schema"]
+    assert later.output == refs["schema"]  # no model of the examples that the other was inferred from is served
+    collect_garbage(store, settings.open_registry(), keep_runs=1, dry_run=False, recent=timedelta(0))
+    assert [ref for ref in store.refs() if ref.startswith("Schema/")] == [refs["schema"]]
+    edited = json.loads((store.path(refs["schema"]) / "schema.json").read_text(encoding="utf-8"))
+    edited["image_shape"] = [7, 7]
+    (tmp_path / "mine.json").write_text(json.dumps(edited), encoding="utf-8")
+    with pytest.raises(StepError, match=r"The images have the shape \(28, 28\); the schema states \(7, 7\)"):
+        run("train", "mine", schema__file=str(tmp_path / "mine.json"))
+    for ref in store.refs():  # the edited one, too, which the champion's examples were last checked against
+        if ref.startswith("Schema/"):
+            shutil.rmtree(store.path(ref))
+    with pytest.raises(StepError, match=r"Cannot read the schema of the champion's examples"):
+        run("train", "lost", transform__validation_examples=1_600)
 
 
 def test_without_the_statistics_of_the_champion_the_run_continues_and_says_so(run_to, refs):

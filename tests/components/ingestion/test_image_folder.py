@@ -13,6 +13,7 @@ from PIL import Image
 from components.ingest import find_sources, ingest
 from components.ingestion.image_folder import FolderError
 from components.ingestion.params import Params
+from components.transform import transform
 from ridgeline.artifacts.dataset import Dataset
 from ridgeline.component import ParameterError
 from ridgeline.executor import execute
@@ -302,3 +303,17 @@ def test_a_folder_in_s3_is_read_again_if_an_object_changes(
 def test_a_folder_needs_a_name_by_which_its_model_is_served():
     with pytest.raises(ParameterError, match=r"ingest\.name: expected the name by which the model is served"):
         ingest.parse({"dataset": "folder", "image_dir": "/shop"})
+
+
+@pytest.mark.parametrize("kind", ["last", "stratified"])
+def test_each_image_of_the_examples_is_found_in_its_file(shop: Path, tmp_path: Path, kind: str) -> None:
+    dataset = run(shop, tmp_path / "dataset")
+    (tmp_path / "examples").mkdir()
+    values = {"validation_examples": 4, "validation_split": kind}
+    examples: Any = transform(dataset=dataset, params=transform.parse(values), output=tmp_path / "examples")
+    found = dataset.file_names(examples)
+    assert [len(found[split]) for split in ("train", "validation", "test")] == [8, 4, 3]
+    for split, files in found.items():
+        for file, image, label in zip(files, examples.split(split).images, examples.split(split).labels, strict=True):
+            assert np.array_equal(np.asarray(Image.open(shop / file)), image)
+            assert file.split("/")[1] == dataset.facts.class_names[label]

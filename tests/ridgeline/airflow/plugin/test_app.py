@@ -217,7 +217,8 @@ def outcomes(page: str) -> dict[str, str]:
 def test_a_reused_run(server: Server) -> None:
     page = server.get(server.path("reused")).text
     assert "<h2>Nothing changed</h2>" in page
-    reused = dict.fromkeys(["ingest", "transform", "statistics", "validate", "train", "evaluate", "export"], "reused")
+    steps = ("ingest", "transform", "statistics", "schema", "validate", "train", "evaluate", "export")
+    reused = dict.fromkeys(steps, "reused")
     assert outcomes(page) == reused | {"sweep": "skipped", "select": "skipped"}
     assert "The run uses the penalty on the form." in page
     assert "Skipped because sweep was skipped." in page
@@ -248,6 +249,7 @@ def test_the_page_of_a_run_in_progress_refreshes(server: Server) -> None:
         "ingest": "reused",
         "transform": "reused",
         "statistics": "reused",
+        "schema": "reused",
         "validate": "reused",
         "sweep": "skipped",
         "select": "skipped",

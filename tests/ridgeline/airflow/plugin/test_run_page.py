@@ -19,7 +19,7 @@ from ridgeline.artifacts.sweep_result import SweepResult
 from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store
 
-STEPS = ("ingest", "transform", "statistics", "validate", "train", "evaluate", "export")
+STEPS = ("ingest", "transform", "statistics", "schema", "validate", "train", "evaluate", "export")
 SYNTHETIC = {"ingest.dataset": "synthetic_garments:1.0.0", "transform.validation_examples": 1_000}
 Synthetic = tuple[Settings, list[Execution]]
 
@@ -62,7 +62,7 @@ def test_it_shows_each_step_and_why_it_ran(synthetic: Synthetic) -> None:
     assert list(shown) == list(STEPS)
     assert [cells[0] for cells in shown.values()] == ["ran"] * len(STEPS)
     assert shown["train"][1] == "first run of train"
-    assert float(shown["train"][2]) == pytest.approx(synthetic[1][4].seconds, abs=0.05)
+    assert float(shown["train"][2]) == pytest.approx(synthetic[1][STEPS.index("train")].seconds, abs=0.05)
     assert shown["evaluate"][3].startswith("ModelEvaluation/")
 
 
@@ -80,7 +80,7 @@ def test_it_shows_the_verdict_the_figures_and_what_is_served(synthetic: Syntheti
 def test_it_shows_the_lineage_back_to_the_dataset(synthetic: Synthetic, refs: dict[str, str]) -> None:
     page = body(render(synthetic[0], run_of(synthetic)))
     lineage = page[page.index("<h2>Lineage</h2>") :]
-    for ref in (ref for step, ref in refs.items() if step not in ("statistics", "validate")):
+    for ref in (ref for step, ref in refs.items() if step not in ("statistics", "schema", "validate")):
         assert ref.split("/")[1][:12] in lineage
 
 
@@ -207,7 +207,7 @@ def test_a_reused_run_says_that_nothing_changed(copy: Settings, synthetic: Synth
     run = Run("fashion_mnist_training", "again", "success", now, now, "", {}, tuple(tasks))
     page = body(render(copy, run))
     assert "<h2>Nothing changed</h2>" in page
-    assert "7 of 7" in page
+    assert f"{len(STEPS)} of {len(STEPS)}" in page
     assert "Nothing was pushed: version 1 of synthetic_garments holds this model. It is the champion." in page
     assert "Nothing changed" not in render(copy, run_of(synthetic))
 
@@ -238,12 +238,12 @@ def test_a_run_in_progress_shows_what_has_ended(synthetic: Synthetic) -> None:
     run = run_of(synthetic, state="running", train="running", evaluate="None", export="None")
     page = render(synthetic[0], run)
     assert "Running: train." in page
-    assert [cells[0] for cells in rows(page).values()] == ["ran"] * 4 + ["running", "waiting", "waiting"]
+    assert [cells[0] for cells in rows(page).values()] == ["ran"] * 5 + ["running", "waiting", "waiting"]
     assert "Blessed" not in page
 
 
 def test_a_failed_run_shows_the_step_and_the_error(copy: Settings, synthetic: Synthetic) -> None:
-    record = synthetic[1][4]
+    record = synthetic[1][STEPS.index("train")]
     later = record.started_at + timedelta(hours=1)
     failed = {"state": "failed", "reason": "FloatingPointError: <loss> is NaN", "started_at": later, "output": None}
     copy.open_store().record(record.model_copy(update=failed))
@@ -252,7 +252,7 @@ def test_a_failed_run_shows_the_step_and_the_error(copy: Settings, synthetic: Sy
     page = render(copy, replace(run, tasks=tasks))
     assert "Failed: train</h2>" in page
     assert "FloatingPointError: &lt;loss&gt; is NaN" in page
-    assert [cells[0] for cells in rows(page).values()] == ["ran"] * 4 + ["failed", "not run", "not run"]
+    assert [cells[0] for cells in rows(page).values()] == ["ran"] * 5 + ["failed", "not run", "not run"]
 
 
 def test_a_task_that_failed_without_a_record_points_to_its_log(synthetic: Synthetic) -> None:
@@ -347,7 +347,7 @@ def evil(place: str) -> str:
 def test_no_text_of_a_step_a_run_or_a_user_becomes_a_part_of_the_page(
     copy: Settings, synthetic: Synthetic, state: str
 ) -> None:
-    record = synthetic[1][4]
+    record = synthetic[1][STEPS.index("train")]
     later = record.started_at + timedelta(hours=1)
     values = {"state": state, "reason": evil("reason"), "started_at": later, "host": evil("host")}
     values |= {"run_id": evil("run"), "output": record.output if state in ("complete", "cached") else None}
