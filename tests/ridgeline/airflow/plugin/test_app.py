@@ -59,7 +59,7 @@ with create_session() as session:
     for run in session.query(DagRun).filter_by(run_id=runs["in progress"][1]):
         run.state, run.end_date = "running", None
     for task in session.query(TaskInstance).filter_by(run_id=runs["in progress"][1]):
-        if task.task_id in ("train", "evaluate", "export"):
+        if task.task_id in ("train", "evaluate", "label_errors", "export"):
             task.state, task.start_date, task.end_date = ("running" if task.task_id == "train" else None), None, None
 Path(sys.argv[2]).write_text(json.dumps(runs))
 """
