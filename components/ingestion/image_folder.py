@@ -9,6 +9,7 @@ import hashlib
 import io
 import logging
 import math
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -162,7 +163,7 @@ def find_images(source: Source, params: Params) -> tuple[list[Image], list[Unrea
                 unreadable.append(Unreadable(file=name, reason="in no folder of a class"))
             continue
         split = parts[0] if stated else _split(digest, params)
-        images.append(Image(name, digest, parts[depth - 1], split))
+        images.append(Image(name, digest, sys.intern(parts[depth - 1]), sys.intern(split)))
     if not images:
         raise FolderError(
             f"Expected images in {source.location} as train/CLASS/ and test/CLASS/, as CLASS/, or named in {LABELS}; "
@@ -174,6 +175,30 @@ def find_images(source: Source, params: Params) -> tuple[list[Image], list[Unrea
 def _labelled(source: Source, params: Params) -> tuple[list[Image], list[Unreadable]]:
     """Return the images that ``labels.csv`` names."""
     where = f"{source.location}/{LABELS}"
+    images, unreadable, problems, seen, num_rows = [], [], [], set(), 0
+    for num_rows, row in enumerate(_label_rows(source, where), start=1):
+        file, label = (row["path"] or "").strip(), (row["label"] or "").strip()
+        split = (row.get("split") or "").strip() or None
+        if not label or not file or None in row or split not in (None, *SPLITS) or file in seen:
+            problems.append(f"line {num_rows + 1}: {','.join(str(value or '') for value in row.values())[:80]}")
+        elif file not in source.files:
+            unreadable.append(Unreadable(file=file, reason=f"named in {LABELS}, but missing"))
+        else:
+            digest = source.files[file]
+            images.append(Image(file, digest, sys.intern(label), sys.intern(split or _split(digest, params))))
+        seen.add(file)
+    if not images and not problems:
+        problems = [f"{entry.file}: {entry.reason}" for entry in unreadable]
+    if problems or not images:
+        raise FolderError(
+            f"Expected in each line of {where} a path in the folder, each once, a label, and train or test if there is "
+            f"a split; received {len(problems)} other lines of {num_rows}. Correct them:{_list(problems)}"
+        )
+    return images, unreadable
+
+
+def _label_rows(source: Source, where: str) -> Iterator[dict[str, str]]:
+    """Yield the rows of ``labels.csv``."""
     try:
         rows = csv.DictReader(io.StringIO(source.read(LABELS).decode("utf-8-sig")))
         columns = rows.fieldnames or []
@@ -182,31 +207,11 @@ def _labelled(source: Source, params: Params) -> tuple[list[Image], list[Unreada
                 f"Expected the columns path, label and, if you like, split in {where}; received "
                 f"{', '.join(columns) or 'none'}. Correct its first line."
             )
-        listed = list(rows)
+        yield from rows
     except UnicodeDecodeError as error:
         raise FolderError(f"Expected UTF-8 text in {where}; received {error}. Save it as UTF-8.") from None
     except csv.Error as error:  # for example for a quotation mark that is never closed
         raise FolderError(f"Expected comma-separated values in {where}; received: {error}. Correct it.") from None
-    images, unreadable, problems, seen = [], [], [], set()
-    for number, row in enumerate(listed, start=2):
-        file, label = (row["path"] or "").strip(), (row["label"] or "").strip()
-        split = (row.get("split") or "").strip() or None
-        if not label or not file or None in row or split not in (None, *SPLITS) or file in seen:
-            problems.append(f"line {number}: {','.join(str(value or '') for value in row.values())[:80]}")
-        elif file not in source.files:
-            unreadable.append(Unreadable(file=file, reason=f"named in {LABELS}, but missing"))
-        else:
-            digest = source.files[file]
-            images.append(Image(file, digest, label, split or _split(digest, params)))
-        seen.add(file)
-    if not images and not problems:
-        problems = [f"{entry.file}: {entry.reason}" for entry in unreadable]
-    if problems or not images:
-        raise FolderError(
-            f"Expected in each line of {where} a path in the folder, each once, a label, and train or test if there is "
-            f"a split; received {len(problems)} other lines of {len(listed)}. Correct them:{_list(problems)}"
-        )
-    return images, unreadable
 
 
 def _split(digest: str, params: Params) -> str:
@@ -218,11 +223,12 @@ def _split(digest: str, params: Params) -> str:
 def _ordered(images: list[Image], params: Params) -> list[Image]:
     """Return images by split, by a digest of seed and content, and by file."""
     images = sorted(images, key=lambda image: image.file)
-    splits = np.array([image.split for image in images])
-    text = f"{params.split_seed} order "
-    digests = b"".join(hashlib.sha256(f"{text}{image.digest}".encode()).digest() for image in images)
-    order = np.lexsort((np.frombuffer(digests, "S32"), splits))
-    return [images[row] for row in order.tolist()]
+    names = sorted(SPLITS)
+    splits = np.fromiter((names.index(image.split) for image in images), np.int8, len(images))
+    text, digests = f"{params.split_seed} order ", bytearray()
+    for image in images:
+        digests += hashlib.sha256(f"{text}{image.digest}".encode()).digest()
+    return [images[row] for row in np.lexsort((np.frombuffer(digests, "S32"), splits))]
 
 
 class _Known:

@@ -149,16 +149,18 @@ class Dataset(Artifact[DatasetFacts]):
         Returns:
             The names in the order of the images; empty lists if the dataset is no folder.
         """
-        listed = self.files()
+        listed: dict[str, list[str]] = {}
+        for split, file, _, _ in self.each_file():
+            listed.setdefault(split, []).append(file)
         if not listed:
             return {name: [] for name in examples.facts.num_examples}
-        train = np.array([file for file, _, _ in listed["train"]], object)
+        train = np.array(listed["train"], object)
         validation = np.bincount(examples.split("validation").labels, minlength=len(self.facts.class_names))
         chosen = held_out(self.split("train").labels, validation)
         return {
             "train": train[~chosen].tolist(),
             "validation": train[chosen].tolist(),
-            "test": [file for file, _, _ in listed["test"]],
+            "test": listed["test"],
         }
 
 
