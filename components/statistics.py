@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import hashlib
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from ridgeline.artifacts.example_statistics import (
+    SPLITS,
     Copies,
     ExampleStatistics,
     ExampleStatisticsFacts,
@@ -21,7 +21,6 @@ from ridgeline.artifacts.examples import Examples, Split
 from ridgeline.component import Params as BaseParams
 from ridgeline.component import component
 
-SPLITS: tuple[Literal["train", "validation", "test"], ...] = ("train", "validation", "test")
 MAX_GROUPS, MAX_MEMBERS = 20, 4  # of the evidence that is kept
 HASH_SIDE = 8  # the perceptual hash has 8 × 8 bits
 

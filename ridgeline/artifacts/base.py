@@ -218,7 +218,7 @@ class Artifact(Generic[F]):
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             type=cls.__name__,
-            facts=facts.model_dump(mode="json"),
+            facts=json.loads(canonical_json(facts.model_dump(mode="json"))),  # in the order in which they are read
             files={name: file_entry(path) for name, path in _files_in(directory).items() if not is_os_file(name)},
             digest="",
         )

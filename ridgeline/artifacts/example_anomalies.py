@@ -84,7 +84,11 @@ class ExampleAnomalies(Artifact[ExampleAnomaliesFacts]):
             return None
         errors = [f"- {f.message}.{_first_files(f)} {f.advice}" for f in self.facts.findings if f.severity == "error"]
         return "\n".join(
-            [f"Expected examples of {self.facts.dataset} without errors; the checks found {len(errors)}:", *errors]
+            [
+                f"Expected examples of {self.facts.dataset} without errors; the checks found {len(errors)}. To train "
+                "on them all the same, give a reason in validate.accept_anomalies:",
+                *errors,
+            ]
         )
 
 

@@ -166,7 +166,7 @@ def test_a_planted_fault_is_an_error_with_its_reason(tmp_path, fault, reason, al
     now = describe(tmp_path / "now", splits)
     found = check(tmp_path / "out", now, before[1])
     assert reason in errors(found)
-    assert f"the checks found {found.facts.num_errors}:" in found.problem
+    assert f"the checks found {found.facts.num_errors}. " in found.problem
     by_itself = check(tmp_path / "alone", now)
     assert (reason in errors(by_itself)) == alone
     if reason in ("test images in training", "image with several labels"):

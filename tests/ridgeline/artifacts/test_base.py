@@ -33,6 +33,20 @@ def test_sealed_artifact_loads_with_its_facts(tmp_path):
     assert loaded.ref == f"Note/{note.digest}"
 
 
+class CountFacts(Facts):
+    counts: dict[str, int]
+
+
+class Count(Artifact[CountFacts]):
+    facts_type = CountFacts
+
+
+def test_facts_have_the_same_order_before_and_after_they_are_read(tmp_path):
+    (tmp_path / "count").mkdir()
+    count = Count.seal(tmp_path / "count", CountFacts(counts={"train": 1, "test": 2}))
+    assert list(count.facts.counts) == list(Count.load(tmp_path / "count").facts.counts)
+
+
 def test_digest_is_golden_and_depends_on_content_alone(tmp_path):
     first, second = make_note(tmp_path / "a"), make_note(tmp_path / "b")
     assert first.digest == second.digest == "a5d6e724223ca41818cb7ec40b2a49146bbe3798567f4eb48d1433f00b284579"
