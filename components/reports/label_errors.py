@@ -9,6 +9,7 @@ from ridgeline.artifacts.label_errors import LabelErrorsFacts, Suspect
 from ridgeline.html_page import render_page
 
 NUM_PAIRS = 20  # shown
+USEFUL_AGREEMENT = 0.7  # below it, the classifier is wrong too often for its list to be of use
 
 
 def render(facts: LabelErrorsFacts, examples: Examples) -> str:
@@ -21,14 +22,17 @@ def render(facts: LabelErrorsFacts, examples: Examples) -> str:
     Returns:
         HTML that opens without a network; the same text for the same arguments.
     """
+    total = sum(split.num_examples for split in facts.splits.values())
+    agreement = sum(split.agreement * split.num_examples for split in facts.splits.values()) / total
     return render_page(
         TEMPLATE,
         facts=facts,
+        is_weak=agreement < USEFUL_AGREEMENT,
         synthetic=facts.synthetic,
         names=facts.class_names,
         pairs=facts.pairs[:NUM_PAIRS],
         num_suspects=sum(split.num_suspects for split in facts.splits.values()),
-        num_examples=sum(split.num_examples for split in facts.splits.values()),
+        num_examples=total,
         suspects=[(suspect, _picture(suspect, facts, examples)) for suspect in facts.suspects],
         has_files=any(suspect.file for suspect in facts.suspects),
     )
@@ -63,6 +67,10 @@ TEMPLATE = """\
 <li>{{ name }}: {{ "{:,}".format(split.num_suspects) }} of {{ "{:,}".format(split.num_examples) }} images. The \
 predicted label is the given one for {{ split.agreement|percent }}.</li>
 {% endfor %}
+{% if is_weak %}
+<li><strong>Most suspects have the right label: the network is too weak to find wrong ones.</strong> Train a better \
+one first.</li>
+{% endif %}
 <li>The test split was not read.</li>
 </ul>
 </div>

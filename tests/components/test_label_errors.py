@@ -170,6 +170,14 @@ def test_a_dataset_without_files_has_no_column_for_them(tmp_path):
     assert '<th scope="col">File</th>' not in found.report.read_text(encoding="utf-8")
 
 
+def test_the_report_of_a_weak_network_says_that_most_labels_are_right(planted, tmp_path):
+    *_, found = planted
+    weak = make(tmp_path, np.flatnonzero(np.arange(NUM) % 2))
+    warning = "the network is too weak to find wrong ones"
+    assert warning in find(tmp_path / "out", *weak).report.read_text(encoding="utf-8")
+    assert warning not in found.report.read_text(encoding="utf-8")
+
+
 def test_equal_input_gives_equal_bytes(planted, tmp_path):
     dataset, examples, model, found = planted
     assert find(tmp_path / "again", dataset, examples, model).digest == found.digest
