@@ -112,13 +112,13 @@ def _changed(source: Source, folder: SourceFolder, cache: Path | None) -> list[s
             numbers.extend(_entry(status) if stat.S_ISREG(status.st_mode) else MISSING)
         except OSError:
             numbers.extend(MISSING)
-    entries = np.array(numbers, np.int64).reshape(-1, COLUMNS)
+    entries = np.frombuffer(numbers, np.int64).reshape(-1, COLUMNS)
     index = _Index.load(_folder_of(cache, source.location, folder.only) / INDEX if cache else None)
     known, digests = index.recognize(names, entries)
     unknown = np.flatnonzero(~known & (entries[:, 0] >= 0))
     digests[unknown] = _hash(Path(source.location), [names[row] for row in unknown], entries[unknown, 0].tolist())
-    listed = np.frombuffer(bytes.fromhex("".join(source.files.values())), np.uint8).reshape(-1, 32)
-    return [names[row] for row in np.flatnonzero((digests != listed).any(1))]
+    found = digests.tobytes()
+    return [name for row, name in enumerate(names) if found[32 * row : 32 * row + 32].hex() != source.files[name]]
 
 
 def clear_unused(cache: Path, older_than: timedelta, dry_run: bool) -> dict[str, int]:
@@ -364,7 +364,7 @@ def _walk(root: Path, outside_links: bool) -> tuple[list[str], np.ndarray]:
     visit(str(root), "", ((status.st_dev, status.st_ino),))
     _refuse(root, problems)
     order = sorted(range(len(names)), key=names.__getitem__)
-    return [names[row] for row in order], np.array(numbers, np.int64).reshape(-1, COLUMNS)[order]
+    return [names[row] for row in order], np.frombuffer(numbers, np.int64).reshape(-1, COLUMNS)[order]
 
 
 def _expect_folder(root: Path) -> None:
@@ -404,14 +404,18 @@ def _hash(root: Path, names: list[str], sizes: list[int]) -> np.ndarray:
             problems.append(f"{names[row]}: {cause(error)}")
             return bytes(32)
 
-    found = np.zeros((len(names), 32), np.uint8)
-    small = [row for row, size in enumerate(sizes) if size < LARGE_BYTES]
-    large = [row for row, size in enumerate(sizes) if size >= LARGE_BYTES]
+    found = bytearray(32 * len(names))
+    large = []
+    for row, size in enumerate(sizes):
+        if size < LARGE_BYTES:
+            found[32 * row : 32 * row + 32] = digest(row)
+        else:
+            large.append(row)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for rows, digests in ((small, map(digest, small)), (large, pool.map(digest, large))):
-            found[rows] = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
+        for row, value in zip(large, pool.map(digest, large), strict=True):
+            found[32 * row : 32 * row + 32] = value
     _refuse(root, problems)
-    return found
+    return np.frombuffer(found, np.uint8).reshape(-1, 32)
 
 
 def _list_objects(path: Any, location: str, only: str | None) -> dict[str, str]:
