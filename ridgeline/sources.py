@@ -112,13 +112,13 @@ def _changed(source: Source, folder: SourceFolder, cache: Path | None) -> list[s
             numbers.extend(_entry(status) if stat.S_ISREG(status.st_mode) else MISSING)
         except OSError:
             numbers.extend(MISSING)
-    entries = np.array(numbers, np.int64).reshape(-1, COLUMNS)
+    entries = np.frombuffer(numbers, np.int64).reshape(-1, COLUMNS)
     index = _Index.load(_folder_of(cache, source.location, folder.only) / INDEX if cache else None)
     known, digests = index.recognize(names, entries)
     unknown = np.flatnonzero(~known & (entries[:, 0] >= 0))
     digests[unknown] = _hash(Path(source.location), [names[row] for row in unknown], entries[unknown, 0].tolist())
-    listed = np.frombuffer(bytes.fromhex("".join(source.files.values())), np.uint8).reshape(-1, 32)
-    return [names[row] for row in np.flatnonzero((digests != listed).any(1))]
+    found = digests.tobytes()
+    return [name for row, name in enumerate(names) if found[32 * row : 32 * row + 32].hex() != source.files[name]]
 
 
 def clear_unused(cache: Path, older_than: timedelta, dry_run: bool) -> dict[str, int]:
@@ -231,10 +231,10 @@ def _keep_listing(place: Path, source: Source) -> None:
 
 @dataclass(frozen=True)
 class _Index:
-    """The files of a folder as they were at a time, in the order of their names: some 150 bytes for each."""
+    """The files of a folder as they were at a time, in the order of their names: some 90 bytes for each."""
 
     started_ns: int
-    names: list[str]
+    names: bytes  # each followed by a zero byte
     entries: np.ndarray  # int64 [n, COLUMNS]
     digests: np.ndarray  # uint8 [n, 32]: SHA-256
 
@@ -243,17 +243,18 @@ class _Index:
         """Return an index from a file; an empty one if there is none, or if that is missing or damaged."""
         try:
             with np.load(file or os.devnull, allow_pickle=False) as arrays:  # each has a checksum
-                names = arrays["names"].tobytes().decode().split("\0")[:-1]
-                found = cls(int(arrays["started_ns"]), names, arrays["entries"], arrays["digests"])
-            if found.entries.shape == (len(names), COLUMNS) and found.digests.shape == (len(names), 32):
-                return found
+                names, entries, digests = arrays["names"].tobytes(), arrays["entries"], arrays["digests"]
+                started_ns = int(arrays["started_ns"])
+            count = names.count(0)
+            if entries.shape == (count, COLUMNS) and digests.shape == (count, 32):
+                return cls(started_ns, names, entries, digests)
         except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error):
             pass
-        return cls(0, [], np.zeros((0, COLUMNS), np.int64), np.zeros((0, 32), np.uint8))
+        return cls(0, b"", np.zeros((0, COLUMNS), np.int64), np.zeros((0, 32), np.uint8))
 
     def save(self, file: Path) -> None:
         """Write it, whole and flushed."""
-        names = np.frombuffer("".join(f"{name}\0" for name in self.names).encode(), np.uint8)
+        names = np.frombuffer(self.names, np.uint8)
         unfinished = file.with_name(f".{os.getpid()}-{file.name}")
         with unfinished.open("wb") as out:
             np.savez(out, started_ns=self.started_ns, names=names, entries=self.entries, digests=self.digests)
@@ -261,17 +262,21 @@ class _Index:
 
     def recognize(self, names: list[str], entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return which files are those of the index, bool ``[n]``, and the SHA-256 of these, others 0."""
-        if names == self.names:
-            rows = np.arange(len(names))
-        else:
-            places = {name: row for row, name in enumerate(self.names)}
+        rows: np.ndarray | slice = slice(None)
+        known = entries[:, 1:3].max(1, initial=0) < self.started_ns - RECENT_NS
+        if _joined(names) != self.names:
+            places = {name: row for row, name in enumerate(self.names.decode().split("\0")[:-1])}
             rows = np.array([places.get(name, -1) for name in names], np.int64)
-        known = rows >= 0
-        same = (self.entries[rows[known]] == entries[known]).all(1)
-        known[known] = same & (entries[known, 1:3].max(1, initial=0) < self.started_ns - RECENT_NS)
-        digests = np.zeros((len(names), 32), np.uint8)
-        digests[known] = self.digests[rows[known]]
-        return known, digests
+            known &= rows >= 0
+            rows[~known] = 0
+        if known.any():
+            known &= (self.entries[rows] == entries).all(1)
+            return known, np.where(known[:, None], self.digests[rows], np.uint8(0))
+        return known, np.zeros((len(names), 32), np.uint8)
+
+
+def _joined(names: list[str]) -> bytes:
+    return "\0".join([*names, ""]).encode()
 
 
 def _list_folder(root: Path, folder: SourceFolder, place: Path | None, keep: bool) -> dict[str, str]:
@@ -283,10 +288,10 @@ def _list_folder(root: Path, folder: SourceFolder, place: Path | None, keep: boo
     unknown = np.flatnonzero(~known)
     if len(unknown):
         digests[unknown] = _hash(root, [names[row] for row in unknown], entries[unknown, 0].tolist())
-    if place and keep and (len(unknown) or len(names) < len(index.names)):
+    if place and keep and (len(unknown) or len(names) < len(index.entries)):
         with contextlib.suppress(OSError):
             place.mkdir(parents=True, exist_ok=True)
-            _Index(started_ns, names, entries, digests).save(place / INDEX)
+            _Index(started_ns, _joined(names), entries, digests).save(place / INDEX)
     text = digests.tobytes().hex()
     return {name: text[64 * row : 64 * row + 64] for row, name in enumerate(names)}
 
@@ -364,7 +369,7 @@ def _walk(root: Path, outside_links: bool) -> tuple[list[str], np.ndarray]:
     visit(str(root), "", ((status.st_dev, status.st_ino),))
     _refuse(root, problems)
     order = sorted(range(len(names)), key=names.__getitem__)
-    return [names[row] for row in order], np.array(numbers, np.int64).reshape(-1, COLUMNS)[order]
+    return [names[row] for row in order], np.frombuffer(numbers, np.int64).reshape(-1, COLUMNS)[order]
 
 
 def _expect_folder(root: Path) -> None:
@@ -404,14 +409,18 @@ def _hash(root: Path, names: list[str], sizes: list[int]) -> np.ndarray:
             problems.append(f"{names[row]}: {cause(error)}")
             return bytes(32)
 
-    found = np.zeros((len(names), 32), np.uint8)
-    small = [row for row, size in enumerate(sizes) if size < LARGE_BYTES]
-    large = [row for row, size in enumerate(sizes) if size >= LARGE_BYTES]
+    found = bytearray(32 * len(names))
+    large = []
+    for row, size in enumerate(sizes):
+        if size < LARGE_BYTES:
+            found[32 * row : 32 * row + 32] = digest(row)
+        else:
+            large.append(row)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for rows, digests in ((small, map(digest, small)), (large, pool.map(digest, large))):
-            found[rows] = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
+        for row, value in zip(large, pool.map(digest, large), strict=True):
+            found[32 * row : 32 * row + 32] = value
     _refuse(root, problems)
-    return found
+    return np.frombuffer(found, np.uint8).reshape(-1, 32)
 
 
 def _list_objects(path: Any, location: str, only: str | None) -> dict[str, str]:
