@@ -41,7 +41,7 @@ def test_explain_needs_nothing_but_the_store(invoke):
         "--set", "transform.validation_examples=1000", "--set", "train.penalty.l2=0.001",
     )  # fmt: skip
     assert [line.split(maxsplit=1)[1] for line in result.stdout.splitlines()] == [
-        *["reused: same inputs, parameters and code"] * 4,
+        *["reused: same inputs, parameters and code"] * 5,
         "runs: parameter train.penalty.l2 0.01 → 0.001",
     ]
 
@@ -51,7 +51,7 @@ def test_explain_with_a_sweep_and_a_profile(invoke):
         "explain", "train", "--with", "sweep", "--profile", "tuned", "--set", "ingest.dataset=synthetic_garments:1.0.0",
         "--set", "transform.validation_examples=1000",
     )  # fmt: skip
-    assert [line.split(maxsplit=1) for line in result.stdout.splitlines()[4:]] == [
+    assert [line.split(maxsplit=1) for line in result.stdout.splitlines()[5:]] == [
         ["sweep", "runs: first run of sweep"],
         ["select", "depends: runs unless trials comes out as before"],
         ["train", "depends: runs unless sweep comes out as before"],
