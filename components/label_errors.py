@@ -81,7 +81,7 @@ def label_errors(dataset: Dataset, examples: Examples, model: Model, params: Par
             )
     splits = {name: examples.split(name) for name in SPLITS}
     labels = np.concatenate([np.asarray(split.labels) for split in splits.values()])
-    features = _last_hidden_layer(model.load_keras())
+    features = last_hidden_layer(model.load_keras())
 
     def batches() -> Iterator[np.ndarray]:
         return (features(images) for split in splits.values() for images, _ in split.batches(BATCH_SIZE))
@@ -130,8 +130,16 @@ def label_errors(dataset: Dataset, examples: Examples, model: Model, params: Par
     return facts
 
 
-def _last_hidden_layer(network: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function from images to what the network's last layer receives, float64 ``[k, features]``."""
+def last_hidden_layer(network: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that yields what the last layer of a network receives.
+
+    Args:
+        network: A network. If its last layer joins several others, what the network yields is taken instead.
+
+    Returns:
+        A function from images, uint8 ``[k, ...]``, to features, float64 ``[k, features]``, at most `MAX_FEATURES`. It
+        raises a `StepError` if they are infinite or NaN.
+    """
     import keras
 
     received = network.layers[-1].input
@@ -139,7 +147,8 @@ def _last_hidden_layer(network: keras.Model) -> Callable[[np.ndarray], np.ndarra
         received = network.outputs[0]
     encoder = keras.Model(network.inputs, received)
     width = math.prod(received.shape[1:])
-    projection = np.random.default_rng(0).standard_normal((width, MAX_FEATURES)) / math.sqrt(width)
+    shape = (width, MAX_FEATURES)
+    projection = np.random.default_rng(0).standard_normal(shape) / math.sqrt(width) if width > MAX_FEATURES else None
 
     def features(images: np.ndarray) -> np.ndarray:
         found = encoder.predict_on_batch(images).reshape(len(images), width).astype(np.float64)
@@ -148,7 +157,7 @@ def _last_hidden_layer(network: keras.Model) -> Callable[[np.ndarray], np.ndarra
                 "Expected finite values in the network's last hidden layer; received infinity or NaN. Train again, for "
                 "example with a lower learning rate."
             )
-        return found @ projection if width > MAX_FEATURES else found
+        return found if projection is None else found @ projection
 
     return features
 

@@ -4,7 +4,14 @@ import json
 import numpy as np
 import pytest
 
-from components.label_errors import Params, calibrated, cross_validated_scores, label_errors, suggest_labels
+from components.label_errors import (
+    Params,
+    calibrated,
+    cross_validated_scores,
+    label_errors,
+    last_hidden_layer,
+    suggest_labels,
+)
 from components.train import train
 from ridgeline.artifacts.dataset import FILES, Dataset, DatasetFacts, write_dataset_split
 from ridgeline.artifacts.examples import Examples, ExamplesFacts, Normalization, held_out, write_split
@@ -303,6 +310,45 @@ def test_labels_that_occur_once_and_a_layer_that_yields_nothing_are_no_error():
     labels = np.arange(20) % 2
     scores = cross_validated_scores(lambda: iter([np.zeros((20, 3))]), labels, 2)
     assert np.isfinite(calibrated(scores, labels)).all()
+
+
+def joined(keras, images):
+    return keras.layers.Average()([keras.layers.Dense(3, "softmax")(keras.layers.Flatten()(images)) for _ in range(2)])
+
+
+def pooled(keras, images):
+    maps = keras.layers.Conv2D(3, 2)(keras.layers.Reshape((*SHAPE, 1))(images))
+    return keras.layers.Softmax()(keras.layers.GlobalAveragePooling2D()(maps))
+
+
+def wide(keras, images):
+    return keras.layers.Dense(3, "softmax")(keras.layers.Dense(600, "relu")(keras.layers.Flatten()(images)))
+
+
+@pytest.mark.parametrize("end", [joined, pooled, wide])
+def test_any_network_has_a_last_hidden_layer_of_bounded_width(end, planted):
+    import keras
+
+    _, examples, _, _ = planted
+    keras.utils.set_random_seed(0)
+    images = keras.Input(SHAPE, dtype="uint8")
+    network = keras.Model(images, end(keras, keras.layers.Rescaling(1 / 255)(images)))
+    split = examples.split("train")
+    features = last_hidden_layer(network)(split.images)
+    assert features.dtype == np.float64
+    assert features.shape == (len(split), {joined: 3, pooled: 3, wide: 512}[end])
+    if end is wide:
+        scores = cross_validated_scores(lambda: iter([features]), split.labels, 3)
+        assert np.mean(scores.argmax(axis=1) == split.labels) > 0.9
+
+
+def test_a_network_that_yields_infinity_is_refused(planted):
+    _, examples, model, _ = planted
+    network = model.load_keras()
+    kernel, bias = network.layers[-2].get_weights()
+    network.layers[-2].set_weights([kernel, bias + np.inf])
+    with pytest.raises(StepError, match="Expected finite values in the network's last hidden layer"):
+        last_hidden_layer(network)(examples.split("train").images)
 
 
 def test_each_image_is_scored_without_itself():
