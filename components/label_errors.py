@@ -2,8 +2,8 @@
 
 Confident learning finds them: Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset
 Labels", Journal of Artificial Intelligence Research 70 (2021) 1373-1411. It needs predictions by a classifier that has
-not seen the label of the image. The network has seen those of the training split, and may have learned wrong ones by
-heart. So only its last hidden layer is used: a linear discriminant analysis on it, cross-validated, predicts labels.
+not seen the label of the image. The network has seen those of the training split, and may have memorized wrong ones.
+So only its last hidden layer is used: a linear discriminant analysis on it, cross-validated, predicts labels.
 The idea is from Lee et al., "Robust Inference via Generative Classifiers for Handling Noisy Labels", ICML 2019.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import keras
 
 SPLITS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
-BATCH_SIZE = 1000
+BATCH_SIZE, BATCH_BYTES = 1000, 16 * 2**20  # images at a time, the smaller number of both
 FOLDS = 5
 MAX_FEATURES = 512  # a wider layer is projected at random
 SHRINKAGE = 0.01  # of the covariance towards a multiple of the identity
@@ -82,9 +82,10 @@ def label_errors(dataset: Dataset, examples: Examples, model: Model, params: Par
     splits = {name: examples.split(name) for name in SPLITS}
     labels = np.concatenate([np.asarray(split.labels) for split in splits.values()])
     features = last_hidden_layer(model.load_keras())
+    size = max(1, min(BATCH_SIZE, BATCH_BYTES // math.prod(examples.facts.image_shape)))
 
     def batches() -> Iterator[np.ndarray]:
-        return (features(images) for split in splits.values() for images, _ in split.batches(BATCH_SIZE))
+        return (features(images) for split in splits.values() for images, _ in split.batches(size))
 
     scores = cross_validated_scores(batches, labels, len(examples.facts.class_names))
     probabilities = calibrated(scores, labels)
@@ -147,17 +148,19 @@ def last_hidden_layer(network: keras.Model) -> Callable[[np.ndarray], np.ndarray
         received = network.outputs[0]
     encoder = keras.Model(network.inputs, received)
     width = math.prod(received.shape[1:])
-    shape = (width, MAX_FEATURES)
-    projection = np.random.default_rng(0).standard_normal(shape) / math.sqrt(width) if width > MAX_FEATURES else None
+    projection = None
+    if width > MAX_FEATURES:
+        projection = np.random.default_rng(0).standard_normal((width, MAX_FEATURES), np.float32)
+        projection /= np.float32(math.sqrt(width))
 
     def features(images: np.ndarray) -> np.ndarray:
-        found = encoder.predict_on_batch(images).reshape(len(images), width).astype(np.float64)
+        found = encoder.predict_on_batch(images).reshape(len(images), width)
         if not np.isfinite(found).all():
             raise StepError(
                 "Expected finite values in the network's last hidden layer; received infinity or NaN. Train again, for "
                 "example with a lower learning rate."
             )
-        return found if projection is None else found @ projection
+        return (found if projection is None else found @ projection).astype(np.float64)
 
     return features
 

@@ -126,11 +126,16 @@ def source_file(location: str) -> SourceFolder:
     Args:
         location: The file's path or URL.
 
+    Raises:
+        SourceError: If it names a folder.
+
     Example:
         >>> source_file("schemas/shop.json")
         SourceFolder(location='schemas', outside_links=True, only='shop.json')
     """
     folder, slash, name = location.rpartition("/")
+    if not name:
+        raise SourceError(f"Expected a file; received the folder {location}. Name the file in it.")
     return SourceFolder(folder or slash or ".", outside_links=True, only=name)
 
 

@@ -36,7 +36,7 @@ LARGE_BYTES = 2**20  # threads hash these; for small files they cost more than t
 # A file that was changed this shortly before the index was made may change again without another time.
 RECENT_NS = 2 * 10**9
 KEPT_LISTINGS = 20  # as many as the executions that a step is compared with
-LISTED_DIGITS = 8  # of each content: a listing only counts the files that differ
+LISTED_DIGITS = 8
 BATCH_SIZE = 10_000
 NAMED_FILES = 20
 INDEX = "index.npz"
@@ -160,10 +160,18 @@ def describe_changes(source: Source, before: str, cache: Path) -> str:
     try:  # also one of another location: the folder may have been moved
         listing = next(cache.glob(f"*/{before}.json.gz"))
         with gzip.open(listing, "rt", encoding="utf-8") as lines:
-            earlier = {name: content for line in lines for name, content in json.loads(line).items()}
+            earlier = {name: _short(content) for line in lines for name, content in json.loads(line).items()}
     except (StopIteration, OSError, EOFError, ValueError, zlib.error):  # missing or damaged
         return f"{label} ({before[:12]} → {source.digest[:12]})"
-    return f"{label}: {_differences(earlier, {name: text[:LISTED_DIGITS] for name, text in source.files.items()})}"
+    return f"{label}: {_differences(earlier, {name: _short(content) for name, content in source.files.items()})}"
+
+
+def _short(content: str) -> str:
+    """Return what a listing holds of a content: a listing only counts the files that differ."""
+    if len(content) <= LISTED_DIGITS:  # from a listing
+        return content
+    is_sha256 = len(content) == 64 and ":" not in content
+    return content[:LISTED_DIGITS] if is_sha256 else hashlib.sha256(content.encode()).hexdigest()[:LISTED_DIGITS]
 
 
 def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:
@@ -209,7 +217,7 @@ def _list(name: str, folder: SourceFolder, cache: Path | None, keep: bool = True
 
 
 def _folder_of(cache: Path, location: str, only: str | None) -> Path:
-    location = f"{location}/{only}" if only else location
+    location = location if only is None else f"{location}/{only}"
     return cache / hashlib.sha256(location.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
@@ -222,7 +230,7 @@ def _keep_listing(place: Path, source: Source) -> None:
     unfinished = place / f".{os.getpid()}-{source.digest}"
     with gzip.open(unfinished, "wt", 1, encoding="utf-8") as lines:
         contents = iter(source.files.items())
-        while part := {name: text[:LISTED_DIGITS] for name, text in itertools.islice(contents, BATCH_SIZE)}:
+        while part := {name: _short(content) for name, content in itertools.islice(contents, BATCH_SIZE)}:
             lines.write(canonical_json(part) + "\n")
     unfinished.replace(listing)
     for old in sorted(place.glob("*.json.gz"), key=lambda file: file.stat().st_mtime_ns)[:-KEPT_LISTINGS]:
@@ -292,6 +300,7 @@ def _list_folder(root: Path, folder: SourceFolder, place: Path | None, keep: boo
         with contextlib.suppress(OSError):
             place.mkdir(parents=True, exist_ok=True)
             _Index(started_ns, _joined(names), entries, digests).save(place / INDEX)
+            (place / "index.json").unlink(missing_ok=True)  # of an earlier release
     text = digests.tobytes().hex()
     return {name: text[64 * row : 64 * row + 64] for row, name in enumerate(names)}
 
@@ -428,6 +437,8 @@ def _list_objects(path: Any, location: str, only: str | None) -> dict[str, str]:
     try:
         path.fs.invalidate_cache()  # a listing may be as old as the process
         listed = path.fs.find((path / only if only else path).path, detail=True)
+        if only:
+            listed = {name: info for name, info in listed.items() if name.rpartition("/")[2] == only}
     except (ImportError, ValueError, PermissionError, FileNotFoundError) as error:
         raise SourceError(f"Cannot list {location}: {error}. Correct its name, rights or driver.") from error
     except Exception as error:  # the drivers' own, such as missing credentials and no network
@@ -449,7 +460,7 @@ def _list_objects(path: Any, location: str, only: str | None) -> dict[str, str]:
         if "" in relative.split("/"):
             problems.append(f"{relative}: a folder without a name")
             continue
-        if any(part.startswith(".") or is_os_file(part) for part in relative.split("/")):
+        if not only and any(part.startswith(".") or is_os_file(part) for part in relative.split("/")):
             continue
         tag = next((info[key] for key in ("ETag", "etag", "md5Hash") if info.get(key)), None) or path.fs.ukey(name)
         files[relative] = f"{str(tag).strip(chr(34))}:{info['size']}"

@@ -34,6 +34,14 @@ class Arrays:
     def __len__(self) -> int:
         return len(self._ends) - 1
 
+    def __enter__(self) -> Arrays:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._pixels = None
+        self._feature.encode_example = self._encode
+
     def find(self, stored: bytes) -> np.ndarray:
         """Return an image, uint8 ``[h, w, c]``, from what tfds stored.
 

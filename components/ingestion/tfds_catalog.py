@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -64,20 +64,20 @@ def ingest_catalog(params: Params, output: Path) -> DatasetFacts:
             log.info("%s has no version: the newest is %s", params.dataset, name)
         shape, class_names = _expect_images_and_labels(builder, name, params)
         log.info("preparing %s with tfds", name)
-        arrays = _arrays(builder, Path(scratch) / "pixels")
-        _prepare(builder, params, Path(scratch))
-        sizes = {split: int(builder.info.splits[split].num_examples) for split in REQUIRED_SPLITS}
-        try:
-            splits = {
-                split: write_dataset_split(
-                    output / split, _read(builder, split, shape, params, arrays), size, shape, len(class_names)
-                )
-                for split, size in sizes.items()
-            }
-        except LabelError as error:
-            raise IngestError(
-                f"{error} of {name}. tfds writes -1 where there is no label: choose another split or dataset."
-            ) from None
+        with _arrays(builder, Path(scratch) / "pixels") as arrays:
+            _prepare(builder, params, Path(scratch))
+            sizes = {split: int(builder.info.splits[split].num_examples) for split in REQUIRED_SPLITS}
+            try:
+                splits = {
+                    split: write_dataset_split(
+                        output / split, _read(builder, split, shape, params, arrays), size, shape, len(class_names)
+                    )
+                    for split, size in sizes.items()
+                }
+            except LabelError as error:
+                raise IngestError(
+                    f"{error} of {name}. tfds writes -1 where there is no label: choose another split or dataset."
+                ) from None
     return DatasetFacts(
         name=f"{params.name}:{name}" if params.name else name,
         image_shape=shape,
@@ -156,11 +156,14 @@ def _expect_images_and_labels(builder: Any, dataset: str, params: Params) -> tup
     return (height, width) if channels == 1 else (height, width, channels), tuple(label.names)
 
 
-def _arrays(builder: Any, path: Path) -> Arrays | None:
-    """Return where the images of a dataset are kept; None if tfds makes them in other processes."""
+def _arrays(builder: Any, path: Path) -> AbstractContextManager[Arrays | None]:
+    """Return where a dataset's images are kept; None if tfds makes them in other processes, or encodes them as JPEG."""
     import tensorflow_datasets as tfds
 
-    return None if isinstance(builder, tfds.core.BeamBasedBuilder) else Arrays(builder.info.features["image"], path)
+    image = builder.info.features["image"]
+    if isinstance(builder, tfds.core.BeamBasedBuilder) or image.encoding_format == "jpeg":
+        return nullcontext()
+    return Arrays(image, path)
 
 
 def _read(

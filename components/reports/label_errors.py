@@ -129,7 +129,7 @@ look alike give many suspects, too, and most of these have the right label.</li>
 <h2>Method</h2>
 <p>A linear classifier on the network's last hidden layer predicts the label of each image. It was fitted to the given \
 labels of four fifths of the images, without the image itself. The network was trained on the training split, wrong \
-labels included: what it has learned by heart stays hidden there more often than in the validation split.</p>
+labels included: what it has memorized stays hidden there more often than in the validation split.</p>
 <table class="plain"><tbody>
 <tr><th scope="row">Dataset</th><td><code>{{ facts.dataset }}</code></td></tr>
 <tr><th scope="row">Examples</th><td><code>{{ facts.examples_digest }}</code></td></tr>

@@ -148,6 +148,9 @@ class Dataset(Artifact[DatasetFacts]):
 
         Returns:
             The names in the order of the images; empty lists if the dataset is no folder.
+
+        Raises:
+            ValueError: If the examples have other labels, so that they were made from another dataset.
         """
         listed: dict[str, list[str]] = {}
         for split, file, _, _ in self.each_file():
@@ -156,11 +159,21 @@ class Dataset(Artifact[DatasetFacts]):
             return {name: [] for name in examples.facts.num_examples}
         train = np.array(listed["train"], object)
         validation = np.bincount(examples.split("validation").labels, minlength=len(self.facts.class_names))
-        chosen = held_out(self.split("train").labels, validation)
+        labels = self.split("train").labels
+        chosen = held_out(labels, validation)
+        same = [
+            np.array_equal(labels[~chosen], examples.split("train").labels),
+            np.array_equal(labels[chosen], examples.split("validation").labels),
+        ]
+        if not all(same):
+            raise ValueError(
+                f"Expected the dataset that the examples {examples.digest} were made from; received {self.digest}, "
+                "which has other labels. Pass that dataset."
+            )
         return {
             "train": train[~chosen].tolist(),
             "validation": train[chosen].tolist(),
-            "test": listed["test"],
+            "test": listed.get("test", []),
         }
 
 
@@ -175,11 +188,8 @@ def write_files(path: Path, files: Mapping[str, Iterable[tuple[str, str, str]]])
         out.write("{")
         for number, (split, listed) in enumerate(files.items()):
             out.write(f'{"," if number else ""}\n"{split}": [')
-            entries, separator = iter(listed), "\n"
-            while batch := list(itertools.islice(entries, BATCH_SIZE)):
-                text = json.dumps(batch, ensure_ascii=False)[1:-1]
-                out.write(separator + text.replace('"], ["', '"],\n["'))  # in a text, a quotation mark has a backslash
-                separator = ",\n"
+            for place, entry in enumerate(listed):
+                out.write(f"{',' if place else ''}\n{json.dumps(entry, ensure_ascii=False)}")
             out.write("\n]")
         out.write("\n}\n")
 

@@ -15,7 +15,7 @@ class Evidence(Place):
         file: Its file in a folder of images; empty for a dataset of tfds.
     """
 
-    file: str
+    file: str = ""
 
 
 class Finding(Facts):
@@ -46,7 +46,7 @@ class ExampleAnomaliesFacts(Facts):
     Attributes:
         dataset: tfds name and version.
         examples_digest: Digest of the examples.
-        schema_digest: Digest of the schema that these were checked against.
+        schema_digest: Digest of the schema that these were checked against; None before there were schemas.
         champion: Digest of the statistics that these were compared with; None if there were none.
         findings: Errors first.
         num_errors: Number of errors.
@@ -57,7 +57,7 @@ class ExampleAnomaliesFacts(Facts):
 
     dataset: str
     examples_digest: str
-    schema_digest: str
+    schema_digest: str | None = None
     champion: str | None
     findings: tuple[Finding, ...]
     num_errors: int
@@ -86,7 +86,7 @@ class ExampleAnomalies(Artifact[ExampleAnomaliesFacts]):
         return "\n".join(
             [
                 f"Expected examples of {self.facts.dataset} without errors; the checks found {len(errors)}. To train "
-                "on them all the same, give a reason in validate.accept_anomalies:",
+                "anyway, give a reason in validate.accept_anomalies:",
                 *errors,
             ]
         )

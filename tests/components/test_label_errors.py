@@ -1,5 +1,4 @@
 import csv
-import json
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from components.label_errors import (
     suggest_labels,
 )
 from components.train import train
-from ridgeline.artifacts.dataset import FILES, Dataset, DatasetFacts, write_dataset_split
+from ridgeline.artifacts.dataset import FILES, Dataset, DatasetFacts, write_dataset_split, write_files
 from ridgeline.artifacts.examples import Examples, ExamplesFacts, Normalization, held_out, write_split
 from ridgeline.component import StepError
 from ridgeline.keys import key_parts
@@ -49,8 +48,8 @@ def make(folder, wrong, files=True, **training):
         for name in ("train", "test")
     }
     if files:
-        listed = {name: [[f"{row}/{odd_name(row)}", "", ""] for row in range(NUM)] for name in splits}
-        (folder / "dataset" / FILES).write_text(json.dumps(listed), encoding="utf-8")
+        listed = {name: [(f"{row}/{odd_name(row)}", "", "") for row in range(NUM)] for name in splits}
+        write_files(folder / "dataset" / FILES, listed)
     dataset = Dataset.seal(
         folder / "dataset",
         DatasetFacts(
@@ -150,8 +149,8 @@ def test_the_list_names_every_suspect_and_holds_no_formula(planted):
 
 def test_a_file_name_that_looks_like_a_formula_gets_a_prefix_that_changes_no_path(tmp_path):
     dataset, examples, model = make(tmp_path, WRONG)
-    names = {"train": [["=1+1.png", "", ""]] * NUM, "test": []}
-    (dataset.path / FILES).write_text(json.dumps(names), encoding="utf-8")
+    names = {"train": [("=1+1.png", "", "")] * NUM, "test": []}
+    write_files(dataset.path / FILES, names)
     found = find(tmp_path / "out", dataset, examples, model)
     assert found.facts.suspects[0].file == "=1+1.png"
     assert '"./=1+1.png"' in (found.path / "suspects.csv").read_text(encoding="utf-8")

@@ -326,9 +326,9 @@ def test_the_schema_of_the_champion_is_kept_until_another_one_is_asked_for(run_t
     (tmp_path / "mine.json").write_text(json.dumps(edited), encoding="utf-8")
     with pytest.raises(StepError, match=r"The images have the shape \(28, 28\); the schema states \(7, 7\)"):
         run("train", "mine", schema__file=str(tmp_path / "mine.json"))
-    for ref in store.refs():  # the edited one, too, which the champion's examples were last checked against
-        if ref.startswith("Schema/"):
-            shutil.rmtree(store.path(ref))
+    assert run("schema", "unchanged again")["schema"].output == refs["schema"]  # a file applies to its run alone
+    assert run("schema", "other again", transform__validation_examples=1_500)["schema"].output == refs["schema"]
+    shutil.rmtree(store.path(refs["schema"]))
     with pytest.raises(StepError, match=r"Cannot read the schema of the champion's examples"):
         run("train", "lost", transform__validation_examples=1_600)
 

@@ -317,3 +317,6 @@ def test_each_image_of_the_examples_is_found_in_its_file(shop: Path, tmp_path: P
         for file, image, label in zip(files, examples.split(split).images, examples.split(split).labels, strict=True):
             assert np.array_equal(np.asarray(Image.open(shop / file)), image)
             assert file.split("/")[1] == dataset.facts.class_names[label]
+    (shop / "train" / CLASSES[0] / "one more.png").write_bytes((shop / found["test"][0]).read_bytes())
+    with pytest.raises(ValueError, match="Expected the dataset that the examples .* were made from; received"):
+        run(shop, tmp_path / "later").file_names(examples)

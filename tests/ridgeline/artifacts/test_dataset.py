@@ -9,7 +9,7 @@ import pytest
 from ridgeline.artifacts import dataset
 from ridgeline.artifacts.dataset import FILES, Dataset, DatasetFacts, write_dataset_split, write_files
 
-NAMES = ['a"], ["b', "ü/[x], .jpg", "two\nlines", "back\\slash", "} ]"]
+NAMES = ['a"], ["b', 'x"], [', "ü/[x], .jpg", "two\nlines", "back\\slash", "} ]"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 1_000])
