@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import sys
@@ -12,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from components.ingestion.decoding import Form, UnreadableImage, decode, quiet_pillow, shape_of
-from ridgeline import files
 
 REPORTED_FILES = 100
 WORK = "import sys; from components.ingestion.decoding_worker import work; work(sys.argv[1])"
@@ -44,7 +44,8 @@ class Task:
         """Return a file's content, as `Source.read` does."""
         if "://" not in self.location:
             try:
-                content = files.read(f"{self.location}/{file}")
+                with io.FileIO(f"{self.location}/{file}") as opened:
+                    content = opened.readall()
                 if hashlib.sha256(content).hexdigest() == digest:
                     return content
             except FileNotFoundError:
