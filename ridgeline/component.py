@@ -6,6 +6,7 @@ import difflib
 import functools
 import hashlib
 import inspect
+import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,7 +17,6 @@ from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ridgeline import files
 from ridgeline.artifacts.base import Artifact, Facts, digest_of_mapping
 
 A = TypeVar("A", bound=Artifact[Any])
@@ -188,7 +188,8 @@ class Source:
                 content: bytes = path.fs.cat_file(path.path)  # a third faster than read_bytes
                 as_listed = self.files[name].endswith(f":{len(content)}")
             else:
-                content = files.read(f"{self.location}/{name}")
+                with io.FileIO(f"{self.location}/{name}") as file:  # for small files, twice as fast as Path
+                    content = file.readall()
                 as_listed = hashlib.sha256(content).hexdigest() == self.files[name]
         except FileNotFoundError:
             as_listed = False

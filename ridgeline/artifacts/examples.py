@@ -1,4 +1,4 @@
-"""`Examples`: the train, validation and test splits as memory-mapped uint8 arrays."""
+"""`Examples`: the train, validation and test splits as uint8 arrays, mapped into memory or read in batches."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import collections
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -105,3 +107,11 @@ def test_a_process_that_dies_is_reported(source: Source, tmp_path: Path, monkeyp
     monkeypatch.setattr(decoding_processes, "WORK", "raise MemoryError('no more')")
     with pytest.raises(RuntimeError, match="(?s)received exit status 1 of a process: .*MemoryError: no more"):
         decode(source, tmp_path / "out")
+
+
+@pytest.mark.fresh_process
+def test_a_process_starts_soon_since_it_imports_little() -> None:
+    program = "import sys, components.ingestion.decoding_worker; print({'numpy', 'pydantic'} & {*sys.modules})"
+    assert subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True).stdout == (
+        "set()\n"
+    )
