@@ -10,14 +10,13 @@ import numpy as np
 from pydantic import Field
 
 from ridgeline.artifacts.example_statistics import (
-    SPLITS,
     Copies,
     ExampleStatistics,
     ExampleStatisticsFacts,
     Place,
     SplitStatistics,
 )
-from ridgeline.artifacts.examples import Examples, Split
+from ridgeline.artifacts.examples import SPLITS, Examples, Split
 from ridgeline.component import Params as BaseParams
 from ridgeline.component import component
 

@@ -163,6 +163,7 @@ def validate(
         findings=tuple(found),
         num_errors=errors,
         num_warnings=sum(finding.severity == "warning" for finding in found),
+        advice="To train anyway, give a reason in validate.accept_anomalies.",
         accepted=((params.accept_anomalies or "").strip() or None) if errors else None,
         synthetic=examples.facts.synthetic,
     )

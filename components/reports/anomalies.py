@@ -10,8 +10,8 @@ from components.reports.figures import BLUE, VERMILION, Picture, new_figure, plo
 from components.reports.thumbnail import thumbnail
 from ridgeline.artifacts.dataset import Dataset
 from ridgeline.artifacts.example_anomalies import Evidence, ExampleAnomaliesFacts, Finding
-from ridgeline.artifacts.example_statistics import SPLITS, ExampleStatistics
-from ridgeline.artifacts.examples import Examples
+from ridgeline.artifacts.example_statistics import ExampleStatistics
+from ridgeline.artifacts.examples import SPLITS, Examples
 from ridgeline.artifacts.schema import Schema
 from ridgeline.html_page import render_page
 

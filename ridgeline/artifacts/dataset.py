@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from ridgeline.artifacts.base import Artifact, Facts, FileEntry
-from ridgeline.artifacts.examples import Examples, Split, held_out, write_split
+from ridgeline.artifacts.examples import TEST, TRAIN, VALIDATION, Examples, Split, held_out, write_split
 
 FILES = "files.json"
 BATCH_SIZE = 1_000  # of files, whose lines are read and written together
@@ -157,24 +157,20 @@ class Dataset(Artifact[DatasetFacts]):
             listed.setdefault(split, []).append(file)
         if not listed:
             return {name: [] for name in examples.facts.num_examples}
-        train = np.array(listed["train"], object)
-        validation = np.bincount(examples.split("validation").labels, minlength=len(self.facts.class_names))
-        labels = self.split("train").labels
+        train = np.array(listed[TRAIN], object)
+        validation = np.bincount(examples.split(VALIDATION).labels, minlength=len(self.facts.class_names))
+        labels = self.split(TRAIN).labels
         chosen = held_out(labels, validation)
         same = [
-            np.array_equal(labels[~chosen], examples.split("train").labels),
-            np.array_equal(labels[chosen], examples.split("validation").labels),
+            np.array_equal(labels[~chosen], examples.split(TRAIN).labels),
+            np.array_equal(labels[chosen], examples.split(VALIDATION).labels),
         ]
         if not all(same):
             raise ValueError(
                 f"Expected the dataset that the examples {examples.digest} were made from; received {self.digest}, "
                 "which has other labels. Pass that dataset."
             )
-        return {
-            "train": train[~chosen].tolist(),
-            "validation": train[chosen].tolist(),
-            "test": listed.get("test", []),
-        }
+        return {TRAIN: train[~chosen].tolist(), VALIDATION: train[chosen].tolist(), TEST: listed.get(TEST, [])}
 
 
 def write_files(path: Path, files: Mapping[str, Iterable[tuple[str, str, str]]]) -> None:

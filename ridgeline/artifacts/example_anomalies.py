@@ -51,6 +51,7 @@ class ExampleAnomaliesFacts(Facts):
         findings: Errors first.
         num_errors: Number of errors.
         num_warnings: Number of warnings.
+        advice: How to train although there are errors.
         accepted: A person's reason for training although there are errors; None if there is none, or no error.
         synthetic: Whether the project drew the images itself.
     """
@@ -63,6 +64,7 @@ class ExampleAnomaliesFacts(Facts):
     num_errors: int
     num_warnings: int
     accepted: str | None
+    advice: str = ""
     synthetic: bool
 
 
@@ -85,8 +87,8 @@ class ExampleAnomalies(Artifact[ExampleAnomaliesFacts]):
         errors = [f"- {f.message}.{_first_files(f)} {f.advice}" for f in self.facts.findings if f.severity == "error"]
         return "\n".join(
             [
-                f"Expected examples of {self.facts.dataset} without errors; the checks found {len(errors)}. To train "
-                "anyway, give a reason in validate.accept_anomalies:",
+                f"Expected examples of {self.facts.dataset} without errors; the checks found {len(errors)}. "
+                f"{self.facts.advice}",
                 *errors,
             ]
         )

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 
 from ridgeline.artifacts.base import Artifact, Facts
-
-SPLITS: tuple[Literal["train", "validation", "test"], ...] = ("train", "validation", "test")
+from ridgeline.artifacts.examples import SPLITS
 
 
 class Place(Facts):

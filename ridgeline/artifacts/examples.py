@@ -7,13 +7,17 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from ridgeline.artifacts.base import Artifact, Facts
 
 MAX_SHARD_BYTES = 256 * 2**20
+
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+TRAIN, VALIDATION, TEST = SPLITS
 BATCH_BYTES = 2**20  # of images: small enough for a processor's cache
 
 
@@ -191,7 +195,7 @@ class Examples(Artifact[ExamplesFacts]):
 
     facts_type = ExamplesFacts
 
-    def split(self, name: Literal["train", "validation", "test"]) -> Split:
+    def split(self, name: SplitName) -> Split:
         """Return a split; only the pages that are used are read from disk."""
         return Split(self.path / name)
 

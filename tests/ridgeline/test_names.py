@@ -53,7 +53,7 @@ def forbidden() -> re.Pattern[str]:
     leaves = {f"{step.name}.{name}" for step in steps for name, _ in flatten(step.params().model_dump())}
     parameters = [re.escape(name) for name in sorted(leaves)]
     datasets = ["fashion.?mnist", "synthetic_garments", "cifar"]
-    alone = rf"\A(?:{'|'.join(names)})\Z|\b(?:{'|'.join(names)})\.[a-z]"
+    alone = rf"\A(?:{'|'.join(names)})\Z|\b(?:{'|'.join(names)})\.(?!json\b)[a-z]"
     return re.compile("|".join([alone, *parameters, *datasets]), re.IGNORECASE)
 
 
