@@ -20,7 +20,7 @@ from components.training.network import build_model
 from components.training.params import Params, Regularization
 from ridgeline.artifacts.example_anomalies import ExampleAnomalies
 from ridgeline.artifacts.examples import Examples
-from ridgeline.artifacts.model import LayerSparsity, Model, ModelFacts, eliminated_pixels, kernels
+from ridgeline.artifacts.model import LayerSparsity, Model, ModelFacts, eliminated_pixels, eliminated_units, kernels
 from ridgeline.artifacts.sweep_result import SweepResult
 from ridgeline.component import Champion, StepError, component
 
@@ -162,6 +162,7 @@ def write_model(output: Path, examples: Examples, params: Params, result: Fit) -
         metrics=result.metrics,
         sparsity=sparsity(model),
         num_eliminated_pixels=int(np.count_nonzero(eliminated_pixels(model))),
+        num_eliminated_units=eliminated_units(list(kernels(model).values())),
         synthetic=examples.facts.synthetic,
     )
 

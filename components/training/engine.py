@@ -30,8 +30,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from components.training.checkpoint import Checkpoint
-from components.training.penalty import Penalty, proximal_step, regularizer
+from components.training.penalties.kind import Formula
+from components.training.penalties.l1_l2 import ELASTIC_NET
+from components.training.penalty import Penalty, regularizer
 from ridgeline.artifacts.examples import Examples
+from ridgeline.component import StepError
 
 if TYPE_CHECKING:
     import keras
@@ -62,6 +65,8 @@ class Recipe:
         flip: Half of the training images are mirrored left to right.
         average: Decay of the exponential moving average of the weights, which replaces the final weights, in
             [0, 1); 0 for none.
+        weight_decay: Before each update of adam, the penalized weights are multiplied by ``1 - rate * weight_decay``
+            (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019); 0 for none.
     """
 
     batch_size: int = 32
@@ -74,6 +79,7 @@ class Recipe:
     shift_share: float = 1.0
     flip: bool = False
     average: float = 0.0
+    weight_decay: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -102,10 +108,10 @@ class Engine:
 
     An epoch visits every training image once, in an order that depends on the seed and the epoch alone.
 
-    The loss is ``cross-entropy + sum over kernels of (l1 * sum(abs(w)) + l2 * sum(w ** 2))``. The solver
-    ``subgradient`` differentiates all of it. The solver ``proximal`` leaves L1 out of the gradient, and after each
-    update with step size ``eta`` soft-thresholds the kernels, ``w = sign(w) * max(abs(w) - eta * l1, 0)``:
-    forward-backward splitting (Parikh and Boyd, "Proximal Algorithms", 2014, sections 4.2 and 6.5.2). With
+    The loss is ``cross-entropy + sum over kernels of penalty(w)``. The solver ``subgradient`` differentiates all of
+    it. The solver ``proximal`` leaves the part of the penalty that is not smooth out of the gradient, and after each
+    update with step size ``eta`` applies its proximal operator to the kernels, for L1 ``w = sign(w) * max(abs(w) -
+    eta * l1, 0)``: forward-backward splitting (Parikh and Boyd, "Proximal Algorithms", 2014, section 4.2). With
     momentum it is iPiano (Ochs, Chen, Brox and Pock, SIAM J. Imaging Sciences 7(2), 2014, algorithm 4):
     ``w' = prox(w - eta * gradient + momentum * (w - w_before))``. There the momentum continues the step that the
     weights actually made, thresholding included, so the optimizer's velocity is set to ``w' - w``.
@@ -115,19 +121,37 @@ class Engine:
             to probabilities ``[n, classes]``. Its argument is the regularizer of the penalized weights.
         examples: The splits; the test split is not read.
         recipe: The settings that are fixed in the compiled code.
+        formula: The penalty, but for its strengths.
+
+    Raises:
+        StepError: If a weight to which the penalty applies can't have it.
     """
 
-    def __init__(self, build: Callable[[keras.Regularizer], keras.Model], examples: Examples, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        build: Callable[[keras.Regularizer], keras.Model],
+        examples: Examples,
+        recipe: Recipe,
+        formula: Formula = ELASTIC_NET,
+    ) -> None:
         import tensorflow as tf
 
         tf.config.experimental.enable_op_determinism()
-        self._build, self._examples, self._recipe = build, examples, recipe
-        self._penalty = regularizer(smooth_only=recipe.solver == "proximal")
+        self._build, self._examples, self._recipe, self._formula = build, examples, recipe, formula
+        self._penalty = regularizer(formula, smooth_only=recipe.solver == "proximal")
         self._rate = _rate(recipe.schedule)
         self._seed = tf.Variable(0, dtype=tf.int32, trainable=False)
         with _SEEDED:
             self._model = build(self._penalty)
+        for variable in self._penalized():
+            if problem := formula.unfit(tuple(variable.shape)):
+                raise StepError(
+                    f"Cannot apply the penalty to {variable.path}, shape {tuple(variable.shape)}: {problem}. Set "
+                    "another train.penalty.kind, or give that weight no regularizer."
+                )
         self._optimizer = _optimizer(recipe, self._rate)
+        kernels = {id(variable) for variable in self._penalized()}
+        self._optimizer.exclude_from_weight_decay([v for v in self._model.trainable_variables if id(v) not in kernels])
         self._optimizer.build(self._model.trainable_variables)
         self._fresh = [variable.numpy() for variable in self._optimizer.variables]
         self._advance = tf.function(self._steps, jit_compile=True, autograph=False)
@@ -184,8 +208,8 @@ class Engine:
             drawn = [variable.numpy() for variable in self._build(self._penalty).variables]
         _assign(self._model.variables, drawn if initial is None else initial)
         _assign(self._optimizer.variables, self._fresh)
-        for name, strength in penalty.strengths.items():
-            self._penalty.strengths[name].assign(strength)
+        for name, factor in penalty.factors.items():
+            self._penalty.strengths[name].assign(factor)
         self._rate.base.assign(learning_rate)
         self._rate.steps.assign(float(epochs * self.steps_per_epoch))
         self._seed.assign(seed)
@@ -226,6 +250,10 @@ class Engine:
                 checkpoint.save(arrays, {"history": history})
         accuracies = history["val_accuracy"]
         return Fit(kept, history, len(accuracies) if patience is None else 1 + int(np.argmax(accuracies)))
+
+    def _penalized(self) -> list[Any]:
+        """Return the weights that the penalty applies to."""
+        return [variable for variable in self._model.trainable_variables if variable.regularizer is self._penalty]
 
     # --- an epoch
 
@@ -310,10 +338,10 @@ class Engine:
         hits = tf.equal(tf.argmax(probabilities, 1, tf.int32), labels) & (real > 0)
         before = [tf.identity(variable.value) for variable in variables]
         self._optimizer.apply(tape.gradient(loss, [variable.value for variable in variables]), variables)
-        if self._recipe.solver == "proximal":
+        if self._recipe.solver == "proximal" and self._formula.proximal_step:
             for index, (variable, old) in enumerate(zip(variables, before, strict=True)):
                 if variable.regularizer is self._penalty:
-                    new = proximal_step(variable.value, rate, self._penalty.strengths)
+                    new = self._formula.proximal_step(variable.value, rate, self._penalty.strengths)
                     variable.assign(new)
                     if self._recipe.momentum:
                         self._optimizer.momentums[index].assign(new - old)
@@ -428,7 +456,7 @@ def _optimizer(recipe: Recipe, rate: Any) -> Any:
 
     average = {"use_ema": recipe.average > 0, "ema_momentum": recipe.average}
     if recipe.optimizer == "adam":
-        return keras.optimizers.Adam(rate, **average)
+        return keras.optimizers.Adam(rate, weight_decay=recipe.weight_decay or None, **average)
     return keras.optimizers.SGD(rate, momentum=recipe.momentum, **average)
 
 

@@ -8,11 +8,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from components.training.engine import Recipe
-from components.training.penalty import KINDS, Penalty
+from components.training.penalties import KINDS
+from components.training.penalty import Penalty
 from ridgeline.component import Params as StepParams
 from ridgeline.component import shown_as, with_option
 
-WITH_L1 = " or ".join(name for name, kind in KINDS.items() if "l1" in kind.strengths)
+SPARSE = ", ".join(name for name, kind in KINDS.items() if kind.sparse)
 
 # The profile `tuned`: found by sweeps and searches on the validation split of Fashion-MNIST, for the seed's network.
 # Validation accuracy over 3 seeds in the last search: 0.9171 with 160 epochs; 0.9155 with the cosine schedule, 0.9146
@@ -42,10 +43,10 @@ class Regularization(StepParams):
     solver: Literal["subgradient", "proximal"] = Field(
         "subgradient",
         title="Solver",
-        description="How L1 is applied. subgradient: in the loss, as in Keras; weights become small, none zero. "
-        "proximal: by soft-thresholding after each update; weights become exactly zero; needs "
-        f"{WITH_L1} with sgd, without averaging.",
-        json_schema_extra=shown_as(subgradient="subgradient, as in Keras", proximal="proximal: L1 gives exact zeros"),
+        description="How a penalty that is not smooth is applied. subgradient: in the loss, as in Keras; weights become "
+        "small, none zero. proximal: by thresholding after each update; weights become exactly zero; needs one of the "
+        f"penalties {SPARSE}, sgd, no averaging.",
+        json_schema_extra=shown_as(subgradient="subgradient, as in Keras", proximal="proximal: exact zeros"),
     )
 
 
@@ -118,6 +119,14 @@ class Training(StepParams):
         title="Weight averaging",
         description="Decay of the moving average of the weights, which replaces the last ones; 0 (none) to below 1.",
     )
+    weight_decay: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        title="Weight decay",
+        description="Decoupled weight decay of adam (AdamW): each update first multiplies the penalized weights by 1 - "
+        "learning rate * this; 0 (none) to below 1. Not the same as an L2 penalty.",
+    )
     seed: int = Field(
         42,
         ge=0,
@@ -155,6 +164,15 @@ class Training(StepParams):
             )
         return self
 
+    @model_validator(mode="after")
+    def _weight_decay_needs_adam(self) -> Self:
+        if self.weight_decay and self.optimizer != "adam":
+            raise ValueError(
+                f"weight_decay: expected 0 with the optimizer {self.optimizer}, which takes an L2 penalty instead; "
+                f"received {self.weight_decay!r}. Set weight_decay=0 or optimizer=adam."
+            )
+        return self
+
 
 class Params(Training, Regularization):
     """The penalty, the network and its training; the defaults are the seed model."""
@@ -168,16 +186,17 @@ class Params(Training, Regularization):
 
     @model_validator(mode="after")
     def _solver_fits(self) -> Self:
-        if self.solver == "proximal" and "l1" not in KINDS[self.penalty.kind].strengths:
+        if self.solver == "proximal" and not KINDS[self.penalty.kind].sparse:
             raise ValueError(
-                "solver: expected subgradient with a penalty that has no L1 part; received 'proximal' with "
-                f"penalty.kind={self.penalty.kind!r}. Set penalty.kind={WITH_L1}, or solver=subgradient."
+                "solver: expected subgradient with a penalty that is smooth, so that nothing is to be thresholded; "
+                f"received 'proximal' with penalty.kind={self.penalty.kind!r}. Set penalty.kind to one of {SPARSE}, or "
+                "solver=subgradient."
             )
         if self.solver == "proximal" and self.optimizer != "sgd":
             raise ValueError(
                 f"solver: expected subgradient with the optimizer {self.optimizer}, whose step size differs between "
-                "weights, so that no single threshold fits; received 'proximal'. Set optimizer=sgd or "
-                "solver=subgradient."
+                "weights, so that no single threshold fits a kernel or a group; received 'proximal'. Set "
+                "optimizer=sgd or solver=subgradient."
             )
         if self.solver == "proximal" and self.average:
             raise ValueError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +44,8 @@ class ModelFacts(Facts):
         metrics: The metrics of the epoch whose weights were kept, by Keras's names (``loss``, ``val_accuracy``, …).
         sparsity: For each kernel, from input to output, the share of exact zeros.
         num_eliminated_pixels: Number of input pixels whose outgoing weights are all exactly zero.
+        num_eliminated_units: Number of hidden units whose incoming or outgoing weights are all exactly zero; None if
+            it was not counted.
         synthetic: Whether it was trained on images that the project drew itself.
         started_from: Digest of the model whose weights it started from; None for initial weights drawn at random.
     """
@@ -55,6 +59,7 @@ class ModelFacts(Facts):
     metrics: dict[str, float]
     sparsity: tuple[LayerSparsity, ...]
     num_eliminated_pixels: int
+    num_eliminated_units: int | None = None
     synthetic: bool
     started_from: str | None = None
 
@@ -109,3 +114,22 @@ def eliminated_pixels(model: keras.Model) -> np.ndarray:
     first = next(iter(kernels(model).values()))
     eliminated: np.ndarray = (first == 0.0).reshape(height, width, -1).all(axis=2)
     return eliminated
+
+
+def eliminated_units(kernels: Sequence[np.ndarray]) -> int | None:
+    """Return how many hidden units are eliminated: their incoming or their outgoing weights are all zero.
+
+    Args:
+        kernels: The kernels from input to output.
+
+    Returns:
+        The number; None if the kernels are not those of dense layers in a row, ``[inputs, units]``.
+
+    Example:
+        >>> eliminated_units([np.array([[1.0, 0.0, 2.0]]), np.array([[0.0], [1.0], [3.0]])])
+        2
+    """
+    pairs = list(itertools.pairwise(kernels))
+    if any(kernel.ndim != 2 for kernel in kernels) or any(a.shape[1] != b.shape[0] for a, b in pairs):
+        return None
+    return sum(int(np.count_nonzero(~(a.any(axis=0) & b.any(axis=1)))) for a, b in pairs)
