@@ -86,6 +86,9 @@ def _label(trial: Trial) -> str:
 
 
 def _curves(facts: SweepResultFacts) -> list[Picture]:
+    if not any(trial.kind in ("none", *PATHS) and not trial.diverged for trial in facts.trials):
+        return []
+
     def curve(title: str, unit: str, value: Callable[[Trial], float], log: bool = False) -> Picture:
         return _curve(facts, title, unit, value, log)
 

@@ -43,7 +43,7 @@ class Regularization(StepParams):
     solver: Literal["subgradient", "proximal"] = Field(
         "subgradient",
         title="Solver",
-        description="How a penalty that is not smooth is applied. subgradient: in the loss, as in Keras; weights become "
+        description="How a penalty that is not smooth acts. subgradient: in the loss, as in Keras; weights become "
         "small, none zero. proximal: by thresholding after each update; weights become exactly zero; needs one of the "
         f"penalties {SPARSE}, sgd, no averaging.",
         json_schema_extra=shown_as(subgradient="subgradient, as in Keras", proximal="proximal: exact zeros"),

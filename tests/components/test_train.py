@@ -92,11 +92,11 @@ def test_the_profiles_are_golden():
               "warm_start": False}  # fmt: skip
     seed = common | {
         "optimizer": "sgd", "learning_rate": 0.02, "batch_size": 32, "epochs": 2, "label_smoothing": 0.0, "shift": 0,
-        "shift_share": 1.0, "flip": False, "average": 0.0, "solver": "subgradient",
+        "shift_share": 1.0, "flip": False, "average": 0.0, "weight_decay": 0.0, "solver": "subgradient",
     }  # fmt: skip
     tuned = common | {
         "optimizer": "adam", "learning_rate": 0.001, "batch_size": 128, "epochs": 160, "label_smoothing": 0.1,
-        "shift": 1, "shift_share": 0.5, "flip": True, "average": 0.9995, "solver": "subgradient",
+        "shift": 1, "shift_share": 0.5, "flip": True, "average": 0.9995, "weight_decay": 0.0, "solver": "subgradient",
     }  # fmt: skip
     for profile, values, kind, l2 in (("seed", seed, "l2", 0.01), ("tuned", tuned, "l2", 1e-5)):
         params = parse({"profile": profile})
@@ -111,7 +111,7 @@ DIVERGES = {"learning_rate": 0.1, "penalty": {"kind": "l2", "l2": 12.5}, "epochs
 
 
 def test_diverging_loss_is_reported_with_its_step_and_keeps_the_last_good_checkpoint(examples, tmp_path):
-    message = r"finite loss; received (inf|nan) in step \d+ of 20 in epoch \d with l1=0.0 l2=12.5 learning_rate=0.1"
+    message = r"finite loss; received (inf|nan) in step \d+ of 20 in epoch \d with l2=12.5 learning_rate=0.1"
     (tmp_path / "scratch").mkdir()
     with pytest.raises(FloatingPointError, match=message) as caught:
         run(examples, tmp_path / "m", hidden_units=[4], scratch=tmp_path / "scratch", **DIVERGES)
@@ -150,6 +150,11 @@ def test_saved_architecture_has_ordinary_keras_regularizers(examples, tmp_path):
     assert (config["class_name"], config["config"]) == ("L1L2", {"l1": 0.5, "l2": 0.25})
 
 
+def test_saved_architecture_has_no_regularizer_where_keras_has_none(examples, tmp_path):
+    model = run(examples, tmp_path / "m", hidden_units=[4], epochs=1, penalty={"kind": "group", "group": 0.01})
+    assert model.load_keras().get_layer("hidden_1").get_config()["kernel_regularizer"] is None
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -159,7 +164,16 @@ def test_saved_architecture_has_ordinary_keras_regularizers(examples, tmp_path):
         ),
         ({"penalty": {"kind": "none", "l2": 0.5}}, "train.penalty.l2: expected 0 or the default 0.01 with kind='none'"),
         ({"shift_share": 0.5}, "train.shift_share: expected its default with shift=0"),
-        ({"solver": "proximal"}, "train.solver: expected subgradient .* no L1 part; .* penalty.kind='l2'"),
+        (
+            {"solver": "proximal"},
+            "train.solver: expected subgradient .* smooth, .* penalty.kind='l2'. .* one of l1, l1_l2, group, or",
+        ),
+        ({"penalty": {"kind": "l1", "group": 0.5}}, "train.penalty.group: expected 0 .*received 0.5. Set kind=group"),
+        (
+            {"solver": "proximal", "penalty": {"kind": "group"}, "optimizer": "adam"},
+            "train.solver: expected subgradient with the optimizer adam, whose step size differs between weights",
+        ),
+        ({"weight_decay": 0.1}, "train.weight_decay: expected 0 with the optimizer sgd, which takes an L2 penalty"),
         (
             {"solver": "proximal", "penalty": {"kind": "l1"}, "optimizer": "adam"},
             "train.solver: expected subgradient with the optimizer adam",

@@ -131,6 +131,18 @@ def test_adam_is_keras_own(bars):
         np.testing.assert_allclose(received, expected, rtol=1e-3, atol=1e-4)
 
 
+def test_weight_decay_is_decoupled_and_applies_to_kernels_alone(bars):
+    """AdamW (Loshchilov and Hutter, algorithm 2, as Keras scales it): ``w - rate * decay * w - rate * adam``."""
+    rate, decay, values = 0.01, 0.5, VALUES | {"learning_rate": 0.01, "penalty": Penalty.at("none")}
+    plain, decayed = ({"optimizer": "adam", "batch_size": 640, "weight_decay": d} for d in (0.0, decay))
+    start = initial_weights(bars, 7)
+    without = engine(bars, **plain).fit(**values, epochs=1).weights
+    weights = engine(bars, **decayed).fit(**values, epochs=1).weights
+    for i, (received, other, first) in enumerate(zip(weights, without, start, strict=True)):
+        is_kernel = i % 2 == 0
+        np.testing.assert_allclose(received, other - is_kernel * rate * decay * first, rtol=1e-5, atol=1e-7)
+
+
 def test_part_and_row_orders_are_golden():
     assert part_order(42, 1, range(0, 50, 10)) == [40, 0, 10, 20, 30]
     assert row_order(42, 1, 0, 10).tolist() == [0, 8, 7, 4, 3, 1, 2, 9, 6, 5]
