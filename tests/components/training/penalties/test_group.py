@@ -120,7 +120,7 @@ def test_the_proximal_solver_reaches_a_published_solvers_optimum(bars, strength)
     )
     weights, bias = (np.float64(weight) for weight in fit.weights)
     p = softmax(images @ weights + bias)
-    norms: np.ndarray = np.linalg.norm(weights, axis=1)
+    norms: Any = np.linalg.norm(weights, axis=1)
     entropy = -np.log(p[np.arange(len(split)), split.labels]).mean()
     objective, zero_rows = OPTIMA[strength]
     assert entropy + strength * np.sqrt(3) * norms.sum() == pytest.approx(objective, rel=1e-5)
