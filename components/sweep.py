@@ -15,8 +15,9 @@ from pydantic import Field, model_validator
 
 from components.training.engine import Engine, Recipe
 from components.training.fit import fit, make_engine
+from components.training.network_check import check_network
 from components.training.params import Params as TrainParams
-from components.training.params import Training
+from components.training.params import Training, network_code
 from components.training.penalty import KINDS, Penalty
 from ridgeline.artifacts.example_anomalies import ExampleAnomalies
 from ridgeline.artifacts.examples import Examples
@@ -103,7 +104,9 @@ class Params(StepParams):
         return TrainParams(**{**dict(self.train), "profile": "seed", "penalty": point, "solver": solver})
 
 
-@component(output=Trials, after=(ExampleAnomalies,))
+@component(
+    output=Trials, after=(ExampleAnomalies,), code=lambda params: network_code(params.train if params else None)
+)
 def sweep(examples: Examples, params: Params, output: Path) -> TrialsFacts:
     """Train at each point of a grid of penalties, on shared data and compiled code.
 
@@ -116,7 +119,11 @@ def sweep(examples: Examples, params: Params, output: Path) -> TrialsFacts:
 
     Returns:
         The trials.
+
+    Raises:
+        StepError: If the network can't be trained, or not be served.
     """
+    check_network(examples, params.params_at(params.points[0]))
     points = sorted(enumerate(map(params.params_at, params.points)), key=lambda item: item[1].solver)
     num_lanes = max(1, min(MAX_LANES, os.cpu_count() or 1, len(points)))
     lanes = [points[len(points) * i // num_lanes : len(points) * (i + 1) // num_lanes] for i in range(num_lanes)]
@@ -152,16 +159,15 @@ def _try_all(examples: Examples, points: list[tuple[int, TrainParams]]) -> list[
 def _try(engine: Engine, params: TrainParams) -> tuple[Trial, np.ndarray]:
     """Train once; return the trial and its histogram, int64 ``[kernels, bins]``."""
     point: dict[str, Any] = params.penalty.model_dump(include=set(Trial.model_fields)) | {"solver": params.solver}
-    names = [*(f"hidden_{i}" for i, _ in enumerate(params.hidden_units, start=1)), "output"]
     try:
         result = fit(engine, params)
     except FloatingPointError as error:
-        no_weights = np.zeros((len(names), len(EDGES) - 1), np.int64)
+        no_weights = np.zeros((len(engine.penalized_names), len(EDGES) - 1), np.int64)
         return Trial(**point, metrics={}, kernels=(), diverged=str(error)), no_weights
-    kernels = [weights for weights in result.weights if weights.ndim > 1]
-    facts = tuple(_kernel_facts(name, kernel) for name, kernel in zip(names, kernels, strict=True))
+    kernels = engine.penalized(result.weights)
+    facts = tuple(_kernel_facts(name, kernel) for name, kernel in kernels.items())
     trial = Trial(**point, metrics=result.metrics, kernels=facts, diverged=None)
-    return trial, np.stack([_histogram(kernel) for kernel in kernels])
+    return trial, np.stack([_histogram(kernel) for kernel in kernels.values()])
 
 
 def _kernel_facts(name: str, kernel: np.ndarray) -> KernelFacts:

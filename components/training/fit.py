@@ -32,7 +32,7 @@ def fit(
     """Train with an engine of the same recipe, network and examples.
 
     Args:
-        engine: An engine for `params.recipe` and `params.hidden_units`; the other parameters need no compilation.
+        engine: An engine for `params.recipe` and its network; the other parameters need no compilation.
         params: The training.
         checkpoint: Where its state is kept; None for no checkpoint.
         initial: The weights to start from; those of the seed if None.

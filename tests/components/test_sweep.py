@@ -9,7 +9,7 @@ from ridgeline.artifacts.model import Model
 from ridgeline.component import ParameterError
 from tests.components.conftest import make_bars
 
-TRAINING = {"hidden_units": [6], "epochs": 2, "learning_rate": 0.1}
+TRAINING = {"mlp": {"hidden_units": [6]}, "epochs": 2, "learning_rate": 0.1}
 GRID = {"l1": [0.001, 0.1], "l2": [0.001, 0.03], "l1_l2": [[0.001, 0.001]], "train": TRAINING}
 
 

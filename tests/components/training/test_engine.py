@@ -21,7 +21,7 @@ def parse(values: dict[str, Any]) -> Params:
     return params
 
 
-HIDDEN = parse({"hidden_units": [4]})
+HIDDEN = parse({"mlp": {"hidden_units": [4]}})
 VALUES: dict[str, Any] = {"penalty": Penalty.at("l1_l2", 0.03, 0.01), "learning_rate": 0.05, "seed": 7}
 
 
@@ -248,7 +248,7 @@ def test_proximal_solver_reaches_scikit_learns_optimum(bars, l2, epochs, toleran
         return entropy + l1 * np.abs(kernel).sum() + l2 * (kernel**2).sum()
 
     recipe = {"solver": "proximal", "momentum": 0.9, "batch_size": len(split)}
-    fit = engine(bars, parse({"hidden_units": []}), **recipe).fit(
+    fit = engine(bars, parse({"mlp": {"hidden_units": []}}), **recipe).fit(
         penalty=Penalty.at("l1_l2", l1, l2), learning_rate=0.1, seed=1, epochs=epochs
     )
     kernel, bias = (np.float64(weight) for weight in fit.weights)
