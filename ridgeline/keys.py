@@ -21,7 +21,7 @@ OTHER_NAMES = {"sklearn": "scikit-learn", "PIL": "pillow"}
 # Libraries that compute and write on behalf of another.
 IMPLIED = {"keras": ("tensorflow", "h5py"), "tensorflow_datasets": ("tensorflow",)}
 # Libraries that do not affect an artifact's bytes.
-NOT_IN_BYTES = {"pydantic", "pydantic_settings", "requests", "upath"}
+NOT_IN_BYTES = {"pydantic", "pydantic_core", "pydantic_settings", "requests", "upath"}
 
 
 class KeyParts(BaseModel):
