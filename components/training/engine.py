@@ -421,7 +421,7 @@ class Engine:
         loss = tf.reduce_sum(self._cross_entropy(labels, probabilities))
         losses = self._model.losses  # those of the layers' outputs, then those of the weights
         if of_outputs := losses[: len(losses) - len(self._regularized)]:
-            loss += tf.add_n(of_outputs) * tf.cast(len(images), loss.dtype)
+            loss += tf.add_n(of_outputs) * tf.cast(tf.shape(images)[0], loss.dtype)
         return loss, tf.reduce_sum(tf.cast(hits, tf.int32))
 
     @property

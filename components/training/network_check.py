@@ -111,12 +111,12 @@ def _problem(
 def _not_of_keras(value: Any) -> Iterator[str]:
     """Yield the classes and functions in Keras's description of a model that are not Keras's own."""
     if isinstance(value, dict):
-        module, kind, name = value.get("module"), value.get("class_name"), value.get("name")
+        module, kind, config = value.get("module"), value.get("class_name"), value.get("config")
         if kind in ("__lambda__", "function"):
-            yield f"the function {value['config']}" if kind == "function" else "a Lambda layer"
+            yield f"the function {config}" if kind == "function" else "a Lambda layer"
         elif kind and module and module.partition(".")[0] != "keras":
-            label = f" of the layer {name}" if name else ""
-            yield f"{module}.{kind}{label}"
+            name = config.get("name") if isinstance(config, dict) else None
+            yield f"{module}.{kind}" + (f" of the layer {name}" if name else "")
         value = list(value.values())
     if isinstance(value, list):
         for member in value:

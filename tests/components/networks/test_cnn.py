@@ -95,6 +95,7 @@ def test_the_report_names_each_kernel_and_shows_no_map_of_pixels(evaluation):
     assert "network" in page
 
 
+@pytest.mark.fresh_process
 def test_the_exported_model_repeats_the_evaluation(bars, model, evaluation, tmp_path, monkeypatch):
     monkeypatch.setattr("components.export.save_in_a_fresh_process", save)
     pushed = export(examples=bars, model=model, evaluation=evaluation, params=export.parse({}), output=tmp_path)
