@@ -17,14 +17,15 @@ from pydantic import Field, create_model, model_validator
 
 from components.training.engine import Engine, Recipe
 from components.training.fit import fit, make_engine
+from components.training.network_check import check_network
 from components.training.params import Params as TrainParams
-from components.training.params import Training
+from components.training.params import Training, network_code
 from components.training.penalties import KINDS
 from components.training.penalties.kind import Formula
 from components.training.penalty import Penalty
 from ridgeline.artifacts.example_anomalies import ExampleAnomalies
 from ridgeline.artifacts.examples import Examples
-from ridgeline.artifacts.model import eliminated_units
+from ridgeline.artifacts.model import eliminated_pixels, eliminated_units
 from ridgeline.artifacts.trials import KernelFacts, Trial, Trials, TrialsFacts
 from ridgeline.component import Params as StepParams
 from ridgeline.component import component
@@ -147,7 +148,7 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-@component(output=Trials, after=(ExampleAnomalies,))
+@component(output=Trials, after=(ExampleAnomalies,), code=lambda params: network_code(params.train if params else None))
 def sweep(examples: Examples, params: Params, output: Path) -> TrialsFacts:
     """Train at each point of a grid of penalties, on shared data and compiled code.
 
@@ -160,7 +161,11 @@ def sweep(examples: Examples, params: Params, output: Path) -> TrialsFacts:
 
     Returns:
         The trials.
+
+    Raises:
+        StepError: If the network can't be trained, or not be served.
     """
+    check_network(examples, params.params_at(params.points[0]))
     import keras  # noqa: F401 - once, before several threads import it
 
     lanes = _lanes([[params.params_at(point) for point in chain] for chain in params.chains()])
@@ -208,14 +213,14 @@ def _try_all(examples: Examples, chains: list[list[TrainParams]]) -> list[tuple[
             code = params.recipe, params.penalty.formula
             if code not in engines:
                 engines[code] = make_engine(examples, params)
-            outcome, weights = _try(engines[code], params, examples.facts.image_shape, weights)
+            outcome, weights = _try(engines[code], params, weights)
             log.info("trial %s", _described(outcome[0]))
             outcomes.append((params.penalty, outcome))
     return outcomes
 
 
 def _try(
-    engine: Engine, params: TrainParams, image_shape: tuple[int, ...], initial: list[np.ndarray] | None
+    engine: Engine, params: TrainParams, initial: list[np.ndarray] | None
 ) -> tuple[Outcome, list[np.ndarray] | None]:
     """Train once from the given weights, or from the seed's.
 
@@ -224,24 +229,24 @@ def _try(
         starts: the trained ones, or if it diverged those it started from.
     """
     point = {"kind": params.penalty.kind, "strengths": params.penalty.strengths, "solver": params.solver}
-    names = [*(f"hidden_{i}" for i, _ in enumerate(params.hidden_units, start=1)), "output"]
     try:
         result = fit(engine, params, initial=initial)
     except FloatingPointError as error:
-        no_weights = np.zeros((len(names), len(EDGES) - 1), np.int64)
+        no_weights = np.zeros((len(engine.penalized_names), len(EDGES) - 1), np.int64)
         trial = Trial(**point, metrics={}, penalty=0.0, kernels=(), diverged=str(error))
         return (trial, no_weights), initial
-    kernels = [weights for weights in result.weights if weights.ndim > 1]
+    kernels, model = engine.penalized(result.weights), engine.model_with(result.weights)
+    pixels = eliminated_pixels(model)
     trial = Trial(
         **point,
         metrics=result.metrics,
-        penalty=sum(map(params.penalty.value, kernels)),
-        kernels=tuple(_kernel_facts(name, kernel) for name, kernel in zip(names, kernels, strict=True)),
-        num_eliminated_pixels=int(np.count_nonzero(~kernels[0].reshape(*image_shape[:2], -1).any(axis=2))),
-        num_eliminated_units=eliminated_units(kernels),
+        penalty=sum(map(params.penalty.value, kernels.values())),
+        kernels=tuple(_kernel_facts(name, kernel) for name, kernel in kernels.items()),
+        num_eliminated_pixels=None if pixels is None else int(np.count_nonzero(pixels)),
+        num_eliminated_units=eliminated_units(model),
         diverged=None,
     )
-    return (trial, np.stack([_histogram(kernel) for kernel in kernels])), result.weights
+    return (trial, np.stack([_histogram(kernel) for kernel in kernels.values()])), result.weights
 
 
 def _kernel_facts(name: str, kernel: np.ndarray) -> KernelFacts:

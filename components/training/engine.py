@@ -23,7 +23,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,6 +34,7 @@ from components.training.penalties.kind import Formula
 from components.training.penalties.l1_l2 import ELASTIC_NET
 from components.training.penalty import Penalty, regularizer
 from ridgeline.artifacts.examples import Examples
+from ridgeline.artifacts.model import named_weights
 from ridgeline.component import StepError
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Fit:
     """A finished training.
 
     Attributes:
-        weights: The kept weights, in the order of the model's ``variables``, float32.
+        weights: The kept weights, in the order of the model's ``weights``, float32.
         history: Metrics of each epoch by Keras's names: ``loss``, ``accuracy``, ``val_loss``, ``val_accuracy``.
             Losses include the penalty; training metrics are means over the epoch.
         epoch: The epoch whose weights are kept, from 1.
@@ -154,7 +155,11 @@ class Engine:
         self._optimizer.exclude_from_weight_decay([v for v in self._model.trainable_variables if id(v) not in kernels])
         self._optimizer.build(self._model.trainable_variables)
         self._fresh = [variable.numpy() for variable in self._optimizer.variables]
-        self._advance = tf.function(self._steps, jit_compile=True, autograph=False)
+        layers = list(_layers(self._model))
+        # Layers that look at a whole batch get no padding: their state and their losses are of the batch alone.
+        self._pads = not any(layer.non_trainable_weights or layer.activity_regularizer for layer in layers)
+        self._by_xla = not any("Conv" in type(layer).__name__ for layer in layers)
+        self._advance = tf.function(self._steps, jit_compile=self._by_xla, autograph=False)
         self._score = tf.function(self._sums, reduce_retracing=True, autograph=False)
 
         self._num_train = len(examples.split("train"))
@@ -192,7 +197,7 @@ class Engine:
             patience: Number of epochs without better validation accuracy after which training stops and keeps the
                 weights of the best epoch; None to train all epochs.
             checkpoint: Where the state is saved after each epoch and loaded from; None for no checkpoint.
-            initial: The weights to start from, of the shapes of the network's variables; those of the seed if None.
+            initial: The weights to start from, in the order of the model's ``weights``; those of the seed if None.
 
         Returns:
             The kept weights and the metrics of every epoch.
@@ -206,7 +211,9 @@ class Engine:
         with _SEEDED:
             keras.utils.set_random_seed(seed)
             drawn = [variable.numpy() for variable in self._build(self._penalty).variables]
-        _assign(self._model.variables, drawn if initial is None else initial)
+        _assign(self._model.variables, drawn)  # with the states from which layers such as dropout draw
+        if initial is not None:
+            _assign(self._model.weights, initial)
         _assign(self._optimizer.variables, self._fresh)
         for name, factor in penalty.factors.items():
             self._penalty.strengths[name].assign(factor)
@@ -238,7 +245,7 @@ class Engine:
             if not math.isfinite(metrics["val_loss"]):
                 raise FloatingPointError(_not_finite("validation loss", metrics["val_loss"], epoch, values))
             if patience is None or all(metrics["val_accuracy"] > value for value in history["val_accuracy"]):
-                kept = [variable.numpy() for variable in self._model.variables]
+                kept = [variable.numpy() for variable in self._model.weights]
             _assign(self._model.variables, model_weights)
             for name, value in metrics.items():
                 history[name].append(value)
@@ -255,6 +262,30 @@ class Engine:
         """Return the weights that the penalty applies to."""
         return [variable for variable in self._model.trainable_variables if variable.regularizer is self._penalty]
 
+    def model_with(self, weights: Sequence[np.ndarray]) -> keras.Model:
+        """Return the engine's model with given weights, until the next training.
+
+        Args:
+            weights: Weights in the order of `Fit.weights`.
+        """
+        _assign(self._model.weights, list(weights))
+        return self._model
+
+    def penalized(self, weights: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the penalized ones of a fit's weights by name, from input to output.
+
+        Args:
+            weights: Weights in the order of `Fit.weights`.
+        """
+        values = {id(variable): value for variable, value in zip(self._model.weights, weights, strict=True)}
+        found = named_weights(self._model).items()
+        return {name: values[id(variable)] for name, variable in found if variable.regularizer is self._penalty}
+
+    @property
+    def penalized_names(self) -> list[str]:
+        """The names of the penalized weights, from input to output."""
+        return list(self.penalized(self._model.weights))
+
     # --- an epoch
 
     def _epoch(self, seed: int, epoch: int, epochs: int, values: str) -> dict[str, float]:
@@ -262,18 +293,16 @@ class Engine:
         import tensorflow as tf
 
         batch_size = self._recipe.batch_size
-        block = max(1, BLOCK_IMAGES // batch_size)
         loss, hits, logged, seen = tf.constant(0.0, tf.float64), tf.constant(0), time.monotonic(), 0
         for start in part_order(seed, epoch, self._starts):
             images, labels = self._read(start)
             size = self._size(start)
             order = np.zeros(-(-self._part_rows // batch_size) * batch_size, np.int32)
             order[:size] = row_order(seed, epoch, start, size)
-            order, num_steps = tf.constant(order), -(-size // batch_size)
-            for first in range(0, num_steps, block):
-                last = min(first + block, num_steps)
-                step, last_loss, loss, hits = self._advance(
-                    images, labels, order, tf.constant(size), tf.constant(first), tf.constant(last), loss, hits
+            order = tf.constant(order)
+            for first, last, rows in self._calls(size):
+                step, last_loss, loss, hits = self._call(
+                    images, labels, order, tf.constant(size), tf.constant(first), tf.constant(last), loss, hits, rows
                 )
                 if not math.isfinite(last_loss):
                     place = f"step {int(step) + seen // batch_size} of {self.steps_per_epoch} in epoch"
@@ -286,6 +315,31 @@ class Engine:
                     )
             seen += size
         return {"loss": float(loss) / seen, "accuracy": int(hits) / seen}
+
+    def _calls(self, size: int) -> Iterator[tuple[int, int, int]]:
+        """Yield the updates of a part by call into the compiled code: the first, the one after the last, their rows."""
+        batch_size = self._recipe.batch_size
+        block, num_steps = max(1, BLOCK_IMAGES // batch_size), -(-size // batch_size)
+        whole = num_steps if self._pads else size // batch_size
+        for first in range(0, whole, block):
+            yield first, min(first + block, whole), batch_size
+        if whole < num_steps:
+            yield whole, num_steps, size % batch_size
+
+    def _call(self, *arguments: Any) -> tuple[Any, Any, Any, Any]:
+        """Call the compiled code. If XLA refuses it, nothing was run, and it is compiled without XLA."""
+        import tensorflow as tf
+
+        try:
+            return self._advance(*arguments)
+        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
+            if not self._by_xla:
+                raise
+            reason = error.message.splitlines()[0]
+            log.info("XLA can't compile the network (%s): it is trained by the plain compiled loop", reason)
+            self._by_xla = False
+            self._advance = tf.function(self._steps, autograph=False)
+            return self._advance(*arguments)
 
     def _size(self, start: int) -> int:
         return min(self._part_rows, self._num_train - start)
@@ -303,9 +357,9 @@ class Engine:
         return self._part[1:]
 
     def _steps(
-        self, images: Any, labels: Any, order: Any, size: Any, first: Any, last: Any, loss: Any, hits: Any
+        self, images: Any, labels: Any, order: Any, size: Any, first: Any, last: Any, loss: Any, hits: Any, rows: int
     ) -> tuple[Any, Any, Any, Any]:
-        """Make the updates `first` to `last` of one part: the compiled code.
+        """Make the updates `first` to `last` of one part, each on the given number of rows: the compiled code.
 
         Returns:
             The number of the next step, the loss of the last one, and the sums of losses, float64, and hits so far.
@@ -316,10 +370,10 @@ class Engine:
             return (step < last) & tf.math.is_finite(last_loss)
 
         def body(step: Any, last_loss: Any, loss: Any, hits: Any) -> tuple[Any, Any, Any, Any]:
-            position = step * self._recipe.batch_size + tf.range(self._recipe.batch_size)
-            rows = tf.slice(order, [step * self._recipe.batch_size], [self._recipe.batch_size])
-            real = tf.cast(position < size, tf.float32)  # 0 where the last batch is padded
-            batch_loss, batch_hits = self._update(tf.gather(images, rows), tf.gather(labels, rows), real)
+            start = step * self._recipe.batch_size
+            chosen = tf.slice(order, [start], [rows])
+            real = tf.cast(start + tf.range(rows) < size, tf.float32)  # 0 where the last batch is padded
+            batch_loss, batch_hits = self._update(tf.gather(images, chosen), tf.gather(labels, chosen), real)
             return step + 1, batch_loss, loss + tf.cast(batch_loss * tf.reduce_sum(real), tf.float64), hits + batch_hits
 
         return tf.while_loop(unfinished, body, (first, tf.constant(0.0), loss, hits))
@@ -388,20 +442,28 @@ class Engine:
     def _validate(self) -> dict[str, float]:
         import tensorflow as tf
 
-        split, entropy, hits = self._examples.split("validation"), 0.0, 0
+        split, loss, hits = self._examples.split("validation"), 0.0, 0
         for start in range(0, len(split), SCORE_IMAGES):
             images, labels = split.rows(start, start + SCORE_IMAGES)
-            part_entropy, part_hits = self._score(tf.constant(images), tf.constant(labels, tf.int32))
-            entropy, hits = entropy + float(part_entropy), hits + int(part_hits)
-        penalty = sum(float(loss) for loss in self._model.losses)
-        return {"val_loss": entropy / len(split) + penalty, "val_accuracy": hits / len(split)}
+            part_loss, part_hits = self._score(tf.constant(images), tf.constant(labels, tf.int32))
+            loss, hits = loss + float(part_loss), hits + int(part_hits)
+        penalty = sum(float(variable.regularizer(variable)) for variable in self._regularized)
+        return {"val_loss": loss / len(split) + penalty, "val_accuracy": hits / len(split)}
 
     def _sums(self, images: Any, labels: Any) -> tuple[Any, Any]:
         import tensorflow as tf
 
         probabilities = self._model(images, training=False)
         hits = tf.equal(tf.argmax(probabilities, 1, tf.int32), labels)
-        return tf.reduce_sum(self._cross_entropy(labels, probabilities)), tf.reduce_sum(tf.cast(hits, tf.int32))
+        loss = tf.reduce_sum(self._cross_entropy(labels, probabilities))
+        losses = self._model.losses  # those of the layers' outputs, then those of the weights
+        if of_outputs := losses[: len(losses) - len(self._regularized)]:
+            loss += tf.add_n(of_outputs) * tf.cast(tf.shape(images)[0], loss.dtype)
+        return loss, tf.reduce_sum(tf.cast(hits, tf.int32))
+
+    @property
+    def _regularized(self) -> list[Any]:
+        return [variable for variable in self._model.trainable_weights if variable.regularizer is not None]
 
 
 def part_order(seed: int, epoch: int, starts: Sequence[int]) -> list[int]:
@@ -432,6 +494,14 @@ def row_order(seed: int, epoch: int, start: int, size: int) -> np.ndarray:
         True
     """
     return np.random.default_rng([seed, epoch, start]).permutation(size)
+
+
+def _layers(model: Any) -> Iterator[Any]:
+    """Yield the layers of a model, also those of models in it."""
+    for layer in model.layers:
+        yield layer
+        if hasattr(layer, "layers"):
+            yield from _layers(layer)
 
 
 def _rate(kind: str) -> Any:

@@ -10,7 +10,7 @@ from components.training.params import Params
 from ridgeline.artifacts.trials import KernelFacts, Trial
 from tests.components.conftest import make_bars
 
-TRAINING = {"hidden_units": [6], "epochs": 2, "learning_rate": 0.1}
+TRAINING = {"mlp": {"hidden_units": [6]}, "epochs": 2, "learning_rate": 0.1}
 GRID = {
     "l1": [0.001, 0.1],
     "l2": [0.001, 0.03],
@@ -60,7 +60,7 @@ def test_the_winner_is_the_most_accurate_and_has_the_parameters_of_train(swept):
     params = train.parse(facts.winner_params)
     assert isinstance(params, Params)
     assert (params.penalty.kind, params.penalty.strengths) == (winner.kind, winner.strengths)
-    assert params.hidden_units == (6,)
+    assert params.mlp.hidden_units == (6,)
 
 
 def test_the_result_does_not_depend_on_how_the_grid_was_divided(examples, swept, tmp_path):

@@ -11,7 +11,7 @@ from ridgeline.artifacts.trials import Trial
 from ridgeline.component import ParameterError
 from tests.components.conftest import make_bars
 
-TRAINING = {"hidden_units": [6], "epochs": 2, "learning_rate": 0.1}
+TRAINING = {"mlp": {"hidden_units": [6]}, "epochs": 2, "learning_rate": 0.1}
 GRID = {"l1": [0.001, 0.1], "l2": [0.001, 0.03], "l1_l2": [[0.001, 0.001]], "group": [0.1], "train": TRAINING}
 
 

@@ -20,7 +20,7 @@ BAD_VALUES = {
     "train.learning_rate": -0.1,
     "train.momentum": "1.5",
     "train.penalty.kind": "l3",
-    "train.hidden_units": [100, "many"],
+    "train.mlp.hidden_units": [100, "many"],
     "ingest.dataset": "fashion mnist",
     "evaluate.min_accuracy": 1.5,
     "sweep.l1": [0.1, "strong"],

@@ -28,7 +28,10 @@ def test_signature_is_the_declaration():
     ("values", "message"),
     [
         ({"epoch": 2}, "Unknown parameter train.epoch. Did you mean train.epochs."),
-        ({"q": 2}, "Unknown parameter train.q. Expected one of .*train.penalty.kind.*train.hidden_units"),
+        (
+            {"q": 2},
+            "Unknown parameter train.q. Expected one of .*train.penalty.kind.*train.cnn.filters.*train.mlp.hidden_units",
+        ),
         ({"epochs": True}, "train.epochs: expected a valid integer; received True"),
         ({"epochs": "5"}, "train.epochs: expected a valid integer; received '5'"),
         ({"penalty": {"l2": True}}, "train.penalty.l2: expected a valid number; received True"),
@@ -38,7 +41,7 @@ def test_signature_is_the_declaration():
         ({"penalty": {"kind": "l3"}}, "train.penalty.kind: expected 'none', 'l1', 'l2' or 'l1_l2'; received 'l3'"),
         ({"penalty": {"l1": float("nan")}}, "train.penalty.l1: expected a finite number"),
         ({"learning_rate": float("inf")}, "train.learning_rate: expected"),
-        ({"hidden_units": [100, 0]}, "train.hidden_units.1: expected greater than or equal to 1"),
+        ({"mlp": {"hidden_units": [100, 0]}}, "train.mlp.hidden_units.1: expected greater than or equal to 1"),
         ({"seed": -1}, "train.seed"),
     ],
 )

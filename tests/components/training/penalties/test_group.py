@@ -84,7 +84,7 @@ def test_a_weight_without_groups_is_refused_by_name_before_training(bars) -> Non
     def build(regularizer):
         import keras
 
-        model = build_model(bars, params(hidden_units=[4]), regularizer)
+        model = build_model(bars, params(mlp={"hidden_units": [4]}), regularizer)
         scale = keras.layers.LayerNormalization(gamma_regularizer=regularizer, name="scale")
         return keras.Sequential([keras.Input((6, 5), dtype="uint8"), *model.layers[:-1], scale, model.layers[-1]])
 
@@ -114,7 +114,7 @@ def test_the_proximal_solver_reaches_a_published_solvers_optimum(bars, strength)
     split = bars.split("train")
     images = ((split.images.astype(np.float64) - 60.0) / 50.0).reshape(len(split), -1)
     recipe = Recipe(solver="proximal", momentum=0.9, batch_size=len(split))
-    build = functools.partial(build_model, bars, params(hidden_units=[]))
+    build = functools.partial(build_model, bars, params(mlp={"hidden_units": []}))
     fit = Engine(build, bars, recipe, GROUP.formula).fit(
         penalty=Penalty.at("group", strength), learning_rate=0.1, seed=1, epochs=800
     )
@@ -141,7 +141,7 @@ def test_every_step_of_softmax_regression_is_that_of_the_numpy_formula(bars, rec
     strength, rate, split = 0.05, 0.05, bars.split("train")
     images = ((split.images.astype(np.float64) - 60.0) / 50.0).reshape(len(split), -1)
     targets = np.eye(3)[split.labels]
-    build = functools.partial(build_model, bars, params(hidden_units=[]))
+    build = functools.partial(build_model, bars, params(mlp={"hidden_units": []}))
     keras.utils.set_random_seed(3)
     weights, bias = (np.float64(weight) for weight in build().get_weights())
     velocity, velocity_of_bias, momentum = np.zeros_like(weights), np.zeros_like(bias), recipe.get("momentum", 0.0)
@@ -171,7 +171,7 @@ def test_every_step_of_softmax_regression_is_that_of_the_numpy_formula(bars, rec
 
 @pytest.mark.parametrize(("hidden_units", "strength"), [([8], 0.01), ([], 0.1)])
 def test_whole_pixels_and_units_are_eliminated(bars, tmp_path, hidden_units, strength):
-    values = {"hidden_units": hidden_units, "epochs": 20, "learning_rate": 0.05, "solver": "proximal"}
+    values = {"mlp": {"hidden_units": hidden_units}, "epochs": 20, "learning_rate": 0.05, "solver": "proximal"}
     values |= {"momentum": 0.9, "schedule": "cosine", "penalty": {"kind": "group", "group": strength}}
     facts = train(examples=bars, params=train.parse(values), output=tmp_path).facts
     if hidden_units:
