@@ -155,6 +155,7 @@ def write_model(output: Path, examples: Examples, params: Params, result: Fit) -
     (output / "summary.txt").write_text(summary(model), encoding="utf-8")
     model.save_weights(output / "model.weights.h5")
     eliminated = eliminated_pixels(model)
+    saved = params.penalty.keras_regularizer() is not None or not any(params.penalty.strengths.values())
     return ModelFacts(
         dataset=examples.facts.dataset,
         image_shape=examples.facts.image_shape,
@@ -166,6 +167,7 @@ def write_model(output: Path, examples: Examples, params: Params, result: Fit) -
         sparsity=sparsity(model),
         num_eliminated_pixels=None if eliminated is None else int(np.count_nonzero(eliminated)),
         num_eliminated_units=eliminated_units(model),
+        unsaved_penalty=0.0 if saved else sum(map(params.penalty.value, kernels(model).values())),
         synthetic=examples.facts.synthetic,
     )
 

@@ -18,6 +18,7 @@ import components.export
 import components.select
 import components.sweep
 import components.train
+from components.training.penalty import STRENGTHS
 from dags.preparation import PREPARATION, prepare_examples
 from ridgeline.airflow.form import form
 from ridgeline.airflow.notifications import Notifier, deadline
@@ -96,8 +97,7 @@ def training_dag(
             components.export.export,
             first=(
                 "train.penalty.kind",
-                "train.penalty.l1",
-                "train.penalty.l2",
+                *(f"train.penalty.{name}" for name in STRENGTHS),
                 "train.solver",
                 "train.profile",
                 "train.epochs",

@@ -47,6 +47,7 @@ class ModelFacts(Facts):
             in which pixels have no weights of their own, see `eliminated_pixels`.
         num_eliminated_units: Number of hidden units or channels whose incoming or outgoing weights are all exactly
             zero; None where they can't be told, see `eliminated_units`.
+        unsaved_penalty: The penalty of its kernels if Keras has no regularizer for it: the saved model then has none.
         synthetic: Whether it was trained on images that the project drew itself.
         started_from: Digest of the model whose weights it started from; None for initial weights drawn at random.
     """
@@ -61,6 +62,7 @@ class ModelFacts(Facts):
     sparsity: tuple[LayerSparsity, ...]
     num_eliminated_pixels: int | None
     num_eliminated_units: int | None = None
+    unsaved_penalty: float = 0.0
     synthetic: bool
     started_from: str | None = None
 

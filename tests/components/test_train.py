@@ -152,11 +152,15 @@ def test_saved_architecture_has_ordinary_keras_regularizers(examples, tmp_path):
     )
     config = model.load_keras().get_layer("hidden_1").get_config()["kernel_regularizer"]
     assert (config["class_name"], config["config"]) == ("L1L2", {"l1": 0.5, "l2": 0.25})
+    assert model.facts.unsaved_penalty == 0
 
 
 def test_saved_architecture_has_no_regularizer_where_keras_has_none(examples, tmp_path):
     model = run(examples, tmp_path / "m", hidden_units=[4], epochs=1, penalty={"kind": "group", "group": 0.01})
-    assert model.load_keras().get_layer("hidden_1").get_config()["kernel_regularizer"] is None
+    network = model.load_keras()
+    assert network.get_layer("hidden_1").get_config()["kernel_regularizer"] is None
+    norms = [np.linalg.norm(kernel, axis=1).sum() * np.sqrt(kernel.shape[1]) for kernel in network.get_weights()[::2]]
+    assert model.facts.unsaved_penalty == pytest.approx(0.01 * sum(norms), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -183,25 +183,33 @@ def test_a_network_trains_and_does_what_it_is_for(store):
     np.testing.assert_allclose(network.predict(images, verbose=0), brighter, atol=1e-3)
 
 
-def test_a_penalty_is_part_of_the_loss(store):
+def test_a_penalty_is_part_of_the_loss_and_its_proximal_operator_acts(store):
     examples = store.open(artifacts(store, "transform")[0], Examples)
     model = store.open(artifacts(store, "train")[1], Model)
-    assert model.facts.params["penalty"]["group"] == 0.01
+    assert model.facts.params["penalty"]["mcp"] == 0.02
     network, validation = model.load_keras(), examples.split("validation")
     probabilities = network.predict(validation.images, verbose=0)
     entropy = -np.mean(np.log(probabilities[np.arange(len(validation)), validation.labels]))
-    norms = sum(np.linalg.norm(np.asarray(w), axis=1).sum() for w in network.weights if w.name == "kernel")
-    assert norms > 10
-    np.testing.assert_allclose(model.facts.metrics["val_loss"], entropy + 0.01 * norms, rtol=1e-4)
+    sizes = np.abs(np.concatenate([np.ravel(w) for w in network.weights if w.name == "kernel"]))
+    inner = np.minimum(sizes, 0.06)
+    penalty = np.sum(0.02 * inner - inner**2 / 6)
+    assert model.facts.unsaved_penalty == pytest.approx(penalty, rel=1e-4)
+    np.testing.assert_allclose(model.facts.metrics["val_loss"], entropy + penalty, rtol=1e-4)
+    assert sum(layer.num_zeros for layer in model.facts.sparsity) > 100
 
 
-def test_a_sweep_runs_beside_a_new_penalty(store):
+def test_a_sweep_tries_the_new_penalty_and_its_report_names_it(store):
     (ref,) = artifacts(store, "select")
-    assert [str(trial) for trial in store.open(ref, SweepResult).facts.trials] == ["none", "l2 0.001"]
+    result = store.open(ref, SweepResult)
+    assert [str(trial) for trial in result.facts.trials] == ["none", "mcp 0.001", "mcp 0.02"]
+    assert "<strong>MCP</strong> sets small weights to zero" in result.report.read_text()
 
 
 def test_every_example_is_complete():
-    assert {name for name, _, _ in BLOCK.findall(TEXT)} >= {"label_counts/step.py", "components/training/penalty.py"}
+    assert {name for name, _, _ in BLOCK.findall(TEXT)} >= {
+        "label_counts/step.py",
+        "components/training/penalties/mcp.py",
+    }
     named = TEXT.count("```python") + TEXT.count("```toml") + TEXT.count("```diff")
     assert len(BLOCK.findall(TEXT)) == named
     assert importlib.util.find_spec("label_counts") is None

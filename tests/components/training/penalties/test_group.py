@@ -169,10 +169,10 @@ def test_every_step_of_softmax_regression_is_that_of_the_numpy_formula(bars, rec
         np.testing.assert_array_equal(fit.weights[0] == 0, weights == 0)
 
 
-@pytest.mark.parametrize(("hidden_units", "strength"), [([8], 0.01), ([], 0.1)])
+@pytest.mark.parametrize(("hidden_units", "strength"), [([8], 0.01), ([], 0.12)])
 def test_whole_pixels_and_units_are_eliminated(bars, tmp_path, hidden_units, strength):
-    values = {"mlp": {"hidden_units": hidden_units}, "epochs": 20, "learning_rate": 0.05, "solver": "proximal"}
-    values |= {"momentum": 0.9, "schedule": "cosine", "penalty": {"kind": "group", "group": strength}}
+    values = {"mlp": {"hidden_units": hidden_units}, "epochs": 200, "learning_rate": 0.1, "solver": "proximal"}
+    values |= {"momentum": 0.9, "batch_size": 640, "penalty": {"kind": "group", "group": strength}}
     facts = train(examples=bars, params=train.parse(values), output=tmp_path).facts
     if hidden_units:
         assert 0 < facts.num_eliminated_units < 8
