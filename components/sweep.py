@@ -104,9 +104,7 @@ class Params(StepParams):
         return TrainParams(**{**dict(self.train), "profile": "seed", "penalty": point, "solver": solver})
 
 
-@component(
-    output=Trials, after=(ExampleAnomalies,), code=lambda params: network_code(params.train if params else None)
-)
+@component(output=Trials, after=(ExampleAnomalies,), code=lambda params: network_code(params.train if params else None))
 def sweep(examples: Examples, params: Params, output: Path) -> TrialsFacts:
     """Train at each point of a grid of penalties, on shared data and compiled code.
 

@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@component(
-    output=Model, after=(ExampleAnomalies,), uses_champion=lambda params: params.warm_start, code=network_code
-)
+@component(output=Model, after=(ExampleAnomalies,), uses_champion=lambda params: params.warm_start, code=network_code)
 def train(
     examples: Examples,
     params: Params,

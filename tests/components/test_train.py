@@ -147,7 +147,9 @@ def test_proximal_training_gives_exact_zeros_and_eliminates_pixels(examples, tmp
 
 
 def test_saved_architecture_has_ordinary_keras_regularizers(examples, tmp_path):
-    model = run(examples, tmp_path / "m", mlp={"hidden_units": [4]}, epochs=1, penalty={"kind": "l1_l2", "l1": 0.5, "l2": 0.25})
+    model = run(
+        examples, tmp_path / "m", mlp={"hidden_units": [4]}, epochs=1, penalty={"kind": "l1_l2", "l1": 0.5, "l2": 0.25}
+    )
     config = model.load_keras().get_layer("hidden_1").get_config()["kernel_regularizer"]
     assert (config["class_name"], config["config"]) == ("L1L2", {"l1": 0.5, "l2": 0.25})
 
@@ -182,9 +184,20 @@ def test_invalid_combinations_are_refused(values, message):
 @pytest.mark.fresh_process
 def test_killed_training_resumes_to_the_same_bytes(examples, tmp_path):
     """Kill the command by SIGKILL after an epoch; run it again from elsewhere with another hash seed."""
-    values = {"mlp": {"hidden_units": [4]}, "epochs": 60, "momentum": 0.5, "schedule": "cosine", "shift": 1, "average": 0.9}
+    values = {
+        "mlp": {"hidden_units": [4]},
+        "epochs": 60,
+        "momentum": 0.5,
+        "schedule": "cosine",
+        "shift": 1,
+        "average": 0.9,
+    }
     whole = run(examples, tmp_path / "whole", **values)
-    arguments = [name for key, value in values.items() for name in (f"--{key.replace('_', '-')}", value if isinstance(value, str) else json.dumps(value))]
+    arguments = [
+        name
+        for key, value in values.items()
+        for name in (f"--{key.replace('_', '-')}", value if isinstance(value, str) else json.dumps(value))
+    ]
     command = [sys.executable, "-m", "ridgeline.cli", "step", "train", "--examples", examples.path, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
     for folder in ("here", "there"):
@@ -263,7 +276,7 @@ def test_tuned_replaces_only_what_is_left_out_even_if_it_equals_the_default():
     others = {name: value for name, value in TUNED.items() if name not in ("epochs", "penalty")}
     assert {name: getattr(params, name) for name in others} == others
     assert params.penalty.kind == TUNED["penalty"]["kind"]
-    assert params.mlp.hidden_units == (100, 100)
+    assert params.options.hidden_units == (100, 100)
     assert train.parse(params.model_dump(mode="json")) == params
 
 
@@ -307,7 +320,9 @@ def test_a_warm_start_begins_with_the_weights_of_the_champion(examples, tmp_path
 
 def test_a_warm_start_is_refused_if_shapes_or_classes_differ(examples, tmp_path):
     first = run(examples, tmp_path / "first", mlp={"hidden_units": [4]}, epochs=1)
-    with pytest.raises(StepError, match=r"weights of the shapes \[\(30, 5\), .*received \[\(30, 4\), .*train.network and its options"):
+    with pytest.raises(
+        StepError, match=r"weights of the shapes \[\(30, 5\), .*received \[\(30, 4\), .*train.network and its options"
+    ):
         warm(examples, Champion(first.digest, first), tmp_path / "a", mlp={"hidden_units": [5]})
     for name, facts in {"class_names": ("top", "middle", "base"), "image_shape": (5, 6)}.items():
         first.facts = first.facts.model_copy(update={name: facts})
