@@ -206,7 +206,7 @@ def numpy_loop(examples: Examples, params: Params) -> Callable[[int], float]:
     More threads make these small products slower. The epoch returns the validation accuracy.
     """
     rng = np.random.default_rng(0)
-    units = [int(np.prod(examples.facts.image_shape)), *params.mlp.hidden_units, len(examples.facts.class_names)]
+    units = [int(np.prod(examples.facts.image_shape)), *params.options.hidden_units, len(examples.facts.class_names)]
     kernels = [
         rng.normal(0, np.sqrt(2 / inputs), (inputs, outputs)).astype(np.float32)
         for inputs, outputs in itertools.pairwise(units)
@@ -258,7 +258,7 @@ def numpy_loop(examples: Examples, params: Params) -> Callable[[int], float]:
 
 def blas_seconds(examples: Examples, params: Params) -> float:
     """Return the seconds that one large float32 product takes, scaled to the FLOPs of an epoch's products."""
-    units = [int(np.prod(examples.facts.image_shape)), *params.mlp.hidden_units, len(examples.facts.class_names)]
+    units = [int(np.prod(examples.facts.image_shape)), *params.options.hidden_units, len(examples.facts.class_names)]
     products = [inputs * outputs for inputs, outputs in itertools.pairwise(units)]
     flops_per_image = 2 * (
         3 * sum(products) - products[0]

@@ -32,8 +32,8 @@ from ridgeline.airflow.task import params_in_task, run_in_task
     params={
         "spread_tasks": Param(
             1,
-            "Number of tasks that share the grid, 1 to 32. The pool tensorflow limits how many run at a time. A chain of "
-            "warm starts stays in one task.",
+            "Number of tasks that share the grid, 1 to 32. The pool tensorflow limits how many run at a time. One task "
+            "trains a whole chain of warm starts.",
             title="Spread over tasks",
             type="integer",
             allOf=[{"minimum": 1, "maximum": 32}],  # the form would silently move a value into bounds that it sees

@@ -159,7 +159,6 @@ def _form(options: Options) -> Row:
 def _command_line(options: Options) -> Row:
     steps = list(pipeline.load_components().values())
     settings = Settings()
-    from ridgeline.component import flatten
 
     names = [f"{step.name}.{name}" for step in steps for name in step.defaults()]
 

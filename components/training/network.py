@@ -38,8 +38,7 @@ def build_network(examples: Examples, params: Params, regularizer: keras.Regular
         regularizer: Regularizer of the penalized weights.
     """
     facts, network = examples.facts, NETWORKS[params.network]
-    options = getattr(params, params.network)
-    return network.build(facts.image_shape, len(facts.class_names), regularizer, options)
+    return network.build(facts.image_shape, len(facts.class_names), regularizer, params.options)
 
 
 def with_normalization(examples: Examples, network: keras.Model) -> keras.Model:

@@ -171,7 +171,7 @@ NETWORKS = load_networks(
     reserved={
         *(name for part in (Regularization, Optimization) for name in part.model_fields),
         *importlib.metadata.entry_points(group="ridgeline.components").names,
-        *("network", "warm_start", "examples", "champion", "output"),
+        *("network", "options", "warm_start", "examples", "champion", "output"),
     }
 )
 DEFAULT_NETWORK = "mlp"
@@ -209,6 +209,11 @@ else:
 
 class Training(Optimization, NetworkChoice):
     """The network and its training, without the penalty."""
+
+    @property
+    def options(self) -> Any:
+        """The options of the network."""
+        return getattr(self, self.network)
 
     @model_validator(mode="after")
     def _network_is_usable(self) -> Self:

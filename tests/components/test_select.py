@@ -60,7 +60,7 @@ def test_the_winner_is_the_most_accurate_and_has_the_parameters_of_train(swept):
     params = train.parse(facts.winner_params)
     assert isinstance(params, Params)
     assert (params.penalty.kind, params.penalty.strengths) == (winner.kind, winner.strengths)
-    assert params.mlp.hidden_units == (6,)
+    assert params.options.hidden_units == (6,)
 
 
 def test_the_result_does_not_depend_on_how_the_grid_was_divided(examples, swept, tmp_path):

@@ -294,7 +294,7 @@ def test_tuned_replaces_only_what_is_left_out_even_if_it_equals_the_default():
     others = {name: value for name, value in TUNED.items() if name not in ("epochs", "penalty")}
     assert {name: getattr(params, name) for name in others} == others
     assert params.penalty.kind == TUNED["penalty"]["kind"]
-    assert params.mlp.hidden_units == (100, 100)
+    assert params.options.hidden_units == (100, 100)
     assert train.parse(params.model_dump(mode="json")) == params
 
 

@@ -28,10 +28,7 @@ def test_signature_is_the_declaration():
     ("values", "message"),
     [
         ({"epoch": 2}, "Unknown parameter train.epoch. Did you mean train.epochs."),
-        (
-            {"q": 2},
-            "Unknown parameter train.q. Expected one of .*train.penalty.kind.*train.cnn.filters.*train.mlp.hidden_units",
-        ),
+        ({"q": 2}, "Unknown parameter train.q. Expected one of .*train.penalty.kind.*cnn.filters.*mlp.hidden_units"),
         ({"epochs": True}, "train.epochs: expected a valid integer; received True"),
         ({"epochs": "5"}, "train.epochs: expected a valid integer; received '5'"),
         ({"penalty": {"l2": True}}, "train.penalty.l2: expected a valid number; received True"),

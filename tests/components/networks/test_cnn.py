@@ -1,10 +1,10 @@
 """The network, and the whole pipeline with it: batch statistics, dropout, convolution kernels."""
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
-
 
 from components.evaluate import evaluate
 from components.export import export, save
@@ -13,6 +13,7 @@ from components.select import select
 from components.sweep import sweep
 from components.train import train
 from ridgeline.artifacts.model import Model, kernels
+from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.component import Champion, StepError
 from ridgeline.serving_check import check
 
@@ -99,6 +100,7 @@ def test_the_report_names_each_kernel_and_shows_no_map_of_pixels(evaluation):
 def test_the_exported_model_repeats_the_evaluation(bars, model, evaluation, tmp_path, monkeypatch):
     monkeypatch.setattr("components.export.save_in_a_fresh_process", save)
     pushed = export(examples=bars, model=model, evaluation=evaluation, params=export.parse({}), output=tmp_path)
+    assert isinstance(pushed, PushedModel)
     check(pushed.saved_model, pushed.check, pushed.facts.class_names)
 
 
@@ -118,7 +120,8 @@ def test_a_sweep_names_the_kernels_and_selects(bars, tmp_path):
     params = sweep.parse({"dense": False, "l1": [0.001, 0.02], "l2": [0.01], "train": VALUES})
     trials = sweep(examples=bars, params=params, output=tmp_path / "trials")
     assert [k.name for k in trials.facts.trials[0].kernels] == ["convolution_1", "convolution_2", "output"]
-    result = select(params=select.parse({}), output=tmp_path / "result", **{"trials.0": trials})
+    parts: dict[str, Any] = {"trials.0": trials}
+    result = select(params=select.parse({}), output=tmp_path / "result", **parts)
     assert "in<br>convolution_2" in result.report.read_text()
     trial = trials.facts.trials[1]
     values = VALUES | {"penalty": {"kind": "l1", "l1": 0.02}, "solver": trial.solver}

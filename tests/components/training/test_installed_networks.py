@@ -1,4 +1,4 @@
-"""Networks of other packages: found by entry point, in the key where they are chosen, named where they can't be used."""
+"""Networks of other packages: found by entry point, in the key of a training that uses them, named if unusable."""
 
 import importlib.metadata
 import json
@@ -111,7 +111,7 @@ def test_the_built_in_networks_can_be_used():
     ],
 )
 def test_what_cannot_be_used_says_why_and_leaves_the_others_alone(folder, monkeypatch, caplog, entries, problem):
-    found = [importlib.metadata.EntryPoint(*entry, "ridgeline.networks") for entry in entries]
+    found = [importlib.metadata.EntryPoint(name, value, "ridgeline.networks") for name, value in entries]
     found.append(importlib.metadata.EntryPoint("wide", "further_net.network:wide", "ridgeline.networks"))
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: found)
     networks = load_networks({"epochs"})
@@ -121,7 +121,7 @@ def test_what_cannot_be_used_says_why_and_leaves_the_others_alone(folder, monkey
     assert bad.label == f"{bad.name}: can't be used"
     assert f"cannot use the network {bad.name}: {bad.problem}" in caplog.text
     assert networks["wide"].problem == ""
-    assert networks["wide"].options(depth=2).model_dump() == {"depth": 2, "sizes": (4,)}
+    assert networks["wide"].options.model_validate({"depth": 2}).model_dump() == {"depth": 2, "sizes": (4,)}
 
 
 def test_a_further_network_changes_no_key_and_its_own_covers_its_code(folder):

@@ -6,7 +6,8 @@ import pytest
 from components.sweep import sweep
 from components.train import train
 from components.training.network_check import check_network
-from components.training.params import NETWORKS
+from components.training.params import NETWORKS, Params
+from ridgeline.artifacts.model import Model
 from ridgeline.component import StepError
 
 
@@ -40,7 +41,7 @@ def without_input(keras, shape, classes, regularizer):
 
 
 def custom_layer(keras, shape, classes, regularizer):
-    class RowMean(keras.layers.Layer):
+    class RowMean(keras.layers.Layer):  # type: ignore[name-defined]
         def call(self, images):
             return keras.ops.mean(images, axis=2)
 
@@ -49,7 +50,7 @@ def custom_layer(keras, shape, classes, regularizer):
 
 def registered_layer(keras, shape, classes, regularizer):
     @keras.saving.register_keras_serializable("tests")
-    class Registered(keras.layers.Layer):
+    class Registered(keras.layers.Layer):  # type: ignore[name-defined]
         def call(self, images):
             return images
 
@@ -57,7 +58,7 @@ def registered_layer(keras, shape, classes, regularizer):
 
 
 def custom_model(keras, shape, classes, regularizer):
-    class Mine(keras.Model):
+    class Mine(keras.Model):  # type: ignore[name-defined]
         pass
 
     images = keras.Input(shape)
@@ -117,7 +118,7 @@ def use(monkeypatch):
 def test_what_cannot_be_trained_or_served_is_refused_by_name(bars, use, message, build):
     use(build)
     with pytest.raises(StepError, match=f"(?i){message}"):
-        check_network(bars, train.parse({}))
+        check_network(bars, Params())
 
 
 def test_both_steps_refuse_it_before_they_train(bars, use, tmp_path):
@@ -140,7 +141,9 @@ def test_a_model_of_inputs_and_outputs_is_flat_and_has_the_same_names_each_time(
     models = []
     for name in "ab":
         (tmp_path / name).mkdir()
-        models.append(train(examples=bars, params=train.parse({"epochs": 1}), output=tmp_path / name))
+        model = train(examples=bars, params=train.parse({"epochs": 1}), output=tmp_path / name)
+        assert isinstance(model, Model)
+        models.append(model)
     assert models[0].digest == models[1].digest
     assert [layer.name for layer in models[0].facts.sparsity] == ["dense", "dense_1", "dense_2"]
     assert models[0].facts.num_eliminated_pixels is None
