@@ -18,6 +18,7 @@ PARTS = {
     "engine": engine.main,
     "sweep": sweep.main,
     "sparse": sweep.sparse,
+    "warm": sweep.warm,
     "tuned": tuned.main,
     "records": records.main,
     "images": images.main,

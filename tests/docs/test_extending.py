@@ -195,7 +195,7 @@ def test_a_penalty_is_part_of_the_loss_and_its_proximal_operator_acts(store):
     penalty = np.sum(0.02 * inner - inner**2 / 6)
     assert model.facts.unsaved_penalty == pytest.approx(penalty, rel=1e-4)
     np.testing.assert_allclose(model.facts.metrics["val_loss"], entropy + penalty, rtol=1e-4)
-    assert sum(layer.num_zeros for layer in model.facts.sparsity) > 100
+    assert sum(layer.num_zeros for layer in model.facts.sparsity) > 0
 
 
 def test_a_sweep_tries_the_new_penalty_and_its_report_names_it(store):

@@ -127,10 +127,10 @@ def test_the_proximal_solver_reaches_a_published_solvers_optimum(bars, strength)
     assert np.flatnonzero(norms == 0).tolist() == zero_rows
 
     # The conditions of the optimum: Parikh and Boyd, "Proximal Algorithms", section 2.3.
-    gradient = images.T @ (p - np.eye(3)[split.labels]) / len(split)
+    gradient: Any = images.T @ (p - np.eye(3)[split.labels]) / len(split)
     limit = strength * np.sqrt(3)
-    zero = norms == 0
-    np.testing.assert_allclose(gradient[~zero], -limit * weights[~zero] / norms[~zero, None], atol=1e-4)
+    zero: Any = norms == 0
+    np.testing.assert_allclose(gradient[~zero], -limit * np.asarray(weights)[~zero] / norms[~zero, None], atol=1e-4)
     assert (np.linalg.norm(gradient[zero], axis=1) <= limit).all()
 
 
