@@ -113,7 +113,6 @@ def warm(settings: Settings, refs: dict[str, str]) -> None:
             trials = [trial for trial in swept["trials"] if trial["kind"] == kind]
             loss, accuracy, zeros = (sum(t[n] for t in trials) / len(trials) for n in ("loss", "accuracy", "zeros"))
             found = f"loss {loss:.4f}, accuracy {accuracy:.4f}, {100 * zeros:.1f} % zero"
-            row(
-                f"  {kind}", found, "" if start == "cold" else f"{'at most' if loss <= reached[kind] else 'above'} cold"
-            )
+            beside = "at most cold" if loss <= reached.get(kind, loss) else "above cold"
+            row(f"  {kind}", found, beside if start == "warm" else "")
             reached.setdefault(kind, loss)

@@ -382,6 +382,10 @@ The manifest has all.</p>
 {% elif model.facts.num_eliminated_pixels is not none %}
 <p class="note">No input pixel is eliminated: each has a weight that is not zero.</p>
 {% endif %}
+{% if model.facts.num_eliminated_units %}
+<p class="note">{{ "{:,}".format(model.facts.num_eliminated_units) }} hidden units or channels are eliminated: their \
+incoming or their outgoing weights are all zero.</p>
+{% endif %}
 </section>
 
 <section>

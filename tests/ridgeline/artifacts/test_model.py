@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ridgeline.artifacts.examples import Examples
-from ridgeline.artifacts.model import Model
+from ridgeline.artifacts.model import Model, eliminated_units
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.store import Store
 
@@ -108,3 +108,33 @@ def test_a_pickled_array_is_refused(
     with pytest.raises(ValueError, match="allow_pickle|Python object"):
         read(artifact)
     assert not witness.exists()
+
+
+def test_units_are_eliminated_by_their_incoming_or_their_outgoing_weights() -> None:
+    import keras
+
+    layers = keras.layers
+    convolution = layers.Conv2D(3, 1, use_bias=False)
+    dense, output = layers.Dense(5), layers.Dense(2)
+    model = keras.Sequential(
+        [keras.Input((2, 2, 1)), convolution, layers.BatchNormalization(), layers.Flatten(), dense, output]
+    )
+    ones = [np.ones_like(weight) for weight in model.get_weights()]
+    model.set_weights(ones)
+    assert eliminated_units(model) == 0
+    convolution.kernel.assign(np.array([[[[0.0, 1.0, 1.0]]]]))  # channel 0 receives nothing
+    dense.kernel.assign(np.ones((12, 5)) * (np.arange(12) % 3 != 2)[:, None])
+    assert eliminated_units(model) == 2  # channel 2 sends nothing on
+    output.kernel.assign([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
+    assert eliminated_units(model) == 4
+
+
+def test_eliminated_units_are_unknown_where_layers_form_no_sequence() -> None:
+    import keras
+
+    layers = keras.layers
+    image = keras.Input((2, 2))
+    graph = keras.Model(image, layers.Dense(2)(layers.Flatten()(image)))
+    reshaped = keras.Sequential([image, layers.Dense(3), layers.Permute((2, 1)), layers.Dense(2)])
+    depthwise = keras.Sequential([keras.Input((2, 2, 1)), layers.DepthwiseConv2D(1)])
+    assert [eliminated_units(model) for model in (graph, reshaped, depthwise)] == [None, None, None]
