@@ -74,7 +74,11 @@ def render(facts: SweepResultFacts, histograms: np.ndarray, edges: np.ndarray) -
             contrast=_contrast(sides, facts, counts, edges) if sides else None,
             curves=_curves(facts),
             maps=[picture for kind in MAPS if (picture := _heat_map(kind, facts))],
-            effects={KINDS[kind].label: KINDS[kind].effect for kind in KINDS if kind in {t.kind for t in facts.trials}},
+            effects={
+                _capital(KINDS[kind].label): KINDS[kind].effect
+                for kind in KINDS
+                if kind in {t.kind for t in facts.trials}
+            },
             solvers={t.solver for t in facts.trials if KINDS[t.kind].sparse},
             warm_start=facts.warm_start,
             params=flat(facts.training),
@@ -83,6 +87,10 @@ def render(facts: SweepResultFacts, histograms: np.ndarray, edges: np.ndarray) -
 
 def _label(trial: Trial) -> str:
     return Penalty.at(trial.kind, *trial.strengths.values()).label
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _curves(facts: SweepResultFacts) -> list[Picture]:
@@ -104,7 +112,7 @@ def _curves(facts: SweepResultFacts) -> list[Picture]:
         counts = [getattr(trial, f"num_eliminated_{what}") for trial in facts.trials if not trial.diverged]
         if any(counts):  # neither unknown nor zero everywhere
             value = operator.attrgetter(f"num_eliminated_{what}")
-            curves.append(curve(f"Eliminated {what}", f"number of {what} without a path to the output", value))
+            curves.append(curve(f"Eliminated {what}", f"number of {what}", value))
     return curves
 
 
@@ -155,7 +163,7 @@ def _heat_map(kind: str, facts: SweepResultFacts) -> Picture | None:
     if not trials:
         return None
     down, across = (sorted(set(values)) for values in zip(*trials, strict=True))
-    figure = Figure(figsize=(2.4 + 1.5 * len(across), 1.5 + 0.5 * len(down)))
+    figure = Figure(figsize=(8.2, 1.3 + 0.4 * len(down)))
     winner = facts.trials[facts.winner]
     texts = []
     for axes, (title, value) in zip(
@@ -221,7 +229,7 @@ def _distributions(
         shares.append((label, trial.zero_share, shade))
     left.set(yscale="log", xlabel="weight, exact zeros left out", ylabel="count, log scale", xlim=(edges[0], edges[-1]))
     _plain_ticks(left.yaxis)
-    left.set_title(f"{KINDS[kind].label}, by strength", loc="left", fontsize=10)
+    left.set_title(f"{_capital(KINDS[kind].label)}, by strength", loc="left", fontsize=10)
     _bars(right, shares)
     text = ", ".join(f"{100 * share:.1f} % at {label}" for label, share, _ in shares)
     return Picture(
@@ -307,7 +315,7 @@ Chosen on the validation split; the test split was not read.</p>
 <section>
 <h2>What each penalty does to the weights</h2>
 <p>{% for name, effect in effects.items() if effect %}
-<strong>{{ name[0]|upper }}{{ name[1:] }}</strong> {{ effect }}
+<strong>{{ name }}</strong> {{ effect }}
 {% endfor %}</p>
 {% for picture in spreads %}
 <div class="wide-figures">{{ figure(picture) }}</div>
@@ -320,7 +328,10 @@ Chosen on the validation split; the test split was not read.</p>
 <p class="note">Each line starts at the share of weights that are exactly zero. Where it starts high, few weights \
 remain, and the largest among them. Where it starts at the bottom and rises steeply, the network uses all weights, and \
 all are small.</p>
+</div>
+</div>
 <p class="note">The strongest of each kind within {{ near|percent(0) }} of the highest validation accuracy:</p>
+<div class="scroll" tabindex="0" role="region" aria-label="The strongest of each kind">
 <table>
 <thead><tr><th scope="col">Penalty</th><th scope="col">Accuracy</th><th scope="col">Zeros</th>\
 <th scope="col">Pixels<br>removed</th><th scope="col">Units<br>removed</th>\
@@ -334,7 +345,6 @@ all are small.</p>
 {% endfor %}
 </tbody>
 </table>
-</div>
 </div>
 </section>
 
