@@ -156,7 +156,7 @@ def test_saved_architecture_has_ordinary_keras_regularizers(examples, tmp_path):
 
 
 def test_saved_architecture_has_no_regularizer_where_keras_has_none(examples, tmp_path):
-    model = run(examples, tmp_path / "m", hidden_units=[4], epochs=1, penalty={"kind": "group", "group": 0.01})
+    model = run(examples, tmp_path / "m", mlp={"hidden_units": [4]}, epochs=1, penalty={"kind": "group", "group": 0.01})
     network = model.load_keras()
     assert network.get_layer("hidden_1").get_config()["kernel_regularizer"] is None
     norms = [np.linalg.norm(kernel, axis=1).sum() * np.sqrt(kernel.shape[1]) for kernel in network.get_weights()[::2]]
