@@ -99,6 +99,7 @@ def training_dag(
                 "train.penalty.l1",
                 "train.penalty.l2",
                 "train.solver",
+                "train.network",
                 "train.profile",
                 "train.epochs",
                 "train.learning_rate",
