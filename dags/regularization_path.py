@@ -48,6 +48,7 @@ from ridgeline.airflow.task import params_in_task, run_in_task
             "sweep.dense",
             "sweep.warm_start",
             "select.tolerance",
+            "sweep.train.network",
             "sweep.train.epochs",
             "sweep.train.profile",
         ),

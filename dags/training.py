@@ -99,6 +99,7 @@ def training_dag(
                 "train.penalty.kind",
                 *(f"train.penalty.{name}" for name in STRENGTHS),
                 "train.solver",
+                "train.network",
                 "train.profile",
                 "train.epochs",
                 "train.learning_rate",
