@@ -37,6 +37,7 @@ MAX_LANES = 4  # threads that train at a time: each uses one core and has its ow
 EDGES = np.linspace(-1.0, 1.0, 801)  # the same for every sweep, so that histograms can be compared and merged
 
 Strength = Annotated[float, Field(gt=0.0)]
+Strengths = Annotated[tuple[Strength, ...], Field(min_length=1, max_length=MAX_POINTS)]
 SWEPT = {name: kind for name, kind in KINDS.items() if kind.strengths}
 
 
@@ -51,7 +52,7 @@ def _lists() -> Any:
             description = "One training per strength."
         else:
             names = " and of ".join(strength.name for strength in kind.strengths)
-            point = tuple[(Strength | tuple[Strength, ...],) * len(kind.strengths)]  # type: ignore[misc]
+            point = tuple[(Strength | Strengths,) * len(kind.strengths)]  # type: ignore[misc]
             description = f"Strengths of {names}, one training each. Lists in place of strengths: each combination."
         field = Field(kind.path, title=f"{kind.label[0].upper()}{kind.label[1:]} strengths", description=description)
         fields[name] = (tuple[point, ...], field)
@@ -106,7 +107,7 @@ class Params(_lists()):  # type: ignore[misc]
         Under ``warm_start``, a list holds the points of one kind that differ in their last strength alone, from weak
         to strong: each training starts from a network that still has the units that the stronger penalty may remove.
         From strong to weak, as for convex problems, removed units would stay removed: they have no gradient. (Lemhadri,
-        Ruan, Abraham and Tibshirani, "LassoNet", JMLR 22, 2021, section 3.2: the path from dense to sparse.)
+        Ruan, Abraham and Tibshirani, "LassoNet", JMLR 22, 2021: the path from dense to sparse.)
         """
         if not self.warm_start:
             return [[point] for point in self.points]

@@ -144,15 +144,15 @@ class Engine:
         self._seed = tf.Variable(0, dtype=tf.int32, trainable=False)
         with _SEEDED:
             self._model = build(self._penalty)
-        for variable in self._penalized():
+        variables = self._model.trainable_variables
+        for variable in (v for v in variables if v.regularizer is self._penalty):
             if problem := formula.unfit(tuple(variable.shape)):
                 raise StepError(
                     f"Cannot apply the penalty to {variable.path}, shape {tuple(variable.shape)}: {problem}. Set "
                     "another train.penalty.kind, or give that weight no regularizer."
                 )
         self._optimizer = _optimizer(recipe, self._rate)
-        kernels = {id(variable) for variable in self._penalized()}
-        self._optimizer.exclude_from_weight_decay([v for v in self._model.trainable_variables if id(v) not in kernels])
+        self._optimizer.exclude_from_weight_decay([v for v in variables if v.regularizer is not self._penalty])
         self._optimizer.build(self._model.trainable_variables)
         self._fresh = [variable.numpy() for variable in self._optimizer.variables]
         layers = list(_layers(self._model))
@@ -257,10 +257,6 @@ class Engine:
                 checkpoint.save(arrays, {"history": history})
         accuracies = history["val_accuracy"]
         return Fit(kept, history, len(accuracies) if patience is None else 1 + int(np.argmax(accuracies)))
-
-    def _penalized(self) -> list[Any]:
-        """Return the weights that the penalty applies to."""
-        return [variable for variable in self._model.trainable_variables if variable.regularizer is self._penalty]
 
     def model_with(self, weights: Sequence[np.ndarray]) -> keras.Model:
         """Return the engine's model with given weights, until the next training.
