@@ -16,6 +16,7 @@ PARTS = {
     "steps": steps.main,
     "airflow": airflow.main,
     "engine": engine.main,
+    "cnn": engine.cnn,
     "sweep": sweep.main,
     "sparse": sweep.sparse,
     "warm": sweep.warm,

@@ -83,8 +83,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file.parent.mkdir(parents=True, exist_ok=True)
             assert not file.exists(), name
             file.write_text(text)
-    for package in (folder, folder / NETWORK):
-        install(package / "pyproject.toml", package)
+    for project in (folder, folder / NETWORK):
+        install(project / "pyproject.toml", project)
     return folder
 
 
@@ -102,7 +102,11 @@ def install(pyproject: Path, folder: Path) -> None:
 
 
 def python(tree: Path, *arguments: str, env: dict[str, str]) -> str:
-    env = {**env, "PYTHONPATH": os.pathsep.join(map(str, (tree, tree / NETWORK, ROOT))), "RIDGELINE_STORE": str(tree / "store")}
+    env = {
+        **env,
+        "PYTHONPATH": os.pathsep.join(map(str, (tree, tree / NETWORK, ROOT))),
+        "RIDGELINE_STORE": str(tree / "store"),
+    }
     command = [sys.executable, *arguments]
     done = subprocess.run(command, env=env, cwd=tree, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
