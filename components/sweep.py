@@ -65,8 +65,8 @@ class Params(_lists()):  # type: ignore[misc]
     warm_start: bool = Field(
         False,
         title="Warm start",
-        description="Each training starts from the weights of the next weaker strength of its kind instead of random "
-        "ones; the weakest starts from random ones.",
+        description="Each training starts from the weights of the next stronger strength of its kind instead of random "
+        "ones; the strongest starts from random ones.",
     )
     train: Training = Training()
 
@@ -104,17 +104,16 @@ class Params(_lists()):  # type: ignore[misc]
     def chains(self) -> list[list[Penalty]]:
         """Return the grid's points in lists: those of one list are trained in its order, by one thread.
 
-        Under ``warm_start``, a list holds the points of one kind that differ in their last strength alone, from weak
-        to strong: each training starts from a network that still has the units that the stronger penalty may remove.
-        From strong to weak, as for convex problems, removed units would stay removed: they have no gradient. (Lemhadri,
-        Ruan, Abraham and Tibshirani, "LassoNet", JMLR 22, 2021: the path from dense to sparse.)
+        Under ``warm_start``, a list holds the points of one kind that differ in their last strength alone, from strong
+        to weak, as the paths of glmnet (Friedman, Hastie and Tibshirani, J. Statistical Software 33(1), 2010). Large
+        weights shrink slowly, so a start from small ones saves epochs.
         """
         if not self.warm_start:
             return [[point] for point in self.points]
         chains: dict[Any, list[Penalty]] = {}
         for point in self.points:
             chains.setdefault((point.kind, *list(point.strengths.values())[:-1]), []).append(point)
-        return [sorted(chain, key=lambda point: list(point.strengths.values())) for chain in chains.values()]
+        return [sorted(chain, key=lambda point: -sum(point.strengths.values())) for chain in chains.values()]
 
     def split(self, parts: int) -> list[dict[str, Any]]:
         """Divide the grid among several sweeps; a chain of warm starts is not divided.
@@ -227,7 +226,8 @@ def _try(
 
     Returns:
         The trial and its histogram, int64 ``[kernels, bins]``; and the weights from which the next one of the chain
-        starts: the trained ones, or if it diverged those it started from.
+        starts: the trained ones. If it diverged, or a kernel is all zero so that nothing is learned from there, they
+        are those that it started from.
     """
     point = {"kind": params.penalty.kind, "strengths": params.penalty.strengths, "solver": params.solver}
     try:
@@ -247,7 +247,8 @@ def _try(
         num_eliminated_units=eliminated_units(model),
         diverged=None,
     )
-    return (trial, np.stack([_histogram(kernel) for kernel in kernels.values()])), result.weights
+    histograms = np.stack([_histogram(kernel) for kernel in kernels.values()])
+    return (trial, histograms), result.weights if all(map(np.any, kernels.values())) else initial
 
 
 def _kernel_facts(name: str, kernel: np.ndarray) -> KernelFacts:

@@ -366,7 +366,7 @@ all are small.</p>
 that are exactly zero, norms are over all kernels. A pixel or unit is removed if all its outgoing weights are zero, a \
 unit also if all its incoming ones are. {% if solvers %}Penalties that are not smooth use the solver \
 {{ solvers|sort|join(" or ") }}. {% endif %}{% if warm_start %}Each training started from the weights of the next \
-weaker strength of its kind.{% endif %}</p>
+stronger strength of its kind.{% endif %}</p>
 <div class="scroll" tabindex="0" role="region" aria-label="All trainings">
 <table class="trials">
 <thead><tr><th scope="col">Penalty</th><th scope="col">Validation<br>accuracy</th>\

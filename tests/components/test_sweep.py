@@ -164,18 +164,18 @@ def test_a_diverging_trial_is_recorded_and_the_others_continue(examples, tmp_pat
 
 # --- warm starts
 
-CHAINS = {"l1": [0.01, 0.001], "l2": [0.001], "l1_l2": [[[0.002, 0.001], [0.02, 0.01]]], "warm_start": True}
+CHAINS = {"l1": [0.001, 0.01], "l2": [0.001], "l1_l2": [[[0.002, 0.001], [0.02, 0.01]]], "warm_start": True}
 
 
-def test_chains_go_from_weak_to_strong_and_are_not_divided():
+def test_chains_go_from_strong_to_weak_and_are_not_divided():
     params = parse(CHAINS)
     chains = [[point.label for point in chain] for chain in params.chains()]
     assert chains == [
         ["no penalty"],
-        ["L1 0.001", "L1 0.01"],
+        ["L1 0.01", "L1 0.001"],
         ["L2 0.001"],
-        ["L1 + L2 0.002 and 0.01", "L1 + L2 0.002 and 0.02"],
-        ["L1 + L2 0.001 and 0.01", "L1 + L2 0.001 and 0.02"],
+        ["L1 + L2 0.002 and 0.02", "L1 + L2 0.002 and 0.01"],
+        ["L1 + L2 0.001 and 0.02", "L1 + L2 0.001 and 0.01"],
     ]
     parts = [parse({"warm_start": True} | part) for part in params.split(9)]
     assert [[[point.label for point in chain] for chain in part.chains()] for part in parts] == [[c] for c in chains]
@@ -191,16 +191,17 @@ def test_lanes_hold_whole_chains_and_each_once(monkeypatch, num_lanes):
     assert sorted(map(str, (chain for lane in lanes for chain in lane))) == sorted(map(str, chains))
 
 
-def test_each_training_starts_from_the_next_weaker_ones_weights(examples, tmp_path):
-    grid = {"dense": False, "l1": [0.01, 0.001], "l2": [], "warm_start": True, "train": TRAINING}
-    strong, weak = run(examples, tmp_path / "warm", grid).facts.trials
+def test_each_training_starts_from_the_next_stronger_ones_weights(examples, tmp_path):
+    grid = {"dense": False, "l1": [9.0, 0.01, 0.001], "l2": [], "warm_start": True, "train": TRAINING}
+    lost, strong, weak = run(examples, tmp_path / "warm", grid).facts.trials
+    assert lost.zero_share == 1  # nothing is learned from there
     params = parse(grid)
-    weak_params, strong_params = (params.params_at(point) for point in params.chains()[0])
+    _, strong_params, weak_params = (params.params_at(point) for point in params.chains()[0])
     engine = make_engine(examples, weak_params)
-    first = fit(engine, weak_params)
-    second = fit(engine, strong_params, initial=first.weights)
-    assert (weak.metrics, strong.metrics) == (first.metrics, second.metrics)
-    assert strong.metrics != fit(engine, strong_params).metrics
+    first = fit(engine, strong_params)
+    second = fit(engine, weak_params, initial=first.weights)
+    assert (strong.metrics, weak.metrics) == (first.metrics, second.metrics)
+    assert weak.metrics != fit(engine, weak_params).metrics
 
 
 def test_a_warm_result_does_not_depend_on_how_the_grid_is_divided(examples, tmp_path):
