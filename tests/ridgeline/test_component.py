@@ -35,7 +35,7 @@ def test_signature_is_the_declaration():
         ({"epochs": 0}, "train.epochs: expected greater than or equal to 1; received 0"),
         ({"epochs": "two"}, "train.epochs: expected a valid integer.* received 'two'"),
         ({"penalty": {"l2": -1}}, "train.penalty.l2: expected greater than or equal to 0; received -1"),
-        ({"penalty": {"kind": "l3"}}, "train.penalty.kind: expected 'none', 'l1', 'l2', 'l1_l2' or 'group'; received 'l3'"),
+        ({"penalty": {"kind": "l3"}}, "train.penalty.kind: expected 'none', 'l1', .* or 'group'; received 'l3'"),
         ({"penalty": {"l1": float("nan")}}, "train.penalty.l1: expected a finite number"),
         ({"learning_rate": float("inf")}, "train.learning_rate: expected"),
         ({"mlp": {"hidden_units": [100, 0]}}, "train.mlp.hidden_units.1: expected greater than or equal to 1"),
