@@ -79,6 +79,8 @@ def test_trials_of_another_training_or_of_other_examples_are_refused(examples, o
     warm = run_sweep(examples, tmp_path / "warm", {"l1": [], "l2": [], "warm_start": True, "train": TRAINING})
     with pytest.raises(ValueError, match="Expected trials that all have the warm_start False; received some with True"):
         run_select(tmp_path / "c", trials, warm)
+    report = run_select(tmp_path / "d", warm).report.read_text()
+    assert "from the weights of the next stronger strength of its kind" in " ".join(report.split())
 
 
 def test_a_point_that_occurs_twice_is_refused(trials, tmp_path):
