@@ -19,6 +19,7 @@ can't be switched off. Compilation takes a second or two, once for all strengths
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import threading
@@ -135,7 +136,7 @@ class Engine:
         # Layers that look at a whole batch get no padding: their state and their losses are of the batch alone.
         self._pads = not any(layer.non_trainable_weights or layer.activity_regularizer for layer in layers)
         self._by_xla = not any("Conv" in type(layer).__name__ for layer in layers)
-        self._advance = tf.function(self._steps, jit_compile=self._by_xla, autograph=False)
+        self._advance = self._compiled()
         self._score = tf.function(self._sums, reduce_retracing=True, autograph=False)
 
         self._num_train = len(examples.split("train"))
@@ -301,8 +302,14 @@ class Engine:
             reason = error.message.splitlines()[0]
             log.info("XLA can't compile the network (%s): it is trained by the plain compiled loop", reason)
             self._by_xla = False
-            self._advance = tf.function(self._steps, autograph=False)
+            self._advance = self._compiled()
             return self._advance(*arguments)
+
+    def _compiled(self) -> Any:
+        import tensorflow as tf
+
+        # A partial: TensorFlow counts the compilations of a method over all engines, and warns of the fifth.
+        return tf.function(functools.partial(self._steps), jit_compile=self._by_xla, autograph=False)
 
     def _size(self, start: int) -> int:
         return min(self._part_rows, self._num_train - start)
