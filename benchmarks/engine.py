@@ -222,12 +222,12 @@ def keras_fit(examples: Examples, params: Params, seed: int = 0, steps_per_execu
 def own(examples: Examples, params: Params, xla: bool = True) -> Callable[[int], Any]:
     """Return an epoch of the engine, in the environment of a step."""
     os.environ.update(STEP_ENVIRONMENT)
-    import tensorflow as tf
 
     engine = make_engine(examples, params)
     engine._rate.base.assign(params.learning_rate)
     if not xla:
-        engine._advance = tf.function(engine._steps, autograph=False)
+        engine._by_xla = False
+        engine._advance = engine._compiled()
     return lambda number: engine._epoch(0, number, ROUNDS, "") and engine._validate()
 
 

@@ -165,7 +165,8 @@ def sweep(examples: Examples, params: Params, output: Path) -> TrialsFacts:
     Raises:
         StepError: If the network can't be trained, or not be served.
     """
-    check_network(examples, params.params_at(params.points[0]))
+    for point in {point.formula: point for point in params.points}.values():
+        check_network(examples, params.params_at(point))
     import keras  # noqa: F401 - once, before several threads import it
 
     lanes = _lanes([[params.params_at(point) for point in chain] for chain in params.chains()])

@@ -59,11 +59,11 @@ def train(
         ValueError: If the sweep used other examples.
         StepError: If the network can't be trained, or not be served, or the training can't start from the champion.
     """
-    check_network(examples, params)
     if sweep:
         _expect_same_examples(sweep, examples)
         params = choose_penalty(params, sweep)
         log.info("the penalty that the sweep chose: %r, solver %s", params.penalty, params.solver)
+    check_network(examples, params)
     identity = {"params": params.model_dump(mode="json"), "examples": examples.digest}
     initial = None
     if champion:

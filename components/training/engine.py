@@ -19,6 +19,7 @@ can't be switched off. Compilation takes a second or two, once for all strengths
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import threading
@@ -35,7 +36,6 @@ from components.training.penalties.l1_l2 import ELASTIC_NET
 from components.training.penalty import Penalty, regularizer
 from ridgeline.artifacts.examples import Examples
 from ridgeline.artifacts.model import named_weights
-from ridgeline.component import StepError
 
 if TYPE_CHECKING:
     import keras
@@ -123,9 +123,6 @@ class Engine:
         examples: The splits; the test split is not read.
         recipe: The settings that are fixed in the compiled code.
         formula: The penalty, but for its strengths.
-
-    Raises:
-        StepError: If a weight to which the penalty applies can't have it.
     """
 
     def __init__(
@@ -145,12 +142,6 @@ class Engine:
         with _SEEDED:
             self._model = build(self._penalty)
         variables = self._model.trainable_variables
-        for variable in (v for v in variables if v.regularizer is self._penalty):
-            if problem := formula.unfit(tuple(variable.shape)):
-                raise StepError(
-                    f"Cannot apply the penalty to {variable.path}, shape {tuple(variable.shape)}: {problem}. Set "
-                    "another train.penalty.kind, or give that weight no regularizer."
-                )
         self._optimizer = _optimizer(recipe, self._rate)
         self._optimizer.exclude_from_weight_decay([v for v in variables if v.regularizer is not self._penalty])
         self._optimizer.build(self._model.trainable_variables)
@@ -159,7 +150,7 @@ class Engine:
         # Layers that look at a whole batch get no padding: their state and their losses are of the batch alone.
         self._pads = not any(layer.non_trainable_weights or layer.activity_regularizer for layer in layers)
         self._by_xla = not any("Conv" in type(layer).__name__ for layer in layers)
-        self._advance = tf.function(self._steps, jit_compile=self._by_xla, autograph=False)
+        self._advance = self._compiled()
         self._score = tf.function(self._sums, reduce_retracing=True, autograph=False)
 
         self._num_train = len(examples.split("train"))
@@ -334,8 +325,14 @@ class Engine:
             reason = error.message.splitlines()[0]
             log.info("XLA can't compile the network (%s): it is trained by the plain compiled loop", reason)
             self._by_xla = False
-            self._advance = tf.function(self._steps, autograph=False)
+            self._advance = self._compiled()
             return self._advance(*arguments)
+
+    def _compiled(self) -> Any:
+        import tensorflow as tf
+
+        # A partial: TensorFlow counts the compilations of a method over all engines, and warns of the fifth.
+        return tf.function(functools.partial(self._steps), jit_compile=self._by_xla, autograph=False)
 
     def _size(self, start: int) -> int:
         return min(self._part_rows, self._num_train - start)

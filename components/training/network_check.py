@@ -26,11 +26,11 @@ def check_network(examples: Examples, params: Params) -> None:
 
     Args:
         examples: What is to be trained on.
-        params: The network and its options.
+        params: The network, its options and its penalty.
 
     Raises:
-        StepError: If the network can't be built, trained, saved and loaded in another process, or doesn't return
-            probabilities.
+        StepError: If the network can't be built, trained, saved and loaded in another process, doesn't return
+            probabilities, or has a weight that can't have the penalty.
     """
     with ThreadPoolExecutor(1) as thread:  # see `build_model`
         thread.submit(_check, examples, params).result()
@@ -53,6 +53,12 @@ def _check(examples: Examples, params: Params) -> None:
     if problem := _problem(model, shape, classes, regularizer):
         expected, received = problem
         raise StepError(f"Expected {name} to {expected}; received {received}. {advice}")
+    for weight in (weight for weight in model.trainable_weights if weight.regularizer is regularizer):
+        if reason := params.penalty.formula.unfit(tuple(weight.shape)):
+            raise StepError(
+                f"Cannot apply the penalty {params.penalty.kind} to {weight.path} of {name}, shape "
+                f"{tuple(weight.shape)}: {reason}. Choose another penalty, or give that weight no regularizer."
+            )
     try:
         whole = with_normalization(examples, model)
         text = whole.to_json()

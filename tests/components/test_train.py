@@ -200,22 +200,17 @@ def test_invalid_combinations_are_refused(values, message):
 
 
 @pytest.mark.fresh_process
-def test_killed_training_resumes_to_the_same_bytes(examples, tmp_path):
+@pytest.mark.parametrize(
+    "network",
+    [{"mlp": {"hidden_units": [4]}, "average": 0.9}, {"network": "cnn", "cnn": {"filters": [2]}}],
+    ids=["mlp", "cnn"],
+)
+def test_killed_training_resumes_to_the_same_bytes(examples, tmp_path, network):
     """Kill the command by SIGKILL after an epoch; run it again from elsewhere with another hash seed."""
-    values = {
-        "mlp": {"hidden_units": [4]},
-        "epochs": 60,
-        "momentum": 0.5,
-        "schedule": "cosine",
-        "shift": 1,
-        "average": 0.9,
-    }
+    values = {"epochs": 60, "momentum": 0.5, "schedule": "cosine", "shift": 1, **network}
     whole = run(examples, tmp_path / "whole", **values)
-    arguments = [
-        name
-        for key, value in values.items()
-        for name in (f"--{key.replace('_', '-')}", value if isinstance(value, str) else json.dumps(value))
-    ]
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+    arguments = [word for key, text in texts.items() for word in (f"--{key.replace('_', '-')}", text)]
     command = [sys.executable, "-m", "ridgeline.cli", "step", "train", "--examples", examples.path, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
     for folder in ("here", "there"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from components.train import train
 from components.training.engine import Engine, Recipe
 from components.training.network import build_model
+from components.training.network_check import check_network
+from components.training.params import NETWORKS
 from components.training.penalties.group import GROUP, proximal_step, value
 from components.training.penalty import Penalty
 from ridgeline.artifacts.model import Model, kernels
@@ -81,18 +84,20 @@ def params(**values: Any) -> Any:
     return train.parse(values)
 
 
-def test_a_weight_without_groups_is_refused_by_name_before_training(bars) -> None:
-    def build(regularizer):
+def test_a_weight_without_groups_is_refused_by_name_before_training(bars, monkeypatch):
+    def build(image_shape, num_classes, regularizer, options):
         import keras
 
-        model = build_model(bars, params(mlp={"hidden_units": [4]}), regularizer)
-        scale = keras.layers.LayerNormalization(gamma_regularizer=regularizer, name="scale")
-        return keras.Sequential([keras.Input((6, 5), dtype="uint8"), *model.layers[:-1], scale, model.layers[-1]])
+        layers = keras.layers
+        scale = layers.LayerNormalization(gamma_regularizer=regularizer, name="scale")
+        output = layers.Dense(num_classes, "softmax", kernel_regularizer=regularizer)
+        return keras.Sequential([keras.Input(image_shape), layers.Flatten(), scale, output])
 
-    with pytest.raises(
-        StepError, match=r"penalty to .*scale/gamma, shape \(4,\): it has no groups.*train.penalty.kind"
-    ):
-        Engine(build, bars, Recipe(), GROUP.formula)
+    monkeypatch.setitem(NETWORKS, "mlp", replace(NETWORKS["mlp"], build=build))
+    check_network(bars, params(penalty={"kind": "l1"}))
+    message = r"penalty group to .*scale/gamma of the network mlp, shape \(30,\): it has no groups.*another penalty"
+    with pytest.raises(StepError, match=message):
+        check_network(bars, params(penalty={"kind": "group"}))
 
 
 def softmax(logits):
