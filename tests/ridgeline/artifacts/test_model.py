@@ -149,7 +149,7 @@ def classifier(make_first: Any, functional: bool = False) -> Any:
     sequence = [images, layers.Rescaling(0.1), *make_first(layers), layers.Dense(5, name="first"), layers.Dense(3)]
     model: Any = keras.Sequential(sequence)
     model.get_layer("first").kernel.assign(np.where(np.arange(24)[:, None] // 2 == 1 * 3 + 2, 0.0, 1.0) * np.ones(5))
-    return keras.Model(model.input, model.output) if functional else model
+    return keras.Model(model.inputs, model.outputs) if functional else model
 
 
 def test_pixels_are_eliminated_where_all_their_weights_are_zero() -> None:
@@ -183,7 +183,7 @@ def test_kernels_have_the_names_of_their_layers() -> None:
         "separable/depthwise_kernel": (3, 3, 2, 1),
         "separable/pointwise_kernel": (1, 1, 2, 4),
         "depthwise": (3, 3, 4, 1),
-        "memory": (4, 12),
-        "memory/recurrent_kernel": (3, 12),
+        "memory/lstm_cell": (4, 12),
+        "memory/lstm_cell/recurrent_kernel": (3, 12),
         "output": (3, 3),
     }
