@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from ridgeline.settings import Settings
 ROUNDS = 5
 SEEDS = (1, 2, 3)
 GROWTH = (1, 4, 10)
+CNN = Params.model_validate({"network": "cnn", "epochs": 3, "penalty": {"kind": "l2", "l2": 1e-4}})
 
 CONTESTANT = """
 import json, sys, time
@@ -64,7 +65,7 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
     """
     path = settings.open_store().path(refs["transform"])
     examples, params = Examples.load(path), Params()
-    seconds = in_turns(path)
+    seconds = in_turns(path, [name for name in CONTESTANTS if name not in CNN_CONTESTANTS])
     engine_seconds, blas = seconds["engine"], blas_seconds(examples, params)
     print(f"\nAn epoch of the seed model with validation: the best of {ROUNDS}, taken in turns, a process each")
     row("notebook: model.fit, float64, batch 32", f"{seconds['notebook']:.2f} s")
@@ -101,9 +102,35 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
             row(f"engine, peak beyond the imports, data x{times}", cost)
 
 
-def in_turns(examples: Path) -> dict[str, float]:
+def cnn(settings: Settings, refs: dict[str, str]) -> None:
+    """Print the table of the convolutional network.
+
+    Args:
+        settings: Locate the store of a pipeline run.
+        refs: Store-relative name of each artifact, by step.
+    """
+    path = settings.open_store().path(refs["transform"])
+    examples, seconds = Examples.load(path), in_turns(path, CNN_CONTESTANTS)
+    print(f"\nAn epoch of the network cnn with validation: the best of {ROUNDS}, taken in turns, a process each")
+    row("model.fit, uint8, batch 32", f"{seconds['cnn fit']:.2f} s")
+    row("engine, one thread", f"{seconds['cnn']:.2f} s")
+    row("model.fit / engine", f"{seconds['cnn fit'] / seconds['cnn']:.2f}", ">= 1.3")
+
+    print(f"\nValidation accuracy of cnn after {CNN.epochs} epochs, {len(SEEDS)} seeds: mean and range")
+    fits = []
+    for seed in SEEDS:
+        train_epoch = keras_fit(examples, CNN, seed)
+        fits.append([train_epoch(epoch).history["val_accuracy"][-1] for epoch in range(CNN.epochs)][-1])
+    engine = make_engine(examples, CNN)
+    own_fits = [fit(engine, CNN.model_copy(update={"seed": seed})).metrics["val_accuracy"] for seed in SEEDS]
+    row("model.fit", _spread(fits))
+    row("engine", _spread(own_fits))
+    row("  difference", f"{statistics.mean(own_fits) - statistics.mean(fits):+.4f}", "+-0.005")
+
+
+def in_turns(examples: Path, names: Sequence[str]) -> dict[str, float]:
     """Return each contestant's shortest epoch over several rounds; in a round, each runs one epoch."""
-    best = dict.fromkeys(CONTESTANTS, float("inf"))
+    best = dict.fromkeys(names, float("inf"))
     with contextlib.ExitStack() as stack:
         processes = {
             name: stack.enter_context(
@@ -117,7 +144,7 @@ def in_turns(examples: Path) -> dict[str, float]:
                     text=True,
                 )
             )
-            for name in CONTESTANTS
+            for name in names
         }
         for number in range(ROUNDS + 1):  # the first warms up
             for name, process in processes.items():
@@ -175,28 +202,32 @@ def notebook(examples: Examples, seed: int, ordered: bool = False) -> Callable[[
     return epoch
 
 
-def tuned_fit(examples: Examples) -> Callable[[int], Any]:
-    """Return an epoch of ``model.fit`` on resident uint8 images, with as little overhead per step as possible."""
+def keras_fit(examples: Examples, params: Params, seed: int = 0, steps_per_execution: int = 1) -> Callable[[int], Any]:
+    """Return an epoch of ``model.fit`` on resident uint8 images."""
     import keras
 
-    model = build_model(examples, Params())
+    keras.utils.set_random_seed(seed)
+    model = build_model(examples, params)
     model.compile(
-        keras.optimizers.SGD(0.02), "sparse_categorical_crossentropy", metrics=["accuracy"], steps_per_execution=400
+        keras.optimizers.SGD(params.learning_rate),
+        "sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+        steps_per_execution=steps_per_execution,
     )
     split, validation = examples.split("train"), examples.split("validation")
     data, valid = (split.images, split.labels), (validation.images, validation.labels)
     return lambda number: model.fit(*data, batch_size=32, validation_data=valid, verbose=0)
 
 
-def own(examples: Examples, xla: bool) -> Callable[[int], Any]:
+def own(examples: Examples, params: Params, xla: bool = True) -> Callable[[int], Any]:
     """Return an epoch of the engine, in the environment of a step."""
     os.environ.update(STEP_ENVIRONMENT)
-    import tensorflow as tf
 
-    params = Params()
     engine = make_engine(examples, params)
+    engine._rate.base.assign(params.learning_rate)
     if not xla:
-        engine._advance = tf.function(engine._steps, autograph=False)
+        engine._by_xla = False
+        engine._advance = engine._compiled()
     return lambda number: engine._epoch(0, number, ROUNDS, "") and engine._validate()
 
 
@@ -206,7 +237,7 @@ def numpy_loop(examples: Examples, params: Params) -> Callable[[int], float]:
     More threads make these small products slower. The epoch returns the validation accuracy.
     """
     rng = np.random.default_rng(0)
-    units = [int(np.prod(examples.facts.image_shape)), *params.hidden_units, len(examples.facts.class_names)]
+    units = [int(np.prod(examples.facts.image_shape)), *params.options.hidden_units, len(examples.facts.class_names)]
     kernels = [
         rng.normal(0, np.sqrt(2 / inputs), (inputs, outputs)).astype(np.float32)
         for inputs, outputs in itertools.pairwise(units)
@@ -258,7 +289,7 @@ def numpy_loop(examples: Examples, params: Params) -> Callable[[int], float]:
 
 def blas_seconds(examples: Examples, params: Params) -> float:
     """Return the seconds that one large float32 product takes, scaled to the FLOPs of an epoch's products."""
-    units = [int(np.prod(examples.facts.image_shape)), *params.hidden_units, len(examples.facts.class_names)]
+    units = [int(np.prod(examples.facts.image_shape)), *params.options.hidden_units, len(examples.facts.class_names)]
     products = [inputs * outputs for inputs, outputs in itertools.pairwise(units)]
     flops_per_image = 2 * (
         3 * sum(products) - products[0]
@@ -286,11 +317,14 @@ def repeat(examples: Examples, folder: Path, times: int) -> Examples:
 
 CONTESTANTS: dict[str, Callable[[Examples], Callable[[int], Any]]] = {
     "notebook": lambda examples: notebook(examples, 0),
-    "fit": tuned_fit,
-    "plain": lambda examples: own(examples, xla=False),
-    "engine": lambda examples: own(examples, xla=True),
+    "fit": lambda examples: keras_fit(examples, Params(), steps_per_execution=400),
+    "plain": lambda examples: own(examples, Params(), xla=False),
+    "engine": lambda examples: own(examples, Params()),
     "numpy": lambda examples: numpy_loop(examples, Params()),
+    "cnn fit": lambda examples: keras_fit(examples, CNN),
+    "cnn": lambda examples: own(examples, CNN),
 }
+CNN_CONTESTANTS = ("cnn fit", "cnn")
 
 
 def _spread(values: list[float]) -> str:

@@ -17,6 +17,14 @@ SPARSE = {  # the same as in docs/regularization.md
 }
 CHOICE = {"tolerance": 0.01}
 
+PATHS = {
+    "l1": [1e-4, 3e-4, 1e-3, 3e-3],
+    "l2": [1e-4, 1e-3, 1e-2, 3e-2],
+    "group": [3e-5, 1e-4, 3e-4, 1e-3],
+}
+COLD_EPOCHS = 8
+WARM_EPOCHS = (1, 2, 4)
+
 NOTEBOOK = """
 import json, sys, time
 from pathlib import Path
@@ -44,7 +52,8 @@ start = time.perf_counter()
 with tempfile.TemporaryDirectory() as trained, tempfile.TemporaryDirectory() as chosen:
     trials = sweep(examples=examples, params=sweep.parse(grid), output=Path(trained))
     facts = select(params=select.parse(choice), output=Path(chosen), **{"trials.0": trials}).facts
-trials = [{"name": str(t), "accuracy": t.metrics["val_accuracy"], "zeros": t.zero_share} for t in facts.trials]
+trials = [{"name": str(t), "accuracy": t.metrics["val_accuracy"], "zeros": t.zero_share, "kind": t.kind,
+           "loss": t.metrics["val_loss"]} for t in facts.trials]
 print(json.dumps({"seconds": time.perf_counter() - start, "trials": trials, "winner": str(facts.trials[facts.winner])}))
 """
 
@@ -84,3 +93,26 @@ def sparse(settings: Settings, refs: dict[str, str]) -> None:
         row(trial["name"], f"{100 * trial['zeros']:.1f} % zero, {accuracy}")
     winner = next(trial for trial in sweep["trials"] if trial["name"] == sweep["winner"])
     row(f"chosen: {winner['name']}", f"{100 * winner['zeros']:.1f} % zero", ">= 80 % within 0.01")
+
+
+def warm(settings: Settings, refs: dict[str, str]) -> None:
+    """Print how many epochs warm starts save along the strengths of each penalty.
+
+    Args:
+        settings: Locate the store of a pipeline run.
+        refs: Store-relative name of each artifact, by step.
+    """
+    examples = str(settings.open_store().path(refs["transform"]))
+    print(f"\nWarm starts: {', '.join(f'{len(v)} strengths of {k}' for k, v in PATHS.items())}; means")
+    reached: dict[str, float] = {}
+    for start, epochs in (("cold", COLD_EPOCHS), *(("warm", epochs) for epochs in WARM_EPOCHS)):
+        grid = {"dense": False, **PATHS, "warm_start": start == "warm", "train": {"epochs": epochs}}
+        swept = python(SWEEP, examples, json.dumps(grid), "{}")
+        row(f"{start}, {epochs} epochs each", f"{swept['seconds']:.1f} s")
+        for kind in PATHS:
+            trials = [trial for trial in swept["trials"] if trial["kind"] == kind]
+            loss, accuracy, zeros = (sum(t[n] for t in trials) / len(trials) for n in ("loss", "accuracy", "zeros"))
+            found = f"loss {loss:.4f}, accuracy {accuracy:.4f}, {100 * zeros:.1f} % zero"
+            beside = "at most cold" if loss <= reached.get(kind, loss) else "above cold"
+            row(f"  {kind}", found, beside if start == "warm" else "")
+            reached.setdefault(kind, loss)

@@ -108,7 +108,7 @@ def evaluate(
             "Expected at least 1 image in the test split; received 0. Run transform with a larger test split."
         )
     network = model.load_keras()
-    penalty = sum(float(loss) for loss in network.losses)
+    penalty = sum(float(loss) for loss in network.losses) + model.facts.unsaved_penalty
     probabilities = _predict(network, test)
     labels = np.asarray(test.labels)
     bad = np.flatnonzero(~np.isfinite(probabilities).all(axis=1))

@@ -143,7 +143,7 @@ def save(model_dir: Path, folder: Path) -> None:
     artifact = Model.load(model_dir)
     model = artifact.load_keras()
     servable = tf.Module(name="classifier")
-    servable.weights = [variable.value for variable in model.variables]
+    servable.weights = [weight.value for weight in model.weights]
     names = tf.constant(artifact.facts.class_names)
 
     @tf.function(input_signature=[tf.TensorSpec((None, *artifact.facts.image_shape), tf.uint8, name="images")])

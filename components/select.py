@@ -12,7 +12,8 @@ import numpy as np
 from pydantic import Field
 
 from components.reports import regularization_path
-from components.training.penalty import KINDS
+from components.training.penalties import KINDS
+from components.training.penalty import Penalty
 from ridgeline.artifacts.sweep_result import SweepResult, SweepResultFacts
 from ridgeline.artifacts.trials import Trial, Trials
 from ridgeline.component import Params as StepParams
@@ -70,6 +71,7 @@ def select(trials: tuple[Trials, ...], params: Params, output: Path) -> SweepRes
         winner=winner,
         winner_params=_training_params(common.training, all_trials[winner]),
         reason=reason,
+        warm_start=common.warm_start,
         synthetic=common.synthetic,
     )
     np.save(output / "histograms.npy", histograms, allow_pickle=False)
@@ -82,7 +84,7 @@ def _expect_one_training(trials: tuple[Trials, ...]) -> None:
     if not trials:
         raise ValueError("Expected the trials of at least 1 sweep; received none. Run the sweep first.")
     for part in trials[1:]:
-        for what in ("examples_digest", "training"):
+        for what in ("examples_digest", "training", "warm_start"):
             expected, received = getattr(trials[0].facts, what), getattr(part.facts, what)
             if received != expected:
                 raise ValueError(
@@ -91,14 +93,14 @@ def _expect_one_training(trials: tuple[Trials, ...]) -> None:
                 )
 
 
-def _order(trial: Trial) -> tuple[int, float, float]:
-    """Return a trial's sort key: kind of penalty, then strength."""
-    return list(KINDS).index(trial.kind), trial.l1, trial.l2
+def _order(trial: Trial) -> tuple[int, list[float]]:
+    """Return a trial's sort key: kind of penalty, then strengths."""
+    return list(KINDS).index(trial.kind), list(trial.strengths.values())
 
 
 def _training_params(training: dict[str, Any], trial: Trial) -> dict[str, Any]:
     """Return a trial's training parameters; the profile is `seed`, since it has been applied."""
-    penalty = {"kind": trial.kind, "l1": trial.l1, "l2": trial.l2}
+    penalty = Penalty.at(trial.kind, *trial.strengths.values()).model_dump()
     return {**training, "profile": "seed", "penalty": penalty, "solver": trial.solver}
 
 
@@ -122,7 +124,7 @@ def choose(trials: Sequence[Trial], tolerance: float) -> tuple[int, str]:
         )
     best = max(accuracies.values())
     equals = [i for i, accuracy in accuracies.items() if accuracy >= best - tolerance]
-    winner = max(equals, key=lambda i: (trials[i].zero_share, trials[i].l1 + trials[i].l2))
+    winner = max(equals, key=lambda i: (trials[i].zero_share, trials[i].strength))
     reason = f"validation accuracy {accuracies[winner]:.4f}, "
     if len(equals) == 1:
         return winner, f"{reason}the highest of {len(accuracies)}"

@@ -1,4 +1,4 @@
-"""Train: fits a regularized multilayer perceptron."""
+"""Train: fits a regularized network."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from components.training.checkpoint import Checkpoint
 from components.training.engine import Fit
 from components.training.fit import fit, make_engine
 from components.training.network import build_model
-from components.training.params import Params, Regularization
+from components.training.network_check import check_network
+from components.training.params import Params, Regularization, network_code
 from ridgeline.artifacts.example_anomalies import ExampleAnomalies
 from ridgeline.artifacts.examples import Examples
-from ridgeline.artifacts.model import LayerSparsity, Model, ModelFacts, eliminated_pixels, kernels
+from ridgeline.artifacts.model import LayerSparsity, Model, ModelFacts, eliminated_pixels, eliminated_units, kernels
 from ridgeline.artifacts.sweep_result import SweepResult
 from ridgeline.component import Champion, StepError, component
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@component(output=Model, after=(ExampleAnomalies,), uses_champion=lambda params: params.warm_start)
+@component(output=Model, after=(ExampleAnomalies,), uses_champion=lambda params: params.warm_start, code=network_code)
 def train(
     examples: Examples,
     params: Params,
@@ -39,7 +40,7 @@ def train(
     sweep: SweepResult | None = None,
     champion: Champion[Model] | None = None,
 ) -> ModelFacts:
-    """Fit a regularized multilayer perceptron on the training split; report on the validation split.
+    """Fit a regularized network on the training split; report on the validation split.
 
     Args:
         examples: The splits; the test split is not read.
@@ -56,12 +57,13 @@ def train(
         FloatingPointError: If the loss becomes NaN or infinite.
         CheckpointError: If the checkpoint in `scratch` belongs to another training.
         ValueError: If the sweep used other examples.
-        StepError: If the training can't start from the champion.
+        StepError: If the network can't be trained, or not be served, or the training can't start from the champion.
     """
     if sweep:
         _expect_same_examples(sweep, examples)
         params = choose_penalty(params, sweep)
         log.info("the penalty that the sweep chose: %r, solver %s", params.penalty, params.solver)
+    check_network(examples, params)
     identity = {"params": params.model_dump(mode="json"), "examples": examples.digest}
     initial = None
     if champion:
@@ -84,7 +86,7 @@ def champion_weights(champion: Champion[Model], examples: Examples, params: Para
         params: The training.
 
     Returns:
-        The values of the network's variables, in their order.
+        The values of the model's ``weights``, in their order.
 
     Raises:
         StepError: If the champion can't be read, or has another image shape, other classes or another network.
@@ -100,12 +102,12 @@ def champion_weights(champion: Champion[Model], examples: Examples, params: Para
                 f"Expected {start}, to have the examples' {field} {reprlib.repr(expected)}; received "
                 f"{reprlib.repr(received)}. {advice}"
             )
-    weights = [np.asarray(variable) for variable in champion.artifact.load_keras().variables]
-    shapes = [tuple(variable.shape) for variable in build_model(examples, params).variables]
+    weights = [np.asarray(weight) for weight in champion.artifact.load_keras().weights]
+    shapes = [tuple(weight.shape) for weight in build_model(examples, params).weights]
     if shapes != [weight.shape for weight in weights]:
         raise StepError(
             f"Expected {start}, to have weights of the shapes {shapes}; received "
-            f"{[weight.shape for weight in weights]}. Set train.hidden_units to the champion's. {advice}"
+            f"{[weight.shape for weight in weights]}. Set train.network and its options to the champion's. {advice}"
         )
     return weights
 
@@ -146,12 +148,14 @@ def write_model(output: Path, examples: Examples, params: Params, result: Fit) -
         The model's facts.
     """
     model = build_model(examples, params)  # with ordinary Keras regularizers, without the optimizer's state
-    for variable, value in zip(model.variables, result.weights, strict=True):
-        variable.assign(value)
+    for weight, value in zip(model.weights, result.weights, strict=True):
+        weight.assign(value)
     (output / "history.json").write_text(json.dumps(result.history, indent=1) + "\n", encoding="utf-8")
     (output / "architecture.json").write_text(model.to_json(indent=1) + "\n", encoding="utf-8")
     (output / "summary.txt").write_text(summary(model), encoding="utf-8")
     model.save_weights(output / "model.weights.h5")
+    eliminated = eliminated_pixels(model)
+    saved = params.penalty.keras_regularizer() is not None or not any(params.penalty.strengths.values())
     return ModelFacts(
         dataset=examples.facts.dataset,
         image_shape=examples.facts.image_shape,
@@ -161,7 +165,9 @@ def write_model(output: Path, examples: Examples, params: Params, result: Fit) -
         num_parameters=sum(math.prod(weight.shape) for weight in model.trainable_weights),
         metrics=result.metrics,
         sparsity=sparsity(model),
-        num_eliminated_pixels=int(np.count_nonzero(eliminated_pixels(model))),
+        num_eliminated_pixels=None if eliminated is None else int(np.count_nonzero(eliminated)),
+        num_eliminated_units=eliminated_units(model),
+        unsaved_penalty=0.0 if saved else sum(map(params.penalty.value, kernels(model).values())),
         synthetic=examples.facts.synthetic,
     )
 

@@ -1,4 +1,4 @@
-"""Train with many L1 and L2 penalties, choose one by validation accuracy, and show the effect of each.
+"""Train under many strengths of each penalty, choose one by validation accuracy, and show the effect of each.
 
 One task trains the whole grid, or several tasks share it: see `spread_tasks` on the form. The result is the same.
 The training DAG can choose its penalty in the same way: see `penalty_from` on its form.
@@ -32,7 +32,8 @@ from ridgeline.airflow.task import params_in_task, run_in_task
     params={
         "spread_tasks": Param(
             1,
-            "Number of tasks that share the grid, 1 to 32. The pool tensorflow limits how many run at a time.",
+            "Number of tasks that share the grid, 1 to 32. The pool tensorflow limits how many run at a time. One task "
+            "trains a whole chain of warm starts.",
             title="Spread over tasks",
             type="integer",
             allOf=[{"minimum": 1, "maximum": 32}],  # the form would silently move a value into bounds that it sees
@@ -42,7 +43,15 @@ from ridgeline.airflow.task import params_in_task, run_in_task
         *PREPARATION,
         components.sweep.sweep,
         components.select.select,
-        first=("sweep.l1", "sweep.l2", "sweep.dense", "select.tolerance", "sweep.train.epochs", "sweep.train.profile"),
+        first=(
+            *(f"sweep.{name}" for name in components.sweep.SWEPT),
+            "sweep.dense",
+            "sweep.warm_start",
+            "select.tolerance",
+            "sweep.train.network",
+            "sweep.train.epochs",
+            "sweep.train.profile",
+        ),
     ),
     deadline=deadline(),
     on_failure_callback=Notifier("run_failed"),

@@ -19,6 +19,7 @@ import components.label_errors
 import components.select
 import components.sweep
 import components.train
+from components.training.penalty import STRENGTHS
 from dags.preparation import PREPARATION, prepare_examples
 from ridgeline.airflow.form import form
 from ridgeline.airflow.notifications import Notifier, deadline
@@ -98,9 +99,9 @@ def training_dag(
             components.export.export,
             first=(
                 "train.penalty.kind",
-                "train.penalty.l1",
-                "train.penalty.l2",
+                *(f"train.penalty.{name}" for name in STRENGTHS),
                 "train.solver",
+                "train.network",
                 "train.profile",
                 "train.epochs",
                 "train.learning_rate",

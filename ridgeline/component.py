@@ -16,6 +16,7 @@ from types import NoneType
 from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import to_jsonable_python
 
 from ridgeline.artifacts.base import Artifact, Facts, digest_of_mapping
 
@@ -209,6 +210,10 @@ def _no_sources(params: Params) -> Mapping[str, SourceFolder]:
     return {}
 
 
+def _no_code(params: Params | None) -> Iterable[str]:
+    return ()
+
+
 class StepSkipped(Exception):
     """Raised by a step that has a defined reason to yield nothing, such as a model that was not blessed."""
 
@@ -230,6 +235,8 @@ class Component:
         uses_champion: Returns, for the step's parameters, whether it takes its champions. If not, they are in no key.
         sources: Returns, for the step's parameters, the folders outside the store that it reads, by name. Their
             content is part of the key; `run` takes them as ``sources``, a mapping of names to `Source`.
+        code: Returns, for the step's parameters, modules that the step imports only under these parameters, such as an
+            extension that they name; for None, all such modules. Their code is part of the key, too.
         continues: Whether `run` takes ``previous``: its last output with the same parameters and code, but other
             content of the sources, or None. It saves work; the output may not depend on it.
         after: Artifact types whose steps run before this one; nothing of them is in its key.
@@ -247,6 +254,7 @@ class Component:
     champions: Mapping[str, type[Artifact[Any]]] = field(default_factory=dict)
     uses_champion: Callable[[Any], bool] = _always
     sources: Callable[[Any], Mapping[str, SourceFolder]] = _no_sources
+    code: Callable[[Any], Iterable[str]] = _no_code
     continues: bool = False
     after: tuple[type[Artifact[Any]], ...] = ()
     resumes: bool = False
@@ -260,6 +268,13 @@ class Component:
     def module(self) -> str:
         """The module whose code, with all that it imports, is part of the step's key."""
         return self.run.__module__
+
+    def defaults(self) -> dict[str, Any]:
+        """Return the default of each parameter as a JSON value, by dotted name; locations are left out.
+
+        Parameters that a dump of `params` leaves out because others decide whether they apply are included.
+        """
+        return dict(_leaves(self.params()))
 
     def __call__(
         self,
@@ -308,7 +323,7 @@ class Component:
 
     def explain(self, error: ValidationError) -> str:
         """Return pydantic's errors about the parameters, one line each: expected, received, what to do."""
-        known = [name for name, _ in flatten(self.params().model_dump())]
+        known = list(self.defaults())
         lines = []
         for item in error.errors(include_url=False):
             name = ".".join([self.name, *map(str, item["loc"])])
@@ -333,6 +348,7 @@ def component(
     after: tuple[type[Artifact[Any]], ...] = (),
     sources: Callable[[Any], Mapping[str, SourceFolder]] = _no_sources,
     uses_champion: Callable[[Any], bool] = _always,
+    code: Callable[[Any], Iterable[str]] = _no_code,
 ) -> Callable[[Callable[..., Facts]], Component]:
     """Declare a function as a pipeline step; its annotations name the inputs and the parameters.
 
@@ -351,6 +367,8 @@ def component(
         sources: Returns, for the parameters, the folders outside the store that the function reads, by name.
         uses_champion: Returns, for the parameters, whether the function takes its champions. A function that declares
             it may take a champion of its own output type, to start from.
+        code: Returns, for the parameters, modules that the function imports only under these parameters, such as an
+            extension that they name; for None, all such modules. Their code is part of the key.
         after: Artifact types whose steps run before this one, such as checks of its inputs. If one of these artifacts
             states a problem, the run stops there.
 
@@ -392,6 +410,7 @@ def component(
             champions={n: get_args(kind)[0] for n, kind in optional.items() if get_origin(kind) is Champion},
             uses_champion=uses_champion,
             sources=sources,
+            code=code,
             continues="previous" in hints,
             after=after,
             resumes="scratch" in hints,
@@ -415,12 +434,21 @@ def members(names: Iterable[str], group: str) -> list[str]:
     return sorted(found, key=lambda name: int(name.rpartition(".")[2]))
 
 
+def _leaves(params: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of all fields but locations, also nested ones, as JSON values by dotted name."""
+    for name, value in params:
+        if isinstance(value, BaseModel):
+            yield from _leaves(value, f"{prefix}{name}.")
+        elif not type(params).model_fields[name].exclude:
+            yield from flatten({f"{prefix}{name}": to_jsonable_python(value)})
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield a nested mapping's leaves by dotted name.
 
     Example:
-        >>> dict(flatten({"penalty": {"kind": "l2", "l2": 0.01}, "hidden_units": [100, 100]}))
-        {'penalty.kind': 'l2', 'penalty.l2': 0.01, 'hidden_units': [100, 100]}
+        >>> dict(flatten({"penalty": {"kind": "l2", "l2": 0.01}, "filters": [16, 32]}))
+        {'penalty.kind': 'l2', 'penalty.l2': 0.01, 'filters': [16, 32]}
     """
     for name, value in values.items():
         if isinstance(value, Mapping):

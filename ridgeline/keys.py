@@ -21,7 +21,7 @@ OTHER_NAMES = {"sklearn": "scikit-learn", "PIL": "pillow"}
 # Libraries that compute and write on behalf of another.
 IMPLIED = {"keras": ("tensorflow", "h5py"), "tensorflow_datasets": ("tensorflow",)}
 # Libraries that do not affect an artifact's bytes.
-NOT_IN_BYTES = {"pydantic", "pydantic_settings", "requests", "upath"}
+NOT_IN_BYTES = {"pydantic", "pydantic_core", "pydantic_settings", "requests", "upath"}
 
 
 class KeyParts(BaseModel):
@@ -99,7 +99,7 @@ def key_parts(
         params: Its parameters.
         sources: Its sources by name.
     """
-    code, libraries = reachable_code(component.module)
+    code, libraries = reachable_code(component.module, *component.code(params))
     return KeyParts(
         component=component.name,
         inputs={name: artifact.digest for name, artifact in inputs.items()},
@@ -111,21 +111,21 @@ def key_parts(
 
 
 @functools.cache
-def reachable_code(module: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the source files that a module can reach in its package and `ridgeline`, and the libraries they import.
+def reachable_code(*modules: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the source files that modules can reach in their packages and `ridgeline`, and the libraries they import.
 
     Imports are read from the source, also those inside functions; nothing is imported. The result is cached for
     the process: an imported module runs as it was imported, even if its file changes later.
 
     Args:
-        module: Full name of the module.
+        *modules: Full names of the modules.
 
     Returns:
         SHA-256 by file (``components/train.py``), and version by distribution name.
     """
-    own = {module.split(".")[0], "ridgeline"}
+    own = {"ridgeline", *(module.split(".")[0] for module in modules)}
     graph = _import_graph(*sorted(own))
-    reached = {module, *graph.find_upstream_modules(module)}
+    reached = {*modules, *(name for module in modules for name in graph.find_upstream_modules(module))}
     packages = {".".join(name.split(".")[:i]) for name in reached for i in range(1, name.count(".") + 1)}
     code: dict[str, str] = {}
     libraries: dict[str, str] = {}

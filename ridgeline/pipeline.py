@@ -43,6 +43,8 @@ def load_components() -> dict[str, Component]:
         components[component.name] = component
     for component in components.values():
         reachable_code(component.module)  # digest the code as imported, before anyone edits it
+        for module in component.code(None):
+            reachable_code(component.module, module)
     return components
 
 
@@ -275,8 +277,8 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         ParameterError: If one has no name or no ``=``.
 
     Example:
-        >>> parse_assignments(["train.epochs=3", "train.hidden_units=[300, 100]", "train.patience=null"])
-        {'train.epochs': 3, 'train.hidden_units': [300, 100], 'train.patience': None}
+        >>> parse_assignments(["train.epochs=3", "train.mlp.hidden_units=[300, 100]", "train.patience=null"])
+        {'train.epochs': 3, 'train.mlp.hidden_units': [300, 100], 'train.patience': None}
         >>> parse_assignments(["ingest.dataset=mnist:3.0.1"])
         {'ingest.dataset': 'mnist:3.0.1'}
     """

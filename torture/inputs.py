@@ -159,9 +159,8 @@ def _form(options: Options) -> Row:
 def _command_line(options: Options) -> Row:
     steps = list(pipeline.load_components().values())
     settings = Settings()
-    from ridgeline.component import flatten
 
-    names = [f"{step.name}.{name}" for step in steps for name, _ in flatten(step.params().model_dump(mode="json"))]
+    names = [f"{step.name}.{name}" for step in steps for name in step.defaults()]
 
     def judge(example: tuple[str, str]) -> str:
         name, text = example

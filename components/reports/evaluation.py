@@ -164,8 +164,10 @@ def _weight_histogram(name: str, kernel: np.ndarray) -> Picture:
     return Picture(svg(figure), f"Histogram of the nonzero weights of layer {name}. {share}.", f"{name}: {share}.")
 
 
-def _eliminated(pixels: np.ndarray) -> Picture | None:
+def _eliminated(pixels: np.ndarray | None) -> Picture | None:
     """Draw the eliminated pixels, bool ``[h, w]``, in vermilion; None if there are none."""
+    if pixels is None:
+        return None
     count = int(np.count_nonzero(pixels))
     if not count:
         return None
@@ -377,8 +379,12 @@ The manifest has all.</p>
 </div>
 {% if eliminated %}
 <div class="pixels">{{ figure(eliminated) }}</div>
-{% else %}
+{% elif model.facts.num_eliminated_pixels is not none %}
 <p class="note">No input pixel is eliminated: each has a weight that is not zero.</p>
+{% endif %}
+{% if model.facts.num_eliminated_units %}
+<p class="note">{{ "{:,}".format(model.facts.num_eliminated_units) }} hidden units or channels are eliminated: their \
+incoming or their outgoing weights are all zero.</p>
 {% endif %}
 </section>
 

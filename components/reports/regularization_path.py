@@ -1,10 +1,12 @@
-"""The HTML report of a regularization path: the effect of L1 and L2, by strength.
+"""The HTML report of a regularization path: the effect of each penalty, by strength.
 
 The step `select` writes it as part of its output.
 """
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING
@@ -12,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from components.reports.figures import BLUE, GREY, VERMILION, Picture, flat, new_figure, plot_style, svg
-from components.training.penalty import KINDS, Penalty
+from components.training.penalties import KINDS
+from components.training.penalty import Penalty
 from ridgeline.artifacts.sweep_result import SweepResultFacts
 from ridgeline.artifacts.trials import Trial
 from ridgeline.html_page import render_page
@@ -26,8 +29,10 @@ USEFUL = 0.1  # the same for the pictures of distributions; a trial beyond it is
 SHOWN = 4  # distributions in one picture, besides the one without a penalty
 BINS = 120  # at most, in one picture
 # By kind of penalty, in its order. The last three are of the same colour-blind-safe palette.
-COLOURS = dict(zip(KINDS, cycle((GREY, BLUE, VERMILION, "#009e73", "#cc79a7", "#e69f00")), strict=False))
+COLOURS = dict(zip(KINDS, cycle((GREY, BLUE, VERMILION, "#cc79a7", "#009e73", "#e69f00")), strict=False))
 LINES = dict(zip(KINDS, cycle((":", "o-", "s--", "D", "^-.", "v:")), strict=False))
+PATHS = [name for name, kind in KINDS.items() if len(kind.strengths) == 1]  # drawn as curves against the strength
+MAPS = [name for name, kind in KINDS.items() if len(kind.strengths) == 2]  # drawn as heat maps
 
 
 def render(facts: SweepResultFacts, histograms: np.ndarray, edges: np.ndarray) -> str:
@@ -48,10 +53,10 @@ def render(facts: SweepResultFacts, histograms: np.ndarray, edges: np.ndarray) -
     def indices(kind: str, loss: float) -> list[int]:
         """Return the trials of a kind within `loss` of the best accuracy, from weakest to strongest."""
         found = [i for i, t in finished.items() if t.kind == kind and t.metrics["val_accuracy"] >= best - loss]
-        return sorted(found, key=lambda i: facts.trials[i].l1 + facts.trials[i].l2)
+        return sorted(found, key=lambda i: facts.trials[i].strength)
 
     dense = indices("none", 1.0)
-    shown = {kind: found[-SHOWN:] for kind in ("l1", "l2") if (found := indices(kind, USEFUL))}
+    shown = {kind: found[-SHOWN:] for kind in PATHS if (found := indices(kind, USEFUL))}
     sides = [*dense, *(found[-1] for found in shown.values())]
     strongest = {kind: found[-1] for kind in KINDS if (found := indices(kind, NEAR))}
     with plot_style():
@@ -68,20 +73,34 @@ def render(facts: SweepResultFacts, histograms: np.ndarray, edges: np.ndarray) -
             spreads=[_distributions(kind, dense, found, facts, counts, edges) for kind, found in shown.items()],
             contrast=_contrast(sides, facts, counts, edges) if sides else None,
             curves=_curves(facts),
-            solver=next((t.solver for t in facts.trials if t.l1), None),
+            maps=[picture for kind in MAPS if (picture := _heat_map(kind, facts))],
+            effects={
+                _capital(KINDS[kind].label): KINDS[kind].effect
+                for kind in KINDS
+                if kind in {t.kind for t in facts.trials}
+            },
+            solvers={t.solver for t in facts.trials if KINDS[t.kind].sparse},
+            warm_start=facts.warm_start,
             params=flat(facts.training),
         )
 
 
 def _label(trial: Trial) -> str:
-    return Penalty(kind=trial.kind, l1=trial.l1, l2=trial.l2).label
+    return Penalty.at(trial.kind, *trial.strengths.values()).label
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _curves(facts: SweepResultFacts) -> list[Picture]:
+    if not any(trial.kind in ("none", *PATHS) and not trial.diverged for trial in facts.trials):
+        return []
+
     def curve(title: str, unit: str, value: Callable[[Trial], float], log: bool = False) -> Picture:
         return _curve(facts, title, unit, value, log)
 
-    return [
+    curves = [
         curve("Validation accuracy", "share of images", lambda t: t.metrics["val_accuracy"]),
         curve("Validation cross-entropy", "nats, without the penalty", lambda t: t.cross_entropy),
         curve("Zeros", "% of all weights exactly zero", lambda t: 100 * t.zero_share),
@@ -89,14 +108,20 @@ def _curves(facts: SweepResultFacts) -> list[Picture]:
         curve("L1 norm", "sum of |w|, log scale", lambda t: t.l1_norm, log=True),
         curve("L2 norm", "root of the sum of w², log scale", lambda t: t.l2_norm, log=True),
     ]
+    for what in ("pixels", "units"):
+        counts = [getattr(trial, f"num_eliminated_{what}") for trial in facts.trials if not trial.diverged]
+        if any(counts):  # neither unknown nor zero everywhere
+            value = operator.attrgetter(f"num_eliminated_{what}")
+            curves.append(curve(f"Eliminated {what}", f"number of {what}", value))
+    return curves
 
 
 def _curve(facts: SweepResultFacts, title: str, unit: str, value: Callable[[Trial], float], log: bool) -> Picture:
     """Draw one quantity against the strength, a line for each penalty."""
     figure, axes = new_figure()
     described = []
-    for kind in KINDS:
-        trials = sorted((t for t in facts.trials if t.kind == kind and not t.diverged), key=lambda t: t.l1 + t.l2)
+    for kind in ("none", *PATHS):
+        trials = sorted((t for t in facts.trials if t.kind == kind and not t.diverged), key=lambda t: t.strength)
         values = [value(trial) for trial in trials]
         if not trials:
             continue
@@ -105,11 +130,11 @@ def _curve(facts: SweepResultFacts, title: str, unit: str, value: Callable[[Tria
             axes.axhline(values[0], color=GREY, linestyle=LINES[kind], label=KINDS[kind].label)
         else:
             drawn = [np.nan if log and v <= 0 else v for v in values]
-            strengths = [trial.l1 + trial.l2 for trial in trials]
+            strengths = [trial.strength for trial in trials]
             axes.plot(strengths, drawn, LINES[kind], color=COLOURS[kind], markersize=4, label=KINDS[kind].label)
     winner = facts.trials[facts.winner]
-    if winner.kind != "none":
-        place = winner.l1 + winner.l2, value(winner)
+    if winner.kind in PATHS:
+        place = winner.strength, value(winner)
         axes.plot(*place, "o", color="#111", fillstyle="none", markersize=11, label="chosen")
     axes.set(xlabel="strength, log scale", ylabel=unit, xscale="log", yscale="log" if log else "linear")
     _plain_ticks(axes.xaxis)
@@ -128,6 +153,51 @@ def _plain_ticks(axis: Axis, *steps: float) -> None:
     axis.set_major_locator(LogLocator(subs=steps or (1.0,), numticks=20))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_locator(NullLocator())
+
+
+def _heat_map(kind: str, facts: SweepResultFacts) -> Picture | None:
+    """Draw accuracy and zeros over the two strengths of a kind; None if it was not tried."""
+    from matplotlib.figure import Figure
+
+    trials = {tuple(trial.strengths.values()): trial for trial in facts.trials if trial.kind == kind}
+    if not trials:
+        return None
+    down, across = (sorted(set(values)) for values in zip(*trials, strict=True))
+    figure = Figure(figsize=(8.2, 1.3 + 0.4 * len(down)))
+    winner = facts.trials[facts.winner]
+    texts = []
+    for axes, (title, value) in zip(
+        figure.subplots(1, 2, sharey=True),
+        (
+            ("Validation accuracy, %", lambda t: 100 * t.metrics["val_accuracy"]),
+            ("Zeros, %", lambda t: 100 * t.zero_share),
+        ),
+        strict=True,
+    ):
+        finished = {point: value(trial) for point, trial in trials.items() if not trial.diverged}
+        grid = np.array([[finished.get((row, column), np.nan) for column in across] for row in down])
+        axes.imshow(grid, cmap="Blues", aspect="auto", origin="lower")
+        middle = (np.nanmin(grid) + np.nanmax(grid)) / 2 if finished else 0.0
+        for (i, row), (j, column) in itertools.product(enumerate(down), enumerate(across)):
+            if (row, column) in trials:
+                number = grid[i, j]
+                text = "diverged" if np.isnan(number) else f"{number:.1f}"
+                chosen = trials[row, column] == winner
+                colour, weight = ("white" if number > middle else "#111"), ("bold" if chosen else "normal")
+                axes.text(j, i, text, ha="center", va="center", color=colour, fontweight=weight, fontsize=8)
+        first, second = (strength.title for strength in KINDS[kind].strengths)
+        axes.set(xlabel=second, xticks=range(len(across)), yticks=range(len(down)))
+        axes.set_xticklabels([f"{strength:g}" for strength in across])
+        axes.set_yticklabels([f"{strength:g}" for strength in down])
+        axes.grid(visible=False)
+        axes.set_title(title, loc="left", fontsize=10)
+        if axes.get_subplotspec().is_first_col():
+            axes.set_ylabel(first)
+        if finished:
+            texts.append(f"{title}: {min(finished.values()):.1f} to {max(finished.values()):.1f}")
+    if len(finished) < len(trials):
+        texts.append(f"{len(trials) - len(finished)} diverged")
+    return Picture(svg(figure), f"{KINDS[kind].label} by both strengths. {'. '.join(texts)}.")
 
 
 def _distributions(
@@ -154,12 +224,12 @@ def _distributions(
             left.stairs(row, edges, color=shade, fill=True)
         else:
             fade = 0.7 * (1 - found.index(i) / max(1, len(found) - 1))
-            label, shade = f"{trial.l1 + trial.l2:g}", tuple(colour + (1 - colour) * fade)
+            label, shade = f"{trial.strength:g}", tuple(colour + (1 - colour) * fade)
             left.stairs(row, edges, color=shade, linewidth=1.5)
         shares.append((label, trial.zero_share, shade))
     left.set(yscale="log", xlabel="weight, exact zeros left out", ylabel="count, log scale", xlim=(edges[0], edges[-1]))
     _plain_ticks(left.yaxis)
-    left.set_title(f"{KINDS[kind].label}, by strength", loc="left", fontsize=10)
+    left.set_title(f"{_capital(KINDS[kind].label)}, by strength", loc="left", fontsize=10)
     _bars(right, shares)
     text = ", ".join(f"{100 * share:.1f} % at {label}" for label, share, _ in shares)
     return Picture(
@@ -212,6 +282,7 @@ def _bars(axes: Axes, shares: Sequence[tuple[str, float, object]]) -> None:
 TEMPLATE = """\
 {% extends "page" %}
 {% from "macros" import figure %}
+{% macro count(number) %}{{ "unknown" if number is none else "{:,}".format(number) }}{% endmacro %}
 {% block title %}Regularization path on {{ facts.dataset }}{% endblock %}
 {% block style %}
 .wide-figures img{max-width:860px}
@@ -243,10 +314,9 @@ Chosen on the validation split; the test split was not read.</p>
 
 <section>
 <h2>What each penalty does to the weights</h2>
-<p><strong>L1</strong> takes the same amount from every weight, regardless of its size. Weights that the data do not \
-support reach zero and stay there, so few remain. <strong>L2</strong> shrinks each weight in proportion to its size. \
-Large weights shrink most and small ones hardly at all, so the network uses many small weights, and none becomes \
-zero.</p>
+<p>{% for name, effect in effects.items() if effect %}
+<strong>{{ name }}</strong> {{ effect }}
+{% endfor %}</p>
 {% for picture in spreads %}
 <div class="wide-figures">{{ figure(picture) }}</div>
 {% endfor %}
@@ -255,22 +325,26 @@ zero.</p>
 <div>{{ figure(contrast) }}</div>
 {% endif %}
 <div>
-<p class="note">Each line starts at the share of weights that are exactly zero. Under L1 that share is high, while the \
-largest weights remain. Under L2 the line starts at the bottom and rises steeply: the network uses all weights, and \
+<p class="note">Each line starts at the share of weights that are exactly zero. Where it starts high, few weights \
+remain, and the largest among them. Where it starts at the bottom and rises steeply, the network uses all weights, and \
 all are small.</p>
+</div>
+</div>
 <p class="note">The strongest of each kind within {{ near|percent(0) }} of the highest validation accuracy:</p>
+<div class="scroll" tabindex="0" role="region" aria-label="The strongest of each kind">
 <table>
 <thead><tr><th scope="col">Penalty</th><th scope="col">Accuracy</th><th scope="col">Zeros</th>\
+<th scope="col">Pixels<br>removed</th><th scope="col">Units<br>removed</th>\
 <th scope="col">L1 norm</th><th scope="col">L2 norm</th></tr></thead>
 <tbody>
 {% for trial in strongest %}
 <tr><th scope="row">{{ label(trial) }}</th><td>{{ trial.metrics.val_accuracy|percent(2) }}</td>\
-<td>{{ trial.zero_share|percent }}</td><td>{{ "%.1f"|format(trial.l1_norm) }}</td>\
+<td>{{ trial.zero_share|percent }}</td><td>{{ count(trial.num_eliminated_pixels) }}</td>\
+<td>{{ count(trial.num_eliminated_units) }}</td><td>{{ "%.1f"|format(trial.l1_norm) }}</td>\
 <td>{{ "%.2f"|format(trial.l2_norm) }}</td></tr>
 {% endfor %}
 </tbody>
 </table>
-</div>
 </div>
 </section>
 
@@ -281,12 +355,18 @@ all are small.</p>
 {{ figure(picture) }}
 {% endfor %}
 </div>
+{% for picture in maps %}
+<div class="wide-figures">{{ figure(picture) }}</div>
+{% endfor %}
 </section>
 
 <section>
 <h2>All trainings</h2>
 <p class="note">Losses are in nats and include the penalty; cross-entropy does not. Zeros are shares of the weights \
-that are exactly zero, norms are over all kernels. {% if solver %}L1 uses the {{ solver }} solver.{% endif %}</p>
+that are exactly zero, norms are over all kernels. A pixel or unit is removed if all its outgoing weights are zero, a \
+unit also if all its incoming ones are. {% if solvers %}Penalties that are not smooth use the solver \
+{{ solvers|sort|join(" or ") }}. {% endif %}{% if warm_start %}Each training started from the weights of the next \
+stronger strength of its kind.{% endif %}</p>
 <div class="scroll" tabindex="0" role="region" aria-label="All trainings">
 <table class="trials">
 <thead><tr><th scope="col">Penalty</th><th scope="col">Validation<br>accuracy</th>\
@@ -295,13 +375,14 @@ that are exactly zero, norms are over all kernels. {% if solver %}L1 uses the {{
 {% for kernel in winner.kernels %}
 <th scope="col">in<br>{{ kernel.name }}</th>
 {% endfor %}
+<th scope="col">Pixels<br>removed</th><th scope="col">Units<br>removed</th>\
 <th scope="col">L1<br>norm</th><th scope="col">L2<br>norm</th></tr></thead>
 <tbody>
 {% for trial in facts.trials %}
 <tr{% if loop.index0 == facts.winner %} class="chosen"{% endif %}><th scope="row">{{ label(trial) }}\
 {% if loop.index0 == facts.winner %} &#10003;{% endif %}</th>
 {% if trial.diverged %}
-<td colspan="{{ 8 + winner.kernels|length }}">diverged</td>
+<td colspan="{{ 10 + winner.kernels|length }}">diverged</td>
 {% else %}
 <td>{{ trial.metrics.val_accuracy|percent(2) }}</td><td>{{ "%.4f"|format(trial.cross_entropy) }}</td>\
 <td>{{ "%.4f"|format(trial.metrics.val_loss) }}</td><td>{{ trial.metrics.accuracy|percent(2) }}</td>\
@@ -309,6 +390,7 @@ that are exactly zero, norms are over all kernels. {% if solver %}L1 uses the {{
 {% for kernel in trial.kernels %}
 <td>{{ (kernel.num_zeros / kernel.num_weights)|percent }}</td>
 {% endfor %}
+<td>{{ count(trial.num_eliminated_pixels) }}</td><td>{{ count(trial.num_eliminated_units) }}</td>\
 <td>{{ "%.1f"|format(trial.l1_norm) }}</td><td>{{ "%.2f"|format(trial.l2_norm) }}</td>
 {% endif %}
 </tr>
@@ -316,6 +398,9 @@ that are exactly zero, norms are over all kernels. {% if solver %}L1 uses the {{
 </tbody>
 </table>
 </div>
+{% for trial in facts.trials if trial.diverged %}
+<p class="note">{{ label(trial) }} diverged: {{ trial.diverged }}</p>
+{% endfor %}
 </section>
 
 <div class="pair">

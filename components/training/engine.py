@@ -19,19 +19,23 @@ can't be switched off. Compilation takes a second or two, once for all strengths
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from components.training.checkpoint import Checkpoint
-from components.training.penalty import Penalty, proximal_step, regularizer
+from components.training.penalties.kind import Formula
+from components.training.penalties.l1_l2 import ELASTIC_NET
+from components.training.penalty import Penalty, regularizer
 from ridgeline.artifacts.examples import Examples
+from ridgeline.artifacts.model import named_weights
 
 if TYPE_CHECKING:
     import keras
@@ -62,6 +66,8 @@ class Recipe:
         flip: Half of the training images are mirrored left to right.
         average: Decay of the exponential moving average of the weights, which replaces the final weights, in
             [0, 1); 0 for none.
+        weight_decay: Before each update of adam, the penalized weights are multiplied by ``1 - rate * weight_decay``
+            (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019); 0 for none.
     """
 
     batch_size: int = 32
@@ -74,6 +80,7 @@ class Recipe:
     shift_share: float = 1.0
     flip: bool = False
     average: float = 0.0
+    weight_decay: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ class Fit:
     """A finished training.
 
     Attributes:
-        weights: The kept weights, in the order of the model's ``variables``, float32.
+        weights: The kept weights, in the order of the model's ``weights``, float32.
         history: Metrics of each epoch by Keras's names: ``loss``, ``accuracy``, ``val_loss``, ``val_accuracy``.
             Losses include the penalty; training metrics are means over the epoch.
         epoch: The epoch whose weights are kept, from 1.
@@ -102,10 +109,10 @@ class Engine:
 
     An epoch visits every training image once, in an order that depends on the seed and the epoch alone.
 
-    The loss is ``cross-entropy + sum over kernels of (l1 * sum(abs(w)) + l2 * sum(w ** 2))``. The solver
-    ``subgradient`` differentiates all of it. The solver ``proximal`` leaves L1 out of the gradient, and after each
-    update with step size ``eta`` soft-thresholds the kernels, ``w = sign(w) * max(abs(w) - eta * l1, 0)``:
-    forward-backward splitting (Parikh and Boyd, "Proximal Algorithms", 2014, sections 4.2 and 6.5.2). With
+    The loss is ``cross-entropy + sum over kernels of penalty(w)``. The solver ``subgradient`` differentiates all of
+    it. The solver ``proximal`` leaves the part of the penalty that is not smooth out of the gradient, and after each
+    update with step size ``eta`` applies its proximal operator to the kernels, for L1 ``w = sign(w) * max(abs(w) -
+    eta * l1, 0)``: forward-backward splitting (Parikh and Boyd, "Proximal Algorithms", 2014, section 4.2). With
     momentum it is iPiano (Ochs, Chen, Brox and Pock, SIAM J. Imaging Sciences 7(2), 2014, algorithm 4):
     ``w' = prox(w - eta * gradient + momentum * (w - w_before))``. There the momentum continues the step that the
     weights actually made, thresholding included, so the optimizer's velocity is set to ``w' - w``.
@@ -115,22 +122,35 @@ class Engine:
             to probabilities ``[n, classes]``. Its argument is the regularizer of the penalized weights.
         examples: The splits; the test split is not read.
         recipe: The settings that are fixed in the compiled code.
+        formula: The penalty, but for its strengths.
     """
 
-    def __init__(self, build: Callable[[keras.Regularizer], keras.Model], examples: Examples, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        build: Callable[[keras.Regularizer], keras.Model],
+        examples: Examples,
+        recipe: Recipe,
+        formula: Formula = ELASTIC_NET,
+    ) -> None:
         import tensorflow as tf
 
         tf.config.experimental.enable_op_determinism()
-        self._build, self._examples, self._recipe = build, examples, recipe
-        self._penalty = regularizer(smooth_only=recipe.solver == "proximal")
+        self._build, self._examples, self._recipe, self._formula = build, examples, recipe, formula
+        self._penalty = regularizer(formula, smooth_only=recipe.solver == "proximal")
         self._rate = _rate(recipe.schedule)
         self._seed = tf.Variable(0, dtype=tf.int32, trainable=False)
         with _SEEDED:
             self._model = build(self._penalty)
+        variables = self._model.trainable_variables
         self._optimizer = _optimizer(recipe, self._rate)
+        self._optimizer.exclude_from_weight_decay([v for v in variables if v.regularizer is not self._penalty])
         self._optimizer.build(self._model.trainable_variables)
         self._fresh = [variable.numpy() for variable in self._optimizer.variables]
-        self._advance = tf.function(self._steps, jit_compile=True, autograph=False)
+        layers = list(_layers(self._model))
+        # Layers that look at a whole batch get no padding: their state and their losses are of the batch alone.
+        self._pads = not any(layer.non_trainable_weights or layer.activity_regularizer for layer in layers)
+        self._by_xla = not any("Conv" in type(layer).__name__ for layer in layers)
+        self._advance = self._compiled()
         self._score = tf.function(self._sums, reduce_retracing=True, autograph=False)
 
         self._num_train = len(examples.split("train"))
@@ -168,7 +188,7 @@ class Engine:
             patience: Number of epochs without better validation accuracy after which training stops and keeps the
                 weights of the best epoch; None to train all epochs.
             checkpoint: Where the state is saved after each epoch and loaded from; None for no checkpoint.
-            initial: The weights to start from, of the shapes of the network's variables; those of the seed if None.
+            initial: The weights to start from, in the order of the model's ``weights``; those of the seed if None.
 
         Returns:
             The kept weights and the metrics of every epoch.
@@ -182,10 +202,12 @@ class Engine:
         with _SEEDED:
             keras.utils.set_random_seed(seed)
             drawn = [variable.numpy() for variable in self._build(self._penalty).variables]
-        _assign(self._model.variables, drawn if initial is None else initial)
+        _assign(self._model.variables, drawn)  # with the states from which layers such as dropout draw
+        if initial is not None:
+            _assign(self._model.weights, initial)
         _assign(self._optimizer.variables, self._fresh)
-        for name, strength in penalty.strengths.items():
-            self._penalty.strengths[name].assign(strength)
+        for name, factor in penalty.factors.items():
+            self._penalty.strengths[name].assign(factor)
         self._rate.base.assign(learning_rate)
         self._rate.steps.assign(float(epochs * self.steps_per_epoch))
         self._seed.assign(seed)
@@ -214,7 +236,7 @@ class Engine:
             if not math.isfinite(metrics["val_loss"]):
                 raise FloatingPointError(_not_finite("validation loss", metrics["val_loss"], epoch, values))
             if patience is None or all(metrics["val_accuracy"] > value for value in history["val_accuracy"]):
-                kept = [variable.numpy() for variable in self._model.variables]
+                kept = [variable.numpy() for variable in self._model.weights]
             _assign(self._model.variables, model_weights)
             for name, value in metrics.items():
                 history[name].append(value)
@@ -227,6 +249,30 @@ class Engine:
         accuracies = history["val_accuracy"]
         return Fit(kept, history, len(accuracies) if patience is None else 1 + int(np.argmax(accuracies)))
 
+    def model_with(self, weights: Sequence[np.ndarray]) -> keras.Model:
+        """Return the engine's model with given weights, until the next training.
+
+        Args:
+            weights: Weights in the order of `Fit.weights`.
+        """
+        _assign(self._model.weights, list(weights))
+        return self._model
+
+    def penalized(self, weights: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the penalized ones of a fit's weights by name, from input to output.
+
+        Args:
+            weights: Weights in the order of `Fit.weights`.
+        """
+        values = {id(variable): value for variable, value in zip(self._model.weights, weights, strict=True)}
+        found = named_weights(self._model).items()
+        return {name: values[id(variable)] for name, variable in found if variable.regularizer is self._penalty}
+
+    @property
+    def penalized_names(self) -> list[str]:
+        """The names of the penalized weights, from input to output."""
+        return list(self.penalized(self._model.weights))
+
     # --- an epoch
 
     def _epoch(self, seed: int, epoch: int, epochs: int, values: str) -> dict[str, float]:
@@ -234,18 +280,16 @@ class Engine:
         import tensorflow as tf
 
         batch_size = self._recipe.batch_size
-        block = max(1, BLOCK_IMAGES // batch_size)
         loss, hits, logged, seen = tf.constant(0.0, tf.float64), tf.constant(0), time.monotonic(), 0
         for start in part_order(seed, epoch, self._starts):
             images, labels = self._read(start)
             size = self._size(start)
             order = np.zeros(-(-self._part_rows // batch_size) * batch_size, np.int32)
             order[:size] = row_order(seed, epoch, start, size)
-            order, num_steps = tf.constant(order), -(-size // batch_size)
-            for first in range(0, num_steps, block):
-                last = min(first + block, num_steps)
-                step, last_loss, loss, hits = self._advance(
-                    images, labels, order, tf.constant(size), tf.constant(first), tf.constant(last), loss, hits
+            order = tf.constant(order)
+            for first, last, rows in self._calls(size):
+                step, last_loss, loss, hits = self._call(
+                    images, labels, order, tf.constant(size), tf.constant(first), tf.constant(last), loss, hits, rows
                 )
                 if not math.isfinite(last_loss):
                     place = f"step {int(step) + seen // batch_size} of {self.steps_per_epoch} in epoch"
@@ -258,6 +302,37 @@ class Engine:
                     )
             seen += size
         return {"loss": float(loss) / seen, "accuracy": int(hits) / seen}
+
+    def _calls(self, size: int) -> Iterator[tuple[int, int, int]]:
+        """Yield the updates of a part by call into the compiled code: the first, the one after the last, their rows."""
+        batch_size = self._recipe.batch_size
+        block, num_steps = max(1, BLOCK_IMAGES // batch_size), -(-size // batch_size)
+        whole = num_steps if self._pads else size // batch_size
+        for first in range(0, whole, block):
+            yield first, min(first + block, whole), batch_size
+        if whole < num_steps:
+            yield whole, num_steps, size % batch_size
+
+    def _call(self, *arguments: Any) -> tuple[Any, Any, Any, Any]:
+        """Call the compiled code. If XLA refuses it, nothing was run, and it is compiled without XLA."""
+        import tensorflow as tf
+
+        try:
+            return self._advance(*arguments)
+        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
+            if not self._by_xla:
+                raise
+            reason = error.message.splitlines()[0]
+            log.info("XLA can't compile the network (%s): it is trained by the plain compiled loop", reason)
+            self._by_xla = False
+            self._advance = self._compiled()
+            return self._advance(*arguments)
+
+    def _compiled(self) -> Any:
+        import tensorflow as tf
+
+        # A partial: TensorFlow counts the compilations of a method over all engines, and warns of the fifth.
+        return tf.function(functools.partial(self._steps), jit_compile=self._by_xla, autograph=False)
 
     def _size(self, start: int) -> int:
         return min(self._part_rows, self._num_train - start)
@@ -275,9 +350,9 @@ class Engine:
         return self._part[1:]
 
     def _steps(
-        self, images: Any, labels: Any, order: Any, size: Any, first: Any, last: Any, loss: Any, hits: Any
+        self, images: Any, labels: Any, order: Any, size: Any, first: Any, last: Any, loss: Any, hits: Any, rows: int
     ) -> tuple[Any, Any, Any, Any]:
-        """Make the updates `first` to `last` of one part: the compiled code.
+        """Make the updates `first` to `last` of one part, each on the given number of rows: the compiled code.
 
         Returns:
             The number of the next step, the loss of the last one, and the sums of losses, float64, and hits so far.
@@ -288,10 +363,10 @@ class Engine:
             return (step < last) & tf.math.is_finite(last_loss)
 
         def body(step: Any, last_loss: Any, loss: Any, hits: Any) -> tuple[Any, Any, Any, Any]:
-            position = step * self._recipe.batch_size + tf.range(self._recipe.batch_size)
-            rows = tf.slice(order, [step * self._recipe.batch_size], [self._recipe.batch_size])
-            real = tf.cast(position < size, tf.float32)  # 0 where the last batch is padded
-            batch_loss, batch_hits = self._update(tf.gather(images, rows), tf.gather(labels, rows), real)
+            start = step * self._recipe.batch_size
+            chosen = tf.slice(order, [start], [rows])
+            real = tf.cast(start + tf.range(rows) < size, tf.float32)  # 0 where the last batch is padded
+            batch_loss, batch_hits = self._update(tf.gather(images, chosen), tf.gather(labels, chosen), real)
             return step + 1, batch_loss, loss + tf.cast(batch_loss * tf.reduce_sum(real), tf.float64), hits + batch_hits
 
         return tf.while_loop(unfinished, body, (first, tf.constant(0.0), loss, hits))
@@ -310,10 +385,10 @@ class Engine:
         hits = tf.equal(tf.argmax(probabilities, 1, tf.int32), labels) & (real > 0)
         before = [tf.identity(variable.value) for variable in variables]
         self._optimizer.apply(tape.gradient(loss, [variable.value for variable in variables]), variables)
-        if self._recipe.solver == "proximal":
+        if self._recipe.solver == "proximal" and self._formula.proximal_step:
             for index, (variable, old) in enumerate(zip(variables, before, strict=True)):
                 if variable.regularizer is self._penalty:
-                    new = proximal_step(variable.value, rate, self._penalty.strengths)
+                    new = self._formula.proximal_step(variable.value, rate, self._penalty.strengths)
                     variable.assign(new)
                     if self._recipe.momentum:
                         self._optimizer.momentums[index].assign(new - old)
@@ -360,20 +435,28 @@ class Engine:
     def _validate(self) -> dict[str, float]:
         import tensorflow as tf
 
-        split, entropy, hits = self._examples.split("validation"), 0.0, 0
+        split, loss, hits = self._examples.split("validation"), 0.0, 0
         for start in range(0, len(split), SCORE_IMAGES):
             images, labels = split.rows(start, start + SCORE_IMAGES)
-            part_entropy, part_hits = self._score(tf.constant(images), tf.constant(labels, tf.int32))
-            entropy, hits = entropy + float(part_entropy), hits + int(part_hits)
-        penalty = sum(float(loss) for loss in self._model.losses)
-        return {"val_loss": entropy / len(split) + penalty, "val_accuracy": hits / len(split)}
+            part_loss, part_hits = self._score(tf.constant(images), tf.constant(labels, tf.int32))
+            loss, hits = loss + float(part_loss), hits + int(part_hits)
+        penalty = sum(float(variable.regularizer(variable)) for variable in self._regularized)
+        return {"val_loss": loss / len(split) + penalty, "val_accuracy": hits / len(split)}
 
     def _sums(self, images: Any, labels: Any) -> tuple[Any, Any]:
         import tensorflow as tf
 
         probabilities = self._model(images, training=False)
         hits = tf.equal(tf.argmax(probabilities, 1, tf.int32), labels)
-        return tf.reduce_sum(self._cross_entropy(labels, probabilities)), tf.reduce_sum(tf.cast(hits, tf.int32))
+        loss = tf.reduce_sum(self._cross_entropy(labels, probabilities))
+        losses = self._model.losses  # those of the layers' outputs, then those of the weights
+        if of_outputs := losses[: len(losses) - len(self._regularized)]:
+            loss += tf.add_n(of_outputs) * tf.cast(tf.shape(images)[0], loss.dtype)
+        return loss, tf.reduce_sum(tf.cast(hits, tf.int32))
+
+    @property
+    def _regularized(self) -> list[Any]:
+        return [variable for variable in self._model.trainable_weights if variable.regularizer is not None]
 
 
 def part_order(seed: int, epoch: int, starts: Sequence[int]) -> list[int]:
@@ -406,6 +489,14 @@ def row_order(seed: int, epoch: int, start: int, size: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, start]).permutation(size)
 
 
+def _layers(model: Any) -> Iterator[Any]:
+    """Yield the layers of a model, also those of models in it."""
+    for layer in model.layers:
+        yield layer
+        if hasattr(layer, "layers"):
+            yield from _layers(layer)
+
+
 def _rate(kind: str) -> Any:
     """Return a Keras learning-rate schedule whose values can be changed after compilation."""
     import keras
@@ -428,7 +519,7 @@ def _optimizer(recipe: Recipe, rate: Any) -> Any:
 
     average = {"use_ema": recipe.average > 0, "ema_momentum": recipe.average}
     if recipe.optimizer == "adam":
-        return keras.optimizers.Adam(rate, **average)
+        return keras.optimizers.Adam(rate, weight_decay=recipe.weight_decay or None, **average)
     return keras.optimizers.SGD(rate, momentum=recipe.momentum, **average)
 
 

@@ -14,13 +14,13 @@ from ridgeline.artifacts.examples import Examples
 
 
 def make_engine(examples: Examples, params: Params) -> Engine:
-    """Return an engine for a training, and for all others with the same recipe and network.
+    """Return an engine for a training, and for all others with the same recipe, formula of the penalty and network.
 
     Args:
         examples: The splits; the test split is not read.
         params: The training.
     """
-    return Engine(functools.partial(build_model, examples, params), examples, params.recipe)
+    return Engine(functools.partial(build_model, examples, params), examples, params.recipe, params.penalty.formula)
 
 
 def fit(
@@ -29,10 +29,10 @@ def fit(
     checkpoint: Checkpoint | None = None,
     initial: list[np.ndarray] | None = None,
 ) -> Fit:
-    """Train with an engine of the same recipe, network and examples.
+    """Train with an engine of the same recipe, formula of the penalty, network and examples.
 
     Args:
-        engine: An engine for `params.recipe` and `params.hidden_units`; the other parameters need no compilation.
+        engine: What `make_engine` returned for these parameters, or for others of the same recipe, formula and network.
         params: The training.
         checkpoint: Where its state is kept; None for no checkpoint.
         initial: The weights to start from; those of the seed if None.

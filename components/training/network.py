@@ -1,10 +1,11 @@
-"""The network: a multilayer perceptron, with its normalization and its penalty."""
+"""The model that is trained and served: normalization and a network."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from components.training.params import Params
+from components.training.params import NETWORKS, Params
 from ridgeline.artifacts.examples import Examples
 
 if TYPE_CHECKING:
@@ -12,31 +13,47 @@ if TYPE_CHECKING:
 
 
 def build_model(examples: Examples, params: Params, regularizer: keras.Regularizer | None = None) -> keras.Model:
-    """Return the untrained network: raw uint8 images ``[n, *image_shape]`` to probabilities ``[n, classes]``.
+    """Return the untrained model: raw uint8 images ``[n, *image_shape]`` to probabilities ``[n, classes]``.
 
     Args:
         examples: Gives the image shape, the classes and the normalization, which is the first layer.
-        params: The network and its penalty.
-        regularizer: Regularizer of every kernel; Keras's own with the penalty's strengths if None.
+        params: The network, its options and its penalty.
+        regularizer: Regularizer of the penalized weights; Keras's own with the penalty's strengths if None.
+    """
+    # Keras numbers layers without a name by a counter of the thread: in a new one, names are the same each time.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_build, examples, params, regularizer or params.penalty.keras_regularizer()).result()
+
+
+def _build(examples: Examples, params: Params, regularizer: keras.Regularizer | None) -> keras.Model:
+    return with_normalization(examples, build_network(examples, params, regularizer))
+
+
+def build_network(examples: Examples, params: Params, regularizer: keras.Regularizer | None) -> keras.Model:
+    """Return the network alone, as its function returns it.
+
+    Args:
+        examples: Gives the image shape and the classes.
+        params: The network and its options.
+        regularizer: Regularizer of the penalized weights.
+    """
+    facts, network = examples.facts, NETWORKS[params.network]
+    return network.build(facts.image_shape, len(facts.class_names), regularizer, params.options)
+
+
+def with_normalization(examples: Examples, network: keras.Model) -> keras.Model:
+    """Return a flat model of the normalization and a network's layers.
+
+    Args:
+        examples: Gives the image shape and the normalization.
+        network: A network from normalized images to probabilities.
     """
     import keras
 
-    if regularizer is None:
-        regularizer = params.penalty.keras_regularizer()
     norm = examples.facts.normalization
-
-    def dense(units: int, name: str, activation: str, initializer: str) -> keras.layers.Dense:
-        return keras.layers.Dense(
-            units, activation, kernel_initializer=initializer, kernel_regularizer=regularizer, name=name
-        )
-
-    return keras.Sequential(
-        [
-            keras.Input(examples.facts.image_shape, dtype="uint8", name="images"),
-            keras.layers.Rescaling(1.0 / norm.deviation, -norm.mean / norm.deviation, name="normalization"),
-            keras.layers.Flatten(name="flatten"),
-            *(dense(units, f"hidden_{i}", "relu", "he_normal") for i, units in enumerate(params.hidden_units, start=1)),
-            dense(len(examples.facts.class_names), "output", "softmax", "glorot_uniform"),
-        ],
-        name="classifier",
-    )
+    images = keras.Input(examples.facts.image_shape, dtype="uint8", name="images")
+    normalization = keras.layers.Rescaling(1.0 / norm.deviation, -norm.mean / norm.deviation, name="normalization")
+    if isinstance(network, keras.Sequential):
+        return keras.Sequential([images, normalization, *network.layers], name="classifier")
+    layers = keras.Function(network.inputs[0], network.outputs[0])
+    return keras.Model(images, layers.call(normalization(images)), name="classifier")

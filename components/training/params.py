@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, create_model, model_serializer, model_validator
 
 from components.training.engine import Recipe
-from components.training.penalty import KINDS, Penalty
+from components.training.installed_networks import load_networks
+from components.training.penalties import KINDS
+from components.training.penalty import Penalty
 from ridgeline.component import Params as StepParams
 from ridgeline.component import shown_as, with_option
 
-WITH_L1 = " or ".join(name for name, kind in KINDS.items() if "l1" in kind.strengths)
+SPARSE = ", ".join(name for name, kind in KINDS.items() if kind.sparse)
 
 # The profile `tuned`: found by sweeps and searches on the validation split of Fashion-MNIST, for the seed's network.
 # Validation accuracy over 3 seeds in the last search: 0.9171 with 160 epochs; 0.9155 with the cosine schedule, 0.9146
@@ -31,10 +34,6 @@ TUNED: Mapping[str, Any] = {
 }
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value  # JSON has no tuples
-
-
 class Regularization(StepParams):
     """The penalty and how it acts."""
 
@@ -42,15 +41,15 @@ class Regularization(StepParams):
     solver: Literal["subgradient", "proximal"] = Field(
         "subgradient",
         title="Solver",
-        description="How L1 is applied. subgradient: in the loss, as in Keras; weights become small, none zero. "
-        "proximal: by soft-thresholding after each update; weights become exactly zero; needs "
-        f"{WITH_L1} with sgd, without averaging.",
-        json_schema_extra=shown_as(subgradient="subgradient, as in Keras", proximal="proximal: L1 gives exact zeros"),
+        description="How a penalty that is not smooth acts. subgradient: in the loss, as in Keras; weights become "
+        "small, none zero. proximal: by thresholding after each update; weights become exactly zero; needs one of the "
+        f"penalties {SPARSE}, sgd, no averaging.",
+        json_schema_extra=shown_as(subgradient="subgradient, as in Keras", proximal="proximal: exact zeros"),
     )
 
 
-class Training(StepParams):
-    """The network and its training, without the penalty."""
+class Optimization(StepParams):
+    """How the network is trained."""
 
     profile: Literal["seed", "tuned"] = Field(
         "seed",
@@ -59,12 +58,6 @@ class Training(StepParams):
         "accuracy in a search. On the form, a field that shows its default counts as left out.",
         json_schema_extra=shown_as(seed="seed: the small default model", tuned="tuned: the best values of a search")
         | with_option("--profile"),
-    )
-    hidden_units: Annotated[tuple[Annotated[int, Field(ge=1, le=10_000)], ...], BeforeValidator(_as_tuple)] = Field(
-        (100, 100),
-        max_length=10,
-        title="Hidden units",
-        description="Units of each hidden layer (relu, he_normal), from input to output; empty for softmax regression.",
     )
     optimizer: Literal["sgd", "adam"] = Field(
         "sgd",
@@ -118,6 +111,14 @@ class Training(StepParams):
         title="Weight averaging",
         description="Decay of the moving average of the weights, which replaces the last ones; 0 (none) to below 1.",
     )
+    weight_decay: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        title="Weight decay",
+        description="Decoupled weight decay of adam (AdamW): each update first multiplies the penalized weights by 1 - "
+        "learning rate * this; 0 (none) to below 1. Not the same as an L2 penalty.",
+    )
     seed: int = Field(
         42,
         ge=0,
@@ -126,16 +127,16 @@ class Training(StepParams):
         description="Decides initial weights, order of images, augmentation; 0 to 2147483647.",
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in(cls, values: Any) -> Any:
-        """Add the tuned values of what is left out; the penalty is one value, given as soon as a part of it is."""
-        if not isinstance(values, Mapping) or values.get("profile") != "tuned":
-            return values
-        tuned = {name: value for name, value in TUNED.items() if name in cls.model_fields}
-        if values.get("shift") == 0:
-            del tuned["shift_share"]  # without a shift it must keep its default
-        return tuned | dict(values)
+    @model_validator(mode="after")
+    def _fill_in(self) -> Self:
+        """Set what is left out to the tuned values; the penalty is one value, given as soon as a part of it is."""
+        left_out = (TUNED.keys() & type(self).model_fields.keys()) - self.model_fields_set
+        if "shift" in self.model_fields_set and not self.shift:
+            left_out -= {"shift_share"}  # without a shift it must keep its default
+        for name in left_out if self.profile == "tuned" else ():
+            value = Penalty(**TUNED[name]) if name == "penalty" else TUNED[name]
+            self.__dict__[name] = value  # the model is frozen
+        return self
 
     @model_validator(mode="after")
     def _shares_apply(self) -> Self:
@@ -155,6 +156,100 @@ class Training(StepParams):
             )
         return self
 
+    @model_validator(mode="after")
+    def _weight_decay_needs_adam(self) -> Self:
+        if self.weight_decay and self.optimizer != "adam":
+            raise ValueError(
+                f"weight_decay: expected 0 with the optimizer {self.optimizer}, which takes an L2 penalty instead; "
+                f"received {self.weight_decay!r}. Set weight_decay=0 or optimizer=adam."
+            )
+        return self
+
+
+# A network can't have the name of another parameter, nor of a step: that would be the parameters of the step.
+NETWORKS = load_networks(
+    reserved={
+        *(name for part in (Regularization, Optimization) for name in part.model_fields),
+        *importlib.metadata.entry_points(group="ridgeline.components").names,
+        *("network", "options", "warm_start", "examples", "champion", "output"),
+    }
+)
+DEFAULT_NETWORK = "mlp"
+if DEFAULT_NETWORK not in NETWORKS:
+    raise ImportError(
+        f"Expected an entry point {DEFAULT_NETWORK} in the group ridgeline.networks; received "
+        f"{', '.join(NETWORKS) or 'none'}. Install Ridgeline again."
+    )
+
+if TYPE_CHECKING:
+
+    class NetworkChoice(StepParams):
+        """The network, and its options."""
+
+        network: str = DEFAULT_NETWORK
+
+else:
+    NetworkChoice = create_model(
+        "NetworkChoice",
+        __base__=StepParams,
+        __module__=__name__,
+        __doc__="The network, and its options under its own name.",
+        network=(
+            Literal[*NETWORKS],
+            Field(
+                DEFAULT_NETWORK,
+                title="Network",
+                description="The network; its options have names that begin with its own.",
+                json_schema_extra=shown_as(**{name: network.label for name, network in NETWORKS.items()}),
+            ),
+        ),
+        **{n: (found.options, Field(found.options())) for n, found in NETWORKS.items() if not found.problem},
+    )
+
+
+class Training(Optimization, NetworkChoice):
+    """The network and its training, without the penalty."""
+
+    @property
+    def options(self) -> Any:
+        """The options of the network."""
+        return getattr(self, self.network)
+
+    @model_validator(mode="after")
+    def _network_is_usable(self) -> Self:
+        if problem := NETWORKS[self.network].problem:
+            raise ValueError(f"network: cannot use {self.network}: {problem}")
+        return self
+
+    @model_validator(mode="after")
+    def _options_apply(self) -> Self:
+        for name in NETWORKS.keys() - {self.network}:
+            given, defaults = dict(getattr(self, name, ())), dict(NETWORKS[name].options())
+            for option in given:
+                if given[option] != defaults[option]:
+                    raise ValueError(
+                        f"{name}.{option}: expected its default {defaults[option]!r} with network={self.network!r}, "
+                        f"under which it does not apply; received {given[option]!r}. Set network={name}, or leave "
+                        f"{name}.{option} out."
+                    )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_other_networks(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the options of the other networks: they are in no key, so an installation changes none."""
+        values: dict[str, Any] = serialize(self)
+        return {name: value for name, value in values.items() if name not in NETWORKS or name == self.network}
+
+
+def network_code(training: Training | None) -> tuple[str, ...]:
+    """Return the module of the network that is trained, or those of all networks if None.
+
+    Args:
+        training: The training.
+    """
+    names = NETWORKS if training is None else (training.network,)
+    return tuple(NETWORKS[name].module for name in names if not NETWORKS[name].problem)
+
 
 class Params(Training, Regularization):
     """The penalty, the network and its training; the defaults are the seed model."""
@@ -168,16 +263,17 @@ class Params(Training, Regularization):
 
     @model_validator(mode="after")
     def _solver_fits(self) -> Self:
-        if self.solver == "proximal" and "l1" not in KINDS[self.penalty.kind].strengths:
+        if self.solver == "proximal" and not KINDS[self.penalty.kind].sparse:
             raise ValueError(
-                "solver: expected subgradient with a penalty that has no L1 part; received 'proximal' with "
-                f"penalty.kind={self.penalty.kind!r}. Set penalty.kind={WITH_L1}, or solver=subgradient."
+                "solver: expected subgradient with a penalty that is smooth, so that nothing is to be thresholded; "
+                f"received 'proximal' with penalty.kind={self.penalty.kind!r}. Set penalty.kind to one of {SPARSE}, or "
+                "solver=subgradient."
             )
         if self.solver == "proximal" and self.optimizer != "sgd":
             raise ValueError(
                 f"solver: expected subgradient with the optimizer {self.optimizer}, whose step size differs between "
-                "weights, so that no single threshold fits; received 'proximal'. Set optimizer=sgd or "
-                "solver=subgradient."
+                "weights, so that no single threshold fits a kernel or a group; received 'proximal'. Set "
+                "optimizer=sgd or solver=subgradient."
             )
         if self.solver == "proximal" and self.average:
             raise ValueError(

@@ -1,77 +1,51 @@
-"""The penalties: their strengths, their names, their term in the loss and their proximal step.
+"""The penalty of a training: its parameters, and its term of the loss with strengths that can change.
 
-To add a penalty to `train`, change this module alone: add an entry to `KINDS`, and its term to `Penalty`, `regularizer`
-and `proximal_step`. The form and the evaluation's report read the rest from `KINDS`. A sweep tries the strengths that
-`components.sweep` lists, L1 and L2.
+What each penalty is, `components.training.penalties` declares.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, create_model, model_validator
 
+from components.training.penalties import KINDS
+from components.training.penalties.kind import Formula, Strength
 from ridgeline.component import shown_as
 
 if TYPE_CHECKING:
     import keras
 
-STRENGTHS = ("l1", "l2")
+STRENGTHS: dict[str, Strength] = {strength.name: strength for kind in KINDS.values() for strength in kind.strengths}
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A kind of penalty.
-
-    Attributes:
-        strengths: Names of the strengths that apply.
-        label: Its name in reports.
-        choice: Its name on the form.
-    """
-
-    strengths: tuple[str, ...]
-    label: str
-    choice: str
+def kinds_with(strength: str) -> str:
+    """Return the kinds of penalty to which a strength applies, for a message."""
+    return " or ".join(name for name, kind in KINDS.items() if strength in {s.name for s in kind.strengths})
 
 
-# In the order in which a sweep tries them and a report lists them.
-KINDS: Mapping[str, Kind] = {
-    "none": Kind((), "no penalty", "none"),
-    "l1": Kind(("l1",), "L1", "L1: zeros weights"),
-    "l2": Kind(("l2",), "L2", "L2: spreads weights"),
-    "l1_l2": Kind(("l1", "l2"), "L1 + L2", "L1 and L2"),
-}
-
-
-class Penalty(BaseModel):
-    """What is added to the loss for each kernel ``w``: ``l1 * sum(abs(w)) + l2 * sum(w ** 2)``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    kind: Literal[*KINDS] = Field(  # type: ignore[valid-type]
+def _fields() -> Any:
+    """Return a model with the kind, and a field for each strength that a penalty declares."""
+    kind = Field(
         "l2",
         title="Penalty",
-        description="Which strengths apply: none, l1, l2, or both (l1_l2).",
+        description=f"Which strengths apply: {', '.join(KINDS)}.",
         json_schema_extra=shown_as(**{name: kind.choice for name, kind in KINDS.items()}),
     )
-    l1: float = Field(
-        1e-4,
-        ge=0.0,
-        title="L1 strength",
-        description="Factor of the sum of absolute weights, at least 0, such as 1e-4; for l1 and l1_l2.",
-    )
-    l2: float = Field(
-        0.01,
-        ge=0.0,
-        title="L2 strength",
-        description="Factor of the sum of squared weights, at least 0, such as 0.01; for l2 and l1_l2.",
-    )
+    strengths = {
+        name: (float, Field(strength.default, ge=0.0, title=strength.title, description=strength.description))
+        for name, strength in STRENGTHS.items()
+    }
+    config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    return create_model("Fields", __config__=config, kind=(Literal[*KINDS], kind), **strengths)  # type: ignore[call-overload]
+
+
+class Penalty(_fields()):  # type: ignore[misc]
+    """What is added to the loss for each kernel: the kind, and a strength for each factor that a kind may have."""
 
     @classmethod
     def at(cls, kind: str, *strengths: float) -> Self:
-        """Return a penalty of a kind, with the strengths that apply to it in the order of `KINDS`.
+        """Return a penalty of a kind, with the strengths that apply to it in the order of its declaration.
 
         Example:
             >>> Penalty.at("l1_l2", 0.001, 0.01).strengths
@@ -79,76 +53,68 @@ class Penalty(BaseModel):
             >>> Penalty.at("l1", 0.001).label
             'L1 0.001'
         """
-        given = dict(zip(KINDS[kind].strengths, strengths, strict=True))
-        return cls(kind=kind, **{**dict.fromkeys(STRENGTHS, 0.0), **given})
+        names = [strength.name for strength in KINDS[kind].strengths]
+        return cls(kind=kind, **dict.fromkeys(STRENGTHS, 0.0) | dict(zip(names, strengths, strict=True)))
 
     @model_validator(mode="after")
     def _strengths_apply(self) -> Self:
-        for name in STRENGTHS:
-            value, default = getattr(self, name), type(self).model_fields[name].default
-            if name not in KINDS[self.kind].strengths and value not in (default, 0.0):
-                kinds = [kind for kind, facts in KINDS.items() if name in facts.strengths]
+        for name in STRENGTHS.keys() - self.strengths.keys():
+            value, default = getattr(self, name), STRENGTHS[name].default
+            if value not in (default, 0.0):
                 raise ValueError(
                     f"{name}: expected 0 or the default {default!r} with kind={self.kind!r}, under which it does not "
-                    f"apply; received {value!r}. Set kind={' or '.join(kinds)}, or leave {name} out."
+                    f"apply; received {value!r}. Set kind={kinds_with(name)}, or leave {name} out."
                 )
         return self
 
     @property
     def strengths(self) -> dict[str, float]:
-        """Each strength by name; 0 where it does not apply."""
-        return {name: getattr(self, name) if name in KINDS[self.kind].strengths else 0.0 for name in STRENGTHS}
+        """The strengths that apply, by name."""
+        return {strength.name: getattr(self, strength.name) for strength in KINDS[self.kind].strengths}
 
-    def keras_regularizer(self) -> keras.Regularizer | None:
-        """Return the part of the penalty that Keras's own regularizer expresses, for a saved model; None for none."""
-        import keras
+    @property
+    def formula(self) -> Formula:
+        """Its term of the loss."""
+        return KINDS[self.kind].formula
 
-        known = {name: self.strengths[name] for name in ("l1", "l2")}
-        return keras.regularizers.L1L2(**known) if any(known.values()) else None
+    @property
+    def factors(self) -> dict[str, float]:
+        """Each factor of the formula by name; 0 where it does not apply."""
+        return {name: self.strengths.get(name, 0.0) for name in self.formula.strengths}
 
     @property
     def label(self) -> str:
         """Its name in reports, with its strengths: ``L1 0.001``."""
-        strengths = " and ".join(f"{getattr(self, name):g}" for name in KINDS[self.kind].strengths)
+        strengths = " and ".join(f"{value:g}" for value in self.strengths.values())
         return f"{KINDS[self.kind].label} {strengths}".strip()
 
+    def keras_regularizer(self) -> keras.Regularizer | None:
+        """Return Keras's own regularizer for it, for a saved model; None if there is none."""
+        return self.formula.keras_regularizer(self.factors)
 
-def regularizer(smooth_only: bool) -> Any:
-    """Return the penalty as a Keras regularizer whose strengths can be changed after compilation.
+    def value(self, weights: Any) -> float:
+        """Return its term of the loss for one kernel."""
+        return float(self.formula.value(weights, self.factors, False))
+
+
+def regularizer(formula: Formula, smooth_only: bool) -> Any:
+    """Return a penalty as a Keras regularizer whose strengths can be changed after compilation.
 
     Args:
-        smooth_only: Whether L1, the part that is not smooth, is left out of the gradient; it stays in the loss.
+        formula: The penalty's term of the loss.
+        smooth_only: Whether the part that is not smooth is left out of the gradient; it stays in the loss.
 
     Returns:
-        A `keras.Regularizer`; its attribute ``strengths`` holds a variable for each of `STRENGTHS`.
+        A `keras.Regularizer`; its attribute ``strengths`` holds a variable for each of the formula's.
     """
     import keras
     import tensorflow as tf
 
     class Regularizer(keras.Regularizer):
         def __init__(self) -> None:
-            self.strengths = {name: tf.Variable(0.0, trainable=False) for name in STRENGTHS}
+            self.strengths = {name: tf.Variable(0.0, trainable=False) for name in formula.strengths}
 
         def __call__(self, weights: Any) -> Any:
-            absolute = tf.abs(tf.stop_gradient(weights) if smooth_only else weights)
-            # One sum, not two: XLA sums sequentially, and a sum takes as long as the rest of a small step.
-            return tf.reduce_sum(self.strengths["l1"] * absolute + self.strengths["l2"] * tf.square(weights))
+            return formula.value(weights, self.strengths, smooth_only)
 
     return Regularizer()
-
-
-def proximal_step(weights: Any, rate: Any, strengths: Mapping[str, Any]) -> Any:
-    """Apply the proximal operator of the part of the penalty that is not smooth: soft-thresholding for L1.
-
-    Args:
-        weights: A kernel.
-        rate: The step size of the preceding update.
-        strengths: Each strength by name.
-
-    Returns:
-        ``sign(w) * max(abs(w) - rate * l1, 0)``.
-    """
-    import tensorflow as tf
-
-    threshold = rate * strengths["l1"]
-    return weights - tf.clip_by_value(weights, -threshold, threshold)

@@ -47,7 +47,7 @@ def form(
     values = _defaults(components, own)
     for component in components:
         schema = component.params.model_json_schema(schema_generator=_GivenTitles)
-        for name, default in flatten(component.params().model_dump(mode="json")):
+        for name, default in component.defaults().items():
             full_name, field = f"{component.name}.{name}", _field_schema(schema, name)
             if full_name.startswith(shared):
                 continue
@@ -157,7 +157,7 @@ def parse_form(
     steps = [installed[name] for name in owners if name in installed]
     known = {name: value for name, value in values.items() if name.split(".")[0] in installed}
     known |= _typed_numbers(steps, known)
-    defaults = flat_params({step.name: step.params() for step in steps})
+    defaults = default_values(steps)
     own = (name for name, param in declared.items() if isinstance(param, Param) and OWN_DEFAULT in param.schema)
     kept = {*typed, *settings.defaults, *own}
     left_out = {name for name in known.keys() & defaults.keys() - kept if known[name] == defaults[name]}
@@ -171,6 +171,15 @@ def flat_params(params: Mapping[str, Params]) -> dict[str, Any]:
         params: The parameters by step.
     """
     return {f"{s}.{n}": value for s, found in params.items() for n, value in flatten(found.model_dump(mode="json"))}
+
+
+def default_values(steps: Iterable[Component]) -> dict[str, Any]:
+    """Return the steps' own defaults of all parameters by dotted name, as JSON values.
+
+    Args:
+        steps: The steps.
+    """
+    return {f"{step.name}.{name}": value for step in steps for name, value in step.defaults().items()}
 
 
 def refuse_unknown(declared: Mapping[str, Any], values: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from airflow.sdk.log import mask_secret
 
 from ridgeline.access import message
 from ridgeline.airflow import REASON, RERUN
-from ridgeline.airflow.form import flat_params, parse_form, refuse_unknown
+from ridgeline.airflow.form import default_values, flat_params, parse_form, refuse_unknown
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.component import Component, ParameterError, Params, StepError, TransientStepError, flatten
@@ -141,7 +141,7 @@ def _resume_command(settings: Settings, component: Component, run_id: str) -> st
         command += ["--rerun", component.name]
     shared = tuple(f"{step.name}.{other.name}." for step, other in shared_params(steps))  # the other step provides them
     wanted = {name: value for name, value in flat_params(params).items() if not name.startswith(shared)}
-    defaults = flat_params({step.name: step.params() for step in steps})
+    defaults = default_values(steps)
     given = {name: value for name, value in wanted.items() if value != defaults.get(name)}
     try:  # another value may take the place of a default that is left out
         parsed = flat_params(parse_params(steps, given, settings))

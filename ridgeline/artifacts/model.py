@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +43,11 @@ class ModelFacts(Facts):
         num_parameters: Number of trainable parameters.
         metrics: The metrics of the epoch whose weights were kept, by Keras's names (``loss``, ``val_accuracy``, …).
         sparsity: For each kernel, from input to output, the share of exact zeros.
-        num_eliminated_pixels: Number of input pixels whose outgoing weights are all exactly zero.
+        num_eliminated_pixels: Number of input pixels whose outgoing weights are all exactly zero; None for a network
+            in which pixels have no weights of their own, see `eliminated_pixels`.
+        num_eliminated_units: Number of hidden units or channels whose incoming or outgoing weights are all exactly
+            zero; None where they can't be told, see `eliminated_units`.
+        unsaved_penalty: The penalty of its kernels if Keras has no regularizer for it: the saved model then has none.
         synthetic: Whether it was trained on images that the project drew itself.
         started_from: Digest of the model whose weights it started from; None for initial weights drawn at random.
     """
@@ -54,7 +60,9 @@ class ModelFacts(Facts):
     num_parameters: int
     metrics: dict[str, float]
     sparsity: tuple[LayerSparsity, ...]
-    num_eliminated_pixels: int
+    num_eliminated_pixels: int | None
+    num_eliminated_units: int | None = None
+    unsaved_penalty: float = 0.0
     synthetic: bool
     started_from: str | None = None
 
@@ -94,18 +102,86 @@ class Model(Artifact[ModelFacts]):
         return model
 
 
+def named_weights(model: keras.Model) -> dict[str, Any]:
+    """Return a network's weight variables by name, from input to output.
+
+    The name of a layer's only kernel is the layer's name, such as ``hidden_1``; that of another weight begins with it:
+    ``hidden_1/bias``, ``separable/pointwise_kernel``, ``attention/query``.
+
+    Args:
+        model: The network.
+    """
+    named = {}
+    for layer in model.layers:
+        for weight in layer.weights:
+            within = f"/{weight.path}".rpartition(f"/{layer.name}/")[2]
+            named[f"{layer.name}/{within}".removesuffix("/kernel")] = weight
+    return named
+
+
 def kernels(model: keras.Model) -> dict[str, np.ndarray]:
-    """Return a network's kernels by layer, from input to output, float32 ``[inputs, units]``."""
-    return {w.path.split("/")[-2]: np.asarray(w) for w in model.weights if w.name == "kernel"}
+    """Return a network's kernels by name, from input to output.
+
+    Args:
+        model: The network.
+
+    Returns:
+        float32 ``[inputs, units]`` of a dense layer, ``[h, w, inputs, filters]`` of a convolution.
+    """
+    found = named_weights(model).items()
+    return {name: np.asarray(weight) for name, weight in found if weight.name.endswith("kernel")}
 
 
-def eliminated_pixels(model: keras.Model) -> np.ndarray:
+def eliminated_pixels(model: keras.Model) -> np.ndarray | None:
     """Return which input pixels are eliminated: bool ``[h, w]``, true if all outgoing weights are zero.
 
     Args:
-        model: A network whose first kernel has one row for each value of an image ``[h, w]`` or ``[h, w, c]``.
+        model: A model whose input is images ``[h, w]`` or ``[h, w, c]``.
+
+    Returns:
+        None where pixels have no weights of their own: if the model is no sequence of layers that begins with a dense
+        layer on all values of the image.
     """
-    height, width = model.input_shape[1:3]
-    first = next(iter(kernels(model).values()))
-    eliminated: np.ndarray = (first == 0.0).reshape(height, width, -1).all(axis=2)
+    import keras
+
+    of_values = (keras.layers.Rescaling, keras.layers.Flatten, keras.layers.Reshape, keras.layers.Dropout)
+    layers = itertools.dropwhile(lambda layer: isinstance(layer, of_values), model.layers)
+    first, shape = next(layers, None), model.input_shape[1:]
+    if not (isinstance(model, keras.Sequential) and isinstance(first, keras.layers.Dense)):
+        return None
+    kernel = np.asarray(first.kernel)
+    if len(kernel) != math.prod(shape):
+        return None
+    eliminated: np.ndarray = (kernel == 0.0).reshape(*shape[:2], -1).all(axis=2)
     return eliminated
+
+
+def eliminated_units(model: keras.Model) -> int | None:
+    """Return how many hidden units or channels are eliminated: their incoming or their outgoing weights are all zero.
+
+    Args:
+        model: The network.
+
+    Returns:
+        None if the network is no sequence of layers, or has kernels other than those of dense layers and convolutions.
+    """
+    import keras
+
+    layers = keras.layers
+    weighted = [layer for layer in model.layers if any(weight.name.endswith("kernel") for weight in layer.weights)]
+    known = all(
+        type(layer) in (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D) and getattr(layer, "groups", 1) == 1
+        for layer in weighted
+    )
+    hidden = model.layers[model.layers.index(weighted[0]) :] if weighted else []
+    reordered = any(isinstance(layer, layers.Reshape | layers.Permute) for layer in hidden)
+    if not isinstance(model, keras.Sequential) or not known or reordered:
+        return None
+    count = 0
+    for layer, following in itertools.pairwise(np.asarray(layer.kernel) for layer in weighted):
+        units = layer.shape[-1]
+        incoming = layer.reshape(-1, units).any(axis=0)
+        outgoing = np.moveaxis(following, -2, 0).reshape(following.shape[-2], -1).any(axis=1)
+        # Flattened images have several values of each channel; channels vary fastest.
+        count += int(np.count_nonzero(~(incoming & outgoing.reshape(-1, units).any(axis=0))))
+    return count

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+from pydantic import model_validator
 
 from ridgeline.artifacts.base import Artifact, Facts
 
@@ -32,23 +33,44 @@ class Trial(Facts):
     """One training: a point of the grid, and its outcome.
 
     Attributes:
-        kind: Which strengths apply.
-        l1: Factor of the sum of absolute weights; 0 where L1 does not apply.
-        l2: Factor of the sum of squared weights; 0 where L2 does not apply.
-        solver: How L1 acted.
+        kind: The kind of penalty.
+        strengths: Its strengths by name.
+        solver: How the part of the penalty that is not smooth acted.
         metrics: The kept epoch's metrics by Keras's names (``loss``, ``accuracy``, ``val_loss``,
             ``val_accuracy``); losses include the penalty. Empty if the training diverged.
+        penalty: The penalty of the kept weights.
         kernels: The penalized kernels, from input to output; empty if the training diverged.
+        num_eliminated_pixels: Number of input pixels whose outgoing weights are all exactly zero.
+        num_eliminated_units: Number of hidden units whose incoming or outgoing weights are all exactly zero.
         diverged: Where a loss became NaN or infinite; None if all were finite.
     """
 
     kind: str
-    l1: float
-    l2: float
+    strengths: dict[str, float]
     solver: str
     metrics: dict[str, float]
+    penalty: float
     kernels: tuple[KernelFacts, ...]
+    num_eliminated_pixels: int | None = None
+    num_eliminated_units: int | None = None
     diverged: str | None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_version_0_2(cls, values: Any) -> Any:
+        """Read what a version without `strengths` wrote: it had L1 and L2 only."""
+        if not isinstance(values, dict) or "strengths" in values:
+            return values
+        old = dict(values)
+        l1, l2 = old.pop("l1"), old.pop("l2")
+        applying = {name: value for name, value in {"l1": l1, "l2": l2}.items() if value}
+        penalty = sum(l1 * kernel["l1_norm"] + l2 * kernel["l2_norm"] ** 2 for kernel in old["kernels"])
+        return {**old, "strengths": applying, "penalty": penalty}
+
+    @property
+    def strength(self) -> float:
+        """The sum of its strengths, by which trials of one kind are compared."""
+        return sum(self.strengths.values())
 
     @property
     def num_weights(self) -> int:
@@ -73,10 +95,10 @@ class Trial(Facts):
     @property
     def cross_entropy(self) -> float:
         """Mean validation cross-entropy in nats, with the training's label smoothing: the loss less the penalty."""
-        return self.metrics["val_loss"] - self.l1 * self.l1_norm - self.l2 * self.l2_norm**2
+        return self.metrics["val_loss"] - self.penalty
 
     def __str__(self) -> str:
-        return f"{self.kind} {' + '.join(f'{strength:g}' for strength in (self.l1, self.l2) if strength)}".rstrip()
+        return f"{self.kind} {' + '.join(f'{strength:g}' for strength in self.strengths.values())}".rstrip()
 
 
 class TrialsFacts(Facts):
@@ -87,6 +109,7 @@ class TrialsFacts(Facts):
         examples_digest: Digest of the examples that all trials trained on.
         training: The training parameters that all trials share: all but the penalty.
         trials: The grid's points, in its order.
+        warm_start: Whether each trial started from the weights of the next stronger one of its kind.
         synthetic: Whether the images were drawn by the project itself.
     """
 
@@ -94,6 +117,7 @@ class TrialsFacts(Facts):
     examples_digest: str
     training: dict[str, Any]
     trials: tuple[Trial, ...]
+    warm_start: bool = False
     synthetic: bool
 
 

@@ -10,8 +10,14 @@ from components.training.params import Params
 from ridgeline.artifacts.trials import KernelFacts, Trial
 from tests.components.conftest import make_bars
 
-TRAINING = {"hidden_units": [6], "epochs": 2, "learning_rate": 0.1}
-GRID = {"l1": [0.001, 0.1], "l2": [0.001, 0.03], "l1_l2": [[0.001, 0.001]], "train": TRAINING}
+TRAINING = {"mlp": {"hidden_units": [6]}, "epochs": 2, "learning_rate": 0.1}
+GRID = {
+    "l1": [0.001, 0.1],
+    "l2": [0.001, 0.03],
+    "l1_l2": [[[0.001, 0.01], [0.001, 0.002]]],
+    "group": [0.001, 0.1],
+    "train": TRAINING,
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,23 +59,28 @@ def test_the_winner_is_the_most_accurate_and_has_the_parameters_of_train(swept):
     assert winner.metrics["val_accuracy"] == max(trial.metrics["val_accuracy"] for trial in facts.trials)
     params = train.parse(facts.winner_params)
     assert isinstance(params, Params)
-    assert (params.penalty.kind, params.penalty.l1, params.penalty.l2) == (winner.kind, winner.l1, winner.l2)
-    assert params.hidden_units == (6,)
+    assert (params.penalty.kind, params.penalty.strengths) == (winner.kind, winner.strengths)
+    assert params.options.hidden_units == (6,)
 
 
 def test_the_result_does_not_depend_on_how_the_grid_was_divided(examples, swept, tmp_path):
-    grids = [GRID | {"dense": False, "l2": []}, GRID | {"l1": [], "l1_l2": []}]
+    grids = [GRID | {"dense": False, "l2": []}, GRID | {"l1": [], "l1_l2": [], "group": []}]
     parts = [run_sweep(examples, tmp_path / str(i), grid) for i, grid in enumerate(grids)]
     assert run_select(tmp_path / "result", *parts).digest == swept.digest
 
 
 def test_trials_of_another_training_or_of_other_examples_are_refused(examples, other_examples, trials, tmp_path):
-    longer = run_sweep(examples, tmp_path / "longer", GRID | {"l1": [], "l2": [], "train": TRAINING | {"epochs": 3}})
+    longer = run_sweep(examples, tmp_path / "longer", {"l1": [], "l2": [], "train": TRAINING | {"epochs": 3}})
     with pytest.raises(ValueError, match="Expected trials that all have the training .*'epochs': 2.* received .*: 3"):
         run_select(tmp_path / "a", trials, longer)
-    other = run_sweep(other_examples, tmp_path / "other", GRID | {"l1": [], "l2": []})
+    other = run_sweep(other_examples, tmp_path / "other", {"l1": [], "l2": [], "train": TRAINING})
     with pytest.raises(ValueError, match="Expected trials that all have the examples"):
         run_select(tmp_path / "b", trials, other)
+    warm = run_sweep(examples, tmp_path / "warm", {"l1": [], "l2": [], "warm_start": True, "train": TRAINING})
+    with pytest.raises(ValueError, match="Expected trials that all have the warm_start False; received some with True"):
+        run_select(tmp_path / "c", trials, warm)
+    report = run_select(tmp_path / "d", warm).report.read_text()
+    assert "from the weights of the next stronger strength of its kind" in " ".join(report.split())
 
 
 def test_a_point_that_occurs_twice_is_refused(trials, tmp_path):
@@ -84,10 +95,13 @@ def test_a_result_needs_trials(tmp_path):
 
 def test_a_diverged_trial_is_shown_and_never_chosen(examples, tmp_path):
     result = run_select(
-        tmp_path / "result", run_sweep(examples, tmp_path / "s", {"l1": [], "l2": [1e9], "train": TRAINING})
+        tmp_path / "result",
+        run_sweep(
+            examples, tmp_path / "s", {"l1": [], "l2": [1e9], "l1_l2": [[0.1, 1e9], [0.1, 1]], "train": TRAINING}
+        ),
     )
-    assert result.facts.winner == 0
-    assert "diverged" in result.report.read_text()
+    assert not result.facts.trials[result.facts.winner].diverged
+    assert re.search(r'<p class="note">L2 1e\+09 diverged: Expected a finite loss', result.report.read_text())
 
 
 # --- the choice
@@ -97,8 +111,8 @@ def trial(accuracy, num_zeros=0, l1=0.0, l2=0.0):
     kernel = KernelFacts(name="output", num_weights=100, num_zeros=num_zeros, l1_norm=1.0, l2_norm=1.0)
     metrics = {} if accuracy is None else {"val_accuracy": accuracy}
     return Trial(
-        kind="l1_l2", l1=l1, l2=l2, solver="proximal", metrics=metrics, kernels=(kernel,),
-        diverged="nan" if accuracy is None else None,
+        kind="l1_l2", strengths={"l1": l1, "l2": l2}, solver="proximal", metrics=metrics, penalty=0.0,
+        kernels=(kernel,), diverged="nan" if accuracy is None else None,
     )  # fmt: skip
 
 
@@ -145,6 +159,9 @@ def test_the_report_is_self_contained_and_marks_the_winner(swept):
         "L1 norm",
         "L2 norm",
         "distributions under L1",
+        "distributions under group lasso",
+        "Eliminated pixels",
+        "L1 + L2 by both strengths. Validation accuracy, %:",
     ):
         assert words in alternatives
 
@@ -153,7 +170,7 @@ def test_equal_sweeps_give_equal_reports(swept):
     assert render(swept.facts, swept.histograms(), EDGES) == swept.report.read_text()
 
 
-@pytest.mark.parametrize("index", range(6))
+@pytest.mark.parametrize("index", range(11))
 def test_a_grid_of_one_point_has_a_report(swept, index):
     one = slice(index, index + 1)
     facts = swept.facts.model_copy(update={"trials": swept.facts.trials[one], "winner": 0})

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from components.networks import cnn, mlp
 from components.train import train
 from components.training.checkpoint import Checkpoint, CheckpointError
 from components.training.network import build_model
@@ -38,7 +40,7 @@ def run(examples, output, scratch=None, **values):
 
 
 def test_model_learns_and_reads_back(examples, tmp_path):
-    model = run(examples, tmp_path / "m", hidden_units=[8], epochs=8, penalty={"kind": "none"})
+    model = run(examples, tmp_path / "m", mlp={"hidden_units": [8]}, epochs=8, penalty={"kind": "none"})
     assert model.facts.metrics["val_accuracy"] > 0.95
     assert model.history()["val_accuracy"][-1] == model.facts.metrics["val_accuracy"]
     assert len(model.history()["loss"]) == 8
@@ -50,16 +52,16 @@ def test_model_learns_and_reads_back(examples, tmp_path):
 
 
 def test_equal_seeds_give_equal_bytes_and_other_seeds_other_bytes(examples, tmp_path):
-    first = run(examples, tmp_path / "a", hidden_units=[4], epochs=1)
-    assert run(examples, tmp_path / "b", hidden_units=[4], epochs=1).digest == first.digest
-    assert run(examples, tmp_path / "c", hidden_units=[4], epochs=1, seed=43).digest != first.digest
+    first = run(examples, tmp_path / "a", mlp={"hidden_units": [4]}, epochs=1)
+    assert run(examples, tmp_path / "b", mlp={"hidden_units": [4]}, epochs=1).digest == first.digest
+    assert run(examples, tmp_path / "c", mlp={"hidden_units": [4]}, epochs=1, seed=43).digest != first.digest
 
 
 @pytest.mark.parametrize(
     ("kind", "l1", "l2"), [("none", 0, 0), ("l1", 0.003, 0), ("l2", 0, 0.02), ("l1_l2", 0.003, 0.02)]
 )
 def test_penalty_is_the_formula_over_kernels_with_biases_free(examples, kind, l1, l2):
-    params = parse({"hidden_units": [4], "penalty": {"kind": kind, "l1": l1, "l2": l2}})
+    params = parse({"mlp": {"hidden_units": [4]}, "penalty": {"kind": kind, "l1": l1, "l2": l2}})
     model = build_model(examples, params)
     for layer in model.layers:
         if layer.weights:
@@ -70,7 +72,7 @@ def test_penalty_is_the_formula_over_kernels_with_biases_free(examples, kind, l1
 
 
 def test_normalization_is_inside_the_graph(examples):
-    model = build_model(examples, parse({"hidden_units": []}))
+    model = build_model(examples, parse({"mlp": {"hidden_units": []}}))
     image = examples.split("test").images[:3]
     kernel, bias = model.layers[-1].get_weights()
     logits = ((image.astype(np.float64) - 60.0) / 50.0).reshape(3, -1) @ kernel + bias
@@ -88,15 +90,15 @@ def test_seed_model_has_its_parameters(synthetic_store, refs):
 
 def test_the_profiles_are_golden():
     """The values that the accuracies in the documents were measured with."""
-    common = {"hidden_units": (100, 100), "momentum": 0.0, "schedule": "constant", "patience": None, "seed": 42,
-              "warm_start": False}  # fmt: skip
+    common = {"network": "mlp", "mlp": mlp.Options(hidden_units=(100, 100)), "cnn": cnn.Options(), "momentum": 0.0,
+              "schedule": "constant", "patience": None, "seed": 42, "warm_start": False}  # fmt: skip
     seed = common | {
         "optimizer": "sgd", "learning_rate": 0.02, "batch_size": 32, "epochs": 2, "label_smoothing": 0.0, "shift": 0,
-        "shift_share": 1.0, "flip": False, "average": 0.0, "solver": "subgradient",
+        "shift_share": 1.0, "flip": False, "average": 0.0, "weight_decay": 0.0, "solver": "subgradient",
     }  # fmt: skip
     tuned = common | {
         "optimizer": "adam", "learning_rate": 0.001, "batch_size": 128, "epochs": 160, "label_smoothing": 0.1,
-        "shift": 1, "shift_share": 0.5, "flip": True, "average": 0.9995, "solver": "subgradient",
+        "shift": 1, "shift_share": 0.5, "flip": True, "average": 0.9995, "weight_decay": 0.0, "solver": "subgradient",
     }  # fmt: skip
     for profile, values, kind, l2 in (("seed", seed, "l2", 0.01), ("tuned", tuned, "l2", 1e-5)):
         params = parse({"profile": profile})
@@ -111,12 +113,12 @@ DIVERGES = {"learning_rate": 0.1, "penalty": {"kind": "l2", "l2": 12.5}, "epochs
 
 
 def test_diverging_loss_is_reported_with_its_step_and_keeps_the_last_good_checkpoint(examples, tmp_path):
-    message = r"finite loss; received (inf|nan) in step \d+ of 20 in epoch \d with l1=0.0 l2=12.5 learning_rate=0.1"
+    message = r"finite loss; received (inf|nan) in step \d+ of 20 in epoch \d with l2=12.5 learning_rate=0.1"
     (tmp_path / "scratch").mkdir()
     with pytest.raises(FloatingPointError, match=message) as caught:
-        run(examples, tmp_path / "m", hidden_units=[4], scratch=tmp_path / "scratch", **DIVERGES)
+        run(examples, tmp_path / "m", mlp={"hidden_units": [4]}, scratch=tmp_path / "scratch", **DIVERGES)
     assert list((tmp_path / "m").iterdir()) == []
-    params = train.parse({"hidden_units": [4], **DIVERGES})
+    params = train.parse({"mlp": {"hidden_units": [4]}, **DIVERGES})
     identity = {"params": params.model_dump(mode="json"), "examples": examples.digest}
     checkpoint = Checkpoint(tmp_path / "scratch" / "checkpoint", identity).load()
     assert checkpoint is not None
@@ -133,7 +135,7 @@ def test_adam_and_batch_size(examples, tmp_path):
 
 
 def test_proximal_training_gives_exact_zeros_and_eliminates_pixels(examples, tmp_path):
-    values = {"hidden_units": [3], "epochs": 8, "learning_rate": 0.1, "penalty": {"kind": "l1", "l1": 0.1}}
+    values = {"mlp": {"hidden_units": [3]}, "epochs": 8, "learning_rate": 0.1, "penalty": {"kind": "l1", "l1": 0.1}}
     model = run(examples, tmp_path / "proximal", solver="proximal", **values)
     kernel = model.load_keras().get_layer("hidden_1").get_weights()[0]
     assert model.facts.sparsity[0].num_zeros == np.sum(kernel == 0.0) > 0.5 * kernel.size
@@ -145,9 +147,20 @@ def test_proximal_training_gives_exact_zeros_and_eliminates_pixels(examples, tmp
 
 
 def test_saved_architecture_has_ordinary_keras_regularizers(examples, tmp_path):
-    model = run(examples, tmp_path / "m", hidden_units=[4], epochs=1, penalty={"kind": "l1_l2", "l1": 0.5, "l2": 0.25})
+    model = run(
+        examples, tmp_path / "m", mlp={"hidden_units": [4]}, epochs=1, penalty={"kind": "l1_l2", "l1": 0.5, "l2": 0.25}
+    )
     config = model.load_keras().get_layer("hidden_1").get_config()["kernel_regularizer"]
     assert (config["class_name"], config["config"]) == ("L1L2", {"l1": 0.5, "l2": 0.25})
+    assert model.facts.unsaved_penalty == 0
+
+
+def test_saved_architecture_has_no_regularizer_where_keras_has_none(examples, tmp_path):
+    model = run(examples, tmp_path / "m", mlp={"hidden_units": [4]}, epochs=1, penalty={"kind": "group", "group": 0.01})
+    network = model.load_keras()
+    assert network.get_layer("hidden_1").get_config()["kernel_regularizer"] is None
+    norms = [np.linalg.norm(kernel, axis=1).sum() * np.sqrt(kernel.shape[1]) for kernel in network.get_weights()[::2]]
+    assert model.facts.unsaved_penalty == pytest.approx(0.01 * sum(norms), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +172,16 @@ def test_saved_architecture_has_ordinary_keras_regularizers(examples, tmp_path):
         ),
         ({"penalty": {"kind": "none", "l2": 0.5}}, "train.penalty.l2: expected 0 or the default 0.01 with kind='none'"),
         ({"shift_share": 0.5}, "train.shift_share: expected its default with shift=0"),
-        ({"solver": "proximal"}, "train.solver: expected subgradient .* no L1 part; .* penalty.kind='l2'"),
+        (
+            {"solver": "proximal"},
+            "train.solver: expected subgradient .* smooth, .* penalty.kind='l2'. .* one of l1, l1_l2, group, or",
+        ),
+        ({"penalty": {"kind": "l1", "group": 0.5}}, "train.penalty.group: expected 0 .*received 0.5. Set kind=group"),
+        (
+            {"solver": "proximal", "penalty": {"kind": "group"}, "optimizer": "adam"},
+            "train.solver: expected subgradient with the optimizer adam, whose step size differs between weights",
+        ),
+        ({"weight_decay": 0.1}, "train.weight_decay: expected 0 with the optimizer sgd, which takes an L2 penalty"),
         (
             {"solver": "proximal", "penalty": {"kind": "l1"}, "optimizer": "adam"},
             "train.solver: expected subgradient with the optimizer adam",
@@ -178,11 +200,17 @@ def test_invalid_combinations_are_refused(values, message):
 
 
 @pytest.mark.fresh_process
-def test_killed_training_resumes_to_the_same_bytes(examples, tmp_path):
+@pytest.mark.parametrize(
+    "network",
+    [{"mlp": {"hidden_units": [4]}, "average": 0.9}, {"network": "cnn", "cnn": {"filters": [2]}}],
+    ids=["mlp", "cnn"],
+)
+def test_killed_training_resumes_to_the_same_bytes(examples, tmp_path, network):
     """Kill the command by SIGKILL after an epoch; run it again from elsewhere with another hash seed."""
-    values = {"hidden_units": [4], "epochs": 60, "momentum": 0.5, "schedule": "cosine", "shift": 1, "average": 0.9}
+    values = {"epochs": 60, "momentum": 0.5, "schedule": "cosine", "shift": 1, **network}
     whole = run(examples, tmp_path / "whole", **values)
-    arguments = [name for key, value in values.items() for name in (f"--{key.replace('_', '-')}", str(value))]
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+    arguments = [word for key, text in texts.items() for word in (f"--{key.replace('_', '-')}", text)]
     command = [sys.executable, "-m", "ridgeline.cli", "step", "train", "--examples", examples.path, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
     for folder in ("here", "there"):
@@ -261,7 +289,7 @@ def test_tuned_replaces_only_what_is_left_out_even_if_it_equals_the_default():
     others = {name: value for name, value in TUNED.items() if name not in ("epochs", "penalty")}
     assert {name: getattr(params, name) for name in others} == others
     assert params.penalty.kind == TUNED["penalty"]["kind"]
-    assert params.hidden_units == (100, 100)
+    assert params.options.hidden_units == (100, 100)
     assert train.parse(params.model_dump(mode="json")) == params
 
 
@@ -288,12 +316,12 @@ def test_a_value_that_is_typed_for_the_step_alone_counts_even_if_it_equals_the_d
 
 def warm(examples, champion, output, **values):
     output.mkdir()
-    params = train.parse({"hidden_units": [4], "epochs": 1, "warm_start": True, **values})
+    params = train.parse({"mlp": {"hidden_units": [4]}, "epochs": 1, "warm_start": True, **values})
     return train(examples=examples, params=params, output=output, champion=champion)
 
 
 def test_a_warm_start_begins_with_the_weights_of_the_champion(examples, tmp_path):
-    first = run(examples, tmp_path / "first", hidden_units=[4], epochs=8, seed=1)
+    first = run(examples, tmp_path / "first", mlp={"hidden_units": [4]}, epochs=8, seed=1)
     still = {"learning_rate": 1e-12}  # the weights move by less than their precision
     model = warm(examples, Champion(first.digest, first), tmp_path / "warm", **still)
     for weight, start in zip(model.load_keras().weights, first.load_keras().weights, strict=True):
@@ -304,9 +332,11 @@ def test_a_warm_start_begins_with_the_weights_of_the_champion(examples, tmp_path
 
 
 def test_a_warm_start_is_refused_if_shapes_or_classes_differ(examples, tmp_path):
-    first = run(examples, tmp_path / "first", hidden_units=[4], epochs=1)
-    with pytest.raises(StepError, match=r"weights of the shapes \[\(30, 5\), .*received \[\(30, 4\), .*hidden_units"):
-        warm(examples, Champion(first.digest, first), tmp_path / "a", hidden_units=[5])
+    first = run(examples, tmp_path / "first", mlp={"hidden_units": [4]}, epochs=1)
+    with pytest.raises(
+        StepError, match=r"weights of the shapes \[\(30, 5\), .*received \[\(30, 4\), .*train.network and its options"
+    ):
+        warm(examples, Champion(first.digest, first), tmp_path / "a", mlp={"hidden_units": [5]})
     for name, facts in {"class_names": ("top", "middle", "base"), "image_shape": (5, 6)}.items():
         first.facts = first.facts.model_copy(update={name: facts})
         with pytest.raises(StepError, match=f"to have the examples' {name} .*warm_start=false"):
@@ -317,9 +347,9 @@ def test_a_warm_start_is_refused_if_shapes_or_classes_differ(examples, tmp_path)
 
 def test_a_killed_warm_start_does_not_resume_from_another_champion(examples, tmp_path):
     (tmp_path / "scratch").mkdir()
-    params = train.parse({"hidden_units": [4], "epochs": 2, "warm_start": True})
+    params = train.parse({"mlp": {"hidden_units": [4]}, "epochs": 2, "warm_start": True})
     for number, message in ((1, None), (2, "belongs to|Expected a checkpoint of")):
-        first = run(examples, tmp_path / f"first {number}", hidden_units=[4], epochs=1, seed=number)
+        first = run(examples, tmp_path / f"first {number}", mlp={"hidden_units": [4]}, epochs=1, seed=number)
         (tmp_path / f"warm {number}").mkdir()
         arguments = {"output": tmp_path / f"warm {number}", "scratch": tmp_path / "scratch"}
         if message is None:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from ridgeline import pipeline
-from ridgeline.component import flatten
 
 pytestmark = pytest.mark.airflow
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,7 +19,7 @@ BAD_VALUES = {
     "train.learning_rate": -0.1,
     "train.momentum": "1.5",
     "train.penalty.kind": "l3",
-    "train.hidden_units": [100, "many"],
+    "train.mlp.hidden_units": [100, "many"],
     "ingest.dataset": "fashion mnist",
     "evaluate.min_accuracy": 1.5,
     "sweep.l1": [0.1, "strong"],
@@ -95,7 +94,7 @@ def test_the_params_are_those_of_the_steps_with_their_defaults(facts: dict[str, 
     expected = {
         f"{step.name}.{name}": str(value) if isinstance(value, float) else value  # numbers are typed as text
         for step in pipeline.plan("export", ["sweep"])
-        for name, value in flatten(step.params().model_dump(mode="json"))
+        for name, value in step.defaults().items()
         if not f"{step.name}.{name}".startswith("sweep.train.")  # those of train
     }
     assert facts["params"] == expected | {"penalty_from": "form", "rerun": []}

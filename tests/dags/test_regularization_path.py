@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from ridgeline import pipeline
-from ridgeline.component import flatten
 
 pytestmark = pytest.mark.airflow
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +71,7 @@ def test_the_params_are_those_of_the_steps_with_their_defaults(facts: dict[str, 
     expected = {
         f"{step.name}.{name}": str(value) if isinstance(value, float) else value  # numbers are typed as text
         for step in pipeline.plan("select")
-        for name, value in flatten(step.params().model_dump(mode="json"))
+        for name, value in step.defaults().items()
     }
     assert facts["params"] == expected | {"spread_tasks": 1, "rerun": []}
     assert facts["params"]["sweep.train.epochs"] == 2

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.fresh_process
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "extending.md").read_text()
 BLOCK = re.compile(r"^`([^`\n]+)`:\n\n```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+NETWORK = "even-light"  # the folder of the network's package
 COMMANDS = [
     shlex.split(line)[1:]
     for block in re.findall(r"^```console\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
@@ -79,10 +80,11 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if language == "diff":
             apply_change(file, text)
         else:
-            file.parent.mkdir(exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             assert not file.exists(), name
             file.write_text(text)
-    install(folder / "pyproject.toml", folder)
+    for project in (folder, folder / NETWORK):
+        install(project / "pyproject.toml", project)
     return folder
 
 
@@ -100,7 +102,11 @@ def install(pyproject: Path, folder: Path) -> None:
 
 
 def python(tree: Path, *arguments: str, env: dict[str, str]) -> str:
-    env = {**env, "PYTHONPATH": f"{tree}{os.pathsep}{ROOT}", "RIDGELINE_STORE": str(tree / "store")}
+    env = {
+        **env,
+        "PYTHONPATH": os.pathsep.join(map(str, (tree, tree / NETWORK, ROOT))),
+        "RIDGELINE_STORE": str(tree / "store"),
+    }
     command = [sys.executable, *arguments]
     done = subprocess.run(command, env=env, cwd=tree, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -178,30 +184,56 @@ def test_a_network_trains_and_does_what_it_is_for(store):
     images = examples.split("validation").images
     assert model.facts.metrics["val_accuracy"] > 0.9
     network = model.load_keras()
-    assert network.get_layer("pixel_normalization").count_params() == 2 * 8 * 8
+    assert [layer.name for layer in network.layers[-3:]] == ["light", "hidden", "output"]
+    assert network.get_layer("hidden").units == 4
     brighter = network.predict(images + np.uint8(20), verbose=0)
     np.testing.assert_allclose(network.predict(images, verbose=0), brighter, atol=1e-3)
 
 
-def test_a_penalty_is_part_of_the_loss(store):
+def test_only_a_training_of_the_network_has_its_code_in_the_key(store):
+    parts = [e.parts for e in reversed(list(store.executions("train"))) if e.state == "complete"]
+    assert {"even_light/network.py", "even_light/__init__.py"} <= parts[0].code.keys()
+    assert parts[0].params["even_light.units"] == 4
+    assert {name for name in parts[1].code if name.startswith(("even_light", "components/networks/"))} == {
+        "components/networks/__init__.py", "components/networks/mlp.py",
+    }  # fmt: skip
+    assert {name for name in parts[1].params if name.startswith(("even_light", "cnn"))} == set()
+
+
+def test_the_network_is_on_the_form(tree):
+    env = environment(tree, "airflow", os.environ)
+    dag = json.loads(python(tree, "-c", LOAD_DAG, "fashion_mnist_training", env=env).splitlines()[-1])
+    assert dag["params"]["train.network"] == "mlp"
+    assert dag["params"]["train.even_light.units"] == 50
+
+
+def test_a_penalty_is_part_of_the_loss_and_its_proximal_operator_acts(store):
     examples = store.open(artifacts(store, "transform")[0], Examples)
     model = store.open(artifacts(store, "train")[1], Model)
-    assert model.facts.params["penalty"]["group"] == 0.01
+    assert model.facts.params["penalty"]["mcp"] == 0.02
     network, validation = model.load_keras(), examples.split("validation")
     probabilities = network.predict(validation.images, verbose=0)
     entropy = -np.mean(np.log(probabilities[np.arange(len(validation)), validation.labels]))
-    norms = sum(np.linalg.norm(np.asarray(w), axis=1).sum() for w in network.weights if w.name == "kernel")
-    assert norms > 10
-    np.testing.assert_allclose(model.facts.metrics["val_loss"], entropy + 0.01 * norms, rtol=1e-4)
+    sizes = np.abs(np.concatenate([np.ravel(w) for w in network.weights if w.name == "kernel"]))
+    inner = np.minimum(sizes, 0.06)
+    penalty = np.sum(0.02 * inner - inner**2 / 6)
+    assert model.facts.unsaved_penalty == pytest.approx(penalty, rel=1e-4)
+    np.testing.assert_allclose(model.facts.metrics["val_loss"], entropy + penalty, rtol=1e-4)
+    assert sum(layer.num_zeros for layer in model.facts.sparsity) > 0
 
 
-def test_a_sweep_runs_beside_a_new_penalty(store):
+def test_a_sweep_tries_the_new_penalty_and_its_report_names_it(store):
     (ref,) = artifacts(store, "select")
-    assert [str(trial) for trial in store.open(ref, SweepResult).facts.trials] == ["none", "l2 0.001"]
+    result = store.open(ref, SweepResult)
+    assert [str(trial) for trial in result.facts.trials] == ["none", "mcp 0.001", "mcp 0.02"]
+    assert "<strong>MCP</strong> sets small weights to zero" in result.report.read_text()
 
 
 def test_every_example_is_complete():
-    assert {name for name, _, _ in BLOCK.findall(TEXT)} >= {"label_counts/step.py", "components/training/penalty.py"}
+    assert {name for name, _, _ in BLOCK.findall(TEXT)} >= {
+        "label_counts/step.py",
+        "components/training/penalties/mcp.py",
+    }
     named = TEXT.count("```python") + TEXT.count("```toml") + TEXT.count("```diff")
     assert len(BLOCK.findall(TEXT)) == named
     assert importlib.util.find_spec("label_counts") is None

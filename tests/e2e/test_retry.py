@@ -18,7 +18,7 @@ EPOCHS = 150
 CONF = {
     "train.epochs": EPOCHS,
     "train.momentum": 0.9,
-    "train.hidden_units": [8],
+    "train.mlp.hidden_units": [8],
 }
 
 

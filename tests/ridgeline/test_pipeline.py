@@ -149,7 +149,7 @@ def test_a_sweep_takes_the_parameters_of_train_unless_it_has_its_own():
     ("text", "expected"),
     [
         ("train.epochs=3", {"train.epochs": 3}),
-        ("train.hidden_units=[300, 100]", {"train.hidden_units": [300, 100]}),
+        ("train.mlp.hidden_units=[300, 100]", {"train.mlp.hidden_units": [300, 100]}),
         ("ingest.dataset=mnist:3.0.1", {"ingest.dataset": "mnist:3.0.1"}),
         ("note=a=b", {"note": "a=b"}),
     ],

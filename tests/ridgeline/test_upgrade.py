@@ -129,7 +129,7 @@ def test_a_run_names_what_changed_since(settings: Settings) -> None:
     values = {
         "ingest.dataset": "synthetic_garments:1.0.0",
         "transform.validation_examples": 200,
-        "train.hidden_units": [4],
+        "train.mlp.hidden_units": [4],
     }
     steps = pipeline.plan("train")
     reasons = dict(pipeline.explain(settings, steps, pipeline.parse_params(steps, values, settings)))

@@ -123,6 +123,7 @@ def make_model(directory, history=HISTORY):
             metrics={},
             sparsity=(LayerSparsity(name="hidden", num_weights=80, num_zeros=20),),
             num_eliminated_pixels=4,
+            num_eliminated_units=1234,
             synthetic=False,
         ),
     )
@@ -235,6 +236,10 @@ def test_the_page_maps_the_eliminated_pixels(page):
     assert media_type == "image/png"
     orange = (decode(content) == [0xD5, 0x5E, 0x00]).all(axis=2)
     np.testing.assert_array_equal(orange, np.arange(16).reshape(4, 4) < 4)
+
+
+def test_the_page_counts_the_eliminated_units(page):
+    assert "1,234 hidden units or channels are eliminated" in page.text
 
 
 def test_a_page_without_eliminated_pixels_says_so(examples, model, network):

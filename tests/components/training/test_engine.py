@@ -1,5 +1,6 @@
 import functools
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from components.train import train
 from components.training.checkpoint import Checkpoint, CheckpointError
 from components.training.engine import Engine, Recipe, part_order, row_order
 from components.training.network import build_model
-from components.training.params import Params
+from components.training.params import NETWORKS, Params
 from components.training.penalty import Penalty
 from ridgeline.artifacts.examples import Examples
 
@@ -21,7 +22,8 @@ def parse(values: dict[str, Any]) -> Params:
     return params
 
 
-HIDDEN = parse({"hidden_units": [4]})
+HIDDEN = parse({"mlp": {"hidden_units": [4]}})
+CNN = parse({"network": "cnn", "cnn": {"filters": [3, 2], "dropout": 0.5}})
 VALUES: dict[str, Any] = {"penalty": Penalty.at("l1_l2", 0.03, 0.01), "learning_rate": 0.05, "seed": 7}
 
 
@@ -129,6 +131,116 @@ def test_adam_is_keras_own(bars):
     model.fit(images, labels, batch_size=32, shuffle=False, verbose=0)
     for received, expected in zip(fit.weights, model.get_weights(), strict=True):
         np.testing.assert_allclose(received, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_weight_decay_is_decoupled_and_applies_to_kernels_alone(bars):
+    """AdamW (Loshchilov and Hutter, algorithm 2, as Keras scales it): ``w - rate * decay * w - rate * adam``."""
+    rate, decay, values = 0.01, 0.5, VALUES | {"learning_rate": 0.01, "penalty": Penalty.at("none")}
+    plain, decayed = ({"optimizer": "adam", "batch_size": 640, "weight_decay": d} for d in (0.0, decay))
+    start = initial_weights(bars, 7)
+    without = engine(bars, **plain).fit(**values, epochs=1).weights
+    weights = engine(bars, **decayed).fit(**values, epochs=1).weights
+    for i, (received, other, first) in enumerate(zip(weights, without, start, strict=True)):
+        is_kernel = i % 2 == 0
+        np.testing.assert_allclose(received, other - is_kernel * rate * decay * first, rtol=1e-5, atol=1e-7)
+
+
+def network_of(monkeypatch, make_layers):
+    """Let the network ``mlp`` be a sequence of given layers; return parameters of a training."""
+
+    def build(image_shape, num_classes, regularizer, options):
+        import keras
+
+        output = keras.layers.Dense(num_classes, "softmax", kernel_regularizer=regularizer, name="output")
+        return keras.Sequential([keras.Input(image_shape), *make_layers(keras.layers), output])
+
+    monkeypatch.setitem(NETWORKS, "mlp", replace(NETWORKS["mlp"], build=build))
+    return parse({})
+
+
+def keras_fit(examples, params, batch_size):
+    """Train one epoch by ``model.fit`` in the engine's order, without a penalty; return the model."""
+    import keras
+
+    keras.utils.set_random_seed(7)
+    model = build_model(examples, params, keras.regularizers.L1L2())
+    model.compile(keras.optimizers.SGD(VALUES["learning_rate"]), "sparse_categorical_crossentropy")
+    order = row_order(7, 1, 0, 640)
+    images, labels = examples.split("train").images[order], examples.split("train").labels[order]
+    model.fit(images, labels, batch_size=batch_size, shuffle=False, verbose=0)
+    return model
+
+
+NO_PENALTY = {**VALUES, "penalty": Penalty.at("none")}
+
+
+@pytest.mark.parametrize("convolution", [False, True], ids=["XLA", "plain"])
+def test_batch_statistics_are_keras_own_also_of_a_smaller_last_batch(bars, monkeypatch, convolution):
+    def layers(keras_layers):
+        first = [keras_layers.Reshape((6, 5, 1)), keras_layers.Conv2D(2, 3, name="first")] if convolution else []
+        return [*first, keras_layers.Flatten(), keras_layers.BatchNormalization(momentum=0.9)]
+
+    params = network_of(monkeypatch, layers)
+    trainer = engine(bars, params, batch_size=48)  # 640 = 13 * 48 + 16
+    fit = trainer.fit(**NO_PENALTY, epochs=1)
+    assert trainer._by_xla is not convolution
+    model = keras_fit(bars, params, 48)
+    assert [w.path.split("/")[-1] for w in model.weights].count("moving_mean") == 1
+    for received, expected in zip(fit.weights, model.get_weights(), strict=True):
+        np.testing.assert_allclose(received, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_penalties_of_a_layers_output_count_as_in_keras(bars, monkeypatch):
+    def layers(keras_layers):
+        hidden = keras_layers.Dense(4, activity_regularizer="l2", bias_regularizer="l1", bias_initializer="ones")
+        return [keras_layers.Flatten(), hidden]
+
+    params = network_of(monkeypatch, layers)
+    fit = engine(bars, params, batch_size=48).fit(**NO_PENALTY, epochs=1)
+    model = keras_fit(bars, params, 48)
+    for received, expected in zip(fit.weights, model.get_weights(), strict=True):
+        np.testing.assert_allclose(received, expected, rtol=1e-3, atol=1e-4)
+    split = bars.split("validation")
+    expected_loss = model.evaluate(split.images, split.labels, batch_size=64, verbose=0)
+    assert fit.metrics["val_loss"] == pytest.approx(expected_loss, rel=1e-3)
+
+
+def test_a_network_that_xla_cannot_compile_is_trained_without_it(bars, monkeypatch, caplog):
+    def layers(keras_layers):
+        pooling = keras_layers.MaxPooling2D(2)  # its gradient has no deterministic implementation in XLA
+        return [keras_layers.Reshape((6, 5, 1)), keras_layers.Dense(2), pooling, keras_layers.Flatten()]
+
+    params = network_of(monkeypatch, layers)
+    trainer = engine(bars, params)
+    with caplog.at_level(logging.INFO):
+        fit = trainer.fit(**NO_PENALTY, epochs=1)
+    assert "XLA can't compile the network (" in caplog.text
+    assert "trained by the plain compiled loop" in caplog.text
+    for received, expected in zip(fit.weights, keras_fit(bars, params, 32).get_weights(), strict=True):
+        np.testing.assert_allclose(received, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_dropout_draws_in_every_step_and_epoch_as_the_seed_says(bars):
+    trainer = engine(bars, CNN)
+    first, again = (trainer.fit(**VALUES, epochs=2) for _ in range(2))
+    assert again.history == first.history
+    assert all((a == b).all() for a, b in zip(again.weights, first.weights, strict=True))
+    states = [v.numpy() for v in trainer._model.variables if v.path.endswith("seed_generator_state")]
+    assert states[0][1] == 2 * trainer.steps_per_epoch
+    without = engine(bars, parse({"network": "cnn", "cnn": {"filters": [3, 2], "dropout": 0}}))
+    assert without.fit(**VALUES, epochs=2).history != first.history
+
+
+def test_the_penalized_weights_have_the_names_of_their_layers(bars, monkeypatch):
+    def layers(keras_layers):
+        return [keras_layers.Flatten(), keras_layers.Dense(4)]  # the regularizer is not given to this one
+
+    names = ["convolution_1", "convolution_2", "output"]
+    trainer = engine(bars, CNN)
+    assert trainer.penalized_names == names
+    fit = trainer.fit(**VALUES, epochs=1)
+    assert [w.shape for w in trainer.penalized(fit.weights).values()] == [(3, 3, 1, 3), (3, 3, 3, 2), (8, 3)]
+    assert engine(bars, network_of(monkeypatch, layers)).penalized_names == ["output"]
 
 
 def test_part_and_row_orders_are_golden():
@@ -248,7 +360,7 @@ def test_proximal_solver_reaches_scikit_learns_optimum(bars, l2, epochs, toleran
         return entropy + l1 * np.abs(kernel).sum() + l2 * (kernel**2).sum()
 
     recipe = {"solver": "proximal", "momentum": 0.9, "batch_size": len(split)}
-    fit = engine(bars, parse({"hidden_units": []}), **recipe).fit(
+    fit = engine(bars, parse({"mlp": {"hidden_units": []}}), **recipe).fit(
         penalty=Penalty.at("l1_l2", l1, l2), learning_rate=0.1, seed=1, epochs=epochs
     )
     kernel, bias = (np.float64(weight) for weight in fit.weights)
@@ -272,15 +384,16 @@ class KillingCheckpoint(Checkpoint):
 
 
 @pytest.mark.parametrize(
-    "recipe",
+    ("params", "recipe"),
     [
-        {"optimizer": "adam", "average": 0.9, "schedule": "cosine", "shift": 1, "flip": True},
-        {"solver": "proximal", "momentum": 0.9},
+        (HIDDEN, {"optimizer": "adam", "average": 0.9, "schedule": "cosine", "shift": 1, "flip": True}),
+        (HIDDEN, {"solver": "proximal", "momentum": 0.9}),
+        (CNN, {"solver": "proximal", "momentum": 0.9, "shift": 1}),
     ],
-    ids=str,
+    ids=lambda value: value.network if isinstance(value, Params) else str(value),
 )
-def test_resumed_after_any_epoch_gives_the_same_bytes(bars, tmp_path, caplog, recipe):
-    trainer = engine(bars, **recipe)
+def test_resumed_after_any_epoch_gives_the_same_bytes(bars, tmp_path, caplog, params, recipe):
+    trainer = engine(bars, params, **recipe)
     whole = trainer.fit(**VALUES, epochs=4, patience=2)
     for epoch in range(1, len(whole.history["loss"]) + 1):
         checkpoint = KillingCheckpoint(tmp_path / str(epoch), {"killed_after": epoch})

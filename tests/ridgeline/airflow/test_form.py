@@ -166,3 +166,19 @@ def test_a_dag_may_have_defaults_and_locations_of_its_own(
     }.items():
         with pytest.raises(ParameterError, match=message):
             form_module.form(step(FormParams), defaults={bad: 10 if bad == "fit.limit" else "x"})
+
+
+def test_the_form_offers_each_network_and_all_options(form_module: ModuleType) -> None:
+    train = pipeline.load_components()["train"]
+    form = form_module.form(train)
+    assert form["train.network"].schema["enum"] == ["cnn", "mlp"]
+    assert form["train.network"].schema["values_display"]["cnn"] == "cnn: Small convolutional network"
+    assert form["train.cnn.filters"].value == [16, 32, 64]
+    assert form["train.mlp.hidden_units"].schema["title"] == "Hidden units"
+    values = {name: param.value for name, param in form.items() if name != "rerun"}
+    chosen = values | {"train.network": "cnn", "train.cnn.dropout": "0.5", "train.mlp.hidden_units": [100, 100]}
+    params = form_module.parse_form(form, chosen, Settings())["train"]
+    assert params.model_dump()["cnn"] == {"filters": (16, 32, 64), "dropout": 0.5}
+    assert "mlp" not in params.model_dump()
+    with pytest.raises(ParameterError, match="train.cnn.dropout: expected its default 0.3 with network='mlp'"):
+        form_module.parse_form(form, values | {"train.cnn.dropout": "0.5"}, Settings())

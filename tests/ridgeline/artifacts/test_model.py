@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ridgeline.artifacts.examples import Examples
-from ridgeline.artifacts.model import Model
+from ridgeline.artifacts.model import Model, eliminated_pixels, eliminated_units, kernels
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.store import Store
 
@@ -108,3 +108,82 @@ def test_a_pickled_array_is_refused(
     with pytest.raises(ValueError, match="allow_pickle|Python object"):
         read(artifact)
     assert not witness.exists()
+
+
+def test_units_are_eliminated_by_their_incoming_or_their_outgoing_weights() -> None:
+    import keras
+
+    layers = keras.layers
+    convolution = layers.Conv2D(3, 1, use_bias=False)
+    dense, output = layers.Dense(5), layers.Dense(2)
+    model = keras.Sequential(
+        [keras.Input((2, 2, 1)), convolution, layers.BatchNormalization(), layers.Flatten(), dense, output]
+    )
+    ones = [np.ones_like(weight) for weight in model.get_weights()]
+    model.set_weights(ones)
+    assert eliminated_units(model) == 0
+    convolution.kernel.assign(np.array([[[[0.0, 1.0, 1.0]]]]))  # channel 0 receives nothing
+    dense.kernel.assign(np.ones((12, 5)) * (np.arange(12) % 3 != 2)[:, None])
+    assert eliminated_units(model) == 2  # channel 2 sends nothing on
+    output.kernel.assign([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
+    assert eliminated_units(model) == 4
+
+
+def test_eliminated_units_are_unknown_where_layers_form_no_sequence() -> None:
+    import keras
+
+    layers = keras.layers
+    image = keras.Input((2, 2))
+    graph = keras.Model(image, layers.Dense(2)(layers.Flatten()(image)))
+    reshaped = keras.Sequential([image, layers.Dense(3), layers.Permute((2, 1)), layers.Dense(2)])
+    depthwise = keras.Sequential([keras.Input((2, 2, 1)), layers.DepthwiseConv2D(1)])
+    assert [eliminated_units(model) for model in (graph, reshaped, depthwise)] == [None, None, None]
+
+
+def classifier(make_first: Any, functional: bool = False) -> Any:
+    """Return a model of images ``[4, 3, 2]`` whose first dense kernel has zeros in all rows of pixel (1, 2)."""
+    import keras
+
+    layers = keras.layers
+    images = keras.Input((4, 3, 2), dtype="uint8")
+    sequence = [images, layers.Rescaling(0.1), *make_first(layers), layers.Dense(5, name="first"), layers.Dense(3)]
+    model: Any = keras.Sequential(sequence)
+    model.get_layer("first").kernel.assign(np.where(np.arange(24)[:, None] // 2 == 1 * 3 + 2, 0.0, 1.0) * np.ones(5))
+    return keras.Model(model.inputs, model.outputs) if functional else model
+
+
+def test_pixels_are_eliminated_where_all_their_weights_are_zero() -> None:
+    for extra in ((), (3, 8)):  # flattened, or reshaped and then flattened
+        found = eliminated_pixels(classifier(lambda k, e=extra: [*([k.Reshape(e)] if e else []), k.Flatten()]))
+        assert found is not None
+        assert np.argwhere(found).tolist() == [[1, 2]]
+
+
+def test_pixels_without_weights_of_their_own_are_not_counted() -> None:
+    assert eliminated_pixels(classifier(lambda k: [k.Flatten(), k.LayerNormalization()])) is None
+    assert eliminated_pixels(classifier(lambda k: [k.Flatten()], functional=True)) is None
+
+
+def test_kernels_have_the_names_of_their_layers() -> None:
+    import keras
+
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((6, 5, 2)),
+            layers.SeparableConv2D(4, 3, name="separable"),
+            layers.DepthwiseConv2D(3, name="depthwise"),
+            layers.BatchNormalization(),
+            layers.Reshape((2, 4)),
+            layers.LSTM(3, name="memory"),
+            layers.Dense(3, name="output"),
+        ]
+    )
+    assert {name: kernel.shape for name, kernel in kernels(model).items()} == {
+        "separable/depthwise_kernel": (3, 3, 2, 1),
+        "separable/pointwise_kernel": (1, 1, 2, 4),
+        "depthwise": (3, 3, 4, 1),
+        "memory/lstm_cell": (4, 12),
+        "memory/lstm_cell/recurrent_kernel": (3, 12),
+        "output": (3, 3),
+    }

@@ -93,7 +93,7 @@ def test_it_embeds_the_evaluation_s_own_report(synthetic: Synthetic, refs: dict[
 
 def test_it_shows_the_changed_parameters(synthetic: Synthetic) -> None:
     run = run_of(synthetic)
-    changed = {"train.penalty.kind": ("l2", "l1"), "train.hidden_units": ([100], [64, 32])}
+    changed = {"train.penalty.kind": ("l2", "l1"), "train.mlp.hidden_units": ([100], [64, 32])}
     page = body(render(synthetic[0], replace(run, changed=changed)))
     assert "train.penalty.kind</code></th><td>l2</td><td>l1</td>" in page
     assert "<td>[64, 32]</td>" in page

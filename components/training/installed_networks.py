@@ -1,0 +1,99 @@
+"""The installed networks, found by their entry points in the group ``ridgeline.networks``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import inspect
+import logging
+import typing
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from ridgeline.component import Params
+
+log = logging.getLogger(__name__)
+
+GROUP = "ridgeline.networks"
+
+
+@dataclass(frozen=True)
+class Network:
+    """An installed network.
+
+    Attributes:
+        name: The name of its entry point.
+        module: The module of its function.
+        build: Returns the Keras model from image shape, number of classes, regularizer and options.
+        options: The type of its options.
+        label: Its name on the form.
+        problem: Why it can't be used; empty if it can.
+    """
+
+    name: str
+    module: str
+    build: Callable[..., Any]
+    options: type[Params]
+    label: str
+    problem: str = ""
+
+
+class _Unusable(Exception):
+    """An entry point does not name a network."""
+
+
+def load_networks(reserved: Collection[str]) -> dict[str, Network]:
+    """Return the installed networks by name; one that can't be used states its problem and has no options.
+
+    Args:
+        reserved: Names that other parameters have.
+    """
+    entries: dict[str, list[importlib.metadata.EntryPoint]] = {}
+    for entry in importlib.metadata.entry_points(group=GROUP):
+        entries.setdefault(entry.name, []).append(entry)
+    networks = {}
+    for name, found in sorted(entries.items()):
+        try:
+            networks[name] = _load(found, reserved)
+        except Exception as error:  # whatever a person's module raises; other networks can still be used
+            cause = f"{error}" if isinstance(error, _Unusable) else f"{type(error).__name__}: {error}"
+            problem = f"its entry point {found[0].value} can't be used: {cause}"
+            log.warning("cannot use the network %s: %s", name, problem)
+            networks[name] = Network(name, "", _none, Params, f"{name}: can't be used", problem)
+    return networks
+
+
+def _none() -> None:
+    return None
+
+
+def _load(entries: list[importlib.metadata.EntryPoint], reserved: Collection[str]) -> Network:
+    entry, name = entries[0], entries[0].name
+    if len(entries) > 1:
+        raise _Unusable(f"{' and '.join(e.value for e in entries)} have the same name. Remove or rename one of them.")
+    if not name.isidentifier() or name in reserved or hasattr(Params, name):
+        raise _Unusable("its name is that of another parameter, or no identifier. Rename it.")
+    top = importlib.util.find_spec(entry.module.partition(".")[0])
+    if top is not None and (not top.submodule_search_locations or top.origin is None):
+        raise _Unusable(f"{top.name} is no package, so its code can't be followed. Make it a folder with __init__.py.")
+    build = entry.load()
+    arguments = ("image_shape", "num_classes", "regularizer", "options")
+    if not inspect.isfunction(build) or tuple(inspect.signature(build).parameters) != arguments:
+        raise _Unusable(f"it is no function of {', '.join(arguments)}.")
+    options = _options(build)
+    if not (isinstance(options, type) and issubclass(options, Params)):
+        raise _Unusable(f"its argument options is annotated with {options!r}, not with a subclass of {Params!r}.")
+    options()  # each option has a default
+    options.model_json_schema()  # and can be shown on a form
+    summary = (inspect.getdoc(build) or "").partition("\n")[0].rstrip(".")
+    return Network(name, entry.module, build, options, f"{name}: {summary}" if summary else name)
+
+
+def _options(build: Callable[..., Any]) -> Any:
+    """Return the annotation of the argument ``options``; the others may name what only type checkers import."""
+
+    def only() -> None: ...
+
+    only.__annotations__ = {"options": build.__annotations__.get("options", Any)}
+    return typing.get_type_hints(only, build.__globals__)["options"]

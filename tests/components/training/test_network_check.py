@@ -1,0 +1,152 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from components.sweep import sweep
+from components.train import train
+from components.training.network_check import check_network
+from components.training.params import NETWORKS, Params
+from ridgeline.artifacts.model import Model
+from ridgeline.component import StepError
+
+
+def two_inputs(keras, shape, classes, regularizer):
+    first, second = keras.Input(shape), keras.Input(shape)
+    flat = keras.layers.Flatten()(keras.layers.Add()([first, second]))
+    return keras.Model([first, second], keras.layers.Dense(classes, "softmax", kernel_regularizer=regularizer)(flat))
+
+
+def two_outputs(keras, shape, classes, regularizer):
+    images = keras.Input(shape)
+    output = keras.layers.Dense(classes, "softmax", kernel_regularizer=regularizer)(keras.layers.Flatten()(images))
+    return keras.Model(images, [output, output])
+
+
+def sequence(*first, classes=0, activation="softmax", penalty=True, image=None, **dense):
+    """Return a function that returns a sequence of layers, made by functions of `keras.layers`, and a dense one."""
+
+    def build(keras, shape, num_classes, regularizer):
+        output = keras.layers.Dense(
+            num_classes + classes, activation, kernel_regularizer=regularizer if penalty else None, **dense
+        )
+        made = [make(keras.layers) for make in (*first, lambda layers: layers.Flatten())]
+        return keras.Sequential([keras.Input(*(image or (shape,))), *made, output])
+
+    return build
+
+
+def without_input(keras, shape, classes, regularizer):
+    return keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(classes, kernel_regularizer=regularizer)])
+
+
+def custom_layer(keras, shape, classes, regularizer):
+    class RowMean(keras.layers.Layer):  # type: ignore[name-defined]
+        def call(self, images):
+            return keras.ops.mean(images, axis=2)
+
+    return sequence(lambda layers: RowMean(name="rows"))(keras, shape, classes, regularizer)
+
+
+def registered_layer(keras, shape, classes, regularizer):
+    @keras.saving.register_keras_serializable("tests")
+    class Registered(keras.layers.Layer):  # type: ignore[name-defined]
+        def call(self, images):
+            return images
+
+    return sequence(lambda layers: Registered())(keras, shape, classes, regularizer)
+
+
+def custom_model(keras, shape, classes, regularizer):
+    class Mine(keras.Model):  # type: ignore[name-defined]
+        pass
+
+    images = keras.Input(shape)
+    return Mine(images, keras.layers.Dense(classes, kernel_regularizer=regularizer)(keras.layers.Flatten()(images)))
+
+
+def own_activation(values):
+    return values
+
+
+def nan_scale(layers):
+    return layers.Rescaling(float("nan"))
+
+
+REFUSED = {
+    "expected the network mlp to have 1 input; received one with 2": two_inputs,
+    "to have 1 output; received one with 2": two_outputs,
+    r"to return float32 \(None, 3\); received one that returns float32 \(None, 4\)": sequence(classes=1),
+    r"and 1 in sum; received values from .* End it with softmax": sequence(activation="sigmoid"),
+    r"return probabilities, each in \[0, 1\]": sequence(activation=None),
+    "received values from nan to nan": sequence(nan_scale),
+    r"to have float32 weights; received .*kernel of the type float16": sequence(
+        lambda layers: layers.Dense(3, dtype="float16")
+    ),
+    "received one that returns float64": sequence(dtype="float64"),
+    r"take float32 images, .*; received one that takes uint8": sequence(image=((6, 5), None, "uint8")),
+    r"take images of the shape \(6, 5\); received one that takes \(30,\)": sequence(image=((30,),)),
+    "begin with keras.Input": without_input,
+    "give its argument regularizer to at least 1 layer": sequence(penalty=False),
+    r"Keras's own layers and functions.*received .*RowMean of the layer rows": custom_layer,
+    r"received .*\.Registered": registered_layer,
+    r"received the function own_activation": sequence(lambda layers: layers.Dense(3, own_activation)),
+    r"received a Lambda layer": sequence(lambda layers: layers.Lambda(lambda images: images)),
+    r"a keras.Sequential or a keras.Model of inputs and outputs; received .*Mine": custom_model,
+    "a keras.Sequential or a keras.Model of inputs and outputs; received .*NoneType": lambda *_: None,
+    r"Cannot build the network mlp for images of the shape \(6, 5\) and 3 classes: ZeroDivisionError": lambda *_: 1 / 0,
+    r"Cannot build the network mlp .*: ValueError: .* Change its options": sequence(lambda layers: layers.Conv2D(2, 9)),
+}
+
+
+@pytest.fixture
+def use(monkeypatch):
+    """Let the network ``mlp`` be built by a function of keras, image shape, number of classes and regularizer."""
+
+    def use(make):
+        def build(image_shape, num_classes, regularizer, options):
+            import keras
+
+            return make(keras, image_shape, num_classes, regularizer)
+
+        monkeypatch.setitem(NETWORKS, "mlp", replace(NETWORKS["mlp"], build=build))
+
+    return use
+
+
+@pytest.mark.parametrize(("message", "build"), REFUSED.items(), ids=[str(i) for i in range(len(REFUSED))])
+def test_what_cannot_be_trained_or_served_is_refused_by_name(bars, use, message, build):
+    use(build)
+    with pytest.raises(StepError, match=f"(?i){message}"):
+        check_network(bars, Params())
+
+
+def test_both_steps_refuse_it_before_they_train(bars, use, tmp_path):
+    use(sequence(classes=1))
+    for step in (train, sweep):
+        with pytest.raises(StepError, match="Expected the network mlp to return float32"):
+            step(examples=bars, params=step.parse({}), output=tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_of_inputs_and_outputs_is_flat_and_has_the_same_names_each_time(bars, use, tmp_path):
+    def residual(keras, shape, classes, regularizer):
+        images = keras.Input(shape)
+        first = keras.layers.Dense(5, "relu", kernel_regularizer=regularizer)(images)
+        second = keras.layers.Dense(5, kernel_regularizer=regularizer)(first)
+        flat = keras.layers.Flatten()(first + second)
+        return keras.Model(images, keras.layers.Dense(classes, "softmax", kernel_regularizer=regularizer)(flat))
+
+    use(residual)
+    models = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        model = train(examples=bars, params=train.parse({"epochs": 1}), output=tmp_path / name)
+        assert isinstance(model, Model)
+        models.append(model)
+    assert models[0].digest == models[1].digest
+    assert [layer.name for layer in models[0].facts.sparsity] == ["dense", "dense_1", "dense_2"]
+    assert models[0].facts.num_eliminated_pixels is None
+    split = bars.split("validation")
+    predicted = models[0].load_keras().predict(split.images, verbose=0)
+    assert np.mean(predicted.argmax(1) == split.labels) == models[0].facts.metrics["val_accuracy"]
