@@ -108,6 +108,7 @@ FIRST = (
     "tests/ridgeline/test_registry.py",
     "tests/ridgeline/test_cli.py",
     "tests/components/training/test_engine.py",
+    "tests/components/networks/test_cnn.py",
     "tests/components/test_export.py",
 )
 

@@ -72,7 +72,7 @@ def make(folder, wrong, files=True, **training):
         ),
     )
     (folder / "model").mkdir()
-    params = train.parse({"epochs": 5, "hidden_units": [16], "penalty": {"kind": "none"}} | training)
+    params = train.parse({"epochs": 5, "mlp": {"hidden_units": [16]}, "penalty": {"kind": "none"}} | training)
     return dataset, examples, train(examples=examples, params=params, output=folder / "model", scratch=None)
 
 
@@ -116,7 +116,7 @@ def test_wrong_labels_are_found_in_both_splits_and_no_right_one(planted):
 
 def test_a_network_that_learned_the_wrong_labels_by_heart_does_not_hide_them(tmp_path):
     dataset, examples, model = make(
-        tmp_path, WRONG, epochs=60, hidden_units=[100, 100], optimizer="adam", learning_rate=0.003
+        tmp_path, WRONG, epochs=60, mlp={"hidden_units": [100, 100]}, optimizer="adam", learning_rate=0.003
     )
     split = examples.split("train")
     learned = model.load_keras().predict_on_batch(split.images).argmax(axis=1) == split.labels
