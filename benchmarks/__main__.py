@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import airflow, engine, images, records, steps, sweep, tuned
+from benchmarks import airflow, engine, faults, images, records, steps, sweep, tuned
 from ridgeline import pipeline
 from ridgeline.settings import Settings
 
@@ -23,6 +23,7 @@ PARTS = {
     "tuned": tuned.main,
     "records": records.main,
     "images": images.main,
+    "faults": faults.main,
 }
 
 

@@ -158,12 +158,8 @@ def _misfit(examples: Examples, model: Model) -> str | None:
 
 
 def _predict(network: keras.Model, split: Split) -> np.ndarray:
-    batches = [
-        network.predict_on_batch(np.asarray(images[start : start + BATCH_SIZE]))
-        for images, _ in split.shards
-        for start in range(0, len(images), BATCH_SIZE)
-    ]
-    return np.concatenate(batches).astype(np.float32, copy=False)
+    predictions = [network.predict_on_batch(images) for images, _ in split.batches(BATCH_SIZE)]
+    return np.concatenate(predictions).astype(np.float32, copy=False)
 
 
 def mean_cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:

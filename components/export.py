@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from ridgeline.artifacts.examples import Examples
+from ridgeline.artifacts.label_errors import LabelErrors
 from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModel, PushedModelFacts
@@ -33,7 +34,7 @@ class Params(StepParams):
     )
 
 
-@component(output=PushedModel)
+@component(output=PushedModel, after=(LabelErrors,))
 def export(
     examples: Examples, model: Model, evaluation: ModelEvaluation, params: Params, output: Path
 ) -> PushedModelFacts:

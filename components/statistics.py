@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -18,12 +16,10 @@ from ridgeline.artifacts.example_statistics import (
     Place,
     SplitStatistics,
 )
-from ridgeline.artifacts.examples import Examples, Split
+from ridgeline.artifacts.examples import SPLITS, Examples, Split
 from ridgeline.component import Params as BaseParams
 from ridgeline.component import component
 
-SPLITS: tuple[Literal["train", "validation", "test"], ...] = ("train", "validation", "test")
-BATCH_BYTES = 4 * 2**20  # of images: the working memory is about 20 times that
 MAX_GROUPS, MAX_MEMBERS = 20, 4  # of the evidence that is kept
 HASH_SIDE = 8  # the perceptual hash has 8 × 8 bits
 
@@ -104,13 +100,6 @@ def statistics(examples: Examples, params: Params, output: Path) -> ExampleStati
     )
 
 
-def _batches(split: Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for images, labels in split.shards:
-        size = max(1, BATCH_BYTES // max(1, images[:1].nbytes))
-        for start in range(0, len(images), size):
-            yield np.asarray(images[start : start + size]), np.asarray(labels[start : start + size])
-
-
 class _Pass:
     """One pass over a split: sums, histograms, and a digest and a perceptual hash for each image."""
 
@@ -124,7 +113,7 @@ class _Pass:
         self.sums = np.zeros(image_shape, np.int64)
         self.squares = np.zeros(image_shape, np.int64)
         digests, hashes, labels_found, constant = [], [], [], []
-        for images, labels in _batches(split):
+        for images, labels in split.batches():
             count = len(images)
             flat = images.reshape(count, -1)
             for channel in range(channels):

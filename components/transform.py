@@ -17,8 +17,6 @@ from ridgeline.component import StepError, component, shown_as
 
 log = logging.getLogger(__name__)
 
-BATCH_SIZE = 2_000
-
 
 class Params(StepParams):
     """How to split and normalize."""
@@ -128,26 +126,21 @@ def _expect_trained_classes(labels: np.ndarray, in_validation: np.ndarray, datas
 
 def _read(split: Split, chosen: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield batches of a split's images and labels, all or those that are chosen."""
-    offset = 0
-    for images, labels in split.shards:
-        for start in range(0, len(labels), BATCH_SIZE):
-            part = slice(start, start + BATCH_SIZE)
-            if chosen is None:
-                yield images[part], labels[part]
-            else:
-                taken = chosen[offset + start : offset + start + BATCH_SIZE][: len(labels) - start]
-                if taken.any():
-                    yield images[part][taken], labels[part][taken]
-        offset += len(labels)
+    start = 0
+    for images, labels in split.batches():
+        if chosen is None or (taken := chosen[start : start + len(labels)]).all():
+            yield images, labels
+        elif taken.any():
+            yield images[taken], labels[taken]
+        start += len(labels)
 
 
 def _normalization(kind: Literal["unit", "standard"], train: Split) -> Normalization:
     if kind == "unit":
         return Normalization(kind=kind, mean=0.0, deviation=255.0)
     counts = np.zeros(256, np.int64)  # exact in any order: the histogram gives mean and deviation
-    for images, _ in train.shards:
-        for start in range(0, len(images), BATCH_SIZE):
-            counts += np.bincount(images[start : start + BATCH_SIZE].ravel(), minlength=256)
+    for images, _ in train.batches():
+        counts += np.bincount(images.ravel(), minlength=256)
     values, total = np.arange(256), int(counts.sum())
     mean = int(counts @ values) / total
     deviation = float(np.sqrt(float(counts @ (values - mean) ** 2) / total))

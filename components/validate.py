@@ -163,6 +163,7 @@ def validate(
         findings=tuple(found),
         num_errors=errors,
         num_warnings=sum(finding.severity == "warning" for finding in found),
+        advice="To train anyway, give a reason in validate.accept_anomalies.",
         accepted=((params.accept_anomalies or "").strip() or None) if errors else None,
         synthetic=examples.facts.synthetic,
     )
@@ -173,6 +174,10 @@ def validate(
 def _graded(value: float, limit: float) -> Severity | None:
     """Return the severity of a number that should be small; None if it is."""
     return "error" if value > limit else "warning" if value > WARNING_PART * limit else None
+
+
+def _count(names: list[str]) -> str:
+    return "1 class is" if len(names) == 1 else f"{len(names)} classes are"
 
 
 def _listed(names: list[str]) -> str:
@@ -194,17 +199,17 @@ def _against_schema(statistics: ExampleStatistics, schema: SchemaFacts) -> Itera
         )
     missing = [name for name in schema.class_names if name not in facts.class_names]
     added = [name for name in facts.class_names if name not in schema.class_names]
-    pairs: tuple[tuple[str, Severity, list[str]], ...] = (("missing", "error", missing), ("new", "warning", added))
-    for what, severity, names in pairs:
-        if names:
-            yield Finding(
-                check=f"{what} classes",
-                severity=severity,
-                message=f"{len(names)} classes are {what}, compared with the schema: {_listed(names)}",
-                value=len(names),
-                threshold=0,
-                advice=advice,
-            )
+    yield from _differing_classes("missing", missing, "new", added, "the schema", advice)
+    shared = [name for name in schema.class_names if name in facts.class_names]
+    if shared != [name for name in facts.class_names if name in schema.class_names]:
+        yield Finding(
+            check="order of the classes",
+            severity="error",
+            message=f"The classes have another order than in the schema: {_listed(list(facts.class_names))}",
+            value=0,
+            threshold=0,
+            advice=f"Whoever reads class_id from the served model would get other classes. {advice}",
+        )
     counts = dict(zip(facts.class_names, facts.splits["train"].class_counts, strict=True))
     # A class without images is another finding.
     few = {name: fewest for name, fewest in schema.min_class_examples.items() if 0 < counts.get(name, 0) < fewest}
@@ -214,7 +219,7 @@ def _against_schema(statistics: ExampleStatistics, schema: SchemaFacts) -> Itera
         yield Finding(
             check="class below its minimum",
             severity="error",
-            message=f"{len(few)} classes have fewer training images than the schema requires: {listed}",
+            message=f"Fewer training images than the schema requires: {listed}",
             value=counts[worst],
             threshold=few[worst],
             advice=f"Look for images that are missing. {advice}",
@@ -232,6 +237,23 @@ def _against_schema(statistics: ExampleStatistics, schema: SchemaFacts) -> Itera
                     threshold=allowed.min if value < allowed.min else allowed.max,
                     advice=f"Compare how the images were prepared. {advice}",
                 )
+
+
+def _differing_classes(
+    gone: str, missing: list[str], come: str, added: list[str], other: str, advice: str
+) -> Iterator[Finding]:
+    """Report classes that `other` has alone, an error, and those that it has not, a warning."""
+    pairs: tuple[tuple[str, Severity, list[str]], ...] = ((gone, "error", missing), (come, "warning", added))
+    for what, severity, names in pairs:
+        if names:
+            yield Finding(
+                check=f"{what} classes",
+                severity=severity,
+                message=f"{_count(names)} {what}, compared with {other}: {_listed(names)}",
+                value=len(names),
+                threshold=0,
+                advice=advice,
+            )
 
 
 def _classes(facts: ExampleStatisticsFacts, params: Params) -> Iterator[Finding]:
@@ -472,7 +494,20 @@ def _distributions(
 def _changes(now: ExampleStatistics, then: ExampleStatistics, params: Params) -> Iterator[Finding]:
     """Compare with the statistics of the examples that the champion was trained on."""
     advice = "Compare how the images were prepared. If the change is intended, give a reason in accept_anomalies."
+    if now.facts.image_shape != then.facts.image_shape:
+        yield Finding(
+            check="image shape of the champion",
+            severity="error",
+            message=f"The images have the shape {now.facts.image_shape}; those of the champion had "
+            f"{then.facts.image_shape}",
+            value=0,
+            threshold=0,
+            advice=f"Whoever sends images to the served model would have to change, too. {advice}",
+        )
     names, before = now.facts.class_names, then.facts.class_names
+    vanished = [name for name in before if name not in names]
+    added = [name for name in names if name not in before]
+    yield from _differing_classes("vanished", vanished, "added", added, "the champion", advice)
     counts = dict(zip(names, now.facts.splits["train"].class_counts, strict=True))
     old = dict(zip(before, then.facts.splits["train"].class_counts, strict=True))
     shared = [name for name in names if name in old]

@@ -26,7 +26,7 @@ from ridgeline.airflow.task import rollback_in_task
     catchup=False,
     max_active_runs=1,
     dagrun_timeout=timedelta(hours=3),
-    tags=["fashion-mnist", "registry"],
+    tags=["models"],
     params={
         "model": Param(
             "fashion_mnist",

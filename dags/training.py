@@ -15,6 +15,7 @@ from airflow.sdk import DAG, Asset, Param, dag, get_current_context, task
 
 import components.evaluate
 import components.export
+import components.label_errors
 import components.select
 import components.sweep
 import components.train
@@ -94,6 +95,7 @@ def training_dag(
             components.sweep.sweep,
             components.select.select,
             components.evaluate.evaluate,
+            components.label_errors.label_errors,
             components.export.export,
             first=(
                 "train.penalty.kind",
@@ -142,17 +144,23 @@ def training_dag(
             """Evaluate the model on the test split, compare it with the champion, decide whether it may be served."""
             return run_in_task(components.evaluate.evaluate, examples=examples, model=model)
 
+        @task(execution_timeout=timedelta(minutes=30))
+        def label_errors(dataset: str, examples: str, model: str) -> str:
+            """List the training and validation images whose label is probably wrong. They do not stop the run."""
+            return run_in_task(components.label_errors.label_errors, dataset=dataset, examples=examples, model=model)
+
         @task(execution_timeout=timedelta(minutes=30), outlets=[Asset(f"{name}_pushed_model")])
         def export(examples: str, model: str, evaluation: str) -> str:
             """Export a blessed model, verify its predictions in a fresh process, and make it the champion."""
             return run_in_task(components.export.export, examples=examples, model=model, evaluation=evaluation)
 
         # A call of a task returns an XComArg, which becomes the artifact's name when the task runs.
-        _, examples, checked = prepare_examples(name)
+        dataset, examples, checked = prepare_examples(name)
         trials = sweep(examples)
         model = train(examples, select(trials))  # type: ignore[arg-type]
         checked >> [trials, model]
-        export(examples, model, evaluate(examples, model))  # type: ignore[arg-type]
+        evaluation = evaluate(examples, model)  # type: ignore[arg-type]
+        label_errors(dataset, examples, model) >> export(examples, model, evaluation)  # type: ignore[arg-type]
 
     return training()
 

@@ -198,6 +198,8 @@ def _tree(origin: Origin, store: Store) -> Iterator[str]:
         if not source.inputs and store.holds(source.ref):
             for name, entry in store.manifest(source.ref).facts.get("raw_files", {}).items():
                 yield f"{pad}  {name}  sha256 {entry['sha256']}  {entry['bytes']} bytes"
+            for name, digest in source.execution.parts.sources.items() if source.execution else ():
+                yield f"{pad}  {name}  sha256 {digest} of the names and content of its files"
 
 
 def _made(execution: Execution) -> str:

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_jsonable_python
 
-from ridgeline.artifacts.base import Artifact, Facts, digest_of
+from ridgeline.artifacts.base import Artifact, Facts, digest_of_mapping
 
 A = TypeVar("A", bound=Artifact[Any])
 
@@ -127,11 +127,16 @@ def source_file(location: str) -> SourceFolder:
     Args:
         location: The file's path or URL.
 
+    Raises:
+        SourceError: If it names a folder.
+
     Example:
         >>> source_file("schemas/shop.json")
         SourceFolder(location='schemas', outside_links=True, only='shop.json')
     """
     folder, slash, name = location.rpartition("/")
+    if not name:
+        raise SourceError(f"Expected a file; received the folder {location}. Name the file in it.")
     return SourceFolder(folder or slash or ".", outside_links=True, only=name)
 
 
@@ -153,7 +158,7 @@ class Source:
     @functools.cached_property
     def digest(self) -> str:
         """The fingerprint: the digest of all names and contents."""
-        return digest_of(dict(self.files))
+        return digest_of_mapping(self.files)
 
     @property
     def label(self) -> str:
@@ -180,7 +185,8 @@ class Source:
             if self.is_remote:
                 from upath import UPath
 
-                content = (UPath(self.location) / name).read_bytes()
+                path = UPath(self.location) / name
+                content: bytes = path.fs.cat_file(path.path)  # a third faster than read_bytes
                 as_listed = self.files[name].endswith(f":{len(content)}")
             else:
                 with io.FileIO(f"{self.location}/{name}") as file:  # for small files, twice as fast as Path

@@ -135,8 +135,7 @@ def decide(
 
     if rerun:
         return decided(REQUESTED)
-    hit = next((e.output for e in store.executions(component.name, parts.key(), with_output=True)), None)
-    if hit is not None:
+    if (hit := _hit(store, component, parts)) is not None:
         try:
             return decided(UNCHANGED, store.open(hit, component.output))
         except ArtifactError as error:
@@ -148,6 +147,11 @@ def decide(
         return decided("; ".join(described))
     last = next(store.executions(component.name), None)
     return decided(f"last attempt {last.state}" if last else f"first run of {component.name}")
+
+
+def _hit(store: Store, component: Component, parts: KeyParts) -> str | None:
+    """Return the output of the last execution with a key; None if there is none."""
+    return next((e.output for e in store.executions(component.name, parts.key(), with_output=True)), None)
 
 
 def _compared(store: Store, component: Component) -> Iterator[Execution]:
@@ -251,7 +255,7 @@ def execute(
                         log.info("%s %s", component.name, decision)
                         raise unprotected
                     scratch = stack.enter_context(store.scratch(decision.parts.key()))
-                    if not rerun:  # another process may have run it meanwhile
+                    if not rerun and _hit(store, component, decision.parts):  # another process has run it meanwhile
                         decision = decide(store, component, artifacts, params, sources=decision.sources)
                 log.info("%s %s", component.name, decision)
                 if decision.output is None:

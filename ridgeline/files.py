@@ -14,6 +14,7 @@ import re
 import shutil
 from pathlib import Path
 
+SMALL_BYTES, LARGE_BYTES = 2**16, 2**24  # of one reading
 CHECKSUM = re.compile(r',\s*"sha256": ?"([0-9a-f]{64})"\s*\}\s*\Z')
 
 
@@ -44,6 +45,23 @@ def flush_tree(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
         if not path.is_symlink():
             flush(path)
+
+
+def read(path: str) -> bytes:
+    """Return a file's content. A small file costs three system calls, fewer than `Path` makes.
+
+    Args:
+        path: The file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = [os.read(descriptor, SMALL_BYTES)]
+        if len(parts[0]) == SMALL_BYTES:
+            while part := os.read(descriptor, LARGE_BYTES):
+                parts.append(part)
+    finally:
+        os.close(descriptor)
+    return b"".join(parts)
 
 
 def make_folder(folder: Path) -> None:

@@ -137,6 +137,8 @@ def _unneeded(
         for ref in refs:
             if ref not in needed:
                 needed.add(ref)
+                if ref.startswith(f"{Schema.__name__}/"):  # whole by itself, and kept for years
+                    continue
                 inputs = list(made.inputs.values()) if (made := producer(ref)) else []
                 # A model needs the one that it was started from, but not what that one was made from.
                 needed.update(earlier := [i for i in inputs if i.partition("/")[0] == ref.partition("/")[0]])

@@ -203,7 +203,7 @@ def _start(
         return {}
     wanted = dict(flatten(params.model_dump(mode="json")))
     for made in store.executions(component.name, with_output=True):
-        if (made.output, made.state, made.parts.params) == (ref, "complete", wanted):
+        if (made.output, made.state, made.parts.params, made.parts.sources) == (ref, "complete", wanted, {}):
             earlier = dict(made.inputs)
             start = earlier.pop(name, None)
             if earlier == dict(inputs):
@@ -243,7 +243,8 @@ def _made_beside(store: Store, step: Component, model_digest: str) -> str | None
     """Return the newest output of a step that was made only from what a model was made from; one that is left.
 
     Other inputs count as well if they were made only from that in their turn, such as statistics of the model's
-    examples. Champions do not count.
+    examples. Champions do not count. An output that was read from a source is left out: it is not made from the model's
+    data.
     """
     model = f"{Model.__name__}/{model_digest}"
     ancestors = {origin.ref for _, origin, _ in lineage(store, model).walk()}
@@ -258,7 +259,11 @@ def _made_beside(store: Store, step: Component, model_digest: str) -> str | None
             if name not in champions.get(made.component, {})
         )
 
-    found = [made.output for made in store.executions(step.name, with_output=True) if made.output and is_beside(made)]
+    found = [
+        made.output
+        for made in store.executions(step.name, with_output=True)
+        if made.output and not made.parts.sources and is_beside(made)
+    ]
     return next((ref for ref in found if store.holds(ref)), next(iter(found), None))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ridgeline.artifacts.base import Artifact
 from ridgeline.artifacts.example_anomalies import ExampleAnomalies
+from ridgeline.artifacts.label_errors import LabelErrors
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.artifacts.sweep_result import SweepResult
@@ -23,14 +24,14 @@ def summary(settings: Settings, outcomes: Mapping[str, Execution | tuple[str, st
         settings: Where the store and the served models are.
         outcomes: Each step's execution, in order; the state of a step that has none, and the reason if it is known.
     """
-    yield f"{'step':<11} {'state':<15} seconds  reason"
+    yield f"{'step':<12} {'state':<15} seconds  reason"
     for name, outcome in outcomes.items():
         if isinstance(outcome, Execution):
             reason = outcome.reason.partition("\n")[0]
-            yield f"{name:<11} {outcome.state:<15} {outcome.seconds:>7.1f}  {reason}"
+            yield f"{name:<12} {outcome.state:<15} {outcome.seconds:>7.1f}  {reason}"
         else:
             state, reason = outcome
-            yield f"{name:<11} {state:<15} {'':>7}  {reason}".rstrip()
+            yield f"{name:<12} {state:<15} {'':>7}  {reason}".rstrip()
     yield ""
     store, types = settings.open_store(), output_types()
     for outcome in outcomes.values():
@@ -43,7 +44,7 @@ def summary(settings: Settings, outcomes: Mapping[str, Execution | tuple[str, st
                 rows += _served(settings.open_registry(), artifact)
             if artifact.report:
                 rows.append(("report", str(artifact.report)))
-            yield from (f"{label:<11} {text}" for label, text in rows)
+            yield from (f"{label:<12} {text}" for label, text in rows)
 
 
 def _rows(artifact: Artifact[Any]) -> Iterator[tuple[str, str]]:
@@ -69,6 +70,15 @@ def _rows(artifact: Artifact[Any]) -> Iterator[tuple[str, str]]:
         data = artifact.facts
         accepted = f", accepted: {data.accepted}" if data.accepted else ""
         yield "data", f"{data.num_errors} errors, {data.num_warnings} warnings{accepted}"
+    elif isinstance(artifact, LabelErrors):
+        labels = artifact.facts
+        found, total = (sum(getattr(s, n) for s in labels.splits.values()) for n in ("num_suspects", "num_examples"))
+        often = [
+            f"; most often {pair.count:,} of {pair.num_examples:,} {labels.class_names[pair.label]} look like "
+            f"{labels.class_names[pair.suggested]}"
+            for pair in labels.pairs[:1]
+        ]
+        yield "labels", f"{found:,} of {total:,} suspicious{''.join(often)}"
     elif isinstance(artifact, SweepResult):
         yield "chosen", f"{artifact.facts.trials[artifact.facts.winner]}: {artifact.facts.reason}"
 

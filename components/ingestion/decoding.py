@@ -6,20 +6,35 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
-
-import numpy as np
-
-from components.ingestion.params import Params
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from components.ingestion.params import Params
 
 # No format whose decoder starts another program, as EPS does.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 ORIENTATION = 0x0112  # the EXIF tag
 HIGH = ("I;16", "I;16B", "I;16L", "I")  # 16 bits; Pillow reads some of these files into 32
+
+
+@dataclass(frozen=True)
+class Form:
+    """What images become: those parameters of `ingest`, under their names, that say it."""
+
+    image_size: tuple[int, int] | None
+    resampling: str
+    color_mode: str | None
+    background: int
+    max_image_pixels: int
+
+    @classmethod
+    def of(cls, params: Params) -> Form:
+        """Return the form that parameters state."""
+        return cls(**{field.name: getattr(params, field.name) for field in fields(cls)})
 
 
 class UnreadableImage(Exception):
@@ -34,15 +49,15 @@ def quiet_pillow() -> Iterator[None]:
         yield
 
 
-def decode(content: bytes, params: Params) -> tuple[np.ndarray, str]:
+def decode(content: bytes, form: Form) -> tuple[Image.Image, str]:
     """Return an image file's first frame, upright, in the wanted colours and size.
 
     Args:
         content: The file.
-        params: The wanted size and colours; the most pixels.
+        form: The wanted size and colours; the most pixels.
 
     Returns:
-        The image, uint8 ``[h, w]`` or ``[h, w, 3]``, and what the file is, such as ``JPEG RGB 32×32``.
+        The image, of mode L or RGB, and what the file is, such as ``JPEG RGB 32×32``.
 
     Raises:
         UnreadableImage: If it is no image, damaged or too large.
@@ -54,30 +69,36 @@ def decode(content: bytes, params: Params) -> tuple[np.ndarray, str]:
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
-            if width * height > params.max_image_pixels:
-                raise UnreadableImage(f"too large: {width}×{height}, over {params.max_image_pixels:,} pixels")
+            if width * height > form.max_image_pixels:
+                raise UnreadableImage(f"too large: {width}×{height}, over {form.max_image_pixels:,} pixels")
             kind = f"{image.format} {image.mode} {width}×{height}"
             upright = image if image.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
-            return normalize(upright, params), kind
+            upright.load()
+            return normalize(upright, form), kind
     except UnreadableImage:
         raise
     except Image.UnidentifiedImageError:
         raise UnreadableImage("no image in a known format") from None
     except Image.DecompressionBombError:
-        raise UnreadableImage(f"too large: over {params.max_image_pixels:,} pixels") from None
+        raise UnreadableImage(f"too large: over {form.max_image_pixels:,} pixels") from None
     except Exception as error:  # decoders raise many kinds for damaged files
         raise UnreadableImage(f"damaged: {error or type(error).__name__}") from None
 
 
-def normalize(image: Image.Image, params: Params) -> np.ndarray:
+def shape_of(image: Image.Image) -> tuple[int, ...]:
+    """Return the shape of a normalized image as an array: ``(h, w)``, or ``(h, w, 3)``."""
+    return image.size[::-1] if image.mode == "L" else (*image.size[::-1], 3)
+
+
+def normalize(image: Image.Image, form: Form) -> Image.Image:
     """Return an image in the wanted colours and size.
 
     Args:
         image: Any image that Pillow opens.
-        params: The wanted size and colours.
+        form: The wanted size and colours.
 
     Returns:
-        uint8 ``[h, w]`` for grayscale, else ``[h, w, 3]``.
+        An image of mode L for grayscale, else RGB.
 
     Raises:
         UnreadableImage: If its pixels are floats, which have no stated range.
@@ -87,15 +108,17 @@ def normalize(image: Image.Image, params: Params) -> np.ndarray:
     if image.mode == "F":
         raise UnreadableImage("pixels are floats, without a stated range")
     if image.mode in HIGH:
+        import numpy as np
+
         high = np.asarray(image).astype(np.int64)
         image = Image.fromarray(np.clip((high * 255 + 32_767) // 65_535, 0, 255).astype(np.uint8))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        image = Image.new("RGB", rgba.size, (params.background,) * 3)
+        image = Image.new("RGB", rgba.size, (form.background,) * 3)
         image.paste(rgba, mask=rgba.getchannel("A"))
-    wanted = "L" if params.color_mode == "grayscale" else "RGB"
+    wanted = "L" if form.color_mode == "grayscale" else "RGB"
     if image.mode != wanted:
         image = image.convert(wanted)
-    if params.image_size and image.size != params.image_size[::-1]:
-        image = image.resize(params.image_size[::-1], Image.Resampling[params.resampling.upper()])
-    return np.asarray(image)
+    if form.image_size and image.size != form.image_size[::-1]:
+        image = image.resize(form.image_size[::-1], Image.Resampling[form.resampling.upper()])
+    return image

@@ -2,148 +2,151 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Generator, Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
-from components.ingestion.decoding import UnreadableImage, decode, quiet_pillow
+from components.ingestion.decoding import Form
+from components.ingestion.decoding_worker import REPORTED_FILES, WORK, Kind, Task, run_job
 from components.ingestion.params import Params
+from ridgeline.artifacts.examples import ImageRows
 from ridgeline.component import Source, StepError, TransientStepError
 
 log = logging.getLogger(__name__)
 
 FEW_FILES = 2_000  # take less time than a process takes to start
+MAX_JOB_FILES = 1_000
+JOBS_PER_PROCESS = 8  # so that all of them end at about the same time
 PROGRESS_SECONDS = 5
-WORK = "import sys; from components.ingestion.decoding_processes import work; work(sys.argv[1])"
 
 
-def decode_files(
-    source: Source, files: Sequence[str], params: Params, scratch: Path
-) -> Generator[tuple[np.ndarray | None, str]]:
-    """Decode files of a folder, in worker processes if there are many.
+@dataclass(frozen=True)
+class Decoded:
+    """What files became.
+
+    Attributes:
+        kinds: The shape of images, and what their files are, such as ``JPEG RGB 32×32``; or None, and why files are
+            unreadable.
+        codes: For each file, in order, its place in `kinds`, int64 ``[n]``.
+        images: The readable images, in order; None if there are none, or if they have several shapes.
+    """
+
+    kinds: list[Kind]
+    codes: np.ndarray
+    images: ImageRows | None
+
+
+class Decoder:
+    """Decodes files of a folder, in processes of its own if there are many, which end with this one.
 
     Args:
         source: The folder as it was listed.
-        files: Names in it.
         params: The wanted size and colours.
         scratch: An empty folder for unfinished work.
-
-    Yields:
-        For each file, in order: the image, uint8 ``[h, w]`` or ``[h, w, 3]``, and its kind; or None, and why it is
-        unreadable.
-
-    Raises:
-        TransientStepError: If a file was changed or removed since the folder was listed.
-        RuntimeError: If a worker fails.
+        num_files: About how many files will be decoded: processes start now, so as not to be waited for.
     """
-    num_workers = os.cpu_count() or 1
-    if len(files) < FEW_FILES or num_workers == 1:
-        with quiet_pillow():
-            for file in files:
-                yield _decode(source, file, params)
-        return
-    size = -(-len(files) // num_workers)
-    with ExitStack() as stack:
-        workers = []
-        for number, start in enumerate(range(0, len(files), size)):
-            part = {file: source.files[file] for file in files[start : start + size]}
-            job = {"name": source.name, "location": source.location, "files": part}
-            job["params"] = params.model_dump(mode="json")
-            folder = scratch / str(number)
-            folder.mkdir(parents=True)
-            (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
-            workers.append((folder, stack.enter_context(_Worker(folder))))
-        for folder, worker in workers:
-            worker.wait()
-            with (folder / "pixels").open("rb") as pixels, (folder / "results.jsonl").open(encoding="utf-8") as results:
-                for shape, text in map(json.loads, results):
-                    image = None if shape is None else np.frombuffer(pixels.read(int(np.prod(shape))), np.uint8)
-                    yield (None if image is None else image.reshape(shape)), text
 
+    def __init__(self, source: Source, params: Params, scratch: Path, num_files: int) -> None:
+        self._source, self._scratch = source, scratch
+        self._task = Task(source.name, source.location, Form.of(params))
+        cores = os.cpu_count() or 1
+        self._num_processes = cores if num_files >= FEW_FILES and cores > 1 else 0
+        self._processes: list[subprocess.Popen[bytes]] = []
 
-def _decode(source: Source, file: str, params: Params) -> tuple[np.ndarray | None, str]:
-    content = source.read(file)
-    try:
-        return decode(content, params)
-    except UnreadableImage as error:
-        return None, str(error)
-
-
-class _Worker:
-    """A process that decodes the files of a job; it ends with this one, whose end closes its standard input."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with (folder / "errors").open("wb") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", WORK, str(folder)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-            )
-
-    def __enter__(self) -> _Worker:
+    def __enter__(self) -> Self:
+        if not self._num_processes:
+            return self
+        self._task.save(self._scratch / "task.json")
+        self._done, written = os.pipe()  # all processes write to it; it ends with the last one
+        try:
+            for number in range(self._num_processes):
+                with (self._scratch / f"{number}.errors").open("wb") as errors:
+                    process = subprocess.Popen(
+                        [sys.executable, "-P", "-c", WORK, str(self._scratch)],
+                        stdin=subprocess.PIPE,
+                        stdout=written,
+                        stderr=errors,
+                    )
+                self._processes.append(process)
+        except BaseException:
+            self.__exit__()
+            raise
+        finally:
+            os.close(written)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.communicate()
+        for process in self._processes:
+            process.kill()
+            process.communicate()
+        if self._num_processes:
+            os.close(self._done)
 
-    def wait(self) -> None:
-        """Wait until it ends; log the progress."""
-        while True:
-            try:
-                code = self.process.wait(PROGRESS_SECONDS)
-                break
-            except subprocess.TimeoutExpired:
-                decoded = self.folder / "pixels"
-                size_bytes = decoded.stat().st_size if decoded.exists() else 0
-                log.info("decoding: process %s wrote %d MB of pixels", self.folder.name, size_bytes >> 20)
-        if code == 0:
-            return
-        text = (self.folder / "errors").read_text(encoding="utf-8", errors="replace").strip()
-        last = self.folder / "error.json"
-        if last.exists():
+    def decode(self, files: Sequence[str]) -> Decoded:
+        """Decode files; once for each decoder.
+
+        Args:
+            files: Names in the folder.
+
+        Raises:
+            TransientStepError: If a file was changed or removed since the folder was listed.
+            RuntimeError: If a process fails.
+        """
+        size = max(1, min(MAX_JOB_FILES, -(-len(files) // (JOBS_PER_PROCESS * max(1, self._num_processes)))))
+        jobs: list[Path] = []
+        for start in range(0, len(files), size):
+            jobs.append(self._scratch / f"{len(jobs):06}")
+            part = {file: self._source.files[file] for file in files[start : start + size]}
+            if self._num_processes:
+                jobs[-1].with_suffix(".job").write_text(json.dumps(part), encoding="utf-8")
+            else:
+                run_job(jobs[-1], part, self._task)
+        if self._num_processes:
+            self._wait(len(files))
+        return _collect(jobs)
+
+    def _wait(self, num_files: int) -> None:
+        for process in self._processes:
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # it died: see below
+                process.stdin.write(b"\n")
+                process.stdin.flush()
+        done, logged = 0, time.monotonic()
+        while reports := os.read(self._done, 2**16):
+            done += len(reports) * REPORTED_FILES
+            if time.monotonic() - logged >= PROGRESS_SECONDS:
+                logged = time.monotonic()
+                log.info("decoding: %d of %d files", min(done, num_files), num_files)
+        codes = [process.wait() for process in self._processes]
+        if (last := self._scratch / "error.json").exists():
             kind, text = json.loads(last.read_text(encoding="utf-8"))
             raise (TransientStepError if kind == "TransientStepError" else StepError)(text)
-        raise RuntimeError(f"Expected decoded images; received exit status {code} of a process: {text[-2000:]}")
+        for number, code in enumerate(codes):
+            if code:
+                text = (self._scratch / f"{number}.errors").read_text(encoding="utf-8", errors="replace").strip()
+                raise RuntimeError(f"Expected decoded images; received exit status {code} of a process: {text[-2000:]}")
 
 
-def work(folder: str) -> None:
-    """Decode the files of a job, in a process of its own.
-
-    Args:
-        folder: Holds ``job.json``; receives ``pixels``, all images one after another, and ``results.jsonl``.
-    """
-    threading.Thread(target=_end_with_standard_input, daemon=True).start()
-    place = Path(folder)
-    job = json.loads((place / "job.json").read_text(encoding="utf-8"))
-    source = Source(job["name"], job["location"], job["files"])
-    params = Params.model_validate_json(json.dumps(job["params"]))
-    try:
-        with (
-            (place / "pixels").open("wb") as pixels,
-            (place / "results.jsonl").open("w", encoding="utf-8") as results,
-            quiet_pillow(),
-        ):
-            for file in source.files:
-                image, text = _decode(source, file, params)
-                if image is not None:
-                    pixels.write(np.ascontiguousarray(image).data)
-                results.write(json.dumps([None if image is None else image.shape, text]) + "\n")
-    except StepError as error:
-        (place / "error.json").write_text(json.dumps([type(error).__name__, str(error)]), encoding="utf-8")
-        sys.exit(1)
-
-
-def _end_with_standard_input() -> None:
-    sys.stdin.read()
-    os._exit(1)
+def _collect(jobs: list[Path]) -> Decoded:
+    """Return what the jobs left, as one."""
+    kinds: dict[Kind, int] = {}
+    codes, parts = [np.empty(0, np.int64)], []
+    for job in jobs:
+        found, places = json.loads(job.with_suffix(".json").read_text(encoding="utf-8"))
+        keys: list[Kind] = [(shape and tuple(shape), text) for shape, text in found]
+        codes.append(np.array([kinds.setdefault(key, len(kinds)) for key in keys], np.int64)[places])
+        num_images = sum(keys[place][0] is not None for place in places)
+        parts.append((job.with_suffix(".pixels"), 0, num_images))
+    shapes = {shape for shape, _ in kinds if shape is not None}
+    images = ImageRows(parts, next(iter(shapes))) if len(shapes) == 1 else None
+    return Decoded(list(kinds), np.concatenate(codes), images)

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import array
 import collections
-import contextlib
 import csv
 import hashlib
 import io
-import json
 import logging
+import math
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import NamedTuple
 
 import numpy as np
 
 from components.ingestion.decoding import SUFFIXES
-from components.ingestion.decoding_processes import decode_files
+from components.ingestion.decoding_processes import Decoded, Decoder
+from components.ingestion.decoding_worker import Kind
 from components.ingestion.params import FOLDER, Params
-from ridgeline.artifacts.dataset import FILES, Dataset, DatasetFacts, Unreadable, write_dataset_split
+from ridgeline.artifacts.dataset import FILES, Dataset, DatasetFacts, Unreadable, write_dataset_split, write_files
+from ridgeline.artifacts.examples import Split, batch_size
 from ridgeline.component import Source, StepError
 
 log = logging.getLogger(__name__)
@@ -28,15 +30,14 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "test")
 LABELS = "labels.csv"
 NAMED = 20
-BATCH_SIZE = 2_000
+Reader = Callable[[int, int], np.ndarray]  # returns the images from one row to before another
 
 
 class FolderError(StepError):
     """A folder of images can't be used; the message names the files, classes or columns."""
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(NamedTuple):
     """An image file: its name in the folder, its SHA-256, its class and its split."""
 
     file: str
@@ -63,50 +64,59 @@ def ingest_folder(params: Params, source: Source, output: Path, previous: Datase
         FolderError: If the layout is none of the three, a class is missing in a split, too many images are unreadable,
             or the images differ in size and ``image_size`` is empty.
     """
-    images, unreadable = find_images(source, params)
-    ordered = sorted(images, key=lambda image: (image.split, _order(image, params), image.file))
-    known = _Rows(previous)
-    new = [image.file for image in ordered if image.digest not in known.places]
-    splits: dict[str, list[Image]] = {name: [] for name in SPLITS}
-    with tempfile.TemporaryDirectory(prefix="decoded-", dir=output) as folder:
-        pixels = _Pixels(Path(folder) / "pixels")
-        decoded = decode_files(source, new, params, Path(folder))
-        with pixels.path.open("wb") as file, contextlib.closing(decoded):
-            for image in ordered:
-                found, text = known.get(image.digest) or next(decoded)
-                if found is None:
-                    unreadable.append(Unreadable(file=image.file, reason=text))
-                else:
-                    splits[image.split].append(image)
-                    pixels.append(found, text, file)
-        log.info("%d images decoded, %d of the previous dataset kept", len(new), len(ordered) - len(new))
-        return _write(params, source, output, splits, unreadable, pixels)
+    known = _Known(previous)
+    num_new = sum(digest not in known.rows for digest in source.files.values())
+    with (
+        tempfile.TemporaryDirectory(prefix="decoded-", dir=output) as folder,
+        Decoder(source, params, Path(folder), num_new) as decoder,
+    ):
+        images, unreadable = find_images(source, params)
+        images = _ordered(images, params)
+        decoded = decoder.decode([image.file for image in images if image.digest not in known.rows])
+        pixels = _Pixels(images, known, decoded)
+        log.info("%d images decoded, %d of the previous dataset kept", len(decoded.codes), pixels.num_known)
+        unreadable += [
+            Unreadable(file=images[row].file, reason=pixels.kinds[pixels.codes[row]][1])
+            for row in np.flatnonzero(~pixels.readable).tolist()
+        ]
+        return _write(params, source, output, images, unreadable, pixels)
 
 
 def _write(
     params: Params,
     source: Source,
     output: Path,
-    splits: Mapping[str, list[Image]],
+    images: list[Image],
     unreadable: list[Unreadable],
     pixels: _Pixels,
 ) -> DatasetFacts:
     """Check what was decoded, and write the dataset."""
     unreadable.sort(key=lambda entry: entry.file)
-    _expect_readable(unreadable, len(pixels.kinds), source, params)
+    readable = np.flatnonzero(pixels.readable)
+    _expect_readable(unreadable, len(readable), source, params)
     shape = pixels.shape(source)
-    names = sorted({image.label for found in splits.values() for image in found})
-    _expect_classes(names, splits, source, params)
+    found = [images[row] for row in readable.tolist()]
+    names = sorted({image.label for image in found})
     ids = {name: number for number, name in enumerate(names)}
-    digests, listed, start = {}, {}, 0
-    for name in sorted(splits):  # in the order in which they were decoded
-        labels = np.array([ids[image.label] for image in splits[name]], np.int64)
+    labels = np.fromiter((ids[image.label] for image in found), np.int64, len(found))
+    in_split = {name: np.fromiter((image.split == name for image in found), bool, len(found)) for name in SPLITS}
+    counts = {name: np.bincount(labels[own], minlength=len(names)).tolist() for name, own in in_split.items()}
+    _expect_classes(names, counts, source, params)
+    kinds = [kind for _, kind in pixels.kinds]
+    digests, listed = {}, {}
+    for name in sorted(SPLITS):
+        own = np.flatnonzero(in_split[name])
         digests[name] = write_dataset_split(
-            output / name, pixels.batches(start, labels), len(labels), shape, len(names)
+            output / name, pixels.batches(readable[own], labels[own], shape), len(own), shape, len(names)
         )
-        listed[name] = [[image.file, image.digest, pixels.kinds[start + i]] for i, image in enumerate(splits[name])]
-        start += len(labels)
-    (output / FILES).write_text(json.dumps(listed, ensure_ascii=False, indent=0), encoding="utf-8")
+        codes = pixels.codes[readable[own]].tolist()
+        listed[name] = (
+            (found[row].file, found[row].digest, kinds[code]) for row, code in zip(own.tolist(), codes, strict=True)
+        )
+    write_files(output / FILES, listed)
+    formats = collections.Counter[str]()
+    for code, count in enumerate(np.bincount(pixels.codes[readable]).tolist()):
+        formats[kinds[code]] += count
     return DatasetFacts(
         name=f"{params.name}:{FOLDER}",
         image_shape=shape,
@@ -114,7 +124,7 @@ def _write(
         splits={name: digests[name] for name in SPLITS},
         raw_files={},
         synthetic=False,
-        formats=_most_common(pixels.kinds),
+        formats=_most_common(+formats),
         unreadable=tuple(unreadable),
     )
 
@@ -153,7 +163,7 @@ def find_images(source: Source, params: Params) -> tuple[list[Image], list[Unrea
                 unreadable.append(Unreadable(file=name, reason="in no folder of a class"))
             continue
         split = parts[0] if stated else _split(digest, params)
-        images.append(Image(name, digest, parts[depth - 1], split))
+        images.append(Image(name, digest, sys.intern(parts[depth - 1]), sys.intern(split)))
     if not images:
         raise FolderError(
             f"Expected images in {source.location} as train/CLASS/ and test/CLASS/, as CLASS/, or named in {LABELS}; "
@@ -165,6 +175,30 @@ def find_images(source: Source, params: Params) -> tuple[list[Image], list[Unrea
 def _labelled(source: Source, params: Params) -> tuple[list[Image], list[Unreadable]]:
     """Return the images that ``labels.csv`` names."""
     where = f"{source.location}/{LABELS}"
+    images, unreadable, problems, seen, num_rows = [], [], [], set(), 0
+    for num_rows, row in enumerate(_label_rows(source, where), start=1):
+        file, label = (row["path"] or "").strip(), (row["label"] or "").strip()
+        split = (row.get("split") or "").strip() or None
+        if not label or not file or None in row or split not in (None, *SPLITS) or file in seen:
+            problems.append(f"line {num_rows + 1}: {','.join(str(value or '') for value in row.values())[:80]}")
+        elif file not in source.files:
+            unreadable.append(Unreadable(file=file, reason=f"named in {LABELS}, but missing"))
+        else:
+            digest = source.files[file]
+            images.append(Image(file, digest, sys.intern(label), sys.intern(split or _split(digest, params))))
+        seen.add(file)
+    if not images and not problems:
+        problems = [f"{entry.file}: {entry.reason}" for entry in unreadable]
+    if problems or not images:
+        raise FolderError(
+            f"Expected in each line of {where} a path in the folder, each once, a label, and train or test if there is "
+            f"a split; received {len(problems)} other lines of {num_rows}. Correct them:{_list(problems)}"
+        )
+    return images, unreadable
+
+
+def _label_rows(source: Source, where: str) -> Iterator[dict[str, str]]:
+    """Yield the rows of ``labels.csv``."""
     try:
         rows = csv.DictReader(io.StringIO(source.read(LABELS).decode("utf-8-sig")))
         columns = rows.fieldnames or []
@@ -173,31 +207,11 @@ def _labelled(source: Source, params: Params) -> tuple[list[Image], list[Unreada
                 f"Expected the columns path, label and, if you like, split in {where}; received "
                 f"{', '.join(columns) or 'none'}. Correct its first line."
             )
-        listed = list(rows)
+        yield from rows
     except UnicodeDecodeError as error:
         raise FolderError(f"Expected UTF-8 text in {where}; received {error}. Save it as UTF-8.") from None
     except csv.Error as error:  # for example for a quotation mark that is never closed
         raise FolderError(f"Expected comma-separated values in {where}; received: {error}. Correct it.") from None
-    images, unreadable, problems, seen = [], [], [], set()
-    for number, row in enumerate(listed, start=2):
-        file, label = (row["path"] or "").strip(), (row["label"] or "").strip()
-        split = (row.get("split") or "").strip() or None
-        if not label or not file or None in row or split not in (None, *SPLITS) or file in seen:
-            problems.append(f"line {number}: {','.join(str(value or '') for value in row.values())[:80]}")
-        elif file not in source.files:
-            unreadable.append(Unreadable(file=file, reason=f"named in {LABELS}, but missing"))
-        else:
-            digest = source.files[file]
-            images.append(Image(file, digest, label, split or _split(digest, params)))
-        seen.add(file)
-    if not images and not problems:
-        problems = [f"{entry.file}: {entry.reason}" for entry in unreadable]
-    if problems or not images:
-        raise FolderError(
-            f"Expected in each line of {where} a path in the folder, each once, a label, and train or test if there is "
-            f"a split; received {len(problems)} other lines of {len(listed)}. Correct them:{_list(problems)}"
-        )
-    return images, unreadable
 
 
 def _split(digest: str, params: Params) -> str:
@@ -206,69 +220,131 @@ def _split(digest: str, params: Params) -> str:
     return "test" if int.from_bytes(value[:8]) < params.test_share * 2**64 else "train"
 
 
-def _order(image: Image, params: Params) -> bytes:
-    return hashlib.sha256(f"{params.split_seed} order {image.digest}".encode()).digest()
+def _ordered(images: list[Image], params: Params) -> list[Image]:
+    """Return images by split, by a digest of seed and content, and by file."""
+    images = sorted(images, key=lambda image: image.file)
+    names = sorted(SPLITS)
+    splits = np.fromiter((names.index(image.split) for image in images), np.int8, len(images))
+    text, digests = f"{params.split_seed} order ", bytearray()
+    for image in images:
+        digests += hashlib.sha256(f"{text}{image.digest}".encode()).digest()
+    return [images[row] for row in np.lexsort((np.frombuffer(digests, "S32"), splits))]
 
 
-class _Rows:
-    """The rows of an earlier dataset, by the SHA-256 of the file."""
+class _Known:
+    """The images of an earlier dataset.
+
+    Attributes:
+        rows: For the SHA-256 of each file: its place among all images, split after split.
+        splits: The splits.
+        kinds: The kinds of the files.
+        codes: For each image, its place in `kinds`.
+    """
 
     def __init__(self, dataset: Dataset | None) -> None:
-        self.places: dict[str, tuple[str, int, str]] = {}
-        self.images: dict[str, list[np.ndarray]] = {}
+        self.rows: dict[str, int] = {}
+        self.splits: list[Split] = []
+        kinds: dict[Kind, int] = {}
+        codes = array.array("q")
+        names: dict[str, None] = {}
         if dataset is not None:
-            for split, rows in dataset.files().items():
-                self.images[split] = [images for images, _ in dataset.split(split).shards]
-                self.places |= {digest: (split, row, kind) for row, (_, digest, kind) in enumerate(rows)}
-
-    def get(self, digest: str) -> tuple[np.ndarray, str] | None:
-        if digest not in self.places:
-            return None
-        split, row, kind = self.places[digest]
-        for images in self.images[split]:
-            if row < len(images):
-                return images[row], kind
-            row -= len(images)
-        return None
+            for row, (split, _, digest, kind) in enumerate(dataset.each_file()):
+                self.rows[digest] = row
+                codes.append(kinds.setdefault((dataset.facts.image_shape, kind), len(kinds)))
+                names[split] = None
+            self.splits = [dataset.split(name) for name in names]
+        self.kinds, self.codes = list(kinds), np.array(codes, np.int64)
 
 
 class _Pixels:
-    """Images one after another in a scratch file, so that memory does not grow with their number."""
+    """The pixels of images: those of an earlier dataset, and those that were decoded.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.kinds: list[str] = []
-        self.shapes: collections.Counter[tuple[int, ...]] = collections.Counter()
+    Attributes:
+        kinds: The kinds of images and of unreadable files, as in `Decoded`.
+        codes: For each image, its place in `kinds`.
+        readable: Whether each image is readable.
+        num_known: The number of images of the earlier dataset.
+    """
 
-    def append(self, image: np.ndarray, kind: str, file: BinaryIO) -> None:
-        """Append an image of a kind to the open file."""
-        self.shapes[image.shape] += 1
-        self.kinds.append(kind)
-        if len(self.shapes) == 1:  # else they can't be used
-            file.write(np.ascontiguousarray(image).data)
+    def __init__(self, images: list[Image], known: _Known, decoded: Decoded) -> None:
+        rows = np.fromiter((known.rows.get(image.digest, -1) for image in images), np.int64, len(images))
+        is_new = rows < 0
+        self.num_known = len(rows) - int(np.count_nonzero(is_new))
+        self.kinds = known.kinds + decoded.kinds
+        self.codes = np.empty(len(rows), np.int64)
+        self.codes[~is_new] = known.codes[rows[~is_new]]
+        self.codes[is_new] = decoded.codes + len(known.kinds)
+        is_image = np.array([shape is not None for shape, _ in self.kinds], bool)
+        self.readable = is_image[self.codes] if len(rows) else np.empty(0, bool)
+        self._readers: list[Reader] = [
+            lambda start, stop, split=split: split.rows(start, stop)[0]  # type: ignore[misc]
+            for split in known.splits
+        ]
+        if decoded.images is not None:
+            self._readers.append(decoded.images.read)
+        ends = np.cumsum([len(split) for split in known.splits], dtype=np.int64)
+        self._reader = np.searchsorted(ends, rows, "right")  # for each image, where it is read
+        self._reader[is_new] = len(known.splits)
+        self._rows = rows - np.concatenate([[0], ends])[self._reader]  # and its row there
+        new_images = is_new & self.readable
+        self._rows[new_images] = np.arange(np.count_nonzero(new_images))
 
     def shape(self, source: Source) -> tuple[int, ...]:
         """Return the shape of all images."""
-        if len(self.shapes) > 1:
+        counts = collections.Counter[tuple[int, ...]]()
+        for code, count in enumerate(np.bincount(self.codes, minlength=len(self.kinds)).tolist()):
+            shape, _ = self.kinds[code]
+            if shape is not None and count:
+                counts[shape] += count
+        if len(counts) > 1:
             sizes = collections.Counter[str]()
-            for (height, width, *_), count in self.shapes.items():
+            for (height, width, *_), count in counts.items():
                 sizes[f"{height}×{width}"] += count
             found = ", ".join(f"{size} ({count:,})" for size, count in sizes.most_common(5))
             raise FolderError(
                 f"Expected images of one height and width in {source.location}; received {len(sizes)} sizes: "
                 f"{found}. Set ingest.image_size, for example to [64, 64]."
             )
-        return next(iter(self.shapes))
+        return next(iter(counts))
 
-    def batches(self, start: int, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield images and labels from the scratch file, from an image on."""
-        if not len(labels):
-            return
-        shape = next(iter(self.shapes))
-        images = np.memmap(self.path, np.uint8, "r", shape=(len(self.kinds), *shape))
-        for i in range(0, len(labels), BATCH_SIZE):
-            part = labels[i : i + BATCH_SIZE]
-            yield images[start + i : start + i + len(part)], part
+    def batches(
+        self, images: np.ndarray, labels: np.ndarray, shape: tuple[int, ...]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield images of one shape, given by their numbers, and their labels."""
+        size = batch_size(shape)
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            read = gather(self._readers, self._reader[part], self._rows[part], shape)
+            yield read, labels[start : start + size]
+
+
+def gather(readers: Sequence[Reader], numbers: np.ndarray, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return images that several readers have. Of each, one range is read: the wanted rows are near each other.
+
+    Args:
+        readers: Each returns the images from one row to before another.
+        numbers: For each image, the number of its reader.
+        rows: For each image, its row there.
+        shape: The shape of each image.
+
+    Returns:
+        uint8 ``[n, *shape]``.
+
+    Example:
+        >>> pixels = np.arange(12, dtype=np.uint8).reshape(2, 6, 1, 1)
+        >>> readers = [lambda start, stop: pixels[0, start:stop], lambda start, stop: pixels[1, start:stop]]
+        >>> gather(readers, np.array([0, 1, 1, 0]), np.array([1, 2, 3, 4]), (1, 1)).ravel().tolist()
+        [1, 8, 9, 4]
+    """
+    found = np.empty((len(rows), math.prod(shape)), np.uint8)
+    for number in np.unique(numbers).tolist():
+        own = np.flatnonzero(numbers == number)
+        first, last = int(rows[own].min()), int(rows[own].max())
+        read = readers[number](first, last + 1)
+        if len(own) == len(rows) and (np.diff(rows) == 1).all():
+            return read
+        found[own] = read.reshape(len(read), -1).take(rows[own] - first, 0)
+    return found.reshape(len(rows), *shape)
 
 
 def _expect_readable(unreadable: list[Unreadable], num_readable: int, source: Source, params: Params) -> None:
@@ -282,13 +358,12 @@ def _expect_readable(unreadable: list[Unreadable], num_readable: int, source: So
     )
 
 
-def _expect_classes(names: list[str], splits: Mapping[str, list[Image]], source: Source, params: Params) -> None:
-    counts = {split: collections.Counter(image.label for image in found) for split, found in splits.items()}
+def _expect_classes(names: list[str], counts: Mapping[str, list[int]], source: Source, params: Params) -> None:
     few = [
-        f"{name}: {counts[split][name]} in {split}"
-        for name in names
+        f"{name}: {counts[split][number]} in {split}"
+        for number, name in enumerate(names)
         for split in SPLITS
-        if counts[split][name] < params.min_class_images
+        if counts[split][number] < params.min_class_images
     ]
     if few or len(names) < 2:
         raise FolderError(
@@ -303,8 +378,7 @@ def _list(lines: list[str], most: int = NAMED) -> str:
     return "".join(f"\n  {line}" for line in [*lines[:most], *more])
 
 
-def _most_common(kinds: list[str]) -> dict[str, int]:
-    counted = collections.Counter(kinds)
-    common = dict(sorted(counted.most_common(NAMED)))
-    others = len(kinds) - sum(common.values())
+def _most_common(kinds: collections.Counter[str]) -> dict[str, int]:
+    common = dict(sorted(sorted(kinds.items(), key=lambda item: (-item[1], item[0]))[:NAMED]))
+    others = kinds.total() - sum(common.values())
     return common | ({"others": others} if others else {})

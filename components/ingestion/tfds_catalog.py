@@ -10,15 +10,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from components.ingestion.decoding import normalize
+from components.ingestion.decoding import Form, normalize
 from components.ingestion.params import FOLDER, Params
+from components.ingestion.tfds_arrays import Arrays
 from ridgeline.artifacts.base import FileEntry
 from ridgeline.artifacts.dataset import DatasetFacts, LabelError, write_dataset_split
 from ridgeline.component import StepError, TransientStepError
@@ -63,19 +64,20 @@ def ingest_catalog(params: Params, output: Path) -> DatasetFacts:
             log.info("%s has no version: the newest is %s", params.dataset, name)
         shape, class_names = _expect_images_and_labels(builder, name, params)
         log.info("preparing %s with tfds", name)
-        _prepare(builder, params, Path(scratch))
-        sizes = {split: int(builder.info.splits[split].num_examples) for split in REQUIRED_SPLITS}
-        try:
-            splits = {
-                split: write_dataset_split(
-                    output / split, _read(builder, split, shape, params), size, shape, len(class_names)
-                )
-                for split, size in sizes.items()
-            }
-        except LabelError as error:
-            raise IngestError(
-                f"{error} of {name}. tfds writes -1 where there is no label: choose another split or dataset."
-            ) from None
+        with _arrays(builder, Path(scratch) / "pixels") as arrays:
+            _prepare(builder, params, Path(scratch))
+            sizes = {split: int(builder.info.splits[split].num_examples) for split in REQUIRED_SPLITS}
+            try:
+                splits = {
+                    split: write_dataset_split(
+                        output / split, _read(builder, split, shape, params, arrays), size, shape, len(class_names)
+                    )
+                    for split, size in sizes.items()
+                }
+            except LabelError as error:
+                raise IngestError(
+                    f"{error} of {name}. tfds writes -1 where there is no label: choose another split or dataset."
+                ) from None
     return DatasetFacts(
         name=f"{params.name}:{name}" if params.name else name,
         image_shape=shape,
@@ -154,23 +156,37 @@ def _expect_images_and_labels(builder: Any, dataset: str, params: Params) -> tup
     return (height, width) if channels == 1 else (height, width, channels), tuple(label.names)
 
 
-def _read(builder: Any, split: str, shape: tuple[int, ...], params: Params) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield batches of a split, its files one after another: the order of the examples is stable."""
+def _arrays(builder: Any, path: Path) -> AbstractContextManager[Arrays | None]:
+    """Return where a dataset's images are kept; None if tfds makes them in other processes, or encodes them as JPEG."""
     import tensorflow_datasets as tfds
 
-    config = tfds.ReadConfig(interleave_cycle_length=1)
-    stored = builder.info.features["image"].shape
-    if stored in (shape, (*shape, 1)):
-        for batch in tfds.as_numpy(builder.as_dataset(split=split, batch_size=BATCH_SIZE, read_config=config)):
-            yield batch["image"].reshape(-1, *shape), batch["label"]
-        return
+    image = builder.info.features["image"]
+    if isinstance(builder, tfds.core.BeamBasedBuilder) or image.encoding_format == "jpeg":
+        return nullcontext()
+    return Arrays(image, path)
+
+
+def _read(
+    builder: Any, split: str, shape: tuple[int, ...], params: Params, arrays: Arrays | None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield batches of a split, its files one after another: the order of the examples is stable."""
+    import tensorflow_datasets as tfds
     from PIL import Image
 
-    wanted = params.model_copy(update={"color_mode": "grayscale" if len(shape) == 2 else "rgb"})
-    for example in tfds.as_numpy(builder.as_dataset(split=split, read_config=config)):
-        pixels = example["image"]
+    options: dict[str, Any] = {"split": split, "read_config": tfds.ReadConfig(interleave_cycle_length=1)}
+    if arrays:  # not None, and not empty as for a dataset that yields files
+        options["decoders"] = {"image": tfds.decode.SkipDecoding()}
+    stored = builder.info.features["image"].shape
+    if stored in (shape, (*shape, 1)):
+        for batch in tfds.as_numpy(builder.as_dataset(batch_size=BATCH_SIZE, **options)):
+            images = np.stack([arrays.find(image) for image in batch["image"]]) if arrays else batch["image"]
+            yield images.reshape(-1, *shape), batch["label"]
+        return
+    wanted = Form.of(params.model_copy(update={"color_mode": "grayscale" if len(shape) == 2 else "rgb"}))
+    for example in tfds.as_numpy(builder.as_dataset(**options)):
+        pixels = arrays.find(example["image"]) if arrays else example["image"]
         image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-        yield normalize(image, wanted)[None], np.array([example["label"]])
+        yield np.asarray(normalize(image, wanted))[None], np.array([example["label"]])
 
 
 def _prepare(builder: Any, params: Params, scratch: Path) -> None:

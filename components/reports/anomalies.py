@@ -11,7 +11,7 @@ from components.reports.thumbnail import thumbnail
 from ridgeline.artifacts.dataset import Dataset
 from ridgeline.artifacts.example_anomalies import Evidence, ExampleAnomaliesFacts, Finding
 from ridgeline.artifacts.example_statistics import ExampleStatistics
-from ridgeline.artifacts.examples import Examples
+from ridgeline.artifacts.examples import SPLITS, Examples
 from ridgeline.artifacts.schema import Schema
 from ridgeline.html_page import render_page
 
@@ -48,14 +48,15 @@ def render(
             facts=facts,
             synthetic=facts.synthetic,
             findings=[(finding, _evidence(finding, examples)) for finding in facts.findings],
-            statistics=statistics.facts,
+            splits=SPLITS,
+            totals=[statistics.facts.splits[name].num_examples for name in SPLITS],
             schema=schema.facts,
             formats=dataset.facts.formats,
             unreadable=dataset.facts.unreadable[:NUM_UNREADABLE],
             num_unreadable=len(dataset.facts.unreadable),
             balance=_balance(statistics, champion, schema),
             figures=[_histogram(name, statistics, champion) for name in ("brightness", "contrast", "pixels")],
-            means=[_mean(statistics, name, kind) for name in statistics.facts.splits for kind in ("mean", "deviation")],
+            means=[_mean(statistics, name, kind) for name in SPLITS for kind in ("mean", "deviation")],
             samples=_samples(examples),
             examples=examples,
             earlier=champion,
@@ -84,7 +85,7 @@ def _balance(
     facts = statistics.facts
     then = champion.facts if champion else None
     old = dict(zip(then.class_names, then.splits["train"].class_counts, strict=True)) if then else {}
-    rows = zip(facts.class_names, *(split.class_counts for split in facts.splits.values()), strict=True)
+    rows = zip(facts.class_names, *(facts.splits[split].class_counts for split in SPLITS), strict=True)
     fewest = schema.facts.min_class_examples
     return [(name, list(counts), old.get(name), fewest.get(name, 0)) for name, *counts in rows]
 
@@ -197,7 +198,7 @@ TEMPLATE = """\
 <div class="scroll" tabindex="0" role="region" aria-label="Class balance">
 <table>
 <thead><tr><th scope="col">Class</th>
-{% for name in statistics.splits %}
+{% for name in splits %}
 <th scope="col">{{ name }}</th>
 {% endfor %}
 {% if earlier %}<th scope="col">champion's train</th>{% endif %}
@@ -213,6 +214,13 @@ TEMPLATE = """\
 <td>{{ "{:,}".format(fewest) }}</td>
 </tr>
 {% endfor %}
+<tr><th scope="row">All</th>
+{% for total in totals %}
+<td>{{ "{:,}".format(total) }}</td>
+{% endfor %}
+{% if earlier %}<td></td>{% endif %}
+<td></td>
+</tr>
 </tbody>
 </table>
 </div>

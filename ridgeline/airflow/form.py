@@ -158,7 +158,7 @@ def parse_form(
     known = {name: value for name, value in values.items() if name.split(".")[0] in installed}
     known |= _typed_numbers(steps, known)
     defaults = default_values(steps)
-    own = (name for name, param in declared.items() if OWN_DEFAULT in getattr(param, "schema", {}))
+    own = (name for name, param in declared.items() if isinstance(param, Param) and OWN_DEFAULT in param.schema)
     kept = {*typed, *settings.defaults, *own}
     left_out = {name for name in known.keys() & defaults.keys() - kept if known[name] == defaults[name]}
     return parse_params(steps, {n: value for n, value in known.items() if n not in left_out}, settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+BATCH_SIZE = 10_000
 
 
 # Files that operating systems and network file systems put into any folder.
@@ -86,6 +87,24 @@ def canonical_json(value: object) -> str:
 def digest_of(value: object) -> str:
     """Return the SHA-256, as 64 hexadecimal digits, of a value's canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def digest_of_mapping(values: Mapping[str, Any]) -> str:
+    """Return what `digest_of` does, for a large mapping: its JSON is never in memory as a whole.
+
+    Args:
+        values: The values by name.
+
+    Example:
+        >>> digest_of_mapping({"b": 1, "a": None}) == digest_of({"b": 1, "a": None})
+        True
+    """
+    sha256, names = hashlib.sha256(b"{"), sorted(values)
+    for start in range(0, len(names), BATCH_SIZE):
+        text = canonical_json({name: values[name] for name in names[start : start + BATCH_SIZE]})[1:-1]
+        sha256.update(f"{',' if start else ''}{text}".encode())
+    sha256.update(b"}")
+    return sha256.hexdigest()
 
 
 def file_entry(path: Path) -> FileEntry:
@@ -199,7 +218,7 @@ class Artifact(Generic[F]):
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             type=cls.__name__,
-            facts=facts.model_dump(mode="json"),
+            facts=json.loads(canonical_json(facts.model_dump(mode="json"))),  # in the order in which they are read
             files={name: file_entry(path) for name, path in _files_in(directory).items() if not is_os_file(name)},
             digest="",
         )

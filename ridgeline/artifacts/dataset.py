@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -13,9 +15,10 @@ import numpy as np
 from pydantic import Field
 
 from ridgeline.artifacts.base import Artifact, Facts, FileEntry
-from ridgeline.artifacts.examples import Examples, Split, held_out, write_split
+from ridgeline.artifacts.examples import TEST, TRAIN, VALIDATION, Examples, Split, held_out, write_split
 
 FILES = "files.json"
+BATCH_SIZE = 1_000  # of files, whose lines are read and written together
 
 VERSION = re.compile(r":\d+\.\d+\.\d+$")
 
@@ -107,7 +110,8 @@ class Dataset(Artifact[DatasetFacts]):
         manifest.json
         <split>/images-00000-of-00001.npy    uint8 [n, h, w] or [n, h, w, 3], sharded as in `Examples`
         <split>/labels-00000-of-00001.npy    int64 [n]
-        files.json                           for a folder: {split: [[file, SHA-256, kind] of each image, in order]}
+        files.json                           for a folder: {split: [[file, SHA-256, kind] of each image, in order]},
+                                             a line for each image
     """
 
     facts_type = DatasetFacts
@@ -122,6 +126,20 @@ class Dataset(Artifact[DatasetFacts]):
         listed: dict[str, list[tuple[str, str, str]]] = json.loads(file.read_text("utf-8")) if file.exists() else {}
         return listed
 
+    def each_file(self) -> Iterator[tuple[str, str, str, str]]:
+        """Yield the split, file, SHA-256 and kind of what `files` returns, without holding all of it in memory."""
+        file = self.path / FILES
+        if not file.exists():
+            return
+        with file.open(encoding="utf-8") as lines:
+            for start in lines:
+                if start.startswith('"'):
+                    split = json.loads(start.partition(":")[0])
+                    entries = itertools.takewhile(lambda line: line.startswith("["), lines)
+                    while batch := "".join(itertools.islice(entries, BATCH_SIZE)):
+                        for entry in json.loads(f"[{batch.rstrip().rstrip(',')}]"):
+                            yield split, *entry
+
     def file_names(self, examples: Examples) -> dict[str, list[str]]:
         """Return, for a folder's dataset, the file of each image of the examples that were made from it, by split.
 
@@ -130,18 +148,46 @@ class Dataset(Artifact[DatasetFacts]):
 
         Returns:
             The names in the order of the images; empty lists if the dataset is no folder.
+
+        Raises:
+            ValueError: If the examples have other labels, so that they were made from another dataset.
         """
-        listed = self.files()
+        listed: dict[str, list[str]] = {}
+        for split, file, _, _ in self.each_file():
+            listed.setdefault(split, []).append(file)
         if not listed:
             return {name: [] for name in examples.facts.num_examples}
-        train = np.array([file for file, _, _ in listed["train"]], object)
-        validation = np.bincount(examples.split("validation").labels, minlength=len(self.facts.class_names))
-        chosen = held_out(self.split("train").labels, validation)
-        return {
-            "train": train[~chosen].tolist(),
-            "validation": train[chosen].tolist(),
-            "test": [file for file, _, _ in listed["test"]],
-        }
+        train = np.array(listed[TRAIN], object)
+        validation = np.bincount(examples.split(VALIDATION).labels, minlength=len(self.facts.class_names))
+        labels = self.split(TRAIN).labels
+        chosen = held_out(labels, validation)
+        same = [
+            np.array_equal(labels[~chosen], examples.split(TRAIN).labels),
+            np.array_equal(labels[chosen], examples.split(VALIDATION).labels),
+        ]
+        if not all(same):
+            raise ValueError(
+                f"Expected the dataset that the examples {examples.digest} were made from; received {self.digest}, "
+                "which has other labels. Pass that dataset."
+            )
+        return {TRAIN: train[~chosen].tolist(), VALIDATION: train[chosen].tolist(), TEST: listed.get(TEST, [])}
+
+
+def write_files(path: Path, files: Mapping[str, Iterable[tuple[str, str, str]]]) -> None:
+    """Write what `Dataset.files` returns.
+
+    Args:
+        path: The file.
+        files: The file, SHA-256 and kind of each image by split.
+    """
+    with path.open("w", encoding="utf-8") as out:
+        out.write("{")
+        for number, (split, listed) in enumerate(files.items()):
+            out.write(f'{"," if number else ""}\n"{split}": [')
+            for place, entry in enumerate(listed):
+                out.write(f"{',' if place else ''}\n{json.dumps(entry, ensure_ascii=False)}")
+            out.write("\n]")
+        out.write("\n}\n")
 
 
 def write_dataset_split(
@@ -176,11 +222,13 @@ def write_dataset_split(
             if bad.size and not num_bad:
                 first_bad = rows + int(bad[0])
             num_bad, rows = num_bad + bad.size, rows + len(labels)
-            images_sha256.update(np.ascontiguousarray(images).data)
+            digested = thread.submit(images_sha256.update, np.ascontiguousarray(images).data)
             labels_sha256.update(labels.astype("<i8").tobytes())
             yield images, labels
+            digested.result()
 
-    write_split(directory, checked(), num_examples, image_shape)
+    with ThreadPoolExecutor(1) as thread:  # digests a batch while it is written
+        write_split(directory, checked(), num_examples, image_shape)
     if num_bad:
         raise LabelError(
             f"Expected labels from 0 to {num_classes - 1} in the {directory.name} split; received {num_bad} others in "

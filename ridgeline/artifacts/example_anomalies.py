@@ -15,7 +15,7 @@ class Evidence(Place):
         file: Its file in a folder of images; empty for a dataset of tfds.
     """
 
-    file: str
+    file: str = ""
 
 
 class Finding(Facts):
@@ -46,23 +46,25 @@ class ExampleAnomaliesFacts(Facts):
     Attributes:
         dataset: tfds name and version.
         examples_digest: Digest of the examples.
-        schema_digest: Digest of the schema that these were checked against.
+        schema_digest: Digest of the schema that these were checked against; None before there were schemas.
         champion: Digest of the statistics that these were compared with; None if there were none.
         findings: Errors first.
         num_errors: Number of errors.
         num_warnings: Number of warnings.
+        advice: How to train although there are errors.
         accepted: A person's reason for training although there are errors; None if there is none, or no error.
         synthetic: Whether the project drew the images itself.
     """
 
     dataset: str
     examples_digest: str
-    schema_digest: str
+    schema_digest: str | None = None
     champion: str | None
     findings: tuple[Finding, ...]
     num_errors: int
     num_warnings: int
     accepted: str | None
+    advice: str = ""
     synthetic: bool
 
 
@@ -84,7 +86,11 @@ class ExampleAnomalies(Artifact[ExampleAnomaliesFacts]):
             return None
         errors = [f"- {f.message}.{_first_files(f)} {f.advice}" for f in self.facts.findings if f.severity == "error"]
         return "\n".join(
-            [f"Expected examples of {self.facts.dataset} without errors; the checks found {len(errors)}:", *errors]
+            [
+                f"Expected examples of {self.facts.dataset} without errors; the checks found {len(errors)}. "
+                f"{self.facts.advice}",
+                *errors,
+            ]
         )
 
 

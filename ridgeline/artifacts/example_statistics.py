@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ridgeline.artifacts.base import Artifact, Facts
+from ridgeline.artifacts.examples import SPLITS
 
 
 class Place(Facts):
@@ -87,7 +88,7 @@ class ExampleStatisticsFacts(Facts):
 class ExampleStatistics(Artifact[ExampleStatisticsFacts]):
     """Statistics of examples.
 
-    On disk, with the splits in the order of `facts.splits`::
+    On disk, with the splits in the order of `SPLITS`::
 
         pixels.npy        int64 [splits, channels, 256]: number of pixels by value
         brightness.npy    int64 [splits, 256]: number of images by mean pixel value, rounded down
@@ -106,7 +107,7 @@ class ExampleStatistics(Artifact[ExampleStatisticsFacts]):
             split: Name of the split.
         """
         whole = np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        part: np.ndarray = whole[list(self.facts.splits).index(split)]
+        part: np.ndarray = whole[[str(name) for name in SPLITS].index(split)]
         return part
 
     def mean(self, name: str, split: str) -> float:

@@ -1,16 +1,24 @@
-"""`Examples`: the train, validation and test splits as memory-mapped uint8 arrays."""
+"""`Examples`: the train, validation and test splits as uint8 arrays, mapped into memory or read in batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import bisect
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from ridgeline.artifacts.base import Artifact, Facts
 
 MAX_SHARD_BYTES = 256 * 2**20
+
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+TRAIN, VALIDATION, TEST = SPLITS
+BATCH_BYTES = 2**20  # of images: small enough for a processor's cache
 
 
 class Normalization(Facts):
@@ -47,11 +55,57 @@ class ExamplesFacts(Facts):
     synthetic: bool
 
 
+def batch_size(image_shape: tuple[int, ...]) -> int:
+    """Return how many images make a batch of about `BATCH_BYTES`, at least one."""
+    return max(1, BATCH_BYTES // max(1, math.prod(image_shape)))
+
+
+class ImageRows:
+    """Images in files, one after another, read without a memory map: what was read does not stay in memory.
+
+    Args:
+        parts: Each file, where its images begin, and their number.
+        shape: ``(h, w)`` or ``(h, w, c)``.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Path, int, int]], shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        self._parts = parts
+        self._ends = list(itertools.accumulate(count for _, _, count in parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return some images, uint8 ``[k, *shape]``.
+
+        Args:
+            start: The first image, at least 0.
+            stop: The image after the last; images beyond the end are left out.
+        """
+        stop = min(stop, len(self))
+        found = np.empty((max(0, stop - start), *self.shape), np.uint8)
+        size = math.prod(self.shape)
+        filled, part = 0, bisect.bisect_right(self._ends, start)
+        while filled < len(found):
+            path, offset, count = self._parts[part]
+            first = start + filled - (self._ends[part] - count)
+            take = min(len(found) - filled, count - first)
+            piece = found[filled : filled + take].reshape(-1)
+            with path.open("rb") as file:
+                file.seek(offset + first * size)
+                if file.readinto(piece.data) != piece.nbytes:
+                    raise ValueError(f"Expected {count} images in {path}; received fewer.")
+            filled, part = filled + take, part + 1
+        return found
+
+
 class Split:
-    """One split's images and labels, memory-mapped.
+    """One split's images and labels.
 
     Attributes:
-        shards: Pairs of images, uint8 ``[n, h, w]`` or ``[n, h, w, c]``, and labels, int64 ``[n]``.
+        shards: Pairs of images, uint8 ``[n, h, w]`` or ``[n, h, w, c]``, and labels, int64 ``[n]``, memory-mapped: of
+            what is read of them, the system may keep any part in memory. `batches` and `rows` read without a map.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -63,6 +117,8 @@ class Split:
             )
             for image_file, label_file in zip(images, labels, strict=True)
         ]
+        parts = [(file, found.offset, len(found)) for file, (found, _) in zip(images, self.shards, strict=True)]
+        self._images = ImageRows(parts, self.shards[0][0].shape[1:] if parts else ())
 
     def __len__(self) -> int:
         return sum(len(labels) for _, labels in self.shards)
@@ -85,11 +141,20 @@ class Split:
             stop: The row after the last; rows beyond the end are left out.
         """
         parts, offset = [], 0
-        for images, labels in self.shards:
-            piece = slice(max(0, start - offset), max(0, stop - offset))
-            parts.append((images[piece], labels[piece]))
+        for _, labels in self.shards:
+            parts.append(labels[max(0, start - offset) : max(0, stop - offset)])
             offset += len(labels)
-        return np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])
+        return self._images.read(start, stop), np.concatenate(parts)
+
+    def batches(self, size: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield all images and labels, as `rows` does, in order.
+
+        Args:
+            size: The largest number of images at a time; if None, as many as need little memory.
+        """
+        size = size or batch_size(self._images.shape)
+        for start in range(0, len(self), size):
+            yield self.rows(start, start + size)
 
     def _whole(self, column: int) -> np.ndarray:
         arrays = [shard[column] for shard in self.shards]
@@ -130,7 +195,7 @@ class Examples(Artifact[ExamplesFacts]):
 
     facts_type = ExamplesFacts
 
-    def split(self, name: Literal["train", "validation", "test"]) -> Split:
+    def split(self, name: SplitName) -> Split:
         """Return a split; only the pages that are used are read from disk."""
         return Split(self.path / name)
 

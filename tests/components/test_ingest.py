@@ -1,5 +1,6 @@
 import gzip
 import hashlib
+import io
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from components.ingest import ingest
 from components.ingestion.tfds_catalog import IngestError
@@ -222,6 +224,40 @@ def test_images_of_several_sizes_become_equal(tmp_path):
     assert dataset.facts.name == "several_sizes:1.0.0"  # the newest version
     assert dataset.split("train").images.shape == (8, 4, 4)
     assert sorted(dataset.split("test").labels) == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize("files", [(), (0,), (3, 4), range(12)])
+def test_arrays_and_files_of_a_dataset_are_read_alike(tmp_path, files):
+    import tensorflow_datasets as tfds
+
+    def encoded(image):
+        content = io.BytesIO()
+        Image.fromarray(image).save(content, "PNG")
+        return content.getvalue()
+
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (12, 5, 7, 3), np.uint8)
+    given = [encoded(image) if number in files else image for number, image in enumerate(images)]
+    rows = {"train": [(image, n % 3) for n, image in enumerate(given[:8])]}
+    rows["test"] = [(image, n % 3) for n, image in enumerate(given[8:], 8)]
+    name = f"Mixed{len(files)}{list(files)[:1]}".translate(str.maketrans("", "", "[]"))
+    builder_of(name, tfds.features.Image(shape=(5, 7, 3)), rows)
+    dataset = run(tmp_path / "out", dataset=tfds.core.naming.camelcase_to_snakecase(name))
+    found = [image for split in ("train", "test") for image in dataset.split(split).images]
+    assert sorted(image.tobytes() for image in found) == sorted(image.tobytes() for image in images)
+    for split in ("train", "test"):
+        part = dataset.split(split)
+        numbers = [next(n for n, one in enumerate(images) if np.array_equal(one, image)) for image in part.images]
+        assert [number % 3 for number in numbers] == part.labels.tolist()
+
+
+def test_an_array_of_a_wrong_shape_is_refused_by_tfds(tmp_path):
+    import tensorflow_datasets as tfds
+
+    rows = {"train": [(np.zeros((4, 5, 1), np.uint8), 0)], "test": [(np.zeros((4, 4, 1), np.uint8), 1)]}
+    builder_of("WrongShape", tfds.features.Image(shape=(4, 4, 1)), rows)
+    with pytest.raises(Exception, match=r"Shapes \(4, 5, 1\) and \(4, 4, 1\) are incompatible"):
+        run(tmp_path / "out", dataset="wrong_shape:1.0.0")
 
 
 @pytest.mark.parametrize(("value", "size"), [(32, (32, 32)), ("32", (32, 32)), ("3, 4", (3, 4)), ([3, 4], (3, 4))])

@@ -3,6 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from upath import UPath
 
 from components.schema import schema
 from components.statistics import statistics
@@ -92,6 +93,19 @@ def test_a_file_that_is_no_schema_is_refused_with_all_that_is_wrong(tmp_path, de
     (tmp_path / "mine.json").write_text(text, encoding="utf-8")
     with pytest.raises(StepError, match=f"(?s)Expected a schema, .*mine.json; received 1 problems.*{message}"):
         run(tmp_path / "out", described, file=str(tmp_path / "mine.json"))
+
+
+def test_a_file_in_an_object_store_and_a_hidden_one_are_read(tmp_path, described):
+    content = (run(tmp_path / "first", described).path / SCHEMA).read_bytes()
+    for location in ("memory://schemas/.shop.json", "memory://schemas/shop.json", str(tmp_path / ".shop.json")):
+        UPath(location).parent.mkdir(parents=True, exist_ok=True)
+        UPath(location).write_bytes(content)
+        made = run(tmp_path / str(abs(hash(location))), described, file=location)
+        assert (made.path / SCHEMA).read_bytes() == content
+    with pytest.raises(SourceError, match="Expected a file; received the folder"):
+        run(tmp_path / "folder", described, file="memory://schemas/")
+    with pytest.raises(SourceError, match="Expected the file schemas; received memory"):
+        run(tmp_path / "prefix", described, file="memory://schemas")
 
 
 @pytest.mark.parametrize("name", ["none.json", "folder"])

@@ -58,7 +58,7 @@ def test_the_arrays_are_those_of_numpy(tmp_path, shape):
 def test_batches_and_shards_do_not_change_the_bytes(tmp_path, monkeypatch):
     splits = noise()
     whole = run(tmp_path / "a", make(tmp_path / "in", splits))
-    monkeypatch.setattr("components.statistics.BATCH_BYTES", 700)
+    monkeypatch.setattr("ridgeline.artifacts.examples.BATCH_BYTES", 700)
     sharded = make(tmp_path / "sharded", splits, max_shard_bytes=1500)
     other = run(tmp_path / "b", sharded)
     assert other.facts.model_copy(update={"examples_digest": ""}) == whole.facts.model_copy(

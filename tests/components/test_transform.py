@@ -104,7 +104,7 @@ def test_a_class_that_is_only_in_the_validation_split_is_refused_or_split_by_str
 
 @pytest.mark.parametrize("count", [1, 7, 33, 100])
 def test_strata_hold_out_the_stated_number_from_all_shards(tmp_path, monkeypatch, count):
-    monkeypatch.setattr("components.transform.BATCH_SIZE", 7)
+    monkeypatch.setattr("ridgeline.artifacts.examples.BATCH_BYTES", 7 * 28 * 28)
     labels = np.random.default_rng(1).integers(0, 3, 101)
     dataset = make_dataset(tmp_path / "in", labels, np.arange(40) % 3)
     chosen = components.transform._held_out(labels, count, "stratified")

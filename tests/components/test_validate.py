@@ -154,6 +154,7 @@ def blank(splits):
         (darken, "brightness outside the schema", False),
         (invert_test, "mean image of the test split", True),
         (crop, "image shape", False),
+        (crop, "image shape of the champion", False),
         (relabel_one, "image with several labels", True),
         (blank, "nearly constant images", True),
     ],
@@ -166,7 +167,7 @@ def test_a_planted_fault_is_an_error_with_its_reason(tmp_path, fault, reason, al
     now = describe(tmp_path / "now", splits)
     found = check(tmp_path / "out", now, before[1])
     assert reason in errors(found)
-    assert f"the checks found {found.facts.num_errors}:" in found.problem
+    assert f"the checks found {found.facts.num_errors}. " in found.problem
     by_itself = check(tmp_path / "alone", now)
     assert (reason in errors(by_itself)) == alone
     if reason in ("test images in training", "image with several labels"):
@@ -187,9 +188,20 @@ def test_classes_that_vanished_or_are_new_are_named(tmp_path, clean):
     now = describe(tmp_path / "now", arrays(), ("cap", "shoe", "belt", "<b>scarf</b>"))
     found = check(tmp_path / "out", now, clean[1])
     messages = [finding.message for finding in found.facts.findings]
-    assert "1 classes are missing, compared with the schema: sock" in messages
-    assert "1 classes are new, compared with the schema: <b>scarf</b>" in messages
+    assert "1 class is missing, compared with the schema: sock" in messages
+    assert "1 class is new, compared with the schema: <b>scarf</b>" in messages
+    assert "1 class is vanished, compared with the champion: sock" in messages
+    assert "1 class is added, compared with the champion: <b>scarf</b>" in messages
     assert "<b>scarf" not in found.report.read_text(encoding="utf-8")
+
+
+def test_another_order_of_the_classes_is_an_error(tmp_path, clean):
+    names = ("shoe", "cap", "belt", "sock")
+    swap = np.array([1, 0, 2, 3])
+    now = describe(
+        tmp_path / "now", {name: (images, swap[labels]) for name, (images, labels) in arrays().items()}, names
+    )
+    assert errors(check(tmp_path / "out", now, clean[1])) == {"order of the classes"}
 
 
 def test_a_reason_accepts_errors_and_is_recorded(tmp_path, clean):

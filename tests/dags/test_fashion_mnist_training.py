@@ -67,7 +67,7 @@ def test_the_dags_folder_loads_without_errors_and_without_tensorflow(facts: dict
 def test_the_tasks_are_the_steps_in_their_order(facts: dict[str, Any]) -> None:
     assert facts["order"] == [
         "ingest", "transform", "statistics", "schema", "validate", "sweep", "select", "train", "evaluate",
-        "export",
+        "label_errors", "export",
     ]  # fmt: skip
     assert facts["order"] == [step.name for step in pipeline.plan("export", ["sweep"])]
     assert facts["upstream"] == {
@@ -80,7 +80,8 @@ def test_the_tasks_are_the_steps_in_their_order(facts: dict[str, Any]) -> None:
         "select": ["sweep"],
         "train": ["select", "transform", "validate"],
         "evaluate": ["train", "transform"],
-        "export": ["evaluate", "train", "transform"],
+        "label_errors": ["ingest", "train", "transform"],
+        "export": ["evaluate", "label_errors", "train", "transform"],
     }
 
 

@@ -104,7 +104,7 @@ RETRIES = {  # of a task, and the seconds between two tries
 MINUTES = {
     "fashion_mnist_training": {
         "ingest": 60, "transform": 30, "statistics": 30, "schema": 30, "validate": 30, "sweep": 360,
-        "select": 30, "train": 360, "evaluate": 30, "export": 30,
+        "select": 30, "train": 360, "evaluate": 30, "label_errors": 30, "export": 30,
     },
     "regularization_path": {
         "ingest": 60, "transform": 30, "statistics": 30, "schema": 30, "validate": 30, "split": 5,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 DAG = "fashion_mnist_training"
-STEPS = ["ingest", "transform", "statistics", "schema", "validate", "train", "evaluate", "export"]
+STEPS = ["ingest", "transform", "statistics", "schema", "validate", "train", "evaluate", "label_errors", "export"]
 
 
 def test_a_model_that_is_not_blessed_is_not_exported_and_the_run_succeeds(airflow: Any, not_blessed: str) -> None:

@@ -75,4 +75,4 @@ def test_make_run_trains_and_serves_on_the_official_files(official_run: Path) ->
 def test_make_run_again_reuses_every_step(official_run: Path, start_run: Start) -> None:
     again = make_run(start_run, official_run)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert len(re.findall(r"^\w+ +cached .* same inputs, parameters and code$", again.stdout, re.MULTILINE)) == 7
+    assert len(re.findall(r"^\w+ +cached .* same inputs, parameters and code$", again.stdout, re.MULTILINE)) == 9

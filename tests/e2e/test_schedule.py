@@ -29,9 +29,9 @@ def test_the_schedule_starts_runs_and_the_second_reuses_everything(airflow: Any,
     assert (first["state"], second["state"]) == ("success", "success")
     states = airflow.states(DAG, first["dag_run_id"])
     assert states == dict.fromkeys(states, "success") | dict.fromkeys(("sweep", "select"), "skipped")
-    assert [e.state for e in airflow.records(first["dag_run_id"]).values()] == ["complete"] * 7
+    assert [e.state for e in airflow.records(first["dag_run_id"]).values()] == ["complete"] * 9
     reused = airflow.records(second["dag_run_id"])
-    assert [e.state for e in reused.values()] == ["cached"] * 7
+    assert [e.state for e in reused.values()] == ["cached"] * 9
     assert {e.reason for e in reused.values()} == {"same inputs, parameters and code"}
 
 

@@ -12,6 +12,7 @@ from ridgeline.cli import app
 from ridgeline.pipeline import load_components
 from ridgeline.registry import Registry
 from ridgeline.settings import Settings
+from ridgeline.store import Store
 
 
 @pytest.fixture
@@ -35,13 +36,24 @@ def test_lineage_leads_back_to_the_dataset(invoke, refs):
     assert sum("(above)" in line for line in lines) == 3
 
 
+def test_lineage_leads_back_to_the_source(invoke, synthetic, tmp_path, monkeypatch):
+    shutil.copytree(synthetic[0].store, tmp_path / "store")
+    monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path / "store"))
+    record = synthetic[1][0]
+    parts = record.parts.model_copy(update={"sources": {"image_dir": "5" * 64}})
+    shutil.rmtree(tmp_path / "store" / "executions" / "ingest")
+    Store(tmp_path / "store").record(record.model_copy(update={"parts": parts}))
+    line = invoke("lineage", record.output).stdout.splitlines()[1]
+    assert line == f"  image_dir  sha256 {'5' * 64} of the names and content of its files"
+
+
 def test_explain_needs_nothing_but_the_store(invoke):
     result = invoke(
         "explain", "train", "--set", "ingest.dataset=synthetic_garments:1.0.0",
         "--set", "transform.validation_examples=1000", "--set", "train.penalty.l2=0.001",
     )  # fmt: skip
     assert [line.split(maxsplit=1)[1] for line in result.stdout.splitlines()] == [
-        *["reused: same inputs, parameters and code"] * 4,
+        *["reused: same inputs, parameters and code"] * 5,
         "runs: parameter train.penalty.l2 0.01 → 0.001",
     ]
 
@@ -51,7 +63,7 @@ def test_explain_with_a_sweep_and_a_profile(invoke):
         "explain", "train", "--with", "sweep", "--profile", "tuned", "--set", "ingest.dataset=synthetic_garments:1.0.0",
         "--set", "transform.validation_examples=1000",
     )  # fmt: skip
-    assert [line.split(maxsplit=1) for line in result.stdout.splitlines()[4:]] == [
+    assert [line.split(maxsplit=1) for line in result.stdout.splitlines()[5:]] == [
         ["sweep", "runs: first run of sweep"],
         ["select", "depends: runs unless trials comes out as before"],
         ["train", "depends: runs unless sweep comes out as before"],
@@ -66,8 +78,8 @@ def test_explain_with_a_sweep_and_a_profile(invoke):
 def test_help_names_the_installed_steps_and_the_options_that_their_parameters_declare(invoke):
     words = " ".join(invoke("run", "--help").stdout.replace("│", " ").split())
     assert (
-        "evaluate, export, ingest, schema, select, statistics, sweep, train, transform, validate. export if left out."
-        in words
+        "evaluate, export, ingest, label_errors, schema, select, statistics, sweep, train, transform, validate. export "
+        "if left out." in words
     )
     assert "A step that is left out by default: select, sweep." in words
     assert "--profile VALUE is short for --set train.profile=VALUE." in words

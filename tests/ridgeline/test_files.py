@@ -56,3 +56,10 @@ def test_removing_takes_files_folders_and_nothing(tmp_path):
     for name in ("folder", "file", "none"):
         files.remove(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [0, 1, files.SMALL_BYTES - 1, files.SMALL_BYTES, files.SMALL_BYTES * 3 + 1])
+def test_a_file_of_any_size_is_read_whole(tmp_path, size):
+    content = bytes(range(251)) * (size // 251 + 1)
+    (tmp_path / "file").write_bytes(content[:size])
+    assert files.read(str(tmp_path / "file")) == content[:size]

@@ -113,8 +113,8 @@ def runs(sequence: RunSequence, first_export_again: StepResult) -> dict[str, Run
     return runs
 
 
-def test_the_first_model_is_judged_by_the_thresholds(synthetic, synthetic_store):
-    facts = synthetic_store.open(synthetic[1][5].output, ModelEvaluation).facts
+def test_the_first_model_is_judged_by_the_thresholds(refs, synthetic_store):
+    facts = synthetic_store.open(refs["evaluate"], ModelEvaluation).facts
     assert facts.verdict.blessed
     assert facts.comparison is None
     assert facts.verdict.reasons[-1] == "no other model to compare with: the thresholds decide"
@@ -128,11 +128,11 @@ def test_an_unchanged_run_reuses_everything_and_pushes_nothing(runs):
 
 
 def test_a_model_that_is_not_worse_is_pushed(runs, sequence):
-    assert runs["other"].states == [*["cached"] * 4, "complete", "complete", "complete"]
+    assert runs["other"].states == [*["cached"] * 5, *["complete"] * 4]
     assert runs["other"].facts.comparison.model_digest == runs["unchanged"].facts.model_digest
     assert runs["other"].facts.comparison.accuracy == runs["unchanged"].facts.accuracy
     assert runs["other"].served == (True, 2)
-    assert f"champion    {runs['unchanged'].facts.accuracy:.4f}, model " in runs["other"].lines
+    assert f"champion     {runs['unchanged'].facts.accuracy:.4f}, model " in runs["other"].lines
     assert sequence.registry.history(NAME)[1].by == "ann"
 
 
@@ -141,16 +141,16 @@ def test_a_significantly_worse_model_is_not_exported(runs):
     assert not verdict.blessed
     assert runs["worse"].facts.comparison.model_digest == runs["other"].facts.model_digest
     assert "< 0.05 (worse_significance)" in verdict.reasons[2]
-    assert runs["worse"].states[5:] == ["complete", "skipped"]
-    assert runs["worse again"].states[5:] == ["cached", "skipped"]
-    assert "verdict     not blessed: " in runs["worse"].lines
+    assert runs["worse"].states[6:] == ["complete", "complete", "skipped"]
+    assert runs["worse again"].states[6:] == ["cached", "cached", "skipped"]
+    assert "verdict      not blessed: " in runs["worse"].lines
 
 
 def test_a_forced_blessing_serves_it_and_is_recorded(runs, sequence):
-    assert runs["forced"].states == [*["cached"] * 4, "cached", "complete", "complete"]
+    assert runs["forced"].states == [*["cached"] * 6, "complete", "cached", "complete"]
     assert runs["forced"].served == (True, 3)
     assert runs["forced"].facts.verdict.forced == "a demo"
-    assert "verdict     blessed by force: " in runs["forced"].lines
+    assert "verdict      blessed by force: " in runs["forced"].lines
     assert sequence.registry.history(NAME)[2].reason == "a demo"
 
 
@@ -161,21 +161,21 @@ def test_a_run_after_a_rollback_does_not_undo_it(runs, sequence):
     assert "version 3 served this model and was rolled back from" in run.results[-1].pushed.reason
     assert "demo over" in run.lines
     assert [entry.run_id for entry in sequence.registry.history(NAME)[3:4]] == ["rollback 1"]
-    assert f"served      {NAME} version 2 in " in run.lines
+    assert f"served       {NAME} version 2 in " in run.lines
 
 
 def test_nothing_is_blessed_if_the_champion_cannot_be_read(runs):
     digest = runs["other"].facts.model_digest
     for name, state in (("without champion", "complete"), ("without champion again", "cached")):
         run = runs[name]
-        assert run.states[5:] == [state, "skipped"]
+        assert run.states[6:] == [state, "cached", "skipped"]
         assert run.facts.comparison is None
         assert not run.facts.verdict.blessed
         assert run.facts.verdict.reasons[2:] == (
             f"the champion, model {digest[:12]}, can't be read (missing, changed or extra: model.weights.h5): "
             "restore it, roll back, or give a reason in force_blessing",
         )
-    assert runs["without champion again"].explained[5] == "reused"
+    assert runs["without champion again"].explained[6] == "reused"
 
 
 def test_a_forced_blessing_passes_without_a_readable_champion(runs, sequence):
@@ -188,7 +188,7 @@ def test_a_forced_blessing_passes_without_a_readable_champion(runs, sequence):
 def test_the_champion_itself_stays_blessed_without_the_model_that_it_replaced(runs):
     run = runs["without what it replaced"]
     assert run.facts.verdict.reasons[-1] == "no other model to compare with: the thresholds decide"
-    assert run.states[5:] == ["complete", "complete"]
+    assert run.states[6:] == ["complete", "cached", "complete"]
     assert run.served == (False, 4)
     assert "version 4 serves this model already" in run.results[-1].pushed.reason
 

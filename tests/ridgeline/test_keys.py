@@ -129,6 +129,9 @@ LIBRARIES = {
     "evaluate": {
         "h5py", "jinja2", "keras", "matplotlib", "numpy", "pillow", "scikit-learn", "scipy", "tensorflow",
     },
+    "label_errors": {
+        "h5py", "jinja2", "keras", "matplotlib", "numpy", "pillow", "scipy", "tensorflow",
+    },
     "export": {"h5py", "keras", "numpy", "tensorflow"},
 }  # fmt: skip
 

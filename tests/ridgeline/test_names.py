@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from ridgeline import pipeline
-from ridgeline.component import flatten
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA_CHOICE = "ridgeline/airflow/local_data.py"  # the one place that knows data by name
@@ -50,10 +49,10 @@ def forbidden() -> re.Pattern[str]:
     """Match a step's name that stands alone or names a parameter, a parameter's full name, or a dataset's."""
     steps = pipeline.load_components().values()
     names = [re.escape(step.name) for step in steps]
-    leaves = {f"{step.name}.{name}" for step in steps for name, _ in flatten(step.params().model_dump())}
+    leaves = {f"{step.name}.{name}" for step in steps for name in step.defaults()}
     parameters = [re.escape(name) for name in sorted(leaves)]
     datasets = ["fashion.?mnist", "synthetic_garments", "cifar"]
-    alone = rf"\A(?:{'|'.join(names)})\Z|\b(?:{'|'.join(names)})\.[a-z]"
+    alone = rf"\A(?:{'|'.join(names)})\Z|\b(?:{'|'.join(names)})\.(?!json\b)[a-z]"
     return re.compile("|".join([alone, *parameters, *datasets]), re.IGNORECASE)
 
 

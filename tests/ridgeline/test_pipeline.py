@@ -18,7 +18,7 @@ from ridgeline.gc import collect_garbage
 from ridgeline.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = ["ingest", "transform", "statistics", "schema", "validate", "train", "evaluate", "export"]
+STEPS = ["ingest", "transform", "statistics", "schema", "validate", "train", "evaluate", "label_errors", "export"]
 SETTINGS = ["ingest.dataset=synthetic_garments:1.0.0", "transform.validation_examples=1000"]
 
 
@@ -213,8 +213,8 @@ def test_comment_in_a_component_reruns_only_what_reaches_it(tree):
     assert [line.split()[1] for line in ridgeline("explain").splitlines()] == ["reused:"] * len(STEPS)
     append_comment(folder / "components" / "evaluate.py")
     lines = ridgeline("explain").splitlines()
-    assert [line.split()[1] for line in lines] == ["reused:"] * 5 + ["runs:", "depends:"]
-    assert "code of components/evaluate.py changed" in lines[5]
+    assert [line.split()[1] for line in lines] == ["reused:"] * 6 + ["runs:", "reused:", "depends:"]
+    assert "code of components/evaluate.py changed" in lines[6]
 
 
 @pytest.mark.fresh_process
@@ -223,7 +223,7 @@ def test_captions_help_and_the_tolerance_train_nothing(tree):
     grid = ("--set", "sweep.l1=[]", "--set", "sweep.l2=[0.01]", "--set", "sweep.train.epochs=1")
     ridgeline("run", "select", *grid)
     explain = ("explain", "select", *grid)
-    unchanged = dict.fromkeys(["ingest", "transform", "statistics", "validate", "sweep", "select"], "reused")
+    unchanged = dict.fromkeys(["ingest", "transform", "statistics", "schema", "validate", "sweep", "select"], "reused")
     assert words(ridgeline(*explain)) == unchanged
 
     replace_once(folder / "ridgeline" / "cli.py", "A step to run even if nothing changed.", "Run it again.")
@@ -239,10 +239,7 @@ def test_captions_help_and_the_tolerance_train_nothing(tree):
     assert set(words(ridgeline("explain")).values()) == {"reused"}
 
     replace_once(folder / "components/reports/evaluation.py", "Most confident mistakes", "Worst mistakes")
-    expected = dict.fromkeys(["ingest", "transform", "statistics", "validate", "train"], "reused") | {
-        "evaluate": "runs",
-        "export": "depends",
-    }
+    expected = dict.fromkeys(STEPS, "reused") | {"evaluate": "runs", "export": "depends"}
     assert words(ridgeline("explain")) == expected
     assert words(ridgeline(*explain)) == unchanged | {"select": "runs"}
 
@@ -253,7 +250,7 @@ def test_equal_output_reruns_nothing_downstream(tree):
     append_comment(folder / "components" / "transform.py")
     output = ridgeline("run")
     assert "transform runs: code of components/transform.py changed" in output
-    for step in ("ingest", "statistics", "schema", "validate", "train", "evaluate", "export"):
+    for step in ("ingest", "statistics", "schema", "validate", "train", "evaluate", "label_errors", "export"):
         assert f"{step} reused: same inputs, parameters and code" in output
     assert "not pushed: version 1 serves this model already" in output
 
@@ -329,9 +326,9 @@ def test_the_schema_of_the_champion_is_kept_until_another_one_is_asked_for(run_t
     (tmp_path / "mine.json").write_text(json.dumps(edited), encoding="utf-8")
     with pytest.raises(StepError, match=r"The images have the shape \(28, 28\); the schema states \(7, 7\)"):
         run("train", "mine", schema__file=str(tmp_path / "mine.json"))
-    for ref in store.refs():  # the edited one, too, which the champion's examples were last checked against
-        if ref.startswith("Schema/"):
-            shutil.rmtree(store.path(ref))
+    assert run("schema", "unchanged again")["schema"].output == refs["schema"]  # a file applies to its run alone
+    assert run("schema", "other again", transform__validation_examples=1_500)["schema"].output == refs["schema"]
+    shutil.rmtree(store.path(refs["schema"]))
     with pytest.raises(StepError, match=r"Cannot read the schema of the champion's examples"):
         run("train", "lost", transform__validation_examples=1_600)
 

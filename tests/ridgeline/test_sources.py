@@ -7,12 +7,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from ridgeline import files, keys, sources
+from ridgeline import keys, sources
 from ridgeline.component import Component, Source, SourceError, SourceFolder, TransientStepError
 from ridgeline.executor import decide, execute
-from ridgeline.sources import RECENT_NS, clear_unused, read_sources
+from ridgeline.sources import RECENT_NS, clear_unused, expect_unchanged, read_sources
 from ridgeline.store import Store
 
 READ = """
@@ -148,9 +149,9 @@ def test_an_unchanged_file_is_not_read_again(products: Path, tmp_path: Path, mon
     read: list[str] = []
     real = sources._hash
 
-    def hash_files(root: Path, names: list[str], found: Any) -> dict[str, str]:
+    def hash_files(root: Path, names: list[str], sizes: list[int]) -> np.ndarray:
         read.extend(names)
-        return real(root, names, found)
+        return real(root, names, sizes)
 
     monkeypatch.setattr(sources, "_hash", hash_files)
     listing(products, tmp_path / "cache")
@@ -163,12 +164,13 @@ def test_a_damaged_index_is_made_again(
 ) -> None:
     let_time_pass(monkeypatch)
     whole = listing(products, tmp_path / "cache")
-    index = next((tmp_path / "cache").rglob("index.json"))
-    text = index.read_bytes()
-    digest = whole.files["shelf 0/ü[0].jpg"].encode()
-    index.write_bytes(text.replace(digest, b"0" * 64) if damage is None else damage)
+    index = next((tmp_path / "cache").rglob("index.npz"))
+    content = index.read_bytes()
+    digest = bytes.fromhex(whole.files["shelf 0/ü[0].jpg"])
+    index.write_bytes(content.replace(digest, bytes(32)) if damage is None else damage)
     assert listing(products, tmp_path / "cache") == whole
-    assert files.unsign(index.read_text())
+    monkeypatch.setattr(sources, "_hash", None)
+    assert listing(products, tmp_path / "cache") == whole
 
 
 def test_links_inside_are_followed_and_others_are_refused_by_name(products: Path, tmp_path: Path) -> None:
@@ -265,6 +267,31 @@ def test_a_file_that_changes_while_a_step_reads_past_the_listing_is_noticed(
     assert [execution.state for execution in store.executions()] == ["failed"]
     assert store.refs() == []
     assert execute(store, step, {}, params, "b").state == "complete"  # it writes the same again
+
+
+@pytest.mark.parametrize("action", ["unlink", "folder", "pipe", "touch", "equal", "other"])
+def test_what_became_of_a_file_during_a_step_is_noticed_unless_its_content_is_the_same(
+    read: Component, products: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    let_time_pass(monkeypatch)
+    params, cache, file = read.parse({"folder": str(products)}), tmp_path / "cache", products / "shelf 1" / "ü[1].jpg"
+    listed = read_sources(read, params, cache)
+    content = file.read_bytes()
+    if action == "touch":
+        os.utime(file, (1, 1))
+    else:
+        file.unlink()
+    if action == "folder":
+        file.mkdir()
+    elif action == "pipe":
+        os.mkfifo(file)
+    elif action in ("equal", "other"):
+        file.write_bytes(content if action == "equal" else content[::-1] + b"x")
+    if action in ("touch", "equal"):
+        expect_unchanged(read, params, listed, cache)
+    else:
+        with pytest.raises(TransientStepError, match=r"for shelf 1/ü\[1\]\.jpg\. Run the step again"):
+            expect_unchanged(read, params, listed, cache)
 
 
 def test_a_file_that_is_added_while_a_step_runs_belongs_to_the_next_execution(

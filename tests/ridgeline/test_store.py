@@ -238,6 +238,18 @@ def test_remote_store_serves_a_fresh_mirror(tmp_path, number):
         store.open(ref, number.Number)
 
 
+def test_a_store_in_s3_serves_a_fresh_mirror(bucket, tmp_path, number):
+    store = Store(f"{bucket}/store", mirror=tmp_path / "here")
+    ref = publish(store, number)
+    store.record(execution(output=ref))
+    elsewhere = Store(f"{bucket}/store", mirror=tmp_path / "there")
+    assert elsewhere.refs() == [ref]
+    assert elsewhere.open(ref, number.Number).facts.digits == 1
+    assert [e.output for e in elsewhere.executions("seed")] == [ref]
+    elsewhere.delete(ref)
+    assert store.refs() == []
+
+
 def test_remote_upload_is_complete_only_with_its_manifest(tmp_path, number):
     root = f"memory://bucket2-{tmp_path.name}"
     store = Store(root, mirror=tmp_path / "here")

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from ridgeline.airflow.plugin.template import render_template
 from ridgeline.artifacts.base import Artifact, ArtifactError
+from ridgeline.artifacts.example_anomalies import ExampleAnomalies, ExampleAnomaliesFacts
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.artifacts.sweep_result import SweepResult
@@ -200,6 +201,12 @@ def _rollbacks(settings: Settings, run: Run) -> Iterator[tuple[str, HistoryEntry
                 yield name, entry
 
 
+def _findings(data: ExampleAnomaliesFacts) -> str:
+    """Return the number of errors and warnings in words."""
+    counts = ((data.num_errors, "error"), (data.num_warnings, "warning"))
+    return ", ".join(f"{n} {noun}{'s' * (n != 1)}" for n, noun in counts if n) or "no findings"
+
+
 def _raw_files(store: Store, ref: str) -> dict[str, dict[str, Any]]:
     """Return the downloaded files that an artifact records: their sizes and digests by name."""
     try:
@@ -210,13 +217,15 @@ def _raw_files(store: Store, ref: str) -> dict[str, dict[str, Any]]:
 
 
 def _lines(store: Store, origin: Origin) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a lineage: artifacts, and the raw files below artifacts without inputs."""
+    """Yield the rows of a lineage: artifacts, and the raw files and sources below artifacts without inputs."""
     for depth, source, again in origin.walk():
         kind, _, digest = source.ref.partition("/")
         yield {"depth": depth, "name": kind, "digest": digest, "made": source.execution, "again": again}
         if not source.inputs and not again:
             for name, entry in _raw_files(store, source.ref).items():
                 yield {"depth": depth + 1, "name": name, "digest": entry["sha256"], "bytes": entry["bytes"]}
+            for name, digest in source.execution.parts.sources.items() if source.execution else ():
+                yield {"depth": depth + 1, "name": name, "digest": digest, "bytes": None}
 
 
 def render(settings: Settings, run: Run) -> str:
@@ -265,6 +274,8 @@ def render(settings: Settings, run: Run) -> str:
         failed=next((step for step in steps if step.outcome == "failed"), None),
         running=[step.task.name for step in steps if step.outcome == "running"],
         evaluation=found[ModelEvaluation].facts if ModelEvaluation in found else None,
+        data=(data := found[ExampleAnomalies].facts if ExampleAnomalies in found else None),
+        data_summary=_findings(data) if data else "",
         selection=found[SweepResult].facts if SweepResult in found else None,
         served=served,
         problems=problems,

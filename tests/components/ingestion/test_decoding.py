@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from components.ingestion.decoding import UnreadableImage, decode, quiet_pillow
+from components.ingestion.decoding import Form, UnreadableImage, decode, quiet_pillow, shape_of
 from components.ingestion.params import Params
 
 RNG = np.random.default_rng(0)
@@ -22,7 +22,10 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 def decoded(content: bytes, **values: Any) -> np.ndarray:
     with quiet_pillow():
-        return decode(content, Params(dataset="folder", name="shop", **values))[0]
+        image, _ = decode(content, Form.of(Params(dataset="folder", name="shop", **values)))
+    pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(shape_of(image))
+    np.testing.assert_array_equal(pixels, np.asarray(image))
+    return pixels
 
 
 RGB = Image.fromarray(SMOOTH)

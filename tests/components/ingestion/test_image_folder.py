@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from components.ingest import find_sources, ingest
+from components.ingestion.decoding import Form
 from components.ingestion.image_folder import FolderError
-from components.ingestion.params import Params
 from components.transform import transform
 from ridgeline.artifacts.dataset import Dataset
 from ridgeline.component import ParameterError
@@ -233,16 +233,16 @@ def test_a_layout_or_class_that_can_not_be_used_is_named(shop: Path, tmp_path: P
 def test_only_new_and_changed_files_are_decoded_again(
     shop: Path, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from components.ingestion import decoding_processes
+    from components.ingestion import decoding_worker
 
     decoded: list[bytes] = []
-    real = decoding_processes.decode
+    real = decoding_worker.decode
 
-    def decode(content: bytes, params: Params) -> tuple[np.ndarray, str]:
+    def decode(content: bytes, form: Form) -> tuple[Image.Image, str]:
         decoded.append(content)
-        return real(content, params)
+        return real(content, form)
 
-    monkeypatch.setattr(decoding_processes, "decode", decode)
+    monkeypatch.setattr(decoding_worker, "decode", decode)
     params = ingest.parse({"dataset": "folder", "name": "shop", "image_dir": str(shop)})
     execute(store, ingest, {}, params, "a")
     assert len(decoded) == 15
@@ -271,18 +271,33 @@ def test_the_folder_must_be_named() -> None:
         find_sources(ingest.parse({"dataset": "folder", "name": "shop"}))  # type: ignore[arg-type]
 
 
-def test_an_object_store_s_prefix_is_a_folder(shop: Path, tmp_path: Path) -> None:
+def test_a_folder_in_s3_is_read_again_if_an_object_changes(
+    shop: Path, bucket: str, tmp_path: Path, store: Store
+) -> None:
     from upath import UPath
 
-    root = UPath("memory://shop-folder")
+    root = UPath(bucket) / "shop"
     for file in shop.rglob("*.*"):
-        target = root / file.relative_to(shop).as_posix()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(file.read_bytes())
-    dataset = run(Path("memory://shop-folder"), tmp_path / "out", image_dir="memory://shop-folder")
-    assert {(s, c, p) for s, c, p in rows(dataset).values()} == {
-        (s, c, p) for s, c, p in rows(run(shop, tmp_path / "local")).values()
+        (root / file.relative_to(shop).as_posix()).write_bytes(file.read_bytes())
+    (root / "train" / ".DS_Store").write_bytes(b"")
+    params = ingest.parse({"dataset": "folder", "name": "shop", "image_dir": f"{bucket}/shop"})
+    first = execute(store, ingest, {}, params, "a")
+    local = run(shop, tmp_path / "local")
+    assert first.output
+    assert {found[1:] for found in rows(store.open(first.output, Dataset)).values()} == {
+        found[1:] for found in rows(local).values()
     }
+    name = "train/Bag/é 0.JPG"
+    (root / name).write_bytes((shop / name).read_bytes())  # a new time, the same content
+    assert execute(store, ingest, {}, params, "b").state == "cached"
+    write(shop / name, 100)
+    (root / name).write_bytes((shop / name).read_bytes())
+    second = execute(store, ingest, {}, params, "c")
+    assert second.reason == "source shop changed: 1 file modified"
+    (root / name).unlink()
+    third = execute(store, ingest, {}, params, "d")
+    assert third.reason == "source shop changed: 1 file removed"
+    assert len({first.output, second.output, third.output}) == 3
 
 
 def test_a_folder_needs_a_name_by_which_its_model_is_served():
@@ -302,3 +317,6 @@ def test_each_image_of_the_examples_is_found_in_its_file(shop: Path, tmp_path: P
         for file, image, label in zip(files, examples.split(split).images, examples.split(split).labels, strict=True):
             assert np.array_equal(np.asarray(Image.open(shop / file)), image)
             assert file.split("/")[1] == dataset.facts.class_names[label]
+    (shop / "train" / CLASSES[0] / "one more.png").write_bytes((shop / found["test"][0]).read_bytes())
+    with pytest.raises(ValueError, match="Expected the dataset that the examples .* were made from; received"):
+        run(shop, tmp_path / "later").file_names(examples)

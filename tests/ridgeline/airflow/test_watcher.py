@@ -162,6 +162,18 @@ def test_a_prefix_of_an_object_store_is_watched(watcher: ModuleType, folder: Pat
     assert contents(watcher, "memory://photos", store, events=0) == []
 
 
+def test_a_prefix_of_a_bucket_in_s3_is_watched(watcher: ModuleType, folder: Path, bucket: str) -> None:
+    from upath import UPath
+
+    image, store = UPath(bucket) / "photos" / "train" / "cat" / "1.png", StateStore()
+    image.write_bytes(b"first")
+    (UPath(bucket) / "other.png").write_bytes(b"not below the prefix")
+    changes = (lambda: image.write_bytes(b"other"), lambda: image.write_bytes(b"other"))
+    found = contents(watcher, f"{bucket}/photos", store, *changes, events=2)
+    assert len(set(found)) == len(found) == 2
+    assert contents(watcher, f"{bucket}/photos", store, events=0) == []
+
+
 def test_two_assets_of_one_folder_have_triggers_of_their_own(watcher: ModuleType) -> None:
     one, other = (watcher.watched_asset(name, "/data/photos") for name in ("photos_source", "other_source"))
     triggers = [asset.watchers[0].trigger for asset in (one, other)]

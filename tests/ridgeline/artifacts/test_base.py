@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from ridgeline.artifacts import base
 from ridgeline.artifacts.base import Artifact, ArtifactError, Facts, FileEntry, canonical_json, digest_of, verify
 
 
@@ -32,6 +33,20 @@ def test_sealed_artifact_loads_with_its_facts(tmp_path):
     assert loaded.ref == f"Note/{note.digest}"
 
 
+class CountFacts(Facts):
+    counts: dict[str, int]
+
+
+class Count(Artifact[CountFacts]):
+    facts_type = CountFacts
+
+
+def test_facts_have_the_same_order_before_and_after_they_are_read(tmp_path):
+    (tmp_path / "count").mkdir()
+    count = Count.seal(tmp_path / "count", CountFacts(counts={"train": 1, "test": 2}))
+    assert list(count.facts.counts) == list(Count.load(tmp_path / "count").facts.counts)
+
+
 def test_digest_is_golden_and_depends_on_content_alone(tmp_path):
     first, second = make_note(tmp_path / "a"), make_note(tmp_path / "b")
     assert first.digest == second.digest == "a5d6e724223ca41818cb7ec40b2a49146bbe3798567f4eb48d1433f00b284579"
@@ -43,6 +58,13 @@ def test_canonical_json_is_sorted_and_refuses_nan():
     assert digest_of({}) == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
     with pytest.raises(ValueError, match="JSON compliant"):
         canonical_json(float("nan"))
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 7])
+def test_the_digest_of_a_mapping_is_that_of_its_whole_json(monkeypatch, size):
+    monkeypatch.setattr(base, "BATCH_SIZE", 3)
+    values = {f'{number % 5}ü"{number}': number for number in reversed(range(size))}
+    assert base.digest_of_mapping(values) == base.digest_of(values)
 
 
 def test_one_flipped_byte_is_found(tmp_path):

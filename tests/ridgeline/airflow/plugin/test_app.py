@@ -59,7 +59,7 @@ with create_session() as session:
     for run in session.query(DagRun).filter_by(run_id=runs["in progress"][1]):
         run.state, run.end_date = "running", None
     for task in session.query(TaskInstance).filter_by(run_id=runs["in progress"][1]):
-        if task.task_id in ("train", "evaluate", "export"):
+        if task.task_id in ("train", "evaluate", "label_errors", "export"):
             task.state, task.start_date, task.end_date = ("running" if task.task_id == "train" else None), None, None
 Path(sys.argv[2]).write_text(json.dumps(runs))
 """
@@ -217,7 +217,7 @@ def outcomes(page: str) -> dict[str, str]:
 def test_a_reused_run(server: Server) -> None:
     page = server.get(server.path("reused")).text
     assert "<h2>Nothing changed</h2>" in page
-    steps = ("ingest", "transform", "statistics", "schema", "validate", "train", "evaluate", "export")
+    steps = ("ingest", "transform", "statistics", "schema", "validate", "train", "evaluate", "label_errors", "export")
     reused = dict.fromkeys(steps, "reused")
     assert outcomes(page) == reused | {"sweep": "skipped", "select": "skipped"}
     assert "The run uses the penalty on the form." in page
@@ -255,6 +255,7 @@ def test_the_page_of_a_run_in_progress_refreshes(server: Server) -> None:
         "select": "skipped",
         "train": "running",
         "evaluate": "waiting",
+        "label_errors": "waiting",
         "export": "waiting",
     }
 

@@ -13,12 +13,13 @@ import pytest
 from ridgeline import pipeline
 from ridgeline.airflow.plugin.run_page import Run, Task, find_steps, render, reported
 from ridgeline.artifacts.base import Artifact, ArtifactError, Facts
+from ridgeline.artifacts.example_anomalies import ExampleAnomalies, Finding
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.sweep_result import SweepResult
 from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store
 
-STEPS = ("ingest", "transform", "statistics", "schema", "validate", "train", "evaluate", "export")
+STEPS = ("ingest", "transform", "statistics", "schema", "validate", "train", "evaluate", "label_errors", "export")
 SYNTHETIC = {"ingest.dataset": "synthetic_garments:1.0.0", "transform.validation_examples": 1_000}
 Synthetic = tuple[Settings, list[Execution]]
 
@@ -79,7 +80,7 @@ def test_it_shows_the_verdict_the_figures_and_what_is_served(synthetic: Syntheti
 def test_it_shows_the_lineage_back_to_the_dataset(synthetic: Synthetic, refs: dict[str, str]) -> None:
     page = body(render(synthetic[0], run_of(synthetic)))
     lineage = page[page.index("<h2>Lineage</h2>") :]
-    for ref in (ref for step, ref in refs.items() if step not in ("statistics", "schema", "validate")):
+    for ref in (ref for step, ref in refs.items() if step not in ("statistics", "schema", "validate", "label_errors")):
         assert ref.split("/")[1][:12] in lineage
 
 
@@ -96,6 +97,49 @@ def test_it_shows_the_changed_parameters(synthetic: Synthetic) -> None:
     page = body(render(synthetic[0], replace(run, changed=changed)))
     assert "train.penalty.kind</code></th><td>l2</td><td>l1</td>" in page
     assert "<td>[64, 32]</td>" in page
+
+
+def with_data(copy: Settings, synthetic: Synthetic, accepted: str | None, *findings: Finding) -> Run:
+    """The fixture's run, in which the checks of the data found something else."""
+    store = copy.open_store()
+    record = next(record for record in synthetic[1] if record.component == "validate")
+    counts = [sum(finding.severity == severity for finding in findings) for severity in ("error", "warning")]
+    facts = store.open(record.output or "", ExampleAnomalies).facts.model_copy(
+        update={"findings": findings, "num_errors": counts[0], "num_warnings": counts[1], "accepted": accepted}
+    )
+    with store.stage() as folder:
+        (folder / "report.html").write_text("<p>findings</p>")
+        ref = store.publish(ExampleAnomalies.seal(folder, facts))
+    store.record(record.model_copy(update={"output": ref, "started_at": record.started_at + timedelta(milliseconds=1)}))
+    return run_of(synthetic)
+
+
+def test_what_the_checks_of_the_data_found_is_at_the_top(copy: Settings, synthetic: Synthetic) -> None:
+    page = render(copy, with_data(copy, synthetic, None))
+    assert '<dd>No findings<small><a href="#report-validate">' in page
+    assert '<div id="report-validate"><template shadowrootmode="open"><p>findings</p>' in page
+    values = {"value": 3.0, "threshold": 2.0, "advice": "Look."}
+    few = Finding(check="few", severity="warning", message="3 images of <hats>", **values)
+    leak = Finding(check="leak", severity="error", message="9 test images in train", **values)
+    run = with_data(
+        copy, synthetic, None, few, few.model_copy(update={"severity": "info", "message": "for the record"})
+    )
+    page = body(render(copy, run))
+    assert "<h2>Data: 1 warning</h2>\n<ul>\n<li>3 images of &lt;hats&gt;</li>\n</ul>" in page
+    page = body(render(copy, with_data(copy, synthetic, "known", leak, few, few)))
+    assert "<h2>Data: 1 error, 2 warnings</h2>" in page
+    assert "Errors accepted: known" in page
+
+
+def test_the_lineage_ends_at_the_fingerprint_of_the_source(copy: Settings, synthetic: Synthetic) -> None:
+    record = synthetic[1][0]
+    parts = record.parts.model_copy(update={"sources": {"image_dir": "5" * 64}})
+    shutil.rmtree(Path(copy.store) / "executions" / "ingest")
+    copy.open_store().record(record.model_copy(update={"parts": parts}))
+    page = body(render(copy, run_of(synthetic)))
+    row = next(row for row in page.split("<tr>") if ">image_dir</th>" in row)
+    assert "names and content of the files, SHA-256" in row
+    assert "5" * 64 in row
 
 
 def test_texts_of_users_are_escaped(synthetic: Synthetic) -> None:
@@ -191,10 +235,10 @@ def test_a_rollback_says_what_it_did(copy: Settings) -> None:
 
 
 def test_a_run_in_progress_shows_what_has_ended(synthetic: Synthetic) -> None:
-    run = run_of(synthetic, state="running", train="running", evaluate="None", export="None")
+    run = run_of(synthetic, state="running", train="running", evaluate="None", label_errors="None", export="None")
     page = render(synthetic[0], run)
     assert "Running: train." in page
-    assert [cells[0] for cells in rows(page).values()] == ["ran"] * 5 + ["running", "waiting", "waiting"]
+    assert [cells[0] for cells in rows(page).values()] == ["ran"] * 5 + ["running", *["waiting"] * 3]
     assert "Blessed" not in page
 
 
@@ -203,12 +247,19 @@ def test_a_failed_run_shows_the_step_and_the_error(copy: Settings, synthetic: Sy
     later = record.started_at + timedelta(hours=1)
     failed = {"state": "failed", "reason": "FloatingPointError: <loss> is NaN", "started_at": later, "output": None}
     copy.open_store().record(record.model_copy(update=failed))
-    run = run_of(synthetic, state="failed", train="failed", evaluate="upstream_failed", export="upstream_failed")
+    run = run_of(
+        synthetic,
+        state="failed",
+        train="failed",
+        evaluate="upstream_failed",
+        label_errors="upstream_failed",
+        export="upstream_failed",
+    )
     tasks = tuple(Task(t.name, t.state, later, later) if t.name == "train" else t for t in run.tasks)
     page = render(copy, replace(run, tasks=tasks))
     assert "Failed: train</h2>" in page
     assert "FloatingPointError: &lt;loss&gt; is NaN" in page
-    assert [cells[0] for cells in rows(page).values()] == ["ran"] * 5 + ["failed", "not run", "not run"]
+    assert [cells[0] for cells in rows(page).values()] == ["ran"] * 5 + ["failed", *["not run"] * 3]
 
 
 def test_a_task_that_failed_without_a_record_points_to_its_log(synthetic: Synthetic) -> None:

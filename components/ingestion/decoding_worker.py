@@ -1,0 +1,132 @@
+"""Decode jobs, parts of a folder's files: in this process, or in one of its own, which imports little to start soon."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from components.ingestion.decoding import Form, UnreadableImage, decode, quiet_pillow, shape_of
+
+REPORTED_FILES = 100
+WORK = "import sys; from components.ingestion.decoding_worker import work; work(sys.argv[1])"
+
+Kind = tuple[tuple[int, ...] | None, str]  # of images: shape, and what the file is; else None, and why it is unreadable
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all jobs have in common: the name and the location of the source, and what images become."""
+
+    name: str
+    location: str
+    form: Form
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Task:
+        """Return what `save` wrote."""
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        form = fields.pop("form")
+        size = form.pop("image_size")
+        return cls(**fields, form=Form(**form, image_size=size and tuple(size)))
+
+    def read(self, file: str, digest: str) -> bytes:
+        """Return a file's content, as `Source.read` does."""
+        if "://" not in self.location:
+            try:
+                with io.FileIO(f"{self.location}/{file}") as opened:
+                    content = opened.readall()
+                if hashlib.sha256(content).hexdigest() == digest:
+                    return content
+            except FileNotFoundError:
+                pass
+        from ridgeline.component import Source  # of an object store, or with an error to explain
+
+        return Source(self.name, self.location, {file: digest}).read(file)
+
+
+def run_job(job: Path, contents: Mapping[str, str], task: Task, report: bool = False) -> None:
+    """Decode files into ``<job>.pixels``, one after another, and ``<job>.json``: their kinds, and each file's kind.
+
+    Args:
+        job: Path of the job, without a suffix.
+        contents: The files, and the content of each as it was listed.
+        task: Where they are, and what they become.
+        report: Write a byte to the standard output for each `REPORTED_FILES`.
+
+    Raises:
+        TransientStepError: If a file was changed or removed since.
+    """
+    kinds: dict[Kind, int] = {}
+    codes: list[int] = []
+    first = None
+    with job.with_suffix(".pixels").open("wb", buffering=2**20) as pixels, quiet_pillow():
+        for file, digest in contents.items():
+            content = task.read(file, digest)
+            try:
+                image, text = decode(content, task.form)
+                shape = shape_of(image)
+                key: Kind = (shape, text)
+                first = first or shape
+                if shape == first:  # else none of them can be used
+                    pixels.write(image.tobytes())
+            except UnreadableImage as error:
+                key = (None, str(error))
+            codes.append(kinds.setdefault(key, len(kinds)))
+            if report and len(codes) % REPORTED_FILES == 0:
+                os.write(1, b".")
+    job.with_suffix(".json").write_text(json.dumps([list(kinds), codes]), encoding="utf-8")
+
+
+def work(folder: str) -> None:
+    """Do those jobs in a folder that no other process has taken, in a process of its own.
+
+    Args:
+        folder: Holds ``task.json`` and, once a byte comes from the standard input, jobs. If one fails because of the
+            source, ``error.json`` says why.
+    """
+    if not os.read(0, 1):
+        return
+    threading.Thread(target=_end_with_standard_input, daemon=True).start()
+    scratch = Path(folder)
+    task = Task.load(scratch / "task.json")
+    try:
+        for job, contents in _take_jobs(scratch):
+            run_job(job, contents, task, report=True)
+    except ValueError as error:
+        from ridgeline.component import StepError
+
+        if not isinstance(error, StepError):
+            raise
+        unfinished = scratch / f"{os.getpid()}.error"
+        unfinished.write_text(json.dumps([type(error).__name__, str(error)]), encoding="utf-8")
+        unfinished.rename(scratch / "error.json")
+        sys.exit(1)
+
+
+def _take_jobs(scratch: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    for job in sorted(scratch.glob("*.job")):
+        if (scratch / "error.json").exists():
+            return
+        taken = job.with_suffix(".taken")
+        try:
+            job.rename(taken)
+        except FileNotFoundError:  # by another process
+            continue
+        yield job, json.loads(taken.read_text(encoding="utf-8"))
+
+
+def _end_with_standard_input() -> None:
+    while os.read(0, 1):
+        pass
+    os._exit(1)
