@@ -11,6 +11,8 @@ from typing import Any
 from components.train import train
 from ridgeline.artifacts.examples import Examples
 from ridgeline.artifacts.model import Model
+from ridgeline.pipeline import parse_params
+from ridgeline.settings import Settings
 from ridgeline.store import Store
 
 DAG = "fashion_mnist_training"
@@ -52,7 +54,7 @@ def test_a_killed_training_is_retried_from_its_checkpoint_to_the_same_bytes(airf
     }
     execution = records["train"]
     examples = store.open(execution.inputs["examples"], Examples)
-    values = {name.removeprefix("train."): value for name, value in CONF.items() if name.startswith("train.")}
     (tmp_path / "whole").mkdir()
-    whole = train(examples=examples, params=train.parse(values), output=tmp_path / "whole")
+    params = parse_params([train], {name: CONF[name] for name in CONF if name.startswith("train.")}, Settings())
+    whole = train(examples=examples, params=params["train"], output=tmp_path / "whole")
     assert store.open(execution.output or "", Model).digest == whole.digest
