@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import reprlib
+from collections.abc import Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,7 +74,9 @@ def train(
     elif params.warm_start:
         log.info("there is no champion to start from: the weights are random")
     checkpoint = Checkpoint(scratch / "checkpoint", identity) if scratch else None
-    facts = write_model(output, examples, params, fit(make_engine(examples, params), params, checkpoint, initial))
+    engine = make_engine(examples, params)
+    result = fit(engine, params, checkpoint, initial)
+    facts = write_model(output, examples, params, result, engine.penalized(result.weights).values())
     return facts.model_copy(update={"started_from": champion.artifact_digest}) if champion else facts
 
 
@@ -135,7 +138,9 @@ def _expect_same_examples(sweep: SweepResult, examples: Examples) -> None:
         )
 
 
-def write_model(output: Path, examples: Examples, params: Params, result: Fit) -> ModelFacts:
+def write_model(
+    output: Path, examples: Examples, params: Params, result: Fit, penalized: Iterable[np.ndarray]
+) -> ModelFacts:
     """Write a `Model`'s files.
 
     Args:
@@ -143,6 +148,7 @@ def write_model(output: Path, examples: Examples, params: Params, result: Fit) -
         examples: What it was trained on.
         params: Its training.
         result: The training's result.
+        penalized: Those of its weights that have the penalty.
 
     Returns:
         The model's facts.
@@ -167,7 +173,7 @@ def write_model(output: Path, examples: Examples, params: Params, result: Fit) -
         sparsity=sparsity(model),
         num_eliminated_pixels=None if eliminated is None else int(np.count_nonzero(eliminated)),
         num_eliminated_units=eliminated_units(model),
-        unsaved_penalty=0.0 if saved else sum(map(params.penalty.value, kernels(model).values())),
+        unsaved_penalty=0.0 if saved else sum(map(params.penalty.value, penalized)),
         synthetic=examples.facts.synthetic,
     )
 

@@ -266,7 +266,11 @@ class Engine:
         """
         values = {id(variable): value for variable, value in zip(self._model.weights, weights, strict=True)}
         found = named_weights(self._model).items()
-        return {name: values[id(variable)] for name, variable in found if variable.regularizer is self._penalty}
+        return {
+            name: values[id(variable)]
+            for name, variable in found
+            if variable.regularizer is self._penalty and variable.trainable
+        }
 
     @property
     def penalized_names(self) -> list[str]:

@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import logging
+import sys
 import typing
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def load_networks(reserved: Collection[str]) -> dict[str, Network]:
     for name, found in sorted(entries.items()):
         try:
             networks[name] = _load(found, reserved)
-        except Exception as error:  # whatever a person's module raises; other networks can still be used
+        except (Exception, SystemExit) as error:  # whatever a person's module raises; others can still be used
             cause = f"{error}" if isinstance(error, _Unusable) else f"{type(error).__name__}: {error}"
             problem = f"its entry point {found[0].value} can't be used: {cause}"
             log.warning("cannot use the network %s: %s", name, problem)
@@ -72,12 +73,15 @@ def _load(entries: list[importlib.metadata.EntryPoint], reserved: Collection[str
     entry, name = entries[0], entries[0].name
     if len(entries) > 1:
         raise _Unusable(f"{' and '.join(e.value for e in entries)} have the same name. Remove or rename one of them.")
-    if not name.isidentifier() or name in reserved or hasattr(Params, name):
+    if not name.isidentifier() or name.startswith("_") or name in reserved or hasattr(Params, name):
         raise _Unusable("its name is that of another parameter, or no identifier. Rename it.")
     top = importlib.util.find_spec(entry.module.partition(".")[0])
     if top is not None and (not top.submodule_search_locations or top.origin is None):
         raise _Unusable(f"{top.name} is no package, so its code can't be followed. Make it a folder with __init__.py.")
+    before = set(sys.modules)
     build = entry.load()
+    if heavy := sorted({"keras", "tensorflow"} & (sys.modules.keys() - before)):
+        raise _Unusable(f"it imports {' and '.join(heavy)} at module level, at each start. Import inside the function.")
     arguments = ("image_shape", "num_classes", "regularizer", "options")
     if not inspect.isfunction(build) or tuple(inspect.signature(build).parameters) != arguments:
         raise _Unusable(f"it is no function of {', '.join(arguments)}.")
@@ -85,7 +89,9 @@ def _load(entries: list[importlib.metadata.EntryPoint], reserved: Collection[str
     if not (isinstance(options, type) and issubclass(options, Params)):
         raise _Unusable(f"its argument options is annotated with {options!r}, not with a subclass of {Params!r}.")
     options()  # each option has a default
-    options.model_json_schema()  # and can be shown on a form
+    shown = options.model_json_schema().get("properties", {})
+    if hidden := [name for name, field in shown.items() if field.get("type") == "object"]:
+        raise _Unusable(f"its options {', '.join(hidden)} have values by name, which a form can't show.")
     summary = (inspect.getdoc(build) or "").partition("\n")[0].rstrip(".")
     return Network(name, entry.module, build, options, f"{name}: {summary}" if summary else name)
 

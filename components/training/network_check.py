@@ -53,8 +53,9 @@ def _check(examples: Examples, params: Params) -> None:
     if problem := _problem(model, shape, classes, regularizer):
         expected, received = problem
         raise StepError(f"Expected {name} to {expected}; received {received}. {advice}")
+    owners = dict(_owners(model))
     for weight in (weight for weight in model.trainable_weights if weight.regularizer is regularizer):
-        if reason := params.penalty.formula.unfit(tuple(weight.shape)):
+        if reason := params.penalty.formula.unfit(tuple(weight.shape), owners[id(weight)]):
             raise StepError(
                 f"Cannot apply the penalty {params.penalty.kind} to {weight.path} of {name}, shape "
                 f"{tuple(weight.shape)}: {reason}. Choose another penalty, or give that weight no regularizer."
@@ -112,6 +113,15 @@ def _problem(
     if not any(weight.regularizer is regularizer for weight in model.trainable_weights):
         return "give its argument regularizer to at least 1 layer", "one on which the penalty would have no effect"
     return None
+
+
+def _owners(model: Any) -> Iterator[tuple[int, str]]:
+    """Yield the id of each weight and the class of its layer."""
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            yield from _owners(layer)
+        else:
+            yield from ((id(weight), type(layer).__name__) for weight in layer.weights)
 
 
 def _not_of_keras(value: Any) -> Iterator[str]:

@@ -167,13 +167,12 @@ class Optimization(StepParams):
 
 
 # A network can't have the name of another parameter, nor of a step: that would be the parameters of the step.
-NETWORKS = load_networks(
-    reserved={
-        *(name for part in (Regularization, Optimization) for name in part.model_fields),
-        *importlib.metadata.entry_points(group="ridgeline.components").names,
-        *("network", "options", "warm_start", "examples", "champion", "output"),
-    }
-)
+RESERVED = {
+    *(name for part in (Regularization, Optimization) for name in part.model_fields),
+    *importlib.metadata.entry_points(group="ridgeline.components").names,
+    *("network", "options", "warm_start", "examples", "champion", "output", "recipe"),
+}
+NETWORKS = load_networks(RESERVED)
 DEFAULT_NETWORK = "mlp"
 if DEFAULT_NETWORK not in NETWORKS:
     raise ImportError(

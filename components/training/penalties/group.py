@@ -11,12 +11,14 @@ Yuan and Lin, "Model Selection and Estimation in Regression with Grouped Variabl
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from components.training.penalties.kind import Formula, Kind, Strength, group_size
 
-INPUTS = -2  # the axis of the inputs in every kernel of Keras's dense and convolution layers
+INPUTS = -2  # the axis of the inputs in a kernel of these layers
+LAYERS = re.compile(r"Dense|(Separable|Depthwise)?Conv[123]D|SimpleRNN|LSTM|GRU")  # Keras's classes
 
 STRENGTH = Strength(
     "group",
@@ -55,9 +57,13 @@ def proximal_step(weights: Any, rate: Any, strengths: Mapping[str, Any]) -> Any:
     return tf.where(norms > threshold, weights * (1.0 - threshold / tf.where(norms > 0, norms, 1.0)), 0.0)
 
 
-def unfit(shape: tuple[int, ...]) -> str | None:
-    """Return why a weight has no groups: it needs an axis of inputs and one of outputs."""
-    return None if len(shape) >= 2 else "it has no groups: expected a kernel with an axis of inputs and one of outputs"
+def unfit(shape: tuple[int, ...], layer: str) -> str | None:
+    """Return why a weight has no groups: it needs an axis of inputs and one of outputs, the last two."""
+    if len(shape) < 2:
+        return "it has no groups: expected a kernel with an axis of inputs and one of outputs"
+    return (
+        None if LAYERS.fullmatch(layer) else f"in a layer {layer}, the axis before the last is not that of the inputs"
+    )
 
 
 GROUP = Kind(

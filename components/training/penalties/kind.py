@@ -28,7 +28,7 @@ class Strength:
     description: str
 
 
-def _no_reason(shape: tuple[int, ...]) -> str | None:
+def _no_reason(shape: tuple[int, ...], layer: str) -> str | None:
     return None
 
 
@@ -44,14 +44,14 @@ class Formula:
             from the kernel, the step size of the preceding update, and each factor by name. None for a smooth term.
         keras_regularizer: Returns Keras's own regularizer for these factors, which a saved model gets; None if there
             is none.
-        unfit: Returns why a weight of this shape can't have the penalty; None if it can.
+        unfit: Returns why a weight of this shape, in a layer of this class, can't have the penalty; None if it can.
     """
 
     strengths: tuple[str, ...]
     value: Callable[[Any, Mapping[str, Any], bool], Any]
     proximal_step: Callable[[Any, Any, Mapping[str, Any]], Any] | None = None
     keras_regularizer: Callable[[Mapping[str, float]], keras.Regularizer | None] = lambda strengths: None
-    unfit: Callable[[tuple[int, ...]], str | None] = _no_reason
+    unfit: Callable[[tuple[int, ...], str], str | None] = _no_reason
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,16 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from components.training.installed_networks import load_networks
+from components.training.params import RESERVED, Params
+from ridgeline import pipeline
+from ridgeline.component import Params as BaseParams
 
 ROOT = Path(__file__).resolve().parents[3]
 NETWORK = '''
@@ -35,6 +40,11 @@ class Required(Params):
 
 def without_default(image_shape, num_classes, regularizer, options: Required): ...
 
+class ByName(Params):
+    sizes: dict[str, int] = {}
+
+def by_name(image_shape, num_classes, regularizer, options: ByName): ...
+
 no_function = 3
 '''
 STATE = """
@@ -57,6 +67,7 @@ def folder(tmp_path, monkeypatch):
     package = tmp_path / "further_net"
     package.mkdir()
     (package / "__init__.py").write_text("")
+    (package / "ends.py").write_text("raise SystemExit(3)")
     (package / "network.py").write_text(NETWORK)
     (package / "size.py").write_text("import scipy\ndef units(): return 300\n")
     (tmp_path / "single_file.py").write_text(NETWORK)
@@ -103,6 +114,9 @@ def test_the_built_in_networks_can_be_used():
         ([("a", "single_file:wide")], "single_file is no package, so its code can't be followed"),
         ([("epochs", "further_net.network:wide")], "its name is that of another parameter, or no identifier"),
         ([("copy", "further_net.network:wide")], "its name is that of another parameter, or no identifier"),
+        ([("_mine", "further_net.network:wide")], "its name is that of another parameter, or no identifier"),
+        ([("a", "further_net.ends:wide")], "entry point further_net.ends:wide can't be used: SystemExit: 3"),
+        ([("a", "further_net.network:by_name")], "its options sizes have values by name, which a form can't show"),
         ([("a b", "further_net.network:wide")], "its name is that of another parameter, or no identifier"),
         (
             [("a", "further_net.network:wide"), ("a", "other:net")],
@@ -159,3 +173,29 @@ def test_a_network_that_cannot_be_imported_is_named_by_explain(folder):
     assert python(folder, *explain, "--set", "train.network=wide", "--set", "train.wide.depth=2").returncode == 0
     deep = python(folder, *explain, "--set", "train.network=wide", "--set", "train.wide.depth=4")
     assert "train.wide.depth: expected less than or equal to 3; received 4" in deep.stderr
+
+
+def test_a_network_that_imports_keras_at_module_level_is_refused(folder, monkeypatch):
+    monkeypatch.delitem(sys.modules, "keras", raising=False)
+    (folder / "keras.py").write_text("")
+    (folder / "further_net" / "heavy.py").write_text("import keras\n" + NETWORK)
+    monkeypatch.syspath_prepend(folder)
+    entry = importlib.metadata.EntryPoint("a", "further_net.heavy:wide", "ridgeline.networks")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry])
+    try:
+        assert "it imports keras at module level" in load_networks(())["a"].problem
+    finally:
+        sys.modules.pop("keras", None)  # the empty file
+
+
+def test_no_attribute_of_the_parameters_can_be_the_name_of_a_network():
+    attributes = {name for name in vars(Params) if not name.startswith("_")} - set(Params.model_fields)
+    assert attributes <= set(RESERVED) | set(dir(BaseParams))
+
+
+def test_a_file_of_a_network_that_cannot_be_parsed_stops_no_other_step(folder, monkeypatch):
+    (folder / "further_net" / "old.py").write_text("print 'x'")
+    broken = replace(pipeline.load_components()["train"], code=lambda params: ("further_net.network",))
+    entry = SimpleNamespace(name="train", value="", load=lambda: broken)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry])
+    assert set(pipeline.load_components()) == {"train"}

@@ -76,8 +76,11 @@ def test_the_proximal_step_is_block_soft_thresholding(shape: tuple[int, ...]) ->
 
 
 def test_a_bias_has_no_groups() -> None:
-    assert GROUP.formula.unfit((6, 4)) is None
-    assert "it has no groups" in str(GROUP.formula.unfit((4,)))
+    for layer in ("Dense", "Conv2D", "SeparableConv1D", "DepthwiseConv2D", "LSTM"):
+        assert GROUP.formula.unfit((6, 4), layer) is None
+    assert "it has no groups" in str(GROUP.formula.unfit((4,), "LayerNormalization"))
+    for layer in ("Conv2DTranspose", "EinsumDense", "MultiHeadAttention", "Embedding"):
+        assert f"in a layer {layer}, the axis" in str(GROUP.formula.unfit((3, 3, 6, 4), layer))
 
 
 def params(**values: Any) -> Any:
