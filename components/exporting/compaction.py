@@ -189,7 +189,8 @@ def _used_pixels(model: keras.Model, head: list[Any], first: Stage) -> np.ndarra
     is_flat = first.layer.input.shape[1:] == (num_values,)  # a convolution's input is not
     if not is_flat or not each_value or any(map(_varies, head)):
         return np.ones(num_values, bool)
-    used[0] |= not used.any()
+    if not used.any():
+        used[0] = True
     saved = np.count_nonzero(~used) * np.count_nonzero(first.alive)
     return used if saved >= MIN_SAVED * num_values else np.ones(num_values, bool)
 

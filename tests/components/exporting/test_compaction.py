@@ -10,6 +10,7 @@ from components.export import export, save
 from components.exporting.compaction import compact, size_of
 from components.networks.cnn import Options, cnn
 from ridgeline.artifacts.model import Model
+from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.serving_check import TOLERANCE
 
 RNG = np.random.default_rng(0)
@@ -230,6 +231,7 @@ def artifacts(bars, tmp_path_factory):
         (folder / name).mkdir()
     params = train.parse({"mlp": {"hidden_units": [20, 9]}, "epochs": 2})
     trained = train(examples=bars, params=params, output=folder / "trained")
+    assert isinstance(trained, Model)
     model = trained.load_keras()
     plant(model, "hidden_2", rows=range(0, 20, 2), columns=[1])
     for file in ("architecture.json", "history.json", "summary.txt"):
@@ -255,13 +257,16 @@ def test_the_export_is_smaller_and_repeats_every_prediction(artifacts, tmp_path,
     monkeypatch.setattr("components.export.save_in_a_fresh_process", save)
     inputs = artifacts["sparse"]
     pushed = export(**inputs, params=export.parse({"compact": True}), output=tmp_path)
+    assert isinstance(pushed, PushedModel)
     facts = pushed.facts
+    assert facts.trained_size
+    assert facts.size
     assert facts.trained_size.num_weights == 30 * 20 + 20 + 20 * 9 + 9 + 9 * 3 + 3
     assert facts.size.num_weights == 30 * 10 + 10 + 10 * 8 + 8 + 8 * 3 + 3
     assert facts.size_in_words == (
         "425 of 839 weights, 0.002 of 0.003 MiB, 404 of 807 multiply-adds an image"
     )  # fmt: skip
-    check(pushed.saved_model, pushed.check, facts.class_names)
+    check(pushed.saved_model, pushed.check, list(facts.class_names))
     images = inputs["examples"].split("test").images
     served = tf.saved_model.load(str(pushed.saved_model)).signatures["serving_default"](images=tf.constant(images))
     np.testing.assert_allclose(served["probabilities"], inputs["evaluation"].predictions(), atol=TOLERANCE, rtol=0)
