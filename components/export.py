@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
@@ -18,11 +19,14 @@ from pydantic import Field
 from components.exporting import compaction
 from ridgeline.artifacts.examples import Examples
 from ridgeline.artifacts.label_errors import LabelErrors
-from ridgeline.artifacts.model import Model
+from ridgeline.artifacts.model import Model, ModelFacts
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import ModelSize, PushedModel, PushedModelFacts
 from ridgeline.component import Params as StepParams
 from ridgeline.component import StepError, StepSkipped, component
+
+if TYPE_CHECKING:
+    import keras
 
 log = logging.getLogger(__name__)
 
@@ -164,20 +168,28 @@ def save(model_dir: Path, folder: Path, compact: bool = False) -> dict[str, Mode
     Returns:
         The sizes that the facts state: ``size``, and ``trained_size`` if something was removed.
     """
+    artifact = Model.load(model_dir)
+    model = artifact.load_keras()
+    _write(model, artifact.facts, folder)
+    size = compaction.size_of(model)
+    # TensorFlow numbers functions by what ran before. So the trained model is saved first, also if another replaces it.
+    if not compact or (smaller := compaction.compact(model)) is None:
+        return {"size": size}
+    shutil.rmtree(folder)
+    _write(smaller, artifact.facts, folder)
+    return {"size": compaction.size_of(smaller), "trained_size": size}
+
+
+def _write(model: keras.Model, facts: ModelFacts, folder: Path) -> None:
+    """Write the SavedModel of a Keras model."""
     import tensorflow as tf
     from tensorflow.core.protobuf import fingerprint_pb2
 
-    artifact = Model.load(model_dir)
-    model = artifact.load_keras()
-    sizes = {"size": compaction.size_of(model)}
-    if compact and (smaller := compaction.compact(model)):
-        sizes = {"size": compaction.size_of(smaller), "trained_size": sizes["size"]}
-        model = smaller
     servable = tf.Module(name="classifier")
     servable.weights = [weight.value for weight in model.weights]
-    names = tf.constant(artifact.facts.class_names)
+    names = tf.constant(facts.class_names)
 
-    @tf.function(input_signature=[tf.TensorSpec((None, *artifact.facts.image_shape), tf.uint8, name="images")])
+    @tf.function(input_signature=[tf.TensorSpec((None, *facts.image_shape), tf.uint8, name="images")])
     def serve(images: Any) -> dict[str, Any]:
         probabilities = model(images, training=False)
         class_id = tf.argmax(probabilities, axis=-1, output_type=tf.int64)
@@ -190,4 +202,3 @@ def save(model_dir: Path, folder: Path, compact: bool = False) -> dict[str, Mode
     fingerprint = fingerprint_pb2.FingerprintDef.FromString(fingerprint_file.read_bytes())
     fingerprint.uuid = ""
     fingerprint_file.write_bytes(fingerprint.SerializeToString(deterministic=True))
-    return sizes

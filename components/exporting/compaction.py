@@ -185,7 +185,7 @@ def _used_pixels(model: keras.Model, head: list[Any], first: Stage) -> np.ndarra
         for layer in head
     )
     num_values = math.prod(model.input_shape[1:])
-    used: np.ndarray = first.kernel.any(axis=(0, 2))
+    used = np.array(first.kernel.any(axis=(0, 2)))
     is_flat = first.layer.input.shape[1:] == (num_values,)  # a convolution's input is not
     if not is_flat or not each_value or any(map(_varies, head)):
         return np.ones(num_values, bool)
