@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import airflow, engine, faults, images, records, steps, sweep, tuned
+from benchmarks import airflow, compaction, engine, faults, images, records, steps, sweep, tuned
 from ridgeline import pipeline
 from ridgeline.settings import Settings
 
@@ -19,6 +19,7 @@ PARTS = {
     "cnn": engine.cnn,
     "sweep": sweep.main,
     "sparse": sweep.sparse,
+    "compact": compaction.main,
     "warm": sweep.warm,
     "tuned": tuned.main,
     "records": records.main,

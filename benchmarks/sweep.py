@@ -10,11 +10,9 @@ from ridgeline.settings import Settings
 NUM_STRENGTHS = 16
 NOTEBOOK_FITS = 2  # fits that are measured; the others would do the same work
 
-SPARSE = {  # the same as in docs/regularization.md
-    "l1": [1.5e-4, 2e-4, 2.5e-4],
-    "l2": [],
-    "train": {"batch_size": 2000, "epochs": 120, "learning_rate": 0.2, "momentum": 0.9, "schedule": "cosine"},
-}
+# The same as in docs/regularization.md
+SPARSE_TRAINING = {"batch_size": 2000, "epochs": 120, "learning_rate": 0.2, "momentum": 0.9, "schedule": "cosine"}
+SPARSE = {"l1": [1.5e-4, 2e-4, 2.5e-4], "l2": [], "train": SPARSE_TRAINING}
 CHOICE = {"tolerance": 0.01}
 
 PATHS = {

@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
 
+from components.exporting import compaction
 from ridgeline.artifacts.examples import Examples
 from ridgeline.artifacts.label_errors import LabelErrors
-from ridgeline.artifacts.model import Model
+from ridgeline.artifacts.model import Model, ModelFacts
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
-from ridgeline.artifacts.pushed_model import PushedModel, PushedModelFacts
+from ridgeline.artifacts.pushed_model import ModelSize, PushedModel, PushedModelFacts
 from ridgeline.component import Params as StepParams
 from ridgeline.component import StepError, StepSkipped, component
 
+if TYPE_CHECKING:
+    import keras
+
+log = logging.getLogger(__name__)
+
 
 class Params(StepParams):
-    """What to put beside the SavedModel."""
+    """How to save the model, and what to put beside it."""
 
+    compact: bool = Field(
+        False,
+        title="Compact",
+        description="Remove pixels, units and channels without an effect from the served model. Predictions are the "
+        "same up to rounding.",
+    )
     check_images: int = Field(
         64,
         ge=8,
@@ -44,7 +59,7 @@ def export(
         examples: Gives the check's images.
         model: The trained model.
         evaluation: Its evaluation, whose predictions the export must repeat.
-        params: What to put beside the SavedModel.
+        params: How to save the model, and what to put beside it.
         output: Empty directory to write a `PushedModel` into.
 
     Returns:
@@ -61,11 +76,11 @@ def export(
         )
     if not evaluation.facts.verdict.blessed:
         raise StepSkipped(f"not blessed: {'; '.join(evaluation.facts.verdict.reasons)}")
-    save_in_a_fresh_process(model.path, output / "saved_model")
+    sizes = save_in_a_fresh_process(model.path, output / "saved_model", params.compact)
     (output / "check").mkdir()
     np.save(output / "check" / "images.npy", examples.split("test").images[: params.check_images])
     np.save(output / "check" / "probabilities.npy", evaluation.predictions()[: params.check_images])
-    return PushedModelFacts(
+    facts = PushedModelFacts(
         model_name=model.facts.model_name,
         model_digest=model.digest,
         evaluation_digest=evaluation.digest,
@@ -76,21 +91,26 @@ def export(
         champion=evaluation.facts.verdict.champion,
         forced=evaluation.facts.verdict.force_reason,
         dataset=model.facts.dataset,
+        **sizes,
     )
+    nothing = "; there is nothing to remove" if params.compact and not facts.trained_size else ""
+    log.info("%s%s", facts.size_in_words, nothing)
+    return facts
 
 
 SAVE = """
-import sys
+import json, sys
 from pathlib import Path
 from ridgeline import quiet_tensorflow
 quiet_tensorflow.install()
 from components.export import end_with, save
 end_with(int(sys.argv[1]))
-save(*map(Path, sys.argv[2:]))
+sizes = save(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4] == "compact")
+print(json.dumps({name: size.model_dump() for name, size in sizes.items()}))
 """
 
 
-def save_in_a_fresh_process(model: Path, folder: Path) -> None:
+def save_in_a_fresh_process(model: Path, folder: Path, compact: bool = False) -> dict[str, ModelSize]:
     """Call `save` in a fresh process, since TensorFlow numbers functions by a counter of the process.
 
     The process takes no code from the working directory (``-P``).
@@ -98,18 +118,25 @@ def save_in_a_fresh_process(model: Path, folder: Path) -> None:
     Args:
         model: Directory of a `Model` artifact.
         folder: The folder to create.
+        compact: Whether to remove what has no effect.
+
+    Returns:
+        What `save` returns.
 
     Raises:
         RuntimeError: If `save` fails.
     """
+    form = "compact" if compact else "trained"
     done = subprocess.run(
-        [sys.executable, "-P", "-c", SAVE, str(os.getpid()), str(model), str(folder)],
+        [sys.executable, "-P", "-c", SAVE, str(os.getpid()), str(model), str(folder), form],
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode != 0:
         raise RuntimeError(f"Expected a SavedModel of {model}; received: {done.stderr.strip()[-2000:]}")
+    sizes = json.loads(done.stdout.splitlines()[-1])
+    return {name: ModelSize.model_validate(size) for name, size in sizes.items()}
 
 
 def end_with(parent: int) -> None:
@@ -127,7 +154,7 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def save(model_dir: Path, folder: Path) -> None:
+def save(model_dir: Path, folder: Path, compact: bool = False) -> dict[str, ModelSize]:
     """Write a SavedModel.
 
     Keras's own ``model.export`` orders the variables by memory address and writes them twice. A `tf.Module`
@@ -136,17 +163,33 @@ def save(model_dir: Path, folder: Path) -> None:
     Args:
         model_dir: Directory of a `Model` artifact.
         folder: The folder to create.
+        compact: Whether to remove what has no effect. A model in which everything has one is saved as it is.
+
+    Returns:
+        The sizes that the facts state: ``size``, and ``trained_size`` if something was removed.
     """
+    artifact = Model.load(model_dir)
+    model = artifact.load_keras()
+    _write(model, artifact.facts, folder)
+    size = compaction.size_of(model)
+    # TensorFlow numbers functions by what ran before. So the trained model is saved first, also if another replaces it.
+    if not compact or (smaller := compaction.compact(model)) is None:
+        return {"size": size}
+    shutil.rmtree(folder)
+    _write(smaller, artifact.facts, folder)
+    return {"size": compaction.size_of(smaller), "trained_size": size}
+
+
+def _write(model: keras.Model, facts: ModelFacts, folder: Path) -> None:
+    """Write the SavedModel of a Keras model."""
     import tensorflow as tf
     from tensorflow.core.protobuf import fingerprint_pb2
 
-    artifact = Model.load(model_dir)
-    model = artifact.load_keras()
     servable = tf.Module(name="classifier")
     servable.weights = [weight.value for weight in model.weights]
-    names = tf.constant(artifact.facts.class_names)
+    names = tf.constant(facts.class_names)
 
-    @tf.function(input_signature=[tf.TensorSpec((None, *artifact.facts.image_shape), tf.uint8, name="images")])
+    @tf.function(input_signature=[tf.TensorSpec((None, *facts.image_shape), tf.uint8, name="images")])
     def serve(images: Any) -> dict[str, Any]:
         probabilities = model(images, training=False)
         class_id = tf.argmax(probabilities, axis=-1, output_type=tf.int64)

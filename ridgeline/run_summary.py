@@ -90,3 +90,5 @@ def _served(registry: Registry, model: PushedModel) -> Iterator[tuple[str, str]]
         if champion.artifact != model.ref and not decision.push:
             yield "not pushed", decision.reason
         yield "served", f"{name} version {champion.version} in {registry.root / name / str(champion.version)}"
+    if size := model.facts.size_in_words:
+        yield "size", size

@@ -7,6 +7,21 @@ from pathlib import Path
 from ridgeline.artifacts.base import Artifact, Facts
 
 
+class ModelSize(Facts):
+    """What a model has to store and to compute.
+
+    Attributes:
+        num_weights: Number of its weights, biases and statistics included.
+        num_multiply_adds: Number of products that its kernels take for one image; None if it has layers with kernels
+            other than dense layers and convolutions.
+        num_bytes: Size of its weights.
+    """
+
+    num_weights: int
+    num_multiply_adds: int | None
+    num_bytes: int
+
+
 class PushedModelFacts(Facts):
     """What is known of a servable model.
 
@@ -21,6 +36,8 @@ class PushedModelFacts(Facts):
         champion: Digest of the champion that it was judged against; None if there was none.
         forced: The reason that a person gave for blessing or serving it by force; None if none was given.
         dataset: Name of the dataset that it was trained on; empty in artifacts of earlier releases.
+        size: Its size; None in artifacts of earlier releases.
+        trained_size: The trained model's size if compaction removed a part of it; None if it is served as trained.
     """
 
     model_name: str
@@ -33,6 +50,23 @@ class PushedModelFacts(Facts):
     champion: str | None = None
     forced: str | None = None
     dataset: str = ""
+    size: ModelSize | None = None
+    trained_size: ModelSize | None = None
+
+    @property
+    def size_in_words(self) -> str:
+        """The size, and that of the trained model if it is larger; empty if it is not known."""
+        if self.size is None:
+            return ""
+        now, before = self.size, self.trained_size or self.size
+        of = " of {}".format if before is not now else lambda _: ""
+        parts = [
+            f"{now.num_weights:,}{of(f'{before.num_weights:,}')} weights",
+            f"{now.num_bytes / 2**20:.3f}{of(f'{before.num_bytes / 2**20:.3f}')} MiB",
+        ]
+        if now.num_multiply_adds is not None:
+            parts.append(f"{now.num_multiply_adds:,}{of(f'{before.num_multiply_adds:,}')} multiply-adds an image")
+        return ", ".join(parts)
 
 
 class PushedModel(Artifact[PushedModelFacts]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import pytest
 import components.export
 from ridgeline import pipeline
 from ridgeline.artifacts.model_evaluation import ModelEvaluation, ModelEvaluationFacts
+from ridgeline.artifacts.pushed_model import ModelSize
 from ridgeline.pipeline import StepResult
 from ridgeline.registry import Registry
 from ridgeline.run_summary import summary
@@ -74,10 +76,14 @@ def sequence(synthetic_store: Store, tmp_path_factory: pytest.TempPathFactory) -
     """
     saved = tmp_path_factory.mktemp("saved")
 
-    def save(model: Path, folder: Path) -> None:
-        if not (saved / model.name).exists():
-            components.export.save(model, saved / model.name)
+    @functools.cache
+    def sizes(model: Path, compact: bool) -> dict[str, ModelSize]:
+        return components.export.save(model, saved / model.name, compact)
+
+    def save(model: Path, folder: Path, compact: bool) -> dict[str, ModelSize]:
+        made = sizes(model, compact)
         shutil.copytree(saved / model.name, folder)
+        return made
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ridgeline.registry.check", lambda *_: None)

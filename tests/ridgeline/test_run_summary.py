@@ -22,6 +22,7 @@ def test_summary_lists_the_outcome_of_each_step(synthetic):
     assert "test images of synthetic_garments:1.0.0" in text
     assert "blessed: accuracy" in text
     assert f"served       synthetic_garments version 1 in {settings.serving_dir()}" in text
+    assert re.search(r"^size         [\d,]+ weights, [\d.]+ MiB, [\d,]+ multiply-adds an image$", text, re.MULTILINE)
     reports = [line.split()[1] for line in lines if line.startswith("report")]
     assert "data         0 errors" in text
     assert len(reports) == 3

@@ -278,6 +278,7 @@ def render(settings: Settings, run: Run) -> str:
         data_summary=_findings(data) if data else "",
         selection=found[SweepResult].facts if SweepResult in found else None,
         served=served,
+        size=found[PushedModel].facts.size_in_words if PushedModel in found else "",
         problems=problems,
         reports=reports,
         lineage=list(_lines(store, lineage(store, list(outputs.values())[-1]))) if outputs else [],

@@ -74,6 +74,7 @@ def test_it_shows_the_verdict_the_figures_and_what_is_served(synthetic: Syntheti
         assert html.escape(reason) in page
     assert f"<dd>{100 * facts.accuracy:.2f} %" in page
     assert "Pushed as version 1 of synthetic_garments. It is the champion." in page
+    assert re.search(r"Exported model: [\d,]+ weights, [\d.]+ MiB, [\d,]+ multiply-adds an image\.", page)
     assert "SYNTHETIC" in page
 
 

@@ -1,0 +1,89 @@
+"""What compaction of a sparse model saves: weights, multiply-adds, and latency of the exported SavedModel."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+
+from benchmarks.steps import python, row
+from benchmarks.sweep import SPARSE_TRAINING
+from ridgeline.settings import Settings
+
+L1 = 2e-4
+BATCHES = {1: 200, 1_000: 5}  # calls in a round
+ROUNDS = 31
+
+EXPORT = """
+import json, sys, tempfile
+from pathlib import Path
+import numpy as np
+from components.export import save
+from components.train import train
+from ridgeline.artifacts.examples import Examples
+NO_PENALTY = {"penalty": {"kind": "none"}, "solver": "subgradient"}
+examples, values, folder = Examples.load(Path(sys.argv[1])), json.loads(sys.argv[2]), Path(sys.argv[3])
+for name in ("dense", "model"):
+    (folder / name).mkdir()
+dense = train(examples=examples, params=train.parse(values | NO_PENALTY), output=folder / "dense")
+model = train(examples=examples, params=train.parse(values), output=folder / "model")
+save(model.path, folder / "trained")
+sizes = save(model.path, folder / "compact", compact=True)
+np.save(folder / "images.npy", examples.split("test").images)
+sparsity = model.facts.sparsity
+zeros = sum(layer.num_zeros for layer in sparsity) / sum(layer.num_weights for layer in sparsity)
+accuracy, without = (trained.facts.metrics["val_accuracy"] for trained in (model, dense))
+facts = {"zeros": zeros, "accuracy": accuracy, "accuracy without": without}
+print(json.dumps({name: size.model_dump() for name, size in sizes.items()} | facts))
+"""
+SERVE = """
+import json, statistics, sys, time
+from pathlib import Path
+import numpy as np
+import tensorflow as tf
+folder, batches, rounds = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
+images = np.load(folder / "images.npy")
+models = {name: tf.saved_model.load(str(folder / name)) for name in ("trained", "compact")}
+serve = {name: model.signatures["serving_default"] for name, model in models.items()}
+answers = {name: call(images=tf.constant(images))["probabilities"].numpy() for name, call in serve.items()}
+found = {"difference": float(np.abs(answers["trained"] - answers["compact"]).max())}
+for batch, calls in batches.items():
+    values, seconds = tf.constant(images[: int(batch)]), {name: [] for name in serve}
+    for _ in range(rounds):
+        for name, call in serve.items():
+            start = time.perf_counter()
+            for _ in range(calls):
+                call(images=values)["probabilities"].numpy()
+            seconds[name].append((time.perf_counter() - start) / calls)
+    found[batch] = {name: statistics.median(times) for name, times in seconds.items()}
+print(json.dumps(found))
+"""
+
+
+def main(settings: Settings, refs: dict[str, str]) -> None:
+    """Print the table.
+
+    Args:
+        settings: Locate the store of a pipeline run.
+        refs: Store-relative name of each artifact, by step.
+    """
+    values = {"penalty": {"kind": "l1", "l1": L1}, "solver": "proximal", **SPARSE_TRAINING}
+    with tempfile.TemporaryDirectory() as folder:
+        examples = str(settings.open_store().path(refs["transform"]))
+        made = python(EXPORT, examples, json.dumps(values), folder)
+        served = python(SERVE, folder, json.dumps(BATCHES), str(ROUNDS))
+    print(f"\nCompaction of a model trained with l1={L1}; latency: median of {ROUNDS} rounds, in turns")
+    before, after = made.get("trained_size", made["size"]), made["size"]
+    row("weights that are zero", f"{100 * made['zeros']:.1f} %", ">= 80 %")
+    row("validation accuracy", f"{made['accuracy']:.4f}")
+    row("  less than without a penalty", f"{made['accuracy without'] - made['accuracy']:.4f}", "<= 0.01")
+    for name, title in (("num_weights", "weights"), ("num_multiply_adds", "multiply-adds an image")):
+        goal = "<= 45 %" if name == "num_multiply_adds" else ""
+        left = f"{after[name]:,} of {before[name]:,}, {100 * after[name] / before[name]:.1f} %"
+        row(f"{title} after compaction", left, goal)
+    row("size of the weights", f"{after['num_bytes'] / 2**20:.3f} of {before['num_bytes'] / 2**20:.3f} MiB")
+    row("largest difference of a probability", f"{served['difference']:.1e}", "<= 1e-5")
+    for batch in BATCHES:
+        times = {name: 1e3 * seconds for name, seconds in served[str(batch)].items()}
+        row(f"latency at batch {batch:,}, as trained", f"{times['trained']:.3f} ms")
+        faster = f"{times['compact']:.3f} ms, {times['trained'] / times['compact']:.2f} times faster"
+        row("  after compaction", faster, ">= 1.5" if batch == 1_000 else "")

@@ -1,0 +1,1 @@
+"""What `export` does to a model before it is saved: compaction."""
