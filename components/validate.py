@@ -189,14 +189,7 @@ def _against_schema(statistics: ExampleStatistics, schema: SchemaFacts) -> Itera
     facts = statistics.facts
     advice = "If this is intended, edit the schema, or set schema.infer=true once."
     if facts.image_shape != schema.image_shape:
-        yield Finding(
-            check="image shape",
-            severity="error",
-            message=f"The images have the shape {facts.image_shape}; the schema states {schema.image_shape}",
-            value=0,
-            threshold=0,
-            advice=f"Whoever sends images to the served model would have to change, too. {advice}",
-        )
+        yield _differing_shape("image shape", facts, f"the schema states {schema.image_shape}", advice)
     missing = [name for name in schema.class_names if name not in facts.class_names]
     added = [name for name in facts.class_names if name not in schema.class_names]
     yield from _differing_classes("missing", missing, "new", added, "the schema", advice)
@@ -237,6 +230,17 @@ def _against_schema(statistics: ExampleStatistics, schema: SchemaFacts) -> Itera
                     threshold=allowed.min if value < allowed.min else allowed.max,
                     advice=f"Compare how the images were prepared. {advice}",
                 )
+
+
+def _differing_shape(check: str, facts: ExampleStatisticsFacts, expected: str, advice: str) -> Finding:
+    return Finding(
+        check=check,
+        severity="error",
+        message=f"The images have the shape {facts.image_shape}; {expected}",
+        value=0,
+        threshold=0,
+        advice=f"Whoever sends images to the served model would have to change, too. {advice}",
+    )
 
 
 def _differing_classes(
@@ -495,15 +499,8 @@ def _changes(now: ExampleStatistics, then: ExampleStatistics, params: Params) ->
     """Compare with the statistics of the examples that the champion was trained on."""
     advice = "Compare how the images were prepared. If the change is intended, give a reason in accept_anomalies."
     if now.facts.image_shape != then.facts.image_shape:
-        yield Finding(
-            check="image shape of the champion",
-            severity="error",
-            message=f"The images have the shape {now.facts.image_shape}; those of the champion had "
-            f"{then.facts.image_shape}",
-            value=0,
-            threshold=0,
-            advice=f"Whoever sends images to the served model would have to change, too. {advice}",
-        )
+        expected = f"those of the champion had {then.facts.image_shape}"
+        yield _differing_shape("image shape of the champion", now.facts, expected, advice)
     names, before = now.facts.class_names, then.facts.class_names
     vanished = [name for name in before if name not in names]
     added = [name for name in names if name not in before]

@@ -64,8 +64,7 @@ def render(
 
 
 def _image(pixels: np.ndarray, alt: str) -> Picture:
-    grey = pixels.ndim == 3 and pixels.shape[2] == 1
-    return Picture(thumbnail(pixels[:, :, 0] if grey else pixels), alt)
+    return Picture(thumbnail(pixels), alt)
 
 
 def _shown(examples: Examples, place: Evidence) -> tuple[Evidence, str, Picture]:

@@ -40,10 +40,8 @@ def render(facts: LabelErrorsFacts, examples: Examples) -> str:
 
 def _picture(suspect: Suspect, facts: LabelErrorsFacts, examples: Examples) -> Picture:
     images, _ = examples.split(suspect.split).rows(suspect.row, suspect.row + 1)  # type: ignore[arg-type]
-    pixels = images[0]
-    grey = pixels.ndim == 3 and pixels.shape[2] == 1
     alt = f"Image {suspect.row} of the {suspect.split} split, labelled {facts.class_names[suspect.label]}."
-    return Picture(thumbnail(pixels[:, :, 0] if grey else pixels), alt)
+    return Picture(thumbnail(images[0]), alt)
 
 
 TEMPLATE = """\

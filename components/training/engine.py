@@ -35,7 +35,7 @@ from components.training.penalties.kind import Formula
 from components.training.penalties.l1_l2 import ELASTIC_NET
 from components.training.penalty import Penalty, regularizer
 from ridgeline.artifacts.examples import Examples
-from ridgeline.artifacts.model import named_weights
+from ridgeline.artifacts.model import all_layers, named_weights
 
 if TYPE_CHECKING:
     import keras
@@ -146,7 +146,7 @@ class Engine:
         self._optimizer.exclude_from_weight_decay([v for v in variables if v.regularizer is not self._penalty])
         self._optimizer.build(self._model.trainable_variables)
         self._fresh = [variable.numpy() for variable in self._optimizer.variables]
-        layers = list(_layers(self._model))
+        layers = list(all_layers(self._model))
         # Layers that look at a whole batch get no padding: their state and their losses are of the batch alone.
         self._pads = not any(layer.non_trainable_weights or layer.activity_regularizer for layer in layers)
         self._by_xla = not any("Conv" in type(layer).__name__ for layer in layers)
@@ -491,14 +491,6 @@ def row_order(seed: int, epoch: int, start: int, size: int) -> np.ndarray:
         True
     """
     return np.random.default_rng([seed, epoch, start]).permutation(size)
-
-
-def _layers(model: Any) -> Iterator[Any]:
-    """Yield the layers of a model, also those of models in it."""
-    for layer in model.layers:
-        yield layer
-        if hasattr(layer, "layers"):
-            yield from _layers(layer)
 
 
 def _rate(kind: str) -> Any:

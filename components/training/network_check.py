@@ -12,6 +12,7 @@ import numpy as np
 from components.training.network import build_network, with_normalization
 from components.training.params import NETWORKS, Params
 from ridgeline.artifacts.examples import Examples
+from ridgeline.artifacts.model import all_layers
 from ridgeline.component import StepError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def _check(examples: Examples, params: Params) -> None:
     if problem := _problem(model, shape, classes, regularizer):
         expected, received = problem
         raise StepError(f"Expected {name} to {expected}; received {received}. {advice}")
-    owners = dict(_owners(model))
+    owners = {id(weight): type(layer).__name__ for layer in all_layers(model) for weight in layer.weights}
     for weight in (weight for weight in model.trainable_weights if weight.regularizer is regularizer):
         if reason := params.penalty.formula.unfit(tuple(weight.shape), owners[id(weight)]):
             raise StepError(
@@ -113,15 +114,6 @@ def _problem(
     if not any(weight.regularizer is regularizer for weight in model.trainable_weights):
         return "give its argument regularizer to at least 1 layer", "one on which the penalty would have no effect"
     return None
-
-
-def _owners(model: Any) -> Iterator[tuple[int, str]]:
-    """Yield the id of each weight and the class of its layer."""
-    for layer in model.layers:
-        if hasattr(layer, "layers"):
-            yield from _owners(layer)
-        else:
-            yield from ((id(weight), type(layer).__name__) for weight in layer.weights)
 
 
 def _not_of_keras(value: Any) -> Iterator[str]:

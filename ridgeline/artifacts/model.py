@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,6 +101,14 @@ class Model(Artifact[ModelFacts]):
         model = keras.models.model_from_json((self.path / "architecture.json").read_text(encoding="utf-8"))
         model.load_weights(self.path / "model.weights.h5")
         return model
+
+
+def all_layers(model: keras.Model) -> Iterator[Any]:
+    """Yield the layers of a network, also those of networks in it, each after the one that it is in."""
+    for layer in model.layers:
+        yield layer
+        if hasattr(layer, "layers"):
+            yield from all_layers(layer)
 
 
 def named_weights(model: keras.Model) -> dict[str, Any]:
