@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from components.exporting import compaction
+from ridgeline import fresh_process
 from ridgeline.artifacts.examples import Examples
 from ridgeline.artifacts.label_errors import LabelErrors
 from ridgeline.artifacts.model import Model, ModelFacts
@@ -24,6 +19,7 @@ from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import ModelSize, PushedModel, PushedModelFacts
 from ridgeline.component import Params as StepParams
 from ridgeline.component import StepError, StepSkipped, component
+from ridgeline.fresh_process import FreshProcessError
 
 if TYPE_CHECKING:
     import keras
@@ -98,22 +94,8 @@ def export(
     return facts
 
 
-SAVE = """
-import json, sys
-from pathlib import Path
-from ridgeline import quiet_tensorflow
-quiet_tensorflow.install()
-from components.export import end_with, save
-end_with(int(sys.argv[1]))
-sizes = save(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4] == "compact")
-print(json.dumps({name: size.model_dump() for name, size in sizes.items()}))
-"""
-
-
 def save_in_a_fresh_process(model: Path, folder: Path, compact: bool = False) -> dict[str, ModelSize]:
     """Call `save` in a fresh process, since TensorFlow numbers functions by a counter of the process.
-
-    The process takes no code from the working directory (``-P``).
 
     Args:
         model: Directory of a `Model` artifact.
@@ -126,32 +108,15 @@ def save_in_a_fresh_process(model: Path, folder: Path, compact: bool = False) ->
     Raises:
         RuntimeError: If `save` fails.
     """
-    form = "compact" if compact else "trained"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", SAVE, str(os.getpid()), str(model), str(folder), form],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"Expected a SavedModel of {model}; received: {done.stderr.strip()[-2000:]}")
-    sizes = json.loads(done.stdout.splitlines()[-1])
+    try:
+        sizes = fresh_process.call(_save, str(model), str(folder), compact)
+    except FreshProcessError as error:
+        raise RuntimeError(f"Expected a SavedModel of {model}; received: {error}") from error
     return {name: ModelSize.model_validate(size) for name, size in sizes.items()}
 
 
-def end_with(parent: int) -> None:
-    """End this process when its parent ends, even if the parent was killed: its files are of no use then.
-
-    Args:
-        parent: Process id of the parent.
-    """
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.05)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _save(model: str, folder: str, compact: bool) -> dict[str, Any]:
+    return {name: size.model_dump() for name, size in save(Path(model), Path(folder), compact).items()}
 
 
 def save(model_dir: Path, folder: Path, compact: bool = False) -> dict[str, ModelSize]:

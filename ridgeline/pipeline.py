@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from ridgeline import fresh_process
 from ridgeline.artifacts.base import Artifact, ArtifactError
 from ridgeline.artifacts.dataset import served_name
 from ridgeline.artifacts.model import Model
@@ -443,6 +444,9 @@ def run(
             if result.execution.output is None:
                 return
             outputs[step.output] = result.execution.output
+            missing = set(steps[-1].inputs.values()) - outputs.keys()
+            if result.execution.state == "complete" and steps[-1].output is PushedModel and len(missing) == 1:
+                fresh_process.start_ahead()  # to save the model and to check what is pushed
 
 
 def expect_steps(names: Iterable[str], steps: Iterable[Component]) -> None:

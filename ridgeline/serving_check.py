@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ridgeline import quiet_tensorflow
+from ridgeline import fresh_process
+from ridgeline.fresh_process import FreshProcessError
 
 TOLERANCE = 1e-5
 TIMEOUT_SECONDS = 300
@@ -32,26 +29,15 @@ def check(saved_model: Path, expected: Path, class_names: Sequence[str]) -> None
     Raises:
         ServingError: If it can't be loaded or any response differs.
     """
-    command = [sys.executable, "-P", "-m", "ridgeline.serving_check", str(saved_model), str(expected)]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    names = json.dumps(list(class_names))  # read from standard input: a command line has a limited length
+    arguments = str(saved_model), str(expected), list(class_names)
     try:
-        subprocess.run(
-            command,
-            env=environment,
-            input=names,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_SECONDS,
-            check=True,
-        )
-    except subprocess.SubprocessError as error:
-        received = str(getattr(error, "stderr", None) or error).strip()[-2000:]
-        message = f"Expected {saved_model} to serve the evaluation's predictions; received: {received}."
+        fresh_process.call(main, *arguments, timeout_seconds=TIMEOUT_SECONDS)
+    except FreshProcessError as error:
+        message = f"Expected {saved_model} to serve the evaluation's predictions; received: {error}."
         raise ServingError(message) from error
 
 
-def main(saved_model: Path, expected: Path, class_names: list[str]) -> None:
+def main(saved_model: str | Path, expected: str | Path, class_names: list[str]) -> None:
     """Compare a SavedModel's responses with the expected probabilities, in this process, at several batch sizes.
 
     Args:
@@ -62,11 +48,10 @@ def main(saved_model: Path, expected: Path, class_names: list[str]) -> None:
     Raises:
         SystemExit: If any response differs.
     """
-    quiet_tensorflow.install()
     import tensorflow as tf
 
-    images = np.load(expected / "images.npy", allow_pickle=False)
-    probabilities = np.load(expected / "probabilities.npy", allow_pickle=False)
+    images = np.load(Path(expected) / "images.npy", allow_pickle=False)
+    probabilities = np.load(Path(expected) / "probabilities.npy", allow_pickle=False)
     serve = tf.saved_model.load(str(saved_model)).signatures["serving_default"]
     for size in (1, 7, len(images)):
         served = {name: value.numpy() for name, value in serve(images=tf.constant(images[:size])).items()}
@@ -82,6 +67,3 @@ def main(saved_model: Path, expected: Path, class_names: list[str]) -> None:
         if wrong := [pair for pair in zip(right, names, strict=True) if pair[0] != pair[1]]:
             raise SystemExit(f"expected class_name to be the name of class_id, {wrong[0][0]}; received {wrong[0][1]}")
 
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), json.load(sys.stdin))
