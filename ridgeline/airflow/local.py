@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
+import json
 import logging
 import os
 import re
@@ -74,6 +77,8 @@ def run(
     folder = _checkout()
     Settings()  # a bad variable is refused before anything is written
     os.environ |= (env := environment(folder, "airflow-run", os.environ))
+    if (file := folder / "dags" / Path(f"{dag_id}.py").name).is_file():  # Airflow need not read the others
+        os.environ["AIRFLOW__CORE__DAGS_FOLDER"] = str(file)
     for name in os.environ.keys() - env.keys():
         del os.environ[name]
     home = Path(env["AIRFLOW_HOME"])
@@ -90,7 +95,8 @@ def run(
 
 
 def _run_dag(dag_id: str, conf: Mapping[str, Any], log_file: Path) -> int:
-    print(f"Airflow starts in about 10 s; its log: {log_file}\n")
+    print(f"Airflow starts in about 5 s; its log: {log_file}\n")
+    _start_quickly()
     with _output_to(log_file) as terminal:
         try:
             from airflow.dag_processing.dagbag import DagBag
@@ -132,6 +138,28 @@ def _run_dag(dag_id: str, conf: Mapping[str, Any], log_file: Path) -> int:
         if failed:
             print(f"\nThe run failed. Airflow's log: {log_file}", file=terminal)
         return int(failed)
+
+
+def _start_quickly() -> None:
+    """Spare this process work that it does not need: half of the time of a run that reuses every step.
+
+    Airflow makes a million objects that stay. Python's garbage collector looks at all of them again and again, and once
+    more at the end. For each task, Airflow checks the schemas of all parameters of the DAG, which do not change. And
+    where a package for IRIs is installed, jsonschema compiles its grammars; no parameter is one.
+    """
+    gc.set_threshold(100_000, 50, 100)
+    atexit.register(gc.freeze)
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]  # its import raises ImportError
+    from jsonschema import Draft202012Validator
+
+    check, checked = Draft202012Validator.check_schema, set[str]()
+
+    def check_once(schema: Any, **options: Any) -> None:
+        if (text := json.dumps(schema, sort_keys=True)) not in checked:
+            check(schema, **options)
+            checked.add(text)
+
+    Draft202012Validator.check_schema = check_once  # type: ignore[method-assign]
 
 
 @contextmanager
