@@ -140,7 +140,7 @@ def serve() -> None:
             os.close(written)
             content = b""
             while True:
-                if requests in select.select([requests, result], [], [])[0]:  # its end
+                if requests.fileno() in select.select([requests.fileno(), result], [], [])[0]:  # its end
                     os.kill(fork, signal.SIGKILL)
                     return
                 if not (part := os.read(result, 2**16)):

@@ -66,4 +66,3 @@ def main(saved_model: str | Path, expected: str | Path, class_names: list[str]) 
         right = [class_names[i] for i in served["class_id"]]
         if wrong := [pair for pair in zip(right, names, strict=True) if pair[0] != pair[1]]:
             raise SystemExit(f"expected class_name to be the name of class_id, {wrong[0][0]}; received {wrong[0][1]}")
-

@@ -146,6 +146,8 @@ class Engine:
         self._optimizer.exclude_from_weight_decay([v for v in variables if v.regularizer is not self._penalty])
         self._optimizer.build(self._model.trainable_variables)
         self._fresh = [variable.numpy() for variable in self._optimizer.variables]
+        # By seed, of the last one: weights, and the states from which layers such as dropout draw.
+        self._drawn: dict[int, list[np.ndarray]] = {}
         layers = list(all_layers(self._model))
         # Layers that look at a whole batch get no padding: their state and their losses are of the batch alone.
         self._pads = not any(layer.non_trainable_weights or layer.activity_regularizer for layer in layers)
@@ -199,10 +201,11 @@ class Engine:
         """
         import keras
 
-        with _SEEDED:
-            keras.utils.set_random_seed(seed)
-            drawn = [variable.numpy() for variable in self._build(self._penalty).variables]
-        _assign(self._model.variables, drawn)  # with the states from which layers such as dropout draw
+        if seed not in self._drawn:
+            with _SEEDED:
+                keras.utils.set_random_seed(seed)
+                self._drawn = {seed: [variable.numpy() for variable in self._build(self._penalty).variables]}
+        _assign(self._model.variables, self._drawn[seed])
         if initial is not None:
             _assign(self._model.weights, initial)
         _assign(self._optimizer.variables, self._fresh)

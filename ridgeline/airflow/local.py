@@ -159,7 +159,7 @@ def _start_quickly() -> None:
             check(schema, **options)
             checked.add(text)
 
-    Draft202012Validator.check_schema = check_once  # type: ignore[method-assign]
+    Draft202012Validator.check_schema = check_once
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 @pytest.mark.parametrize("first", ["tensorflow", "keras"])
 def test_it_is_imported_without_its_noise_and_the_libraries_that_no_step_needs(first):
     code = f"""
-import os, sys
+import gc, os, sys
 from ridgeline import quiet_tensorflow
 class Other:  # prints a line that must not be filtered
     def find_spec(self, name, path=None, target=None):
@@ -20,6 +20,7 @@ quiet_tensorflow.install()
 quiet_tensorflow.install()
 import {first}
 assert not {{"matplotlib", "sklearn"}} & sys.modules.keys()
+assert gc.isenabled()
 import matplotlib.pyplot, sklearn
 os.write(2, b"after\\n")
 """

@@ -46,3 +46,23 @@ def test_a_bad_setting_is_refused_before_airflow_starts(
     assert done.stderr.startswith("error: Setting RIDGELINE_SCHEDULE: expected a cron expression")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "var").exists()
+
+
+CHECKED_ONCE = """
+from airflow.sdk import Param
+from jsonschema import SchemaError
+from ridgeline.airflow.local import _start_quickly
+_start_quickly()
+for _ in range(2):
+    for value, schema, error in ((1, {"type": "no type"}, SchemaError), ("x", {"type": "integer"}, ValueError)):
+        try:
+            Param(value, **schema).resolve()
+        except error:
+            continue
+        raise SystemExit(f"{schema} with {value} was accepted")
+    assert Param(1, type="integer").resolve() == 1
+"""
+
+
+def test_a_wrong_schema_and_a_wrong_value_are_refused_each_time() -> None:
+    subprocess.run([sys.executable, "-P", "-c", CHECKED_ONCE], timeout=60, check=True)
