@@ -146,7 +146,7 @@ class Engine:
         self._optimizer.exclude_from_weight_decay([v for v in variables if v.regularizer is not self._penalty])
         self._optimizer.build(self._model.trainable_variables)
         self._fresh = [variable.numpy() for variable in self._optimizer.variables]
-        layers = list(all_layers(self._model))
+        layers = all_layers(self._model).values()
         # Layers that look at a whole batch get no padding: their state and their losses are of the batch alone.
         self._pads = not any(layer.non_trainable_weights or layer.activity_regularizer for layer in layers)
         self._by_xla = not any("Conv" in type(layer).__name__ for layer in layers)

@@ -54,7 +54,7 @@ def _check(examples: Examples, params: Params) -> None:
     if problem := _problem(model, shape, classes, regularizer):
         expected, received = problem
         raise StepError(f"Expected {name} to {expected}; received {received}. {advice}")
-    owners = {id(weight): type(layer).__name__ for layer in all_layers(model) for weight in layer.weights}
+    owners = {id(weight): type(layer).__name__ for layer in all_layers(model).values() for weight in layer.weights}
     for weight in (weight for weight in model.trainable_weights if weight.regularizer is regularizer):
         if reason := params.penalty.formula.unfit(tuple(weight.shape), owners[id(weight)]):
             raise StepError(

@@ -15,7 +15,7 @@ class KernelFacts(Facts):
     """What is known of one trained kernel.
 
     Attributes:
-        name: The layer's name.
+        name: Its name, see `ridgeline.artifacts.model.named_weights`.
         num_weights: Number of weights.
         num_zeros: Number of those that are exactly 0.0.
         l1_norm: ``sum(abs(w))``.
