@@ -117,4 +117,11 @@ def regularizer(formula: Formula, smooth_only: bool) -> Any:
         def __call__(self, weights: Any) -> Any:
             return formula.value(weights, self.strengths, smooth_only)
 
+        def get_config(self) -> dict[str, Any]:
+            return {}
+
+        def from_config(self, config: dict[str, Any]) -> Any:
+            """Return this regularizer: layers that Keras copies, as `Bidirectional` does, share it."""
+            return self
+
     return Regularizer()
