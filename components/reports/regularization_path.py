@@ -102,7 +102,7 @@ def _curves(facts: SweepResultFacts) -> list[Picture]:
 
     curves = [
         curve("Validation accuracy", "share of images", lambda t: t.metrics["val_accuracy"]),
-        curve("Validation cross-entropy", "nats, without the penalty", lambda t: t.cross_entropy),
+        curve("Validation cross-entropy", "nats, without the penalty", lambda t: t.metrics["val_cross_entropy"]),
         curve("Zeros", "% of all weights exactly zero", lambda t: 100 * t.zero_share),
         curve("Training loss", "nats, with the penalty; log scale", lambda t: t.metrics["loss"], log=True),
         curve("L1 norm", "sum of |w|, log scale", lambda t: t.l1_norm, log=True),
@@ -382,9 +382,9 @@ stronger strength of its kind.{% endif %}</p>
 <tr{% if loop.index0 == facts.winner %} class="chosen"{% endif %}><th scope="row">{{ label(trial) }}\
 {% if loop.index0 == facts.winner %} &#10003;{% endif %}</th>
 {% if trial.diverged %}
-<td colspan="{{ 10 + winner.kernels|length }}">diverged</td>
+<td colspan="{{ 8 + winner.kernels|length + removed|length }}">diverged</td>
 {% else %}
-<td>{{ trial.metrics.val_accuracy|percent(2) }}</td><td>{{ "%.4f"|format(trial.cross_entropy) }}</td>\
+<td>{{ trial.metrics.val_accuracy|percent(2) }}</td><td>{{ "%.4f"|format(trial.metrics.val_cross_entropy) }}</td>\
 <td>{{ "%.4f"|format(trial.metrics.val_loss) }}</td><td>{{ trial.metrics.accuracy|percent(2) }}</td>\
 <td>{{ "%.4f"|format(trial.metrics.loss) }}</td><td>{{ trial.zero_share|percent }}</td>
 {% for kernel in trial.kernels %}

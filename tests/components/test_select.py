@@ -111,7 +111,7 @@ def trial(accuracy, num_zeros=0, l1=0.0, l2=0.0):
     kernel = KernelFacts(name="output", num_weights=100, num_zeros=num_zeros, l1_norm=1.0, l2_norm=1.0)
     metrics = {} if accuracy is None else {"val_accuracy": accuracy}
     return Trial(
-        kind="l1_l2", strengths={"l1": l1, "l2": l2}, solver="proximal", metrics=metrics, penalty=0.0,
+        kind="l1_l2", strengths={"l1": l1, "l2": l2}, solver="proximal", metrics=metrics,
         kernels=(kernel,), diverged="nan" if accuracy is None else None,
     )  # fmt: skip
 
