@@ -34,6 +34,18 @@ LINES = dict(zip(KINDS, cycle((":", "o-", "s--", "D", "^-.", "v:")), strict=Fals
 PATHS = [name for name, kind in KINDS.items() if len(kind.strengths) == 1]  # drawn as curves against the strength
 MAPS = [name for name, kind in KINDS.items() if len(kind.strengths) == 2]  # drawn as heat maps
 
+# What a penalty does to the weights: a sentence after its name. It stands here and not in the penalty's module, whose
+# code is in the key of each training.
+EFFECTS = {
+    "l1": "takes the same amount from every weight, regardless of its size. Weights that the data do not support "
+    "reach zero and stay there, so few remain.",
+    "l2": "shrinks each weight in proportion to its size. Large weights shrink most and small ones hardly at all, so "
+    "the network uses many small weights, and none becomes zero.",
+    "l1_l2": "zeroes the weights that the data do not support, as L1 does, and shrinks the others, as L2 does.",
+    "group": "shrinks the outgoing weights of one pixel, unit or channel together. All of them become zero or none, so "
+    "whole pixels and units drop out of the network.",
+}
+
 
 def render(facts: SweepResultFacts, histograms: np.ndarray, edges: np.ndarray) -> str:
     """Return the report as one HTML document.
@@ -75,10 +87,15 @@ def render(facts: SweepResultFacts, histograms: np.ndarray, edges: np.ndarray) -
             curves=_curves(facts),
             maps=[picture for kind in MAPS if (picture := _heat_map(kind, facts))],
             effects={
-                _capital(KINDS[kind].label): KINDS[kind].effect
-                for kind in KINDS
+                _capital(KINDS[kind].label): effect
+                for kind, effect in EFFECTS.items()
                 if kind in {t.kind for t in facts.trials}
             },
+            removed=[
+                what
+                for what in ("pixels", "units")
+                if any(getattr(t, f"num_eliminated_{what}") is not None for t in facts.trials)
+            ],
             solvers={t.solver for t in facts.trials if KINDS[t.kind].sparse},
             warm_start=facts.warm_start,
             params=flat(facts.training),
@@ -314,9 +331,11 @@ Chosen on the validation split; the test split was not read.</p>
 
 <section>
 <h2>What each penalty does to the weights</h2>
-<p>{% for name, effect in effects.items() if effect %}
+{% if effects %}
+<p>{% for name, effect in effects.items() %}
 <strong>{{ name }}</strong> {{ effect }}
 {% endfor %}</p>
+{% endif %}
 {% for picture in spreads %}
 <div class="wide-figures">{{ figure(picture) }}</div>
 {% endfor %}
