@@ -173,13 +173,13 @@ def _plain_ticks(axis: Axis, *steps: float) -> None:
 
 
 def _heat_map(kind: str, facts: SweepResultFacts) -> Picture | None:
-    """Draw accuracy and zeros over the two strengths of a kind; None if it was not tried."""
+    """Draw accuracy and zeros over the two strengths of a kind; None if most of the map would be empty."""
     from matplotlib.figure import Figure
 
     trials = {tuple(trial.strengths.values()): trial for trial in facts.trials if trial.kind == kind}
-    if not trials:
+    down, across = (sorted({point[axis] for point in trials}) for axis in (0, 1))
+    if 2 * len(trials) <= len(down) * len(across):  # none, or pairs that are no grid
         return None
-    down, across = (sorted(set(values)) for values in zip(*trials, strict=True))
     figure = Figure(figsize=(8.2, 1.3 + 0.4 * len(down)))
     winner = facts.trials[facts.winner]
     texts = []
@@ -300,6 +300,8 @@ TEMPLATE = """\
 {% extends "page" %}
 {% from "macros" import figure %}
 {% macro count(number) %}{{ "unknown" if number is none else "{:,}".format(number) }}{% endmacro %}
+{% macro counts(trial, removed) %}\
+{% for what in removed %}<td>{{ count(trial["num_eliminated_" ~ what]) }}</td>{% endfor %}{% endmacro %}
 {% block title %}Regularization path on {{ facts.dataset }}{% endblock %}
 {% block style %}
 .wide-figures img{max-width:860px}
@@ -353,13 +355,12 @@ all are small.</p>
 <div class="scroll" tabindex="0" role="region" aria-label="The strongest of each kind">
 <table>
 <thead><tr><th scope="col">Penalty</th><th scope="col">Accuracy</th><th scope="col">Zeros</th>\
-<th scope="col">Pixels<br>removed</th><th scope="col">Units<br>removed</th>\
+{% for what in removed %}<th scope="col">{{ what|capitalize }}<br>removed</th>{% endfor %}\
 <th scope="col">L1 norm</th><th scope="col">L2 norm</th></tr></thead>
 <tbody>
 {% for trial in strongest %}
 <tr><th scope="row">{{ label(trial) }}</th><td>{{ trial.metrics.val_accuracy|percent(2) }}</td>\
-<td>{{ trial.zero_share|percent }}</td><td>{{ count(trial.num_eliminated_pixels) }}</td>\
-<td>{{ count(trial.num_eliminated_units) }}</td><td>{{ "%.1f"|format(trial.l1_norm) }}</td>\
+<td>{{ trial.zero_share|percent }}</td>{{ counts(trial, removed) }}<td>{{ "%.1f"|format(trial.l1_norm) }}</td>\
 <td>{{ "%.2f"|format(trial.l2_norm) }}</td></tr>
 {% endfor %}
 </tbody>
@@ -367,6 +368,7 @@ all are small.</p>
 </div>
 </section>
 
+{% if curves or maps %}
 <section>
 <h2>Against strength</h2>
 <div class="pair">
@@ -378,14 +380,16 @@ all are small.</p>
 <div class="wide-figures">{{ figure(picture) }}</div>
 {% endfor %}
 </section>
+{% endif %}
 
 <section>
 <h2>All trainings</h2>
 <p class="note">Losses are in nats and include the penalty; cross-entropy does not. Zeros are shares of the weights \
-that are exactly zero, norms are over all kernels. A pixel or unit is removed if all its outgoing weights are zero, a \
-unit also if all its incoming ones are. {% if solvers %}Penalties that are not smooth use the solver \
-{{ solvers|sort|join(" or ") }}. {% endif %}{% if warm_start %}Each training started from the weights of the next \
-stronger strength of its kind.{% endif %}</p>
+that are exactly zero, norms are over all kernels. {% if removed %}A pixel or unit is removed if all its outgoing \
+weights are zero, a unit also if all its incoming ones are. {% endif %}\
+{% if solvers %}Penalties that are not smooth use the solver {{ solvers|sort|join(" or ") }}. {% endif %}\
+{% if warm_start %}Each training started from the weights of the next stronger strength of its kind, and the strongest \
+from random ones.{% endif %}</p>
 <div class="scroll" tabindex="0" role="region" aria-label="All trainings">
 <table class="trials">
 <thead><tr><th scope="col">Penalty</th><th scope="col">Validation<br>accuracy</th>\
@@ -394,7 +398,7 @@ stronger strength of its kind.{% endif %}</p>
 {% for kernel in winner.kernels %}
 <th scope="col">in<br>{{ kernel.name }}</th>
 {% endfor %}
-<th scope="col">Pixels<br>removed</th><th scope="col">Units<br>removed</th>\
+{% for what in removed %}<th scope="col">{{ what|capitalize }}<br>removed</th>{% endfor %}\
 <th scope="col">L1<br>norm</th><th scope="col">L2<br>norm</th></tr></thead>
 <tbody>
 {% for trial in facts.trials %}
@@ -409,8 +413,7 @@ stronger strength of its kind.{% endif %}</p>
 {% for kernel in trial.kernels %}
 <td>{{ (kernel.num_zeros / kernel.num_weights)|percent }}</td>
 {% endfor %}
-<td>{{ count(trial.num_eliminated_pixels) }}</td><td>{{ count(trial.num_eliminated_units) }}</td>\
-<td>{{ "%.1f"|format(trial.l1_norm) }}</td><td>{{ "%.2f"|format(trial.l2_norm) }}</td>
+{{ counts(trial, removed) }}<td>{{ "%.1f"|format(trial.l1_norm) }}</td><td>{{ "%.2f"|format(trial.l2_norm) }}</td>
 {% endif %}
 </tr>
 {% endfor %}

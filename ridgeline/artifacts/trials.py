@@ -105,7 +105,7 @@ class TrialsFacts(Facts):
         examples_digest: Digest of the examples that all trials trained on.
         training: The training parameters that all trials share: all but the penalty.
         trials: The grid's points, in its order.
-        warm_start: Whether each trial started from the weights of the next stronger one of its kind.
+        warm_start: Whether each trial but the strongest started from the weights of the next stronger one of its kind.
         synthetic: Whether the images were drawn by the project itself.
     """
 
