@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import reprlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ridgeline.artifacts.base import Artifact, Facts
 from ridgeline.artifacts.dataset import served_name
-from ridgeline.artifacts.examples import Normalization
+from ridgeline.artifacts.examples import ExamplesFacts, Normalization
 
 if TYPE_CHECKING:
     import keras
@@ -70,6 +71,21 @@ class ModelFacts(Facts):
     def model_name(self) -> str:
         """The name that the registry serves it by: the dataset's, for example ``fashion_mnist``."""
         return served_name(self.dataset)
+
+    def misfit(self, examples: ExamplesFacts) -> str | None:
+        """Return in what the model does not fit examples, for a message that expects it to; None if it fits.
+
+        Args:
+            examples: The examples.
+
+        Returns:
+            For example ``image_shape (28, 28); received (32, 32)``.
+        """
+        for name in ("image_shape", "class_names"):
+            expected, received = getattr(examples, name), getattr(self, name)
+            if received != expected:
+                return f"{name} {reprlib.repr(expected)}; received {reprlib.repr(received)}"
+        return None
 
 
 class Model(Artifact[ModelFacts]):

@@ -236,3 +236,12 @@ def test_each_weight_of_layers_within_layers_has_a_name_of_its_own() -> None:
                 "output",
             )
         ]
+
+
+def test_a_model_fits_examples_of_its_shape_and_its_classes(synthetic_store: Store, refs: dict[str, str]) -> None:
+    model, examples = (synthetic_store.open(refs[n], t).facts for n, t in (("train", Model), ("transform", Examples)))
+    assert model.misfit(examples) is None
+    wider = examples.model_copy(update={"image_shape": (28, 30)})
+    assert model.misfit(wider) == "image_shape (28, 30); received (28, 28)"
+    fewer = examples.model_copy(update={"class_names": ("a", "b")})
+    assert str(model.misfit(fewer)).startswith("class_names ('a', 'b'); received ('")
