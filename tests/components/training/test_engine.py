@@ -190,9 +190,12 @@ def test_batch_statistics_are_keras_own_also_of_a_smaller_last_batch(bars, monke
         np.testing.assert_allclose(received, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_penalties_of_a_layers_output_count_as_in_keras(bars, monkeypatch):
+@pytest.mark.parametrize("wrapped", [False, True], ids=["alone", "wrapped"])
+def test_penalties_of_a_layers_output_count_as_in_keras(bars, monkeypatch, wrapped):
     def layers(keras_layers):
         hidden = keras_layers.Dense(4, activity_regularizer="l2", bias_regularizer="l1", bias_initializer="ones")
+        if wrapped:
+            return [keras_layers.TimeDistributed(hidden), keras_layers.Flatten()]
         return [keras_layers.Flatten(), hidden]
 
     params = network_of(monkeypatch, layers)
