@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,11 +95,10 @@ def evaluate(
         StepError: If the model does not fit the examples, the test split is empty, or a prediction is not a finite
             number.
     """
-    if field := _misfit(examples, model):
-        expected, received = (reprlib.repr(getattr(artifact.facts, field)) for artifact in (examples, model))
+    if misfit := model.facts.misfit(examples.facts):
         raise StepError(
-            f"Expected a model with the examples' {field} {expected}; received one with {received}, trained on "
-            f"{model.facts.dataset}. Evaluate it on that dataset, or train on {examples.facts.dataset}."
+            f"Expected a model with the examples' {misfit}. Evaluate it on {model.facts.dataset}, on which it was "
+            f"trained, or train on {examples.facts.dataset}."
         )
     test = examples.split("test")
     if not len(test):
@@ -124,7 +122,7 @@ def evaluate(
     predicted = probabilities.argmax(axis=1)
     other = champion and champion.artifact
     comparison = None
-    if other and not _misfit(examples, other):
+    if other and not other.facts.misfit(examples.facts):
         comparison = _compare(other, test, labels, predicted == labels)
     classes, matrix = _class_metrics(labels, predicted, examples.facts.class_names)
     accuracy = float(np.mean(predicted == labels))
@@ -149,12 +147,6 @@ def evaluate(
     report = render(facts, bins, examples, model, network, worst_confusions(matrix))
     (output / "report.html").write_text(report, encoding="utf-8")
     return facts
-
-
-def _misfit(examples: Examples, model: Model) -> str | None:
-    """Return the first fact in which a model does not fit the examples, None if it fits."""
-    fields = ("image_shape", "class_names")
-    return next((name for name in fields if getattr(examples.facts, name) != getattr(model.facts, name)), None)
 
 
 def _predict(network: keras.Model, split: Split) -> np.ndarray:

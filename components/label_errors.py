@@ -73,12 +73,8 @@ def label_errors(dataset: Dataset, examples: Examples, model: Model, params: Par
             f"Expected the dataset that the examples were made from, {examples.facts.dataset}; received "
             f"{dataset.facts.name}. Pass that dataset."
         )
-    for field in ("image_shape", "class_names"):
-        if getattr(examples.facts, field) != getattr(model.facts, field):
-            raise StepError(
-                f"Expected a model with the examples' {field}; received one that was trained on {model.facts.dataset}. "
-                f"Train on {examples.facts.dataset}."
-            )
+    if misfit := model.facts.misfit(examples.facts):
+        raise StepError(f"Expected a model with the examples' {misfit}. Train on {examples.facts.dataset}.")
     splits = {name: examples.split(name) for name in SPLITS}
     labels = np.concatenate([np.asarray(split.labels) for split in splits.values()])
     features = last_hidden_layer(model.load_keras())

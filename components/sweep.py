@@ -235,14 +235,13 @@ def _try(
         result = fit(engine, params, initial=initial)
     except FloatingPointError as error:
         no_weights = np.zeros((len(engine.penalized_names), len(EDGES) - 1), np.int64)
-        trial = Trial(**point, metrics={}, penalty=0.0, kernels=(), diverged=str(error))
+        trial = Trial(**point, metrics={}, kernels=(), diverged=str(error))
         return (trial, no_weights), initial
     kernels, model = engine.penalized(result.weights), engine.model_with(result.weights)
     pixels = eliminated_pixels(model)
     trial = Trial(
         **point,
         metrics=result.metrics,
-        penalty=sum(map(params.penalty.value, kernels.values())),
         kernels=tuple(_kernel_facts(name, kernel) for name, kernel in kernels.items()),
         num_eliminated_pixels=None if pixels is None else int(np.count_nonzero(pixels)),
         num_eliminated_units=eliminated_units(model),

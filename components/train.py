@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import math
-import reprlib
 from collections.abc import Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -98,13 +97,8 @@ def champion_weights(champion: Champion[Model], examples: Examples, params: Para
     advice = "Train with warm_start=false."
     if champion.artifact is None:
         raise StepError(f"Cannot start from {start}: it can't be read ({champion.problem}). Restore it. {advice}")
-    for field in ("image_shape", "class_names"):
-        expected, received = getattr(examples.facts, field), getattr(champion.artifact.facts, field)
-        if expected != received:
-            raise StepError(
-                f"Expected {start}, to have the examples' {field} {reprlib.repr(expected)}; received "
-                f"{reprlib.repr(received)}. {advice}"
-            )
+    if misfit := champion.artifact.facts.misfit(examples.facts):
+        raise StepError(f"Expected {start}, to have the examples' {misfit}. {advice}")
     weights = [np.asarray(weight) for weight in champion.artifact.load_keras().weights]
     shapes = [tuple(weight.shape) for weight in build_model(examples, params).weights]
     if shapes != [weight.shape for weight in weights]:

@@ -66,6 +66,22 @@ def with_option(name: str) -> dict[str, Any]:
     return {"option": name}
 
 
+APPLIES_WITH = "applies_with"
+
+
+def applies_with(field: str, *values: str) -> dict[str, Any]:
+    """Return the ``json_schema_extra`` of a field that must keep its default unless another one has certain values.
+
+    A form sends the values of all fields. Where this one doesn't apply, the value that the form shows counts as left
+    out.
+
+    Args:
+        field: The name of a field of the same model.
+        *values: Its values under which this one applies.
+    """
+    return {APPLIES_WITH: (field, values)}
+
+
 @dataclass(frozen=True)
 class Champion(Generic[A]):
     """An input that the pipeline takes from the registry: the artifact that a step compares its own with.

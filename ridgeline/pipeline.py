@@ -32,10 +32,20 @@ T = TypeVar("T")
 
 
 def load_components() -> dict[str, Component]:
-    """Return the installed steps by name, from the entry points ``ridgeline.components``."""
+    """Return the installed steps by name, from the entry points ``ridgeline.components``.
+
+    Raises:
+        ParameterError: If one can't be imported, or has another name than its step.
+    """
     components: dict[str, Component] = {}
     for entry in importlib.metadata.entry_points(group="ridgeline.components"):
-        component = entry.load()
+        try:
+            component = entry.load()
+        except Exception as error:  # whatever a person's module raises
+            raise ParameterError(
+                f"Cannot import the step {entry.name}: its entry point {entry.value} can't be used: "
+                f"{type(error).__name__}: {error}. Correct its package, or uninstall it."
+            ) from error
         if component.name in components or component.name != entry.name:
             raise ParameterError(
                 f"Expected entry points of ridgeline.components with the names of their steps, each once; received "

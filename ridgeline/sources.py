@@ -114,10 +114,7 @@ def _changed(source: Source, folder: SourceFolder, cache: Path | None) -> list[s
             numbers.extend(MISSING)
     entries = np.frombuffer(numbers, np.int64).reshape(-1, COLUMNS)
     index = _Index.load(_folder_of(cache, source.location, folder.only) / INDEX if cache else None)
-    known, digests = index.recognize(names, entries)
-    unknown = np.flatnonzero(~known & (entries[:, 0] >= 0))
-    digests[unknown] = _hash(Path(source.location), [names[row] for row in unknown], entries[unknown, 0].tolist())
-    found = digests.tobytes()
+    found = _digests(Path(source.location), names, entries, index)[0].tobytes()
     return [name for row, name in enumerate(names) if found[32 * row : 32 * row + 32].hex() != source.files[name]]
 
 
@@ -287,16 +284,22 @@ def _joined(names: list[str]) -> bytes:
     return "\0".join([*names, ""]).encode()
 
 
+def _digests(root: Path, names: list[str], entries: np.ndarray, index: _Index) -> tuple[np.ndarray, int]:
+    """Return the SHA-256 of files, uint8 ``[n, 32]``, 0 if missing; and how many are read, as the index lacks them."""
+    known, digests = index.recognize(names, entries)
+    unknown = np.flatnonzero(~known & (entries[:, 0] >= 0))
+    if len(unknown):
+        digests[unknown] = _hash(root, [names[row] for row in unknown], entries[unknown, 0].tolist())
+    return digests, len(unknown)
+
+
 def _list_folder(root: Path, folder: SourceFolder, place: Path | None, keep: bool) -> dict[str, str]:
     """Return the SHA-256 of each file in a local folder; those that the index knows are not read."""
     started_ns = time.time_ns()
     names, entries = _stat_file(root, folder.only) if folder.only else _walk(root, folder.outside_links)
     index = _Index.load(place / INDEX if place else None)
-    known, digests = index.recognize(names, entries)
-    unknown = np.flatnonzero(~known)
-    if len(unknown):
-        digests[unknown] = _hash(root, [names[row] for row in unknown], entries[unknown, 0].tolist())
-    if place and keep and (len(unknown) or len(names) < len(index.entries)):
+    digests, num_read = _digests(root, names, entries, index)
+    if place and keep and (num_read or len(names) < len(index.entries)):
         with contextlib.suppress(OSError):
             place.mkdir(parents=True, exist_ok=True)
             _Index(started_ns, _joined(names), entries, digests).save(place / INDEX)

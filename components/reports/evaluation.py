@@ -181,15 +181,7 @@ def _eliminated(pixels: np.ndarray | None) -> Picture | None:
 def _mistake(mistake: Mistake, facts: ModelEvaluationFacts, test: Split) -> Picture:
     label, predicted = facts.classes[mistake.label].name, facts.classes[mistake.predicted].name
     alt = f"Test image {mistake.index}: {label}, taken for {predicted}"
-    return Picture(thumbnail(_image(test, mistake.index)), alt)
-
-
-def _image(split: Split, index: int) -> np.ndarray:
-    for images, _ in split.shards:
-        if index < len(images):
-            return np.asarray(images[index])
-        index -= len(images)
-    raise IndexError(f"Expected an index within the split; received one that is {index} beyond its end.")
+    return Picture(thumbnail(test.rows(mistake.index, mistake.index + 1)[0][0]), alt)
 
 
 TEMPLATE = """\

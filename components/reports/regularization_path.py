@@ -34,6 +34,18 @@ LINES = dict(zip(KINDS, cycle((":", "o-", "s--", "D", "^-.", "v:")), strict=Fals
 PATHS = [name for name, kind in KINDS.items() if len(kind.strengths) == 1]  # drawn as curves against the strength
 MAPS = [name for name, kind in KINDS.items() if len(kind.strengths) == 2]  # drawn as heat maps
 
+# What a penalty does to the weights: a sentence after its name. It stands here and not in the penalty's module, whose
+# code is in the key of each training.
+EFFECTS = {
+    "l1": "takes the same amount from every weight, regardless of its size. Weights that the data do not support "
+    "reach zero and stay there, so few remain.",
+    "l2": "shrinks each weight in proportion to its size. Large weights shrink most and small ones hardly at all, so "
+    "the network uses many small weights, and none becomes zero.",
+    "l1_l2": "zeroes the weights that the data do not support, as L1 does, and shrinks the others, as L2 does.",
+    "group": "shrinks the outgoing weights of one pixel, unit or channel together. All of them become zero or none, so "
+    "whole pixels and units drop out of the network.",
+}
+
 
 def render(facts: SweepResultFacts, histograms: np.ndarray, edges: np.ndarray) -> str:
     """Return the report as one HTML document.
@@ -75,10 +87,15 @@ def render(facts: SweepResultFacts, histograms: np.ndarray, edges: np.ndarray) -
             curves=_curves(facts),
             maps=[picture for kind in MAPS if (picture := _heat_map(kind, facts))],
             effects={
-                _capital(KINDS[kind].label): KINDS[kind].effect
-                for kind in KINDS
+                _capital(KINDS[kind].label): effect
+                for kind, effect in EFFECTS.items()
                 if kind in {t.kind for t in facts.trials}
             },
+            removed=[
+                what
+                for what in ("pixels", "units")
+                if any(getattr(t, f"num_eliminated_{what}") is not None for t in facts.trials)
+            ],
             solvers={t.solver for t in facts.trials if KINDS[t.kind].sparse},
             warm_start=facts.warm_start,
             params=flat(facts.training),
@@ -102,7 +119,7 @@ def _curves(facts: SweepResultFacts) -> list[Picture]:
 
     curves = [
         curve("Validation accuracy", "share of images", lambda t: t.metrics["val_accuracy"]),
-        curve("Validation cross-entropy", "nats, without the penalty", lambda t: t.cross_entropy),
+        curve("Validation cross-entropy", "nats, without the penalty", lambda t: t.metrics["val_cross_entropy"]),
         curve("Zeros", "% of all weights exactly zero", lambda t: 100 * t.zero_share),
         curve("Training loss", "nats, with the penalty; log scale", lambda t: t.metrics["loss"], log=True),
         curve("L1 norm", "sum of |w|, log scale", lambda t: t.l1_norm, log=True),
@@ -156,13 +173,13 @@ def _plain_ticks(axis: Axis, *steps: float) -> None:
 
 
 def _heat_map(kind: str, facts: SweepResultFacts) -> Picture | None:
-    """Draw accuracy and zeros over the two strengths of a kind; None if it was not tried."""
+    """Draw accuracy and zeros over the two strengths of a kind; None if most of the map would be empty."""
     from matplotlib.figure import Figure
 
     trials = {tuple(trial.strengths.values()): trial for trial in facts.trials if trial.kind == kind}
-    if not trials:
+    down, across = (sorted({point[axis] for point in trials}) for axis in (0, 1))
+    if 2 * len(trials) <= len(down) * len(across):  # none, or pairs that are no grid
         return None
-    down, across = (sorted(set(values)) for values in zip(*trials, strict=True))
     figure = Figure(figsize=(8.2, 1.3 + 0.4 * len(down)))
     winner = facts.trials[facts.winner]
     texts = []
@@ -283,6 +300,8 @@ TEMPLATE = """\
 {% extends "page" %}
 {% from "macros" import figure %}
 {% macro count(number) %}{{ "unknown" if number is none else "{:,}".format(number) }}{% endmacro %}
+{% macro counts(trial, removed) %}\
+{% for what in removed %}<td>{{ count(trial["num_eliminated_" ~ what]) }}</td>{% endfor %}{% endmacro %}
 {% block title %}Regularization path on {{ facts.dataset }}{% endblock %}
 {% block style %}
 .wide-figures img{max-width:860px}
@@ -314,9 +333,11 @@ Chosen on the validation split; the test split was not read.</p>
 
 <section>
 <h2>What each penalty does to the weights</h2>
-<p>{% for name, effect in effects.items() if effect %}
+{% if effects %}
+<p>{% for name, effect in effects.items() %}
 <strong>{{ name }}</strong> {{ effect }}
 {% endfor %}</p>
+{% endif %}
 {% for picture in spreads %}
 <div class="wide-figures">{{ figure(picture) }}</div>
 {% endfor %}
@@ -334,13 +355,12 @@ all are small.</p>
 <div class="scroll" tabindex="0" role="region" aria-label="The strongest of each kind">
 <table>
 <thead><tr><th scope="col">Penalty</th><th scope="col">Accuracy</th><th scope="col">Zeros</th>\
-<th scope="col">Pixels<br>removed</th><th scope="col">Units<br>removed</th>\
+{% for what in removed %}<th scope="col">{{ what|capitalize }}<br>removed</th>{% endfor %}\
 <th scope="col">L1 norm</th><th scope="col">L2 norm</th></tr></thead>
 <tbody>
 {% for trial in strongest %}
 <tr><th scope="row">{{ label(trial) }}</th><td>{{ trial.metrics.val_accuracy|percent(2) }}</td>\
-<td>{{ trial.zero_share|percent }}</td><td>{{ count(trial.num_eliminated_pixels) }}</td>\
-<td>{{ count(trial.num_eliminated_units) }}</td><td>{{ "%.1f"|format(trial.l1_norm) }}</td>\
+<td>{{ trial.zero_share|percent }}</td>{{ counts(trial, removed) }}<td>{{ "%.1f"|format(trial.l1_norm) }}</td>\
 <td>{{ "%.2f"|format(trial.l2_norm) }}</td></tr>
 {% endfor %}
 </tbody>
@@ -348,6 +368,7 @@ all are small.</p>
 </div>
 </section>
 
+{% if curves or maps %}
 <section>
 <h2>Against strength</h2>
 <div class="pair">
@@ -359,14 +380,16 @@ all are small.</p>
 <div class="wide-figures">{{ figure(picture) }}</div>
 {% endfor %}
 </section>
+{% endif %}
 
 <section>
 <h2>All trainings</h2>
 <p class="note">Losses are in nats and include the penalty; cross-entropy does not. Zeros are shares of the weights \
-that are exactly zero, norms are over all kernels. A pixel or unit is removed if all its outgoing weights are zero, a \
-unit also if all its incoming ones are. {% if solvers %}Penalties that are not smooth use the solver \
-{{ solvers|sort|join(" or ") }}. {% endif %}{% if warm_start %}Each training started from the weights of the next \
-stronger strength of its kind.{% endif %}</p>
+that are exactly zero, norms are over all kernels. {% if removed %}A pixel or unit is removed if all its outgoing \
+weights are zero, a unit also if all its incoming ones are. {% endif %}\
+{% if solvers %}Penalties that are not smooth use the solver {{ solvers|sort|join(" or ") }}. {% endif %}\
+{% if warm_start %}Each training started from the weights of the next stronger strength of its kind, and the strongest \
+from random ones.{% endif %}</p>
 <div class="scroll" tabindex="0" role="region" aria-label="All trainings">
 <table class="trials">
 <thead><tr><th scope="col">Penalty</th><th scope="col">Validation<br>accuracy</th>\
@@ -375,23 +398,22 @@ stronger strength of its kind.{% endif %}</p>
 {% for kernel in winner.kernels %}
 <th scope="col">in<br>{{ kernel.name }}</th>
 {% endfor %}
-<th scope="col">Pixels<br>removed</th><th scope="col">Units<br>removed</th>\
+{% for what in removed %}<th scope="col">{{ what|capitalize }}<br>removed</th>{% endfor %}\
 <th scope="col">L1<br>norm</th><th scope="col">L2<br>norm</th></tr></thead>
 <tbody>
 {% for trial in facts.trials %}
 <tr{% if loop.index0 == facts.winner %} class="chosen"{% endif %}><th scope="row">{{ label(trial) }}\
 {% if loop.index0 == facts.winner %} &#10003;{% endif %}</th>
 {% if trial.diverged %}
-<td colspan="{{ 10 + winner.kernels|length }}">diverged</td>
+<td colspan="{{ 8 + winner.kernels|length + removed|length }}">diverged</td>
 {% else %}
-<td>{{ trial.metrics.val_accuracy|percent(2) }}</td><td>{{ "%.4f"|format(trial.cross_entropy) }}</td>\
+<td>{{ trial.metrics.val_accuracy|percent(2) }}</td><td>{{ "%.4f"|format(trial.metrics.val_cross_entropy) }}</td>\
 <td>{{ "%.4f"|format(trial.metrics.val_loss) }}</td><td>{{ trial.metrics.accuracy|percent(2) }}</td>\
 <td>{{ "%.4f"|format(trial.metrics.loss) }}</td><td>{{ trial.zero_share|percent }}</td>
 {% for kernel in trial.kernels %}
 <td>{{ (kernel.num_zeros / kernel.num_weights)|percent }}</td>
 {% endfor %}
-<td>{{ count(trial.num_eliminated_pixels) }}</td><td>{{ count(trial.num_eliminated_units) }}</td>\
-<td>{{ "%.1f"|format(trial.l1_norm) }}</td><td>{{ "%.2f"|format(trial.l2_norm) }}</td>
+{{ counts(trial, removed) }}<td>{{ "%.1f"|format(trial.l1_norm) }}</td><td>{{ "%.2f"|format(trial.l2_norm) }}</td>
 {% endif %}
 </tr>
 {% endfor %}

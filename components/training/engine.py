@@ -89,8 +89,9 @@ class Fit:
 
     Attributes:
         weights: The kept weights, in the order of the model's ``weights``, float32.
-        history: Metrics of each epoch by Keras's names: ``loss``, ``accuracy``, ``val_loss``, ``val_accuracy``.
-            Losses include the penalty; training metrics are means over the epoch.
+        history: Metrics of each epoch by Keras's names: ``loss``, ``accuracy``, ``val_loss``, ``val_accuracy``; and
+            ``val_cross_entropy``. Losses include all penalties, also the network's own; training metrics are means
+            over the epoch.
         epoch: The epoch whose weights are kept, from 1.
     """
 
@@ -148,7 +149,7 @@ class Engine:
         self._fresh = [variable.numpy() for variable in self._optimizer.variables]
         # By seed, of the last one: weights, and the states from which layers such as dropout draw.
         self._drawn: dict[int, list[np.ndarray]] = {}
-        layers = list(all_layers(self._model))
+        layers = all_layers(self._model).values()
         # Layers that look at a whole batch get no padding: their state and their losses are of the batch alone.
         self._pads = not any(layer.non_trainable_weights or layer.activity_regularizer for layer in layers)
         self._by_xla = not any("Conv" in type(layer).__name__ for layer in layers)
@@ -217,7 +218,8 @@ class Engine:
         strengths = " ".join(f"{name}={strength!r}" for name, strength in penalty.strengths.items())
         values = f"{strengths} learning_rate={learning_rate!r} seed={seed!r} {self._recipe!r}"
 
-        history: dict[str, list[float]] = {"loss": [], "accuracy": [], "val_loss": [], "val_accuracy": []}
+        names = ("loss", "accuracy", "val_loss", "val_accuracy", "val_cross_entropy")
+        history: dict[str, list[float]] = {name: [] for name in names}
         kept: list[np.ndarray] = []
         if saved := checkpoint.load() if checkpoint else None:
             arrays, history = saved[0], saved[1]["history"]
@@ -442,24 +444,26 @@ class Engine:
     def _validate(self) -> dict[str, float]:
         import tensorflow as tf
 
-        split, loss, hits = self._examples.split("validation"), 0.0, 0
+        split, entropy, loss, hits = self._examples.split("validation"), 0.0, 0.0, 0
         for start in range(0, len(split), SCORE_IMAGES):
             images, labels = split.rows(start, start + SCORE_IMAGES)
-            part_loss, part_hits = self._score(tf.constant(images), tf.constant(labels, tf.int32))
-            loss, hits = loss + float(part_loss), hits + int(part_hits)
+            sums = self._score(tf.constant(images), tf.constant(labels, tf.int32))
+            entropy, loss, hits = entropy + float(sums[0]), loss + float(sums[1]), hits + int(sums[2])
         penalty = sum(float(variable.regularizer(variable)) for variable in self._regularized)
-        return {"val_loss": loss / len(split) + penalty, "val_accuracy": hits / len(split)}
+        metrics = {"val_loss": loss / len(split) + penalty, "val_accuracy": hits / len(split)}
+        return metrics | {"val_cross_entropy": entropy / len(split)}
 
-    def _sums(self, images: Any, labels: Any) -> tuple[Any, Any]:
+    def _sums(self, images: Any, labels: Any) -> tuple[Any, Any, Any]:
+        """Return the sums of cross-entropies, of losses without the penalty of weights, and of hits."""
         import tensorflow as tf
 
         probabilities = self._model(images, training=False)
         hits = tf.equal(tf.argmax(probabilities, 1, tf.int32), labels)
-        loss = tf.reduce_sum(self._cross_entropy(labels, probabilities))
+        loss = entropy = tf.reduce_sum(self._cross_entropy(labels, probabilities))
         losses = self._model.losses  # those of the layers' outputs, then those of the weights
         if of_outputs := losses[: len(losses) - len(self._regularized)]:
             loss += tf.add_n(of_outputs) * tf.cast(tf.shape(images)[0], loss.dtype)
-        return loss, tf.reduce_sum(tf.cast(hits, tf.int32))
+        return entropy, loss, tf.reduce_sum(tf.cast(hits, tf.int32))
 
     @property
     def _regularized(self) -> list[Any]:

@@ -26,7 +26,7 @@ def build_model(examples: Examples, params: Params, regularizer: keras.Regulariz
 
 
 def _build(examples: Examples, params: Params, regularizer: keras.Regularizer | None) -> keras.Model:
-    return with_normalization(examples, build_network(examples, params, regularizer))
+    return _with_normalization(examples, build_network(examples, params, regularizer))
 
 
 def build_network(examples: Examples, params: Params, regularizer: keras.Regularizer | None) -> keras.Model:
@@ -37,11 +37,14 @@ def build_network(examples: Examples, params: Params, regularizer: keras.Regular
         params: The network and its options.
         regularizer: Regularizer of the penalized weights.
     """
+    import keras
+
     facts, network = examples.facts, NETWORKS[params.network]
-    return network.build(facts.image_shape, len(facts.class_names), regularizer, params.options)
+    with keras.saving.custom_object_scope({type(regularizer).__name__: regularizer}):  # see `penalty.regularizer`
+        return network.build(facts.image_shape, len(facts.class_names), regularizer, params.options)
 
 
-def with_normalization(examples: Examples, network: keras.Model) -> keras.Model:
+def _with_normalization(examples: Examples, network: keras.Model) -> keras.Model:
     """Return a flat model of the normalization and a network's layers.
 
     Args:

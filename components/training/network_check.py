@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from components.training.network import build_network, with_normalization
+from components.training.network import build_model, build_network
 from components.training.params import NETWORKS, Params
+from components.training.penalty import regularizer
 from ridgeline.artifacts.examples import Examples
 from ridgeline.artifacts.model import all_layers
 from ridgeline.component import StepError
@@ -43,27 +44,26 @@ def _check(examples: Examples, params: Params) -> None:
     network = NETWORKS[params.network]
     name, shape, classes = f"the network {params.network}", examples.facts.image_shape, len(examples.facts.class_names)
     advice = f"Correct its function in {network.module}, or choose another train.network."
-    regularizer = keras.regularizers.L1L2()
+    penalty = regularizer(params.penalty.formula, smooth_only=params.solver == "proximal")
     try:
-        model = build_network(examples, params, regularizer)
+        model = build_network(examples, params, penalty)  # as the engine trains it
     except Exception as error:
         raise StepError(
             f"Cannot build {name} for images of the shape {shape} and {classes} classes: {type(error).__name__}: "
             f"{error} Change its options, or choose another train.network."
         ) from error
-    if problem := _problem(model, shape, classes, regularizer):
+    if problem := _problem(model, shape, classes, penalty):
         expected, received = problem
         raise StepError(f"Expected {name} to {expected}; received {received}. {advice}")
-    owners = {id(weight): type(layer).__name__ for layer in all_layers(model) for weight in layer.weights}
-    for weight in (weight for weight in model.trainable_weights if weight.regularizer is regularizer):
+    owners = {id(weight): type(layer).__name__ for layer in all_layers(model).values() for weight in layer.weights}
+    for weight in (weight for weight in model.trainable_weights if weight.regularizer is penalty):
         if reason := params.penalty.formula.unfit(tuple(weight.shape), owners[id(weight)]):
             raise StepError(
                 f"Cannot apply the penalty {params.penalty.kind} to {weight.path} of {name}, shape "
                 f"{tuple(weight.shape)}: {reason}. Choose another penalty, or give that weight no regularizer."
             )
     try:
-        whole = with_normalization(examples, model)
-        text = whole.to_json()
+        text = build_model(examples, params).to_json()  # as it is saved
         if foreign := sorted(set(_not_of_keras(json.loads(text)))):
             raise StepError(
                 f"Expected {name} to consist of Keras's own layers and functions, so that it can be loaded where its "
@@ -87,9 +87,7 @@ def _check(examples: Examples, params: Params) -> None:
         )
 
 
-def _problem(
-    model: Any, shape: tuple[int, ...], classes: int, regularizer: keras.Regularizer
-) -> tuple[str, Any] | None:
+def _problem(model: Any, shape: tuple[int, ...], classes: int, penalty: keras.Regularizer) -> tuple[str, Any] | None:
     """Return what a network should do and what it does instead; None if it is as it should be."""
     if type(model).__module__.partition(".")[0] != "keras" or not hasattr(model, "layers"):
         return "be a keras.Sequential or a keras.Model of inputs and outputs", f"{type(model)}"
@@ -111,7 +109,7 @@ def _problem(
     for weight in model.weights:
         if weight.dtype != "float32":
             return "have float32 weights", f"{weight.path} of the type {weight.dtype}"
-    if not any(weight.regularizer is regularizer for weight in model.trainable_weights):
+    if not any(weight.regularizer is penalty for weight in model.trainable_weights):
         return "give its argument regularizer to at least 1 layer", "one on which the penalty would have no effect"
     return None
 

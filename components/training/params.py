@@ -13,7 +13,7 @@ from components.training.installed_networks import load_networks
 from components.training.penalties import KINDS
 from components.training.penalty import Penalty
 from ridgeline.component import Params as StepParams
-from ridgeline.component import shown_as, with_option
+from ridgeline.component import applies_with, shown_as, with_option
 
 SPARSE = ", ".join(name for name, kind in KINDS.items() if kind.sparse)
 
@@ -69,7 +69,12 @@ class Optimization(StepParams):
         0.02, gt=0.0, le=10.0, title="Learning rate", description="Step size of each update, above 0, at most 10."
     )
     momentum: float = Field(
-        0.0, ge=0.0, lt=1.0, title="Momentum", description="Share of the last step, 0 to below 1; for sgd."
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        title="Momentum",
+        description="Share of the last step, 0 to below 1; for sgd.",
+        json_schema_extra=applies_with("optimizer", "sgd"),
     )
     schedule: Literal["constant", "cosine"] = Field(
         "constant",
@@ -118,6 +123,7 @@ class Optimization(StepParams):
         title="Weight decay",
         description="Decoupled weight decay of adam (AdamW): each update first multiplies the penalized weights by 1 - "
         "learning rate * this; 0 (none) to below 1. Not the same as an L2 penalty.",
+        json_schema_extra=applies_with("optimizer", "adam"),
     )
     seed: int = Field(
         42,
@@ -202,7 +208,11 @@ else:
                 json_schema_extra=shown_as(**{name: network.label for name, network in NETWORKS.items()}),
             ),
         ),
-        **{n: (found.options, Field(found.options())) for n, found in NETWORKS.items() if not found.problem},
+        **{
+            name: (network.options, Field(network.options(), json_schema_extra=applies_with("network", name)))
+            for name, network in NETWORKS.items()
+            if not network.problem
+        },
     )
 
 
@@ -222,7 +232,7 @@ class Training(Optimization, NetworkChoice):
 
     @model_validator(mode="after")
     def _options_apply(self) -> Self:
-        for name in NETWORKS.keys() - {self.network}:
+        for name in [name for name in NETWORKS if name != self.network]:
             given, defaults = dict(getattr(self, name, ())), dict(NETWORKS[name].options())
             for option in given:
                 if given[option] != defaults[option]:

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, create_model, model_validator
 
 from components.training.penalties import KINDS
 from components.training.penalties.kind import Formula, Strength
-from ridgeline.component import shown_as
+from ridgeline.component import applies_with, shown_as
 
 if TYPE_CHECKING:
     import keras
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 STRENGTHS: dict[str, Strength] = {strength.name: strength for kind in KINDS.values() for strength in kind.strengths}
 
 
-def kinds_with(strength: str) -> str:
-    """Return the kinds of penalty to which a strength applies, for a message."""
-    return " or ".join(name for name, kind in KINDS.items() if strength in {s.name for s in kind.strengths})
+def kinds_with(strength: str) -> list[str]:
+    """Return the kinds of penalty to which a strength applies."""
+    return [name for name, kind in KINDS.items() if strength in {s.name for s in kind.strengths}]
 
 
 def _fields() -> Any:
@@ -33,7 +33,16 @@ def _fields() -> Any:
         json_schema_extra=shown_as(**{name: kind.choice for name, kind in KINDS.items()}),
     )
     strengths = {
-        name: (float, Field(strength.default, ge=0.0, title=strength.title, description=strength.description))
+        name: (
+            float,
+            Field(
+                strength.default,
+                ge=0.0,
+                title=strength.title,
+                description=strength.description,
+                json_schema_extra=applies_with("kind", *kinds_with(name)),
+            ),
+        )
         for name, strength in STRENGTHS.items()
     }
     config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -58,12 +67,12 @@ class Penalty(_fields()):  # type: ignore[misc]
 
     @model_validator(mode="after")
     def _strengths_apply(self) -> Self:
-        for name in STRENGTHS.keys() - self.strengths.keys():
-            value, default = getattr(self, name), STRENGTHS[name].default
-            if value not in (default, 0.0):
+        for name, default in ((name, strength.default) for name, strength in STRENGTHS.items()):
+            value = getattr(self, name)
+            if name not in self.strengths and value not in (default, 0.0):
                 raise ValueError(
                     f"{name}: expected 0 or the default {default!r} with kind={self.kind!r}, under which it does not "
-                    f"apply; received {value!r}. Set kind={kinds_with(name)}, or leave {name} out."
+                    f"apply; received {value!r}. Set kind={' or '.join(kinds_with(name))}, or leave {name} out."
                 )
         return self
 
@@ -116,5 +125,12 @@ def regularizer(formula: Formula, smooth_only: bool) -> Any:
 
         def __call__(self, weights: Any) -> Any:
             return formula.value(weights, self.strengths, smooth_only)
+
+        def get_config(self) -> dict[str, Any]:
+            return {}
+
+        def from_config(self, config: dict[str, Any]) -> Any:
+            """Return this regularizer: layers that Keras copies, as `Bidirectional` does, share it."""
+            return self
 
     return Regularizer()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, cast
 
 from airflow.sdk import Param
+from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
 from ridgeline.airflow import RERUN
-from ridgeline.component import FOR_ONE_RUN, Component, ParameterError, Params, flatten, with_option
+from ridgeline.component import APPLIES_WITH, FOR_ONE_RUN, Component, ParameterError, Params, flatten, with_option
 from ridgeline.pipeline import load_components, parse_params, shared_params
 from ridgeline.settings import Settings
 
@@ -51,7 +52,7 @@ def form(
             full_name, field = f"{component.name}.{name}", _field_schema(schema, name)
             if full_name.startswith(shared):
                 continue
-            for key in ("default", *FOR_ONE_RUN, *with_option("")):
+            for key in ("default", APPLIES_WITH, *FOR_ONE_RUN, *with_option("")):
                 field.pop(key, None)
             value, field = _form_field(values.get(full_name, default), field)
             field |= {OWN_DEFAULT: True} if full_name in own else {}
@@ -88,7 +89,8 @@ def _defaults(components: Iterable[Component], own: Mapping[str, Any]) -> dict[s
             f"{', '.join(unknown)}. Name them as on the form, STEP.PARAMETER."
         )
     defaults = {name: value for name, value in settings.defaults.items() if name.split(".")[0] in names} | dict(own)
-    parse_params(list(components), defaults, settings)
+    unused = _unused(components, defaults)
+    parse_params(list(components), {name: v for name, v in defaults.items() if name not in unused}, settings)
     for component in components:
         for name, field in component.params.model_fields.items():
             extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
@@ -99,6 +101,27 @@ def _defaults(components: Iterable[Component], own: Mapping[str, Any]) -> dict[s
                     "on the form of that run."
                 )
     return defaults
+
+
+def _unused(steps: Iterable[Component], values: Mapping[str, Any]) -> set[str]:
+    """Return the names of those values that do not apply under the others, see `ridgeline.component.applies_with`."""
+    found = set()
+    for step in steps:
+        defaults = default_values([step])
+        for field, (other, choices) in _conditions(step.params, f"{step.name}."):
+            if values.get(other, defaults[other]) not in choices:
+                found |= {name for name in values.keys() & defaults.keys() if f"{name}.".startswith(f"{field}.")}
+    return found
+
+
+def _conditions(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, tuple[str, Collection[Any]]]]:
+    """Yield the fields that apply under values of another one, by dotted name: that one, and the values."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.json_schema_extra, dict) and (condition := field.json_schema_extra.get(APPLIES_WITH)):
+            other, choices = cast(tuple[str, Collection[Any]], condition)
+            yield f"{prefix}{name}", (f"{prefix}{other}", choices)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _conditions(field.annotation, f"{prefix}{name}.")
 
 
 def _form_field(value: Any, field: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -137,7 +160,8 @@ def parse_form(
     """Validate a run's values for all steps of its DAG.
 
     The form sends the value of every field. So a value that equals the step's own default counts as left out, unless
-    it was typed elsewhere, or the DAG or `Settings.defaults` names it.
+    it was typed elsewhere, or the DAG or `Settings.defaults` names it. So does one that the form shows by default, if
+    it doesn't apply under the others, see `ridgeline.component.applies_with`.
 
     Args:
         declared: The DAG's params by name.
@@ -161,6 +185,9 @@ def parse_form(
     own = (name for name, param in declared.items() if isinstance(param, Param) and OWN_DEFAULT in param.schema)
     kept = {*typed, *settings.defaults, *own}
     left_out = {name for name in known.keys() & defaults.keys() - kept if known[name] == defaults[name]}
+    shown = {name: param.value for name, param in declared.items() if isinstance(param, Param)}
+    shown |= _typed_numbers(steps, {name: shown[name] for name in shown.keys() & defaults.keys()})
+    left_out |= {name for name in _unused(steps, known).difference(typed) if known[name] == shown.get(name)}
     return parse_params(steps, {n: value for n, value in known.items() if n not in left_out}, settings)
 
 

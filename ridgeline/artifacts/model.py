@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator
+import reprlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ridgeline.artifacts.base import Artifact, Facts
 from ridgeline.artifacts.dataset import served_name
-from ridgeline.artifacts.examples import Normalization
+from ridgeline.artifacts.examples import ExamplesFacts, Normalization
 
 if TYPE_CHECKING:
     import keras
@@ -22,8 +22,8 @@ class LayerSparsity(Facts):
     """How many of one kernel's weights are exactly zero.
 
     Attributes:
-        name: The layer's name.
-        num_weights: Number of weights in its kernel.
+        name: The layer's path, and the weight's name if it is no plain kernel; see `named_weights`.
+        num_weights: Number of weights in it.
         num_zeros: Number of those that are exactly 0.0.
     """
 
@@ -72,6 +72,21 @@ class ModelFacts(Facts):
         """The name that the registry serves it by: the dataset's, for example ``fashion_mnist``."""
         return served_name(self.dataset)
 
+    def misfit(self, examples: ExamplesFacts) -> str | None:
+        """Return in what the model does not fit examples, for a message that expects it to; None if it fits.
+
+        Args:
+            examples: The examples.
+
+        Returns:
+            For example ``image_shape (28, 28); received (32, 32)``.
+        """
+        for name in ("image_shape", "class_names"):
+            expected, received = getattr(examples, name), getattr(self, name)
+            if received != expected:
+                return f"{name} {reprlib.repr(expected)}; received {reprlib.repr(received)}"
+        return None
+
 
 class Model(Artifact[ModelFacts]):
     """A Keras model that takes raw uint8 images and yields class probabilities.
@@ -103,29 +118,39 @@ class Model(Artifact[ModelFacts]):
         return model
 
 
-def all_layers(model: keras.Model) -> Iterator[Any]:
-    """Yield the layers of a network, also those of networks in it, each after the one that it is in."""
-    for layer in model.layers:
-        yield layer
-        if hasattr(layer, "layers"):
-            yield from all_layers(layer)
+def all_layers(model: keras.Layer) -> dict[str, Any]:
+    """Return the layers of a network by path, such as ``block/hidden``, each after the one that it is in.
+
+    All layers within layers are found: those of nested networks, in wrappers, and the cells of recurrent layers.
+
+    Args:
+        model: The network.
+    """
+    found: dict[str, Any] = {}
+    for layer in model._layers:  # Keras has no public attribute that all kinds of layers share
+        path = layer.name
+        while path in found:  # cells of a stack may have the same name
+            path += "_"
+        found[path] = layer
+        found |= {f"{path}/{inner}": within for inner, within in all_layers(layer).items()}
+    return found
 
 
 def named_weights(model: keras.Model) -> dict[str, Any]:
     """Return a network's weight variables by name, from input to output.
 
-    The name of a layer's only kernel is the layer's name, such as ``hidden_1``; that of another weight begins with it:
-    ``hidden_1/bias``, ``separable/pointwise_kernel``, ``attention/query``.
+    The name of a layer's kernel is the layer's path, such as ``hidden_1`` or ``block/hidden``; that of another weight
+    begins with it: ``hidden_1/bias``, ``separable/pointwise_kernel``, ``attention/query``.
 
     Args:
         model: The network.
     """
-    named = {}
-    for layer in model.layers:
-        for weight in layer.weights:
-            within = f"/{weight.path}".rpartition(f"/{layer.name}/")[2]
-            named[f"{layer.name}/{within}".removesuffix("/kernel")] = weight
-    return named
+    names = {
+        id(weight): f"{path}/{weight.name}".removesuffix("/kernel")
+        for path, layer in all_layers(model).items()
+        for weight in layer.weights  # also of the layers in it, which come later and so name them
+    }
+    return {names[id(weight)]: weight for weight in model.weights}
 
 
 def kernels(model: keras.Model) -> dict[str, np.ndarray]:

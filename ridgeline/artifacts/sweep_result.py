@@ -21,7 +21,7 @@ class SweepResultFacts(Facts):
         winner: Index of the chosen trial.
         winner_params: The chosen trial's training parameters: `training` with its penalty.
         reason: Why it was chosen.
-        warm_start: Whether each trial started from the weights of the next stronger one of its kind.
+        warm_start: Whether each trial but the strongest started from the weights of the next stronger one of its kind.
         synthetic: Whether the images were drawn by the project itself.
     """
 

@@ -15,7 +15,7 @@ class KernelFacts(Facts):
     """What is known of one trained kernel.
 
     Attributes:
-        name: The layer's name.
+        name: Its name, see `ridgeline.artifacts.model.named_weights`.
         num_weights: Number of weights.
         num_zeros: Number of those that are exactly 0.0.
         l1_norm: ``sum(abs(w))``.
@@ -37,8 +37,8 @@ class Trial(Facts):
         strengths: Its strengths by name.
         solver: How the part of the penalty that is not smooth acted.
         metrics: The kept epoch's metrics by Keras's names (``loss``, ``accuracy``, ``val_loss``,
-            ``val_accuracy``); losses include the penalty. Empty if the training diverged.
-        penalty: The penalty of the kept weights.
+            ``val_accuracy``), and ``val_cross_entropy``; losses include all penalties, also the network's own. Empty
+            if the training diverged.
         kernels: The penalized kernels, from input to output; empty if the training diverged.
         num_eliminated_pixels: Number of input pixels whose outgoing weights are all exactly zero.
         num_eliminated_units: Number of hidden units whose incoming or outgoing weights are all exactly zero.
@@ -49,7 +49,6 @@ class Trial(Facts):
     strengths: dict[str, float]
     solver: str
     metrics: dict[str, float]
-    penalty: float
     kernels: tuple[KernelFacts, ...]
     num_eliminated_pixels: int | None = None
     num_eliminated_units: int | None = None
@@ -64,8 +63,10 @@ class Trial(Facts):
         old = dict(values)
         l1, l2 = old.pop("l1"), old.pop("l2")
         applying = {name: value for name, value in {"l1": l1, "l2": l2}.items() if value}
-        penalty = sum(l1 * kernel["l1_norm"] + l2 * kernel["l2_norm"] ** 2 for kernel in old["kernels"])
-        return {**old, "strengths": applying, "penalty": penalty}
+        if metrics := old["metrics"]:
+            penalty = sum(l1 * kernel["l1_norm"] + l2 * kernel["l2_norm"] ** 2 for kernel in old["kernels"])
+            metrics = {**metrics, "val_cross_entropy": metrics["val_loss"] - penalty}
+        return {**old, "strengths": applying, "metrics": metrics}
 
     @property
     def strength(self) -> float:
@@ -92,11 +93,6 @@ class Trial(Facts):
         """``sqrt(sum(w ** 2))`` over all kernels."""
         return math.sqrt(sum(kernel.l2_norm**2 for kernel in self.kernels))
 
-    @property
-    def cross_entropy(self) -> float:
-        """Mean validation cross-entropy in nats, with the training's label smoothing: the loss less the penalty."""
-        return self.metrics["val_loss"] - self.penalty
-
     def __str__(self) -> str:
         return f"{self.kind} {' + '.join(f'{strength:g}' for strength in self.strengths.values())}".rstrip()
 
@@ -109,7 +105,7 @@ class TrialsFacts(Facts):
         examples_digest: Digest of the examples that all trials trained on.
         training: The training parameters that all trials share: all but the penalty.
         trials: The grid's points, in its order.
-        warm_start: Whether each trial started from the weights of the next stronger one of its kind.
+        warm_start: Whether each trial but the strongest started from the weights of the next stronger one of its kind.
         synthetic: Whether the images were drawn by the project itself.
     """
 

@@ -488,10 +488,10 @@ def test_defaults_are_those_documented():
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"shape": (5, 5)}, r"image_shape \(5, 5\); received one with \(4, 4\)"),
+        ({"shape": (5, 5)}, r"image_shape \(5, 5\); received \(4, 4\)"),
         (
             {"names": ("dog", "cat", "bird")},
-            r"class_names \('dog', 'cat', 'bird'\); received one with \('cat'",
+            r"class_names \('dog', 'cat', 'bird'\); received \('cat'",
         ),
     ],
 )

@@ -1,12 +1,14 @@
 import re
 
+import numpy as np
 import pytest
 
-from components.reports.regularization_path import render
+from components.reports.regularization_path import EFFECTS, render
 from components.select import choose, select
 from components.sweep import EDGES, sweep
 from components.train import train
 from components.training.params import Params
+from components.training.penalties import KINDS
 from ridgeline.artifacts.trials import KernelFacts, Trial
 from tests.components.conftest import make_bars
 
@@ -80,7 +82,8 @@ def test_trials_of_another_training_or_of_other_examples_are_refused(examples, o
     with pytest.raises(ValueError, match="Expected trials that all have the warm_start False; received some with True"):
         run_select(tmp_path / "c", trials, warm)
     report = run_select(tmp_path / "d", warm).report.read_text()
-    assert "from the weights of the next stronger strength of its kind" in " ".join(report.split())
+    note = "from the weights of the next stronger strength of its kind, and the strongest from random ones."
+    assert note in " ".join(report.split())
 
 
 def test_a_point_that_occurs_twice_is_refused(trials, tmp_path):
@@ -111,7 +114,7 @@ def trial(accuracy, num_zeros=0, l1=0.0, l2=0.0):
     kernel = KernelFacts(name="output", num_weights=100, num_zeros=num_zeros, l1_norm=1.0, l2_norm=1.0)
     metrics = {} if accuracy is None else {"val_accuracy": accuracy}
     return Trial(
-        kind="l1_l2", strengths={"l1": l1, "l2": l2}, solver="proximal", metrics=metrics, penalty=0.0,
+        kind="l1_l2", strengths={"l1": l1, "l2": l2}, solver="proximal", metrics=metrics,
         kernels=(kernel,), diverged="nan" if accuracy is None else None,
     )  # fmt: skip
 
@@ -175,6 +178,56 @@ def test_a_grid_of_one_point_has_a_report(swept, index):
     one = slice(index, index + 1)
     facts = swept.facts.model_copy(update={"trials": swept.facts.trials[one], "winner": 0})
     assert "1 trainings" not in render(facts, swept.histograms()[one], EDGES)
+
+
+def shown(result, trials):
+    """Return the report of other trials, made from some of a result; any histograms do."""
+    facts = result.facts.model_copy(update={"trials": tuple(trials), "winner": 0})
+    return render(facts, np.resize(result.histograms()[:1], (len(trials), 2, len(EDGES) - 1)), EDGES)
+
+
+def test_what_a_network_has_no_count_of_is_no_column(swept):
+    columns = {"pixels": "Pixels<br>removed", "units": "Units<br>removed"}
+    for unknown in ((), ("pixels",), ("pixels", "units")):
+        none = dict.fromkeys(f"num_eliminated_{what}" for what in unknown)
+        diverged = swept.facts.trials[1].model_copy(update={"metrics": {}, "kernels": (), "diverged": "nan"})
+        html = shown(swept, [t.model_copy(update=none) for t in (*swept.facts.trials, diverged)])
+        assert {what for what in columns if columns[what] in html} == columns.keys() - set(unknown)
+        assert ("unit is removed" in html) == (len(unknown) < 2)
+        head, *rows = re.findall(r"<tr.*?</tr>", html.partition("All trainings</h2>")[2].partition("</table>")[0], re.S)
+        widths = {row.count("<td") + int((re.findall(r'colspan="(\d+)"', row) or ["1"])[0]) - 1 for row in rows}
+        assert widths == {head.count("<th") - 1}
+        assert "unknown" not in html
+    some = [*swept.facts.trials[:-1], swept.facts.trials[-1].model_copy(update={"num_eliminated_pixels": None})]
+    assert "<td>unknown</td>" in shown(swept, some)
+
+
+@pytest.mark.parametrize(
+    ("points", "drawn"),
+    [
+        ([(1, 1), (1, 2), (2, 1), (2, 2)], True),
+        ([(1, 1), (1, 2), (2, 1), (2, 2), (3, 3)], True),
+        ([(1, 1)], True),
+        ([(1, 1), (1, 2), (1, 3)], True),
+        ([(1, 1), (2, 2)], False),
+        ([(1, 1), (2, 2), (3, 3), (4, 1)], False),
+    ],
+)
+def test_only_a_grid_of_two_strengths_is_a_heat_map(swept, points, drawn):
+    pair = next(trial for trial in swept.facts.trials if trial.kind == "l1_l2")
+    trials = [pair.model_copy(update={"strengths": {"l1": l1, "l2": l2}}) for l1, l2 in points]
+    html = shown(swept, trials)
+    assert ("L1 + L2 by both strengths" in html) is drawn
+    assert ("Against strength" in html) is drawn  # nothing else to draw there
+    assert all(f"L1 + L2 {l1} and {l2}" in html for l1, l2 in points)
+
+
+def test_each_penalty_of_the_sweep_is_described(swept):
+    assert EFFECTS.keys() == KINDS.keys() - {"none"}
+    html = swept.report.read_text()
+    for kind, effect in EFFECTS.items():
+        name = KINDS[kind].label
+        assert f"<strong>{name[0].upper()}{name[1:]}</strong> {effect}" in html
 
 
 # --- what train takes from it

@@ -135,17 +135,19 @@ def test_l1_zeros_and_l2_does_not(swept):
 def test_cross_entropy_is_the_loss_less_the_penalty(swept):
     trial = swept.facts.trials[5]
     penalty = 0.001 * trial.l1_norm + 0.001 * trial.l2_norm**2
-    assert trial.penalty == pytest.approx(penalty)
-    assert trial.cross_entropy == pytest.approx(trial.metrics["val_loss"] - penalty)
+    assert trial.metrics["val_cross_entropy"] == pytest.approx(trial.metrics["val_loss"] - penalty)
 
 
 def test_a_trial_of_version_0_2_is_read(swept):
     trial = swept.facts.trials[5]
     values = trial.model_dump(mode="json")
+    values["metrics"].pop("val_cross_entropy")
     old = {name: values[name] for name in ("kind", "solver", "metrics", "kernels", "diverged")}
     read = Trial.model_validate({**old, "l1": 0.001, "l2": 0.001})
     assert read.strengths == trial.strengths
-    assert read.cross_entropy == pytest.approx(trial.cross_entropy)
+    assert read.metrics == pytest.approx(trial.metrics)
+    diverged = Trial.model_validate({**old, "l1": 0.001, "l2": 0, "metrics": {}, "kernels": [], "diverged": "nan"})
+    assert (diverged.strengths, diverged.metrics) == ({"l1": 0.001}, {})
     assert (read.num_eliminated_pixels, read.num_eliminated_units) == (None, None)
 
 

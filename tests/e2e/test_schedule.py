@@ -113,8 +113,15 @@ def test_a_range_of_dates_is_backfilled(airflow: Any, two_runs: Any) -> None:
         "run_backwards": False,
         "dag_run_conf": {},
     }
-    # SQLite is locked at times.
-    airflow.wait("the backfill to start", lambda: airflow.call("POST", "/api/v2/backfills", body)[0] == 200, 60)
+
+    def accepted(method: str, path: str, value: dict[str, Any]) -> bool:
+        return airflow.call(method, path, value)[0] == 200  # SQLite is locked at times
+
+    # If it is locked between two runs of a backfill, Airflow deletes the first one, and a scheduler that works on this
+    # one dies of it (ObjectDeletedError). It does not touch the runs of a paused DAG.
+    airflow.wait("the pause", lambda: accepted("PATCH", f"/api/v2/dags/{DAG}", {"is_paused": True}), 60)
+    airflow.wait("the backfill to be accepted", lambda: accepted("POST", "/api/v2/backfills", body), 60)
+    airflow.wait("the end of the pause", lambda: accepted("PATCH", f"/api/v2/dags/{DAG}", {"is_paused": False}), 60)
 
     def done() -> list[Any]:
         runs = [run for run in airflow.runs(DAG) if run["run_type"] == "backfill"]

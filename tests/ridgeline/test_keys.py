@@ -71,6 +71,14 @@ def test_code_covers_what_a_step_can_reach_and_nothing_else():
     }
 
 
+def test_texts_of_reports_are_in_the_key_of_no_training():
+    for step in ("train", "sweep"):
+        code = reachable_code(f"components.{step}")[0]
+        assert "components/training/penalties/l1.py" in code
+        assert not [name for name in code if name.startswith("components/reports/")]
+    assert "components/reports/regularization_path.py" in reachable_code("components.select")[0]
+
+
 @pytest.mark.parametrize("step", pipeline.load_components().values(), ids=lambda step: step.name)
 def test_a_step_reaches_only_the_declaration_the_artifacts_and_the_page_frame(step):
     framework = {name for name in reachable_code(step.module)[0] if name.startswith("ridgeline/")}

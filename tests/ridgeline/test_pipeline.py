@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from ridgeline import pipeline
 from ridgeline.artifacts.example_anomalies import ExampleAnomalies
+from ridgeline.cli import app
 from ridgeline.component import ParameterError, StepError
 from ridgeline.gc import collect_garbage
 from ridgeline.settings import Settings
@@ -97,6 +99,19 @@ def test_entry_points_that_name_one_step_twice_are_refused(toy_steps, monkeypatc
         monkeypatch.setattr(importlib.metadata, "entry_points", lambda group, entries=entries: entries)
         with pytest.raises(ParameterError, match="with the names of their steps, each once; received se"):
             pipeline.load_components()
+
+
+@pytest.mark.parametrize(
+    ("value", "cause"),
+    [("toy_steps.lost:seed", "ModuleNotFoundError: No module named"), ("toy_steps.seed:lost", "AttributeError: ")],
+)
+def test_an_entry_point_that_cannot_be_imported_is_named_by_each_command(toy_steps, monkeypatch, value, cause):
+    entry = importlib.metadata.EntryPoint("seed", value, "ridgeline.components")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry])
+    for command in ("explain", "run"):
+        result = CliRunner().invoke(app, [command, "seed"])
+        assert result.exit_code == 1
+        assert f"error: Cannot import the step seed: its entry point {value} can't be used: {cause}" in result.output
 
 
 def test_steps_that_need_their_own_output_are_refused(toy_steps, monkeypatch):

@@ -18,7 +18,7 @@ from typing import Any
 from components.training.penalties.kind import Formula, Kind, Strength, group_size
 
 INPUTS = -2  # the axis of the inputs in a kernel of these layers
-LAYERS = re.compile(r"Dense|(Separable|Depthwise)?Conv[123]D|SimpleRNN|LSTM|GRU")  # Keras's classes
+LAYERS = re.compile(r"Dense|(Separable|Depthwise)?Conv[123]D|(SimpleRNN|LSTM|GRU)Cell")  # Keras's classes
 
 STRENGTH = Strength(
     "group",
@@ -73,6 +73,4 @@ GROUP = Kind(
     formula=Formula(("group",), value, proximal_step, unfit=unfit),
     strengths=(STRENGTH,),
     sparse=True,
-    effect="shrinks the outgoing weights of one pixel, unit or channel together. All of them become zero or none, so "
-    "whole pixels and units drop out of the network.",
 )

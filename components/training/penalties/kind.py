@@ -65,7 +65,6 @@ class Kind:
         formula: Its term of the loss.
         strengths: The factors that apply; the formula's others are 0.
         sparse: Whether its proximal operator sets weights to zero. Otherwise the solver `proximal` has nothing to do.
-        effect: What it does to the weights, in sentences for reports.
         path: Strengths that a sweep tries by default; only for a kind with one strength.
     """
 
@@ -75,7 +74,6 @@ class Kind:
     formula: Formula
     strengths: tuple[Strength, ...] = ()
     sparse: bool = False
-    effect: str = ""
     path: tuple[float, ...] = ()
 
 

@@ -15,7 +15,5 @@ L1 = Kind(
     formula=ELASTIC_NET,
     strengths=(L1_STRENGTH,),
     sparse=True,
-    effect="takes the same amount from every weight, regardless of its size. Weights that the data do not support "
-    "reach zero and stay there, so few remain.",
     path=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
 )

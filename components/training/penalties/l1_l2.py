@@ -54,5 +54,4 @@ L1_L2 = Kind(
     formula=ELASTIC_NET,
     strengths=(L1_STRENGTH, L2_STRENGTH),
     sparse=True,
-    effect="zeroes the weights that the data do not support, as L1 does, and shrinks the others, as L2 does.",
 )

@@ -14,7 +14,5 @@ L2 = Kind(
     choice="L2: spreads weights",
     formula=ELASTIC_NET,
     strengths=(L2_STRENGTH,),
-    effect="shrinks each weight in proportion to its size. Large weights shrink most and small ones hardly at all, so "
-    "the network uses many small weights, and none becomes zero.",
     path=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
 )

@@ -190,9 +190,12 @@ def test_batch_statistics_are_keras_own_also_of_a_smaller_last_batch(bars, monke
         np.testing.assert_allclose(received, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_penalties_of_a_layers_output_count_as_in_keras(bars, monkeypatch):
+@pytest.mark.parametrize("wrapped", [False, True], ids=["alone", "wrapped"])
+def test_penalties_of_a_layers_output_count_as_in_keras(bars, monkeypatch, wrapped):
     def layers(keras_layers):
         hidden = keras_layers.Dense(4, activity_regularizer="l2", bias_regularizer="l1", bias_initializer="ones")
+        if wrapped:
+            return [keras_layers.TimeDistributed(hidden), keras_layers.Flatten()]
         return [keras_layers.Flatten(), hidden]
 
     params = network_of(monkeypatch, layers)
@@ -203,6 +206,9 @@ def test_penalties_of_a_layers_output_count_as_in_keras(bars, monkeypatch):
     split = bars.split("validation")
     expected_loss = model.evaluate(split.images, split.labels, batch_size=64, verbose=0)
     assert fit.metrics["val_loss"] == pytest.approx(expected_loss, rel=1e-3)
+    p = model.predict(split.images, verbose=0)[np.arange(len(split)), split.labels]
+    assert fit.metrics["val_cross_entropy"] == pytest.approx(-np.log(p).mean(), rel=1e-3)
+    assert expected_loss > fit.metrics["val_cross_entropy"] + 0.01  # the penalties of the network itself
 
 
 def test_a_network_that_xla_cannot_compile_is_trained_without_it(bars, monkeypatch, caplog):
@@ -283,6 +289,7 @@ def test_validation_metrics_are_the_formula(bars):
     penalty = sum(l1 * np.abs(w).sum() + l2 * (w**2).sum() for w in (w1, w2))
     entropy = -np.log(p[np.arange(len(split)), split.labels]).mean()
     assert fit.metrics["val_loss"] == pytest.approx(entropy + penalty, rel=1e-5)
+    assert fit.metrics["val_cross_entropy"] == pytest.approx(entropy, rel=1e-5)
     assert fit.metrics["val_accuracy"] == np.mean(p.argmax(1) == split.labels)
 
 

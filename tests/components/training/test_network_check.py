@@ -5,6 +5,7 @@ import pytest
 
 from components.sweep import sweep
 from components.train import train
+from components.training.fit import make_engine
 from components.training.network_check import check_network
 from components.training.params import NETWORKS, Params
 from ridgeline.artifacts.model import Model
@@ -150,3 +151,60 @@ def test_a_model_of_inputs_and_outputs_is_flat_and_has_the_same_names_each_time(
     split = bars.split("validation")
     predicted = models[0].load_keras().predict(split.images, verbose=0)
     assert np.mean(predicted.argmax(1) == split.labels) == models[0].facts.metrics["val_accuracy"]
+
+
+WRAPPED = {
+    "copied": (
+        lambda layers, penalty: layers.Bidirectional(
+            layers.LSTM(3, kernel_regularizer=penalty, recurrent_regularizer=penalty, name="memory"), name="both"
+        ),
+        [
+            f"both/{way}_memory/lstm_cell{which}"
+            for way in ("forward", "backward")
+            for which in ("", "/recurrent_kernel")
+        ],
+    ),
+    "wrapped": (
+        lambda layers, penalty: layers.TimeDistributed(
+            layers.Dense(3, kernel_regularizer=penalty, name="columns"), name="each"
+        ),
+        ["each/columns"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "names"), WRAPPED.values(), ids=WRAPPED)
+@pytest.mark.parametrize("kind", ["l1", "group"])
+def test_layers_in_wrappers_are_checked_and_trained_with_the_penalty(bars, use, tmp_path, make, names, kind):
+    def build(keras, shape, classes, regularizer):
+        output = keras.layers.Dense(classes, "softmax", name="output")
+        return keras.Sequential([keras.Input(shape), make(keras.layers, regularizer), keras.layers.Flatten(), output])
+
+    use(build)
+    values = {"epochs": 1, "learning_rate": 0.05, "solver": "proximal", "penalty": {"kind": kind, kind: 0.3}}
+    params = train.parse(values)
+    assert isinstance(params, Params)
+    engine = make_engine(bars, params)
+    assert engine.penalized_names == names
+    model = train(examples=bars, params=params, output=tmp_path)
+    assert isinstance(model, Model)
+    zeros = {layer.name: layer.num_zeros for layer in model.facts.sparsity}
+    assert all(zeros[name] > 0 for name in names)
+    assert zeros["output"] == 0  # it was not given the regularizer
+    network, split = model.load_keras(), bars.split("validation")
+    entropy = -np.log(network.predict(split.images, verbose=0)[np.arange(len(split)), split.labels]).mean()
+    penalty = sum(float(loss) for loss in network.losses) + model.facts.unsaved_penalty
+    assert model.facts.metrics["val_loss"] == pytest.approx(entropy + penalty, rel=1e-4)
+    assert penalty > 0
+
+
+def test_a_wrapped_weight_without_groups_is_refused_by_name(bars, use):
+    def build(keras, shape, classes, regularizer):
+        layers = keras.layers
+        scale = layers.TimeDistributed(layers.LayerNormalization(gamma_regularizer=regularizer, name="scale"))
+        output = layers.Dense(classes, "softmax", kernel_regularizer=regularizer)
+        return keras.Sequential([keras.Input(shape), scale, layers.Flatten(), output])
+
+    use(build)
+    with pytest.raises(StepError, match=r"penalty group to .*scale/gamma of the network mlp, shape \(5,\): it has no"):
+        check_network(bars, Params(penalty={"kind": "group"}))

@@ -32,6 +32,12 @@ def test_a_kind_needs_all_of_its_strengths() -> None:
         Penalty.at("l1_l2", 0.001)
 
 
+def test_the_first_of_several_strengths_that_do_not_apply_is_named() -> None:
+    for names in (["l1", "l2", "group"], ["l2", "group"], ["group"]):
+        with pytest.raises(ValueError, match=f"{names[0]}: expected 0 or the default .* with kind='none'"):
+            Penalty(kind="none", **dict.fromkeys(reversed(names), 3.0))
+
+
 def test_every_kind_has_its_own_name_and_each_strength_one_declaration() -> None:
     assert all(name == kind.name for name, kind in KINDS.items())
     assert set(Penalty.model_fields) == {"kind", *STRENGTHS}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from ridgeline import pipeline
 from ridgeline.artifacts.dataset import Dataset
-from ridgeline.component import FOR_ONE_RUN, Component, ParameterError, Params
+from ridgeline.component import FOR_ONE_RUN, Component, ParameterError, Params, applies_with
 from ridgeline.settings import Settings
 
 
@@ -182,3 +183,72 @@ def test_the_form_offers_each_network_and_all_options(form_module: ModuleType) -
     assert "mlp" not in params.model_dump()
     with pytest.raises(ParameterError, match="train.cnn.dropout: expected its default 0.3 with network='mlp'"):
         form_module.parse_form(form, values | {"train.cnn.dropout": "0.5"}, Settings())
+
+
+class Small(BaseModel):
+    units: tuple[int, ...] = (3, 2)
+
+
+class Strengths(BaseModel):
+    kind: Literal["l1", "l2"] = "l2"
+    l1: float = Field(0.5, json_schema_extra=applies_with("kind", "l1"))
+
+
+class ChoiceParams(Params):
+    network: Literal["small", "large"] = "small"
+    small: Small = Field(Small(), json_schema_extra=applies_with("network", "small"))
+    large: Small = Field(Small(), json_schema_extra=applies_with("network", "large"))
+    penalty: Strengths = Strengths()
+
+
+@pytest.mark.parametrize("place", ["settings", "dag"])
+def test_a_default_that_does_not_apply_to_a_run_counts_as_left_out(
+    form_module: ModuleType, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    defaults = {"fit.small.units": [8], "fit.large.units": [9], "fit.penalty.l1": 0.25}
+    if place == "settings":
+        monkeypatch.setenv("RIDGELINE_DEFAULTS", json.dumps(defaults))
+    monkeypatch.setattr(form_module, "load_components", lambda: {"fit": step(ChoiceParams)})
+    form = form_module.form(step(ChoiceParams), defaults=defaults if place == "dag" else None)
+    shown = {name: param.value for name, param in form.items()}
+    assert {name: shown[name] for name in defaults} == defaults | {"fit.penalty.l1": "0.25"}
+
+    def parsed(typed: Any = (), **values: Any) -> Any:
+        return form_module.parse_form(form, shown | values, Settings(), typed)["fit"]
+
+    run = parsed()
+    assert (run.small.units, run.large.units, run.penalty.l1) == ((8,), (3, 2), 0.5)
+    run = parsed(**{"fit.network": "large", "fit.penalty.kind": "l1"})
+    assert (run.small.units, run.large.units, run.penalty.l1) == ((3, 2), (9,), 0.25)
+    assert parsed(**{"fit.large.units": [7]}).large.units == (7,)  # it was typed: the step refuses or takes it
+    assert parsed(typed=["fit.large.units"]).large.units == (9,)
+
+
+def test_the_defaults_of_options_that_do_not_apply_need_not_be_retyped(
+    form_module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the real steps, each choice of the form works without changing another field."""
+    train = pipeline.load_components()["train"]
+    monkeypatch.setenv(
+        "RIDGELINE_DEFAULTS",
+        '{"train.network": "cnn", "train.cnn.filters": [4], "train.mlp.hidden_units": [5], "train.momentum": 0.5, '
+        '"train.penalty.kind": "l1", "train.penalty.l1": 0.25, "train.penalty.l2": 0.125, "train.weight_decay": 0.5}',
+    )
+    form = form_module.form(train)
+    shown = {name: param.value for name, param in form.items()}
+    for network in ("cnn", "mlp"):
+        for optimizer in ("sgd", "adam"):
+            for kind in ("none", "l1", "l2", "l1_l2", "group"):
+                chosen = {"train.network": network, "train.optimizer": optimizer, "train.penalty.kind": kind}
+                params = form_module.parse_form(form, shown | chosen, Settings())["train"]
+                assert params.options == type(params.options)(
+                    **{"cnn": {"filters": [4]}, "mlp": {"hidden_units": [5]}}[network]
+                )
+                assert (params.momentum, params.weight_decay) == ((0.5, 0.0) if optimizer == "sgd" else (0.0, 0.5))
+                expected = {"l1": 0.25, "l2": 0.125, "group": 0.001}
+                assert params.penalty.strengths == {name: expected[name] for name in params.penalty.strengths}
+    with pytest.raises(ParameterError, match=r"train.mlp.hidden_units: expected its default .* with network='cnn'"):
+        form_module.parse_form(form, shown | {"train.mlp.hidden_units": [6]}, Settings())
+    monkeypatch.setenv("RIDGELINE_DEFAULTS", '{"train.cnn.filterz": [4]}')
+    with pytest.raises(ParameterError, match="train.cnn.filterz"):
+        form_module.form(train)

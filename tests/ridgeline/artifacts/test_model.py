@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ridgeline.artifacts.examples import Examples
-from ridgeline.artifacts.model import Model, eliminated_pixels, eliminated_units, kernels
+from ridgeline.artifacts.model import Model, eliminated_pixels, eliminated_units, kernels, named_weights
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.store import Store
 
@@ -187,3 +187,61 @@ def test_kernels_have_the_names_of_their_layers() -> None:
         "memory/lstm_cell/recurrent_kernel": (3, 12),
         "output": (3, 3),
     }
+
+
+def test_each_weight_of_layers_within_layers_has_a_name_of_its_own() -> None:
+    """Layers with equal names: in nested networks of all kinds, in wrappers, and in stacks of recurrent cells."""
+    import keras
+
+    layers = keras.layers
+
+    def block(name: str, *made: Any) -> Any:
+        return keras.Sequential([*(made or [layers.Dense(4, name="hidden")])], name=name)
+
+    image, inner = keras.Input((4, 4)), keras.Input((4, 4))
+    graph = keras.Model(inner, layers.Dense(4, name="hidden")(inner), name="graph")  # its weights' paths lack its name
+    cells = [layers.LSTMCell(4, name="cell"), layers.LSTMCell(4, name="cell")]
+    stages = [
+        block("first"),
+        graph,
+        block("outer", block("first"), block("second", block("hidden"))),
+        layers.TimeDistributed(layers.Dense(4, name="hidden"), name="each"),
+        layers.Bidirectional(layers.GRU(2, return_sequences=True, name="memory"), name="both"),
+        layers.RNN(cells, name="stack"),
+        layers.Dense(2, name="output"),
+    ]
+    for model in (keras.Sequential([image, *stages]), keras.Model(image, block("all", *stages)(image))):
+        named = named_weights(model)
+        assert [id(weight) for weight in named.values()] == [id(weight) for weight in model.weights]
+        assert list(named_weights(keras.models.model_from_json(model.to_json()))) == list(named)
+        prefix = "" if isinstance(model, keras.Sequential) else "all/"
+        assert list(kernels(model)) == [
+            f"{prefix}{name}"
+            for name in (
+                "first/hidden",
+                "graph/hidden",
+                "outer/first/hidden",
+                "outer/second/hidden/hidden",
+                "each/hidden",
+                *(
+                    f"both/{way}_memory/gru_cell{which}"
+                    for way in ("forward", "backward")
+                    for which in ("", "/recurrent_kernel")
+                ),
+                *(
+                    f"stack/stacked_rnn_cells/{cell}{which}"
+                    for cell in ("cell", "cell_")
+                    for which in ("", "/recurrent_kernel")
+                ),
+                "output",
+            )
+        ]
+
+
+def test_a_model_fits_examples_of_its_shape_and_its_classes(synthetic_store: Store, refs: dict[str, str]) -> None:
+    model, examples = (synthetic_store.open(refs[n], t).facts for n, t in (("train", Model), ("transform", Examples)))
+    assert model.misfit(examples) is None
+    wider = examples.model_copy(update={"image_shape": (28, 30)})
+    assert model.misfit(wider) == "image_shape (28, 30); received (28, 28)"
+    fewer = examples.model_copy(update={"class_names": ("a", "b")})
+    assert str(model.misfit(fewer)).startswith("class_names ('a', 'b'); received ('")

@@ -76,7 +76,7 @@ def test_the_proximal_step_is_block_soft_thresholding(shape: tuple[int, ...]) ->
 
 
 def test_a_bias_has_no_groups() -> None:
-    for layer in ("Dense", "Conv2D", "SeparableConv1D", "DepthwiseConv2D", "LSTM"):
+    for layer in ("Dense", "Conv2D", "SeparableConv1D", "DepthwiseConv2D", "LSTMCell"):
         assert GROUP.formula.unfit((6, 4), layer) is None
     assert "it has no groups" in str(GROUP.formula.unfit((4,), "LayerNormalization"))
     for layer in ("Conv2DTranspose", "EinsumDense", "MultiHeadAttention", "Embedding"):
