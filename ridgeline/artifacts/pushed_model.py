@@ -21,6 +21,11 @@ class ModelSize(Facts):
     num_multiply_adds: int | None
     num_bytes: int
 
+    @property
+    def mib(self) -> float:
+        """The size of its weights in MiB."""
+        return self.num_bytes / 2**20
+
 
 class PushedModelFacts(Facts):
     """What is known of a servable model.
@@ -62,7 +67,7 @@ class PushedModelFacts(Facts):
         of = " of {}".format if before is not now else lambda _: ""
         parts = [
             f"{now.num_weights:,}{of(f'{before.num_weights:,}')} weights",
-            f"{now.num_bytes / 2**20:.3f}{of(f'{before.num_bytes / 2**20:.3f}')} MiB",
+            f"{now.mib:.3f}{of(f'{before.mib:.3f}')} MiB",
         ]
         if now.num_multiply_adds is not None:
             parts.append(f"{now.num_multiply_adds:,}{of(f'{before.num_multiply_adds:,}')} multiply-adds an image")
