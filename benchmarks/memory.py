@@ -133,14 +133,21 @@ def peak(*arguments: str) -> float:
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
-            command, cwd=ROOT, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+            command,
+            cwd=ROOT,
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
         ) as process,
     ):
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdout.readline()
+        ready = process.stdout.readline()
         before = highest = _anonymous(process.pid)
-        print("go", file=process.stdin, flush=True)
+        if ready:  # else it has failed
+            print("go", file=process.stdin, flush=True)
         while process.poll() is None:
             highest = max(highest, _anonymous(process.pid))
             time.sleep(0.002)

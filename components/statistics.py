@@ -16,7 +16,7 @@ from ridgeline.artifacts.example_statistics import (
     Place,
     SplitStatistics,
 )
-from ridgeline.artifacts.examples import SPLITS, Examples, Split
+from ridgeline.artifacts.examples import SPLITS, Examples
 from ridgeline.component import Params as BaseParams
 from ridgeline.component import component
 
