@@ -55,10 +55,8 @@ folder, batches, rounds = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.ar
 images = np.load(folder / "images.npy")
 models = {name: tf.saved_model.load(str(folder / name)) for name in ("trained", "compact")}
 serve = {name: model.signatures["serving_default"] for name, model in models.items()}
-answers = {
-    name: np.concatenate([call(images=tf.constant(part))["probabilities"].numpy() for part in np.array_split(images, 10)])
-    for name, call in serve.items()
-}
+parts = [tf.constant(part) for part in np.array_split(images, 10)]
+answers = {name: np.concatenate([call(images=part)["probabilities"] for part in parts]) for name, call in serve.items()}
 found = {"difference": float(np.abs(answers["trained"] - answers["compact"]).max())}
 for batch, calls in batches.items():
     values, seconds = tf.constant(images[: int(batch)]), {name: [] for name in serve}
