@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import airflow, compaction, engine, faults, images, records, steps, sweep, tuned
+from benchmarks import airflow, compaction, engine, faults, images, memory, records, steps, sweep, tuned
 from ridgeline import pipeline
 from ridgeline.settings import Settings
 
@@ -16,6 +16,7 @@ PARTS = {
     "steps": steps.main,
     "airflow": airflow.main,
     "engine": engine.main,
+    "memory": memory.main,
     "cnn": engine.cnn,
     "sweep": sweep.main,
     "sparse": sweep.sparse,

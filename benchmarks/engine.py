@@ -9,7 +9,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,17 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from benchmarks.steps import ROOT, TRAIN, environment, python, row
+from benchmarks.steps import ROOT, environment, python, row
 from components.training.engine import row_order
 from components.training.fit import fit, make_engine
 from components.training.network import build_model
 from components.training.params import Params
-from ridgeline.artifacts.examples import Examples, Split, write_split
+from ridgeline.artifacts.examples import Examples, Split
 from ridgeline.component import STEP_ENVIRONMENT
 from ridgeline.settings import Settings
 
 ROUNDS = 5
 SEEDS = (1, 2, 3)
-GROWTH = (1, 4, 10)
 CNN = Params.model_validate({"network": "cnn", "epochs": 3, "penalty": {"kind": "l2", "l2": 1e-4}})
 
 CONTESTANT = """
@@ -54,17 +52,6 @@ fit = FITS[sys.argv[1]](Examples.load(Path(sys.argv[2])))
 start = time.perf_counter()
 fit()
 print(json.dumps(time.perf_counter() - start))
-"""
-NOTEBOOK = """
-import json, re, sys
-from pathlib import Path
-import keras, tensorflow
-from benchmarks.engine import notebook
-from ridgeline.artifacts.examples import Examples
-peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-start = peak()
-notebook(Examples.load(Path(sys.argv[1])), 1)(1)
-print(json.dumps({"import": start, "peak": peak()}))
 """
 
 
@@ -112,16 +99,6 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
     row("engine", _spread(accuracies))
     difference = statistics.mean(accuracies) - statistics.mean(notebooks)
     row("  difference", f"{difference:+.4f}", "+-0.005")
-
-    print("\nMemory, and cost as data grows (a process each)")
-    memory = python(NOTEBOOK, str(path))
-    row("notebook, peak beyond the imports", f"{memory['peak'] - memory['import']:.0f} MiB")
-    with tempfile.TemporaryDirectory() as folder:
-        for times in GROWTH:
-            memory = python(TRAIN, str(repeat(examples, Path(folder) / str(times), times).path))
-            images = times * examples.facts.num_examples["train"]
-            cost = f"{memory['peak'] - memory['import']:.0f} MiB, {1e6 * memory['seconds'] / images:.1f} us an image"
-            row(f"engine, peak beyond the imports, data x{times}", cost)
 
 
 def cnn(settings: Settings, refs: dict[str, str]) -> None:
@@ -350,16 +327,6 @@ def blas_products(examples: Examples, params: Params) -> Callable[[int], None]:
             np.matmul(matrix, matrix, out=result)
 
     return epoch
-
-
-def repeat(examples: Examples, folder: Path, times: int) -> Examples:
-    """Write examples whose training split is repeated."""
-    sizes = examples.facts.num_examples | {"train": times * examples.facts.num_examples["train"]}
-    for name in ("train", "validation", "test"):
-        split = examples.split(name)
-        batches = split.shards * (sizes[name] // len(split))
-        write_split(folder / name, batches, sizes[name], examples.facts.image_shape)
-    return Examples.seal(folder, examples.facts.model_copy(update={"num_examples": sizes}))
 
 
 CONTESTANTS: dict[str, Callable[[Examples], Callable[[int], Any]]] = {

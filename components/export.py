@@ -36,6 +36,13 @@ class Params(StepParams):
         description="Remove pixels, units and channels without an effect from the served model. Predictions are the "
         "same up to rounding.",
     )
+    max_size_mib: float | None = Field(
+        None,
+        gt=0,
+        title="Maximum size",
+        description="A model is exported only if its weights, as they would be served, take at most this many MiB, "
+        "above 0. Empty: any size.",
+    )
     check_images: int = Field(
         64,
         ge=8,
@@ -62,7 +69,7 @@ def export(
         The servable model's facts.
 
     Raises:
-        StepSkipped: If the model was not blessed.
+        StepSkipped: If the model was not blessed, or is too large and nobody gave a reason for serving it.
         StepError: If the evaluation is of another model.
     """
     if evaluation.facts.model_digest != model.digest:
@@ -73,6 +80,7 @@ def export(
     if not evaluation.facts.verdict.blessed:
         raise StepSkipped(f"not blessed: {'; '.join(evaluation.facts.verdict.reasons)}")
     sizes = save_in_a_fresh_process(model.path, output / "saved_model", params.compact)
+    _expect_size(sizes["size"], params.max_size_mib, evaluation.facts.verdict.force_reason)
     (output / "check").mkdir()
     np.save(output / "check" / "images.npy", examples.split("test").images[: params.check_images])
     np.save(output / "check" / "probabilities.npy", evaluation.predictions()[: params.check_images])
@@ -92,6 +100,17 @@ def export(
     nothing = "; there is nothing to remove" if params.compact and not facts.trained_size else ""
     log.info("%s%s", facts.size_in_words, nothing)
     return facts
+
+
+def _expect_size(size: ModelSize, limit: float | None, force_reason: str | None) -> None:
+    """Skip the export of a model that is too large, unless a person gave a reason for serving it."""
+    if limit is None:
+        return
+    fits = size.mib <= limit
+    reason = f"{size.mib:.6g} MiB {'<=' if fits else '>'} {limit:.6g} MiB (max_size_mib)"
+    if not fits and not force_reason:
+        raise StepSkipped(f"too large: {reason}")
+    log.info("size %s%s", reason, "" if fits else f"; forced: {force_reason}")
 
 
 def save_in_a_fresh_process(model: Path, folder: Path, compact: bool = False) -> dict[str, ModelSize]:

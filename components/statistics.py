@@ -16,7 +16,7 @@ from ridgeline.artifacts.example_statistics import (
     Place,
     SplitStatistics,
 )
-from ridgeline.artifacts.examples import SPLITS, Examples, Split
+from ridgeline.artifacts.examples import SPLITS, Examples
 from ridgeline.component import Params as BaseParams
 from ridgeline.component import component
 
@@ -60,14 +60,14 @@ def statistics(examples: Examples, params: Params, output: Path) -> ExampleStati
     Returns:
         The counts, and the images that occur more than once.
     """
-    parts = [_Pass(examples.split(name), examples.facts.image_shape, params) for name in SPLITS]
+    images = _Images(examples)
+    parts = [_Pass(images, place, examples.facts.image_shape, params) for place in range(len(SPLITS))]
     for file in ("pixels", "brightness", "contrast"):
         np.save(output / f"{file}.npy", np.stack([getattr(part, file) for part in parts]), allow_pickle=False)
     moments = [part.moments() for part in parts]
     np.save(output / "mean.npy", np.stack([mean for mean, _ in moments]), allow_pickle=False)
     np.save(output / "deviation.npy", np.stack([deviation for _, deviation in moments]), allow_pickle=False)
 
-    images = _Images(examples, parts)
     groups = _groups(images.digests)
     near, near_conflicting = _near_duplicates(images, params.near_difference)
     conflicting = [group for group in groups if len(np.unique(images.labels[group])) > 1]
@@ -100,10 +100,35 @@ def statistics(examples: Examples, params: Params, output: Path) -> ExampleStati
     )
 
 
+class _Images:
+    """All images of all splits, in one numbering: what `_Pass` finds of each."""
+
+    def __init__(self, examples: Examples) -> None:
+        self.splits = [examples.split(name) for name in SPLITS]
+        self.starts = np.cumsum([0, *map(len, self.splits)])
+        self.digests, self.hashes = np.empty((2, self.starts[-1]), np.uint64)
+        self.labels = np.empty(self.starts[-1], np.int64)
+        self.constant = np.empty(self.starts[-1], bool)
+        self.split_of = np.repeat(np.arange(len(SPLITS), dtype=np.int8), np.diff(self.starts))
+
+    def place(self, number: int) -> Place:
+        split = int(self.split_of[number])
+        return Place(split=SPLITS[split], row=int(number - self.starts[split]), label=int(self.labels[number]))
+
+    def copies(self, count: int, groups: list[np.ndarray] | np.ndarray) -> Copies:
+        shown = [tuple(map(self.place, group[:MAX_MEMBERS])) for group in groups[:MAX_GROUPS]]
+        return Copies(count=count, groups=tuple(shown))
+
+    def pixels(self, number: int) -> np.ndarray:
+        split = int(self.split_of[number])
+        row = int(number - self.starts[split])
+        return self.splits[split].rows(row, row + 1)[0][0]
+
+
 class _Pass:
     """One pass over a split: sums, histograms, and a digest and a perceptual hash for each image."""
 
-    def __init__(self, split: Split, image_shape: tuple[int, ...], params: Params) -> None:
+    def __init__(self, found: _Images, place: int, image_shape: tuple[int, ...], params: Params) -> None:
         height, width, *rest = image_shape
         channels = rest[0] if rest else 1
         self.shape = image_shape
@@ -112,8 +137,10 @@ class _Pass:
         self.contrast = np.zeros(128, np.int64)
         self.sums = np.zeros(image_shape, np.int64)
         self.squares = np.zeros(image_shape, np.int64)
-        digests, hashes, labels_found, constant = [], [], [], []
-        for images, labels in split.batches():
+        own = slice(*found.starts[place : place + 2])
+        self.digests, self.labels, self.constant = found.digests[own], found.labels[own], found.constant[own]
+        start = own.start
+        for images, labels in found.splits[place].batches():
             count = len(images)
             flat = images.reshape(count, -1)
             for channel in range(channels):
@@ -129,46 +156,16 @@ class _Pass:
             deviation = np.sqrt((size * squares - sums**2).astype(np.float64)) / size
             self.brightness += np.bincount(sums // size, minlength=256)
             self.contrast += np.bincount(np.minimum(deviation, 127).astype(np.int64), minlength=128)
-            digests.append(_digests(flat))
-            hashes.append(perceptual_hashes(images))
-            labels_found.append(labels)
-            constant.append(deviation < params.constant_deviation)
-        self.digests = np.concatenate([np.empty(0, np.uint64), *digests])
-        self.hashes = np.concatenate([np.empty(0, np.uint64), *hashes])
-        self.labels = np.concatenate([np.empty(0, np.int64), *labels_found])
-        self.constant = np.concatenate([np.empty(0, bool), *constant])
+            batch = slice(start, start + count)
+            found.digests[batch], found.hashes[batch] = _digests(flat), perceptual_hashes(images)
+            found.labels[batch], found.constant[batch] = labels, deviation < params.constant_deviation
+            start += count
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the mean and the deviation image, float32."""
         count = max(1, len(self.labels))
         variance = (count * self.squares - self.sums**2).astype(np.float64) / count**2
         return (self.sums / count).astype(np.float32), np.sqrt(variance).astype(np.float32)
-
-
-class _Images:
-    """All images of all splits, in one numbering."""
-
-    def __init__(self, examples: Examples, parts: list[_Pass]) -> None:
-        self.splits = [examples.split(name) for name in SPLITS]
-        self.starts = np.cumsum([0, *(len(part.labels) for part in parts)])
-        self.digests = np.concatenate([part.digests for part in parts])
-        self.hashes = np.concatenate([part.hashes for part in parts])
-        self.labels = np.concatenate([part.labels for part in parts])
-        self.constant = np.concatenate([part.constant for part in parts])
-        self.split_of = np.repeat(np.arange(len(parts), dtype=np.int8), np.diff(self.starts))
-
-    def place(self, number: int) -> Place:
-        split = int(self.split_of[number])
-        return Place(split=SPLITS[split], row=int(number - self.starts[split]), label=int(self.labels[number]))
-
-    def copies(self, count: int, groups: list[np.ndarray] | np.ndarray) -> Copies:
-        shown = [tuple(map(self.place, group[:MAX_MEMBERS])) for group in groups[:MAX_GROUPS]]
-        return Copies(count=count, groups=tuple(shown))
-
-    def pixels(self, number: int) -> np.ndarray:
-        split = int(self.split_of[number])
-        row = int(number - self.starts[split])
-        return self.splits[split].rows(row, row + 1)[0][0]
 
 
 def _digests(images: np.ndarray) -> np.ndarray:
@@ -211,12 +208,11 @@ def _cosines(side: int) -> np.ndarray:
 def _groups(values: np.ndarray) -> list[np.ndarray]:
     """Return the places of each value that occurs more than once, by the first of them."""
     order = np.argsort(values, kind="stable")
-    same = values[order][1:] == values[order][:-1]
-    starts = np.flatnonzero(np.concatenate([[True], ~same])) if len(values) else np.empty(0, np.int64)
-    ends = np.concatenate([starts[1:], [len(values)]])
-    groups = (
-        [order[start:end] for start, end in zip(starts, ends, strict=True) if end - start > 1] if len(starts) else []
-    )
+    same = np.diff(values[order]) == 0
+    as_before, as_after = np.append(False, same), np.append(same, False)
+    repeated = (as_before | as_after)[: len(order)]
+    starts = np.flatnonzero(~as_before[: len(order)][repeated])
+    groups = np.split(order[repeated], starts)[1:]
     return sorted(groups, key=lambda group: int(group[0]))
 
 

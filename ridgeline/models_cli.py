@@ -35,29 +35,30 @@ def new_run_id() -> str:
 
 @app.command("list")
 def list_models() -> None:
-    """List the models: champion, accuracy, since when, number of versions."""
+    """List the models: champion, accuracy, since when, number of versions, size of the champion's weights."""
     registry = Settings().open_registry()
     names = registry.model_names()
     if not names:
         typer.echo(f"no model has been served from {registry.root} yet")
         return
     width = max(map(len, [*names, "model"]))
-    typer.echo(f"{'model':<{width}}  champion  accuracy  since             versions")
+    typer.echo(f"{'model':<{width}}  champion  accuracy  since             versions  MiB")
     for name in names:
         try:
             champion = registry.known_history(name)[-1]
+            facts = registry.facts(champion)
         except StoreError as error:
             typer.echo(f"{name:<{width}}  {error}")
             continue
         typer.echo(
             f"{name:<{width}}  {champion.version:>8}  {champion.accuracy:>8.4f}  {champion.at:%Y-%m-%d %H:%M}  "
-            f"{len(registry.versions(name)):>8}"
+            f"{len(registry.versions(name)):>8}  {facts.sizes.get('MiB', '') if facts else ''}".rstrip()
         )
 
 
 @app.command()
 def show(name: Name) -> None:
-    """Print a model's history, oldest first; * marks the champion. Times are UTC."""
+    """Print a model's history, oldest first; * marks the champion. Times are UTC. Also print the versions' sizes."""
     registry = Settings().open_registry()
     history, present = registry.known_history(name), registry.versions(name)
     width = max(3, *(len(entry.by) for entry in history))
@@ -70,7 +71,12 @@ def show(name: Name) -> None:
             f"{mark} {entry.version:>7}  {entry.action:<8}  {entry.accuracy:>8.4f}  {entry.at:%Y-%m-%d %H:%M}  "
             f"{entry.by:<{width}}  {entry.model_digest[:12]}  {reason}".rstrip()
         )
-    typer.echo(f"\nserved from {registry.root / name / str(history[-1].version)}")
+    typer.echo()
+    for version in present:
+        push = next((entry for entry in history if entry.version == version), None)
+        if push and (facts := registry.facts(push)) and facts.sizes:
+            typer.echo(f"version {version}: {facts.size_in_words}")
+    typer.echo(f"served from {registry.root / name / str(history[-1].version)}")
     if previous := registry.previous(name):
         typer.echo(f"`ridgeline models rollback {name} --reason ...` goes back to version {previous.version}")
 

@@ -14,12 +14,13 @@ from itertools import pairwise
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from ridgeline import files
 from ridgeline.artifacts.base import ArtifactError, FileEntry, different_files, digest_of, file_entry, is_os_file
 from ridgeline.artifacts.dataset import same_dataset
 from ridgeline.artifacts.model import Model
-from ridgeline.artifacts.pushed_model import PushedModel
+from ridgeline.artifacts.pushed_model import PushedModel, PushedModelFacts
 from ridgeline.component import StepError
 from ridgeline.history import (
     CHAMPION,
@@ -202,6 +203,19 @@ class Registry:
         own = self._twins(history, history[-1].model_digest) if history else set()
         others = (e for e in _succession(history) if e.model_digest not in own)
         return next((e for e in others if e.version in present), None)
+
+    def facts(self, entry: HistoryEntry) -> PushedModelFacts | None:
+        """Return what is known of the model of an entry, such as its size; None if its artifact can't be read.
+
+        Args:
+            entry: An entry of a history.
+        """
+        if self.store is None:
+            return None
+        try:
+            return PushedModelFacts.model_validate(self.store.manifest(entry.artifact).facts)
+        except (ArtifactError, ValidationError):
+            return None
 
     def verify(self, store: Store, name: str, version: int | None = None) -> HistoryEntry:
         """Check a version's bytes against the pushed artifact, and its responses in a fresh process.

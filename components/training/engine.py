@@ -310,6 +310,7 @@ class Engine:
                         *(epoch, epochs, done, self._num_train, float(loss) / done, int(hits) / done),
                     )
             seen += size
+            del images, labels  # else the next part would be held beside them
         return {"loss": float(loss) / seen, "accuracy": int(hits) / seen}
 
     def _calls(self, size: int) -> Iterator[tuple[int, int, int]]:
@@ -352,10 +353,15 @@ class Engine:
 
         if self._part is None or self._part[0] != start:
             self._part = None  # so that two parts are never held at once
-            images, labels = self._examples.split("train").rows(start, start + self._part_rows)
-            if padding := self._part_rows - len(labels):
-                images = np.concatenate([images, np.zeros((padding, *images.shape[1:]), np.uint8)])
-            self._part = start, tf.constant(images), tf.constant(np.pad(labels, (0, padding)), tf.int32)
+            split, size = self._examples.split("train"), self._size(start)
+            images = _aligned((self._part_rows, *self._examples.facts.image_shape))
+            labels = np.zeros(self._part_rows, np.int32)
+            for first in range(0, size, BLOCK_IMAGES):
+                last = min(first + BLOCK_IMAGES, size)
+                images[first:last], labels[first:last] = split.rows(start + first, start + last)
+            images[size:] = 0
+            # tf.constant would copy the images twice.
+            self._part = start, tf.experimental.dlpack.from_dlpack(images.__dlpack__()), tf.constant(labels)
         return self._part[1:]
 
     def _steps(
@@ -498,6 +504,14 @@ def row_order(seed: int, epoch: int, start: int, size: int) -> np.ndarray:
         True
     """
     return np.random.default_rng([seed, epoch, start]).permutation(size)
+
+
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """Return an uninitialized uint8 array that TensorFlow can use in place: its address is a multiple of 64."""
+    size = math.prod(shape)
+    memory = np.empty(size + 63, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].reshape(shape)
 
 
 def _rate(kind: str) -> Any:

@@ -21,6 +21,11 @@ class ModelSize(Facts):
     num_multiply_adds: int | None
     num_bytes: int
 
+    @property
+    def mib(self) -> float:
+        """The size of its weights in MiB."""
+        return self.num_bytes / 2**20
+
 
 class PushedModelFacts(Facts):
     """What is known of a servable model.
@@ -54,19 +59,23 @@ class PushedModelFacts(Facts):
     trained_size: ModelSize | None = None
 
     @property
+    def sizes(self) -> dict[str, str]:
+        """Weights, MiB and multiply-adds, each in words, with that of the trained model if compaction removed a part.
+
+        What is not known is left out.
+        """
+        measures = {"weights": "num_weights", "MiB": "mib", "multiply-adds an image": "num_multiply_adds"}
+        found = {}
+        for name, attribute in measures.items():
+            numbers = [getattr(size, attribute) for size in (self.size, self.trained_size) if size]
+            if numbers and None not in numbers:
+                found[name] = " of ".join(f"{n:,}" if isinstance(n, int) else f"{n:.3f}" for n in numbers)
+        return found
+
+    @property
     def size_in_words(self) -> str:
-        """The size, and that of the trained model if it is larger; empty if it is not known."""
-        if self.size is None:
-            return ""
-        now, before = self.size, self.trained_size or self.size
-        of = " of {}".format if before is not now else lambda _: ""
-        parts = [
-            f"{now.num_weights:,}{of(f'{before.num_weights:,}')} weights",
-            f"{now.num_bytes / 2**20:.3f}{of(f'{before.num_bytes / 2**20:.3f}')} MiB",
-        ]
-        if now.num_multiply_adds is not None:
-            parts.append(f"{now.num_multiply_adds:,}{of(f'{before.num_multiply_adds:,}')} multiply-adds an image")
-        return ", ".join(parts)
+        """The sizes, as a part of a sentence; empty if they are not known."""
+        return ", ".join(f"{numbers} {name}" for name, numbers in self.sizes.items())
 
 
 class PushedModel(Artifact[PushedModelFacts]):

@@ -98,6 +98,27 @@ def test_the_force_reason_and_the_champion_are_copied(inputs, tmp_path, monkeypa
     assert (pushed.facts.forced, pushed.facts.champion) == ("demo", "1" * 64)
 
 
+def test_a_model_that_is_too_large_is_skipped(inputs, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("components.export.save_in_a_fresh_process", save)
+    size = sum(np.asarray(weight).nbytes for weight in inputs["model"].load_keras().weights) / 2**20
+    reason = rf"^too large: {size:.6g} MiB > 0.3 MiB \(max_size_mib\)$"
+    with pytest.raises(StepSkipped, match=reason):
+        export(**inputs, params=export.parse({"max_size_mib": 0.3}), output=tmp_path)
+    caplog.set_level("INFO", "components.export")
+    (tmp_path / "fits").mkdir()
+    pushed = export(**inputs, params=export.parse({"max_size_mib": size}), output=tmp_path / "fits")
+    assert pushed.facts.size.mib == size
+    assert f"size {size:.6g} MiB <= {size:.6g} MiB (max_size_mib)" in caplog.messages
+
+    verdict = inputs["evaluation"].facts.verdict.model_copy(update={"force_reason": "demo"})
+    evaluation = with_facts(inputs["evaluation"], tmp_path / "evaluation", verdict=verdict)
+    shutil.copy(inputs["evaluation"].path / "predictions.npy", evaluation.path)
+    (tmp_path / "forced").mkdir()
+    given = inputs | {"evaluation": evaluation}
+    export(**given, params=export.parse({"max_size_mib": 0.3}), output=tmp_path / "forced")
+    assert f"size {size:.6g} MiB > 0.3 MiB (max_size_mib); forced: demo" in caplog.messages
+
+
 def test_evaluation_of_another_model_is_refused(inputs, tmp_path):
     evaluation = with_facts(inputs["evaluation"], tmp_path / "evaluation", model_digest="0" * 64)
     with pytest.raises(ValueError, match="Expected the evaluation of model"):

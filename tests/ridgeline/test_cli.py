@@ -156,11 +156,12 @@ def test_models_lists_and_shows_what_is_served(invoke, synthetic_store):
     champion = Registry(synthetic_store.local / "serving").champion("synthetic_garments")
     when = f"{champion.at:%Y-%m-%d %H:%M}"
     header, line = invoke("models", "list").stdout.splitlines()
-    assert header.split() == ["model", "champion", "accuracy", "since", "versions"]
-    assert line.split() == ["synthetic_garments", "1", f"{champion.accuracy:.4f}", *when.split(), "1"]
+    assert header.split() == ["model", "champion", "accuracy", "since", "versions", "MiB"]
+    assert line.split() == ["synthetic_garments", "1", f"{champion.accuracy:.4f}", *when.split(), "1", "0.342"]
     lines = invoke("models", "show", "synthetic_garments").stdout.splitlines()
     assert lines[1].split() == ["*", "1", "push", f"{champion.accuracy:.4f}", *when.split(), champion.model_digest[:12]]
-    assert lines[3] == f"served from {synthetic_store.local}/serving/synthetic_garments/1"
+    assert lines[3] == "version 1: 89,610 weights, 0.342 MiB, 89,400 multiply-adds an image"
+    assert lines[4] == f"served from {synthetic_store.local}/serving/synthetic_garments/1"
 
 
 def test_models_of_an_empty_registry(monkeypatch, tmp_path):

@@ -115,6 +115,7 @@ def runs(sequence: RunSequence, first_export_again: StepResult) -> dict[str, Run
     runs["without champion"] = sequence.run({**WORSE, "evaluate.num_mistakes": 1})
     runs["without champion again"] = sequence.run({**WORSE, "evaluate.num_mistakes": 1})
     runs["without champion, forced"] = sequence.run({**WORSE, "evaluate.force_blessing": "the files are lost"})
+    runs["too large"] = sequence.run({**OTHER, "train.seed": 7, "export.max_size_mib": 0.3})
     runs["without what it replaced"] = sequence.run({**WORSE, "evaluate.num_mistakes": 2})
     return runs
 
@@ -197,6 +198,15 @@ def test_the_champion_itself_stays_blessed_without_the_model_that_it_replaced(ru
     assert run.states[6:] == ["complete", "cached", "complete"]
     assert run.served == (False, 4)
     assert "version 4 serves this model already" in run.results[-1].pushed.reason
+
+
+def test_a_blessed_model_that_is_too_large_is_not_pushed(runs):
+    run = runs["too large"]
+    assert run.facts.verdict.blessed
+    assert run.states[-1] == "skipped"
+    assert run.served is None
+    assert "too large: 0.341835 MiB > 0.3 MiB (max_size_mib)" in run.lines
+    assert runs["without what it replaced"].served == (False, 4)
 
 
 def test_a_repeated_export_does_not_replace_a_newer_champion(first_export_again, runs, sequence):

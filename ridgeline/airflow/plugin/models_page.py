@@ -14,6 +14,7 @@ from ridgeline.store import StoreError
 
 SHOWN = 30  # the latest entries; the history keeps all
 WIDTH, HEIGHT, MARGIN = 720, 200, 40
+SIZES = {"Weights": "weights", "MiB": "MiB", "Multiply-adds": "multiply-adds an image"}  # columns
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def render(registry: Registry, dag_of: Callable[[Collection[str]], Mapping[str, 
                 "champion": registry.champion(name),
                 "chart": _chart(history[-SHOWN:]),
                 "versions": [(v, pushes.get(v)) for v in reversed(registry.versions(name))],
+                "sizes": {v: facts.sizes for v, push in pushes.items() if (facts := registry.facts(push))},
                 "history": history[: -SHOWN - 1 : -1],
                 "num_older": max(0, len(history) - SHOWN),
                 "previous": registry.previous(name),
@@ -77,4 +79,6 @@ def render(registry: Registry, dag_of: Callable[[Collection[str]], Mapping[str, 
         )
     links = {run: f"dags/{quote(dag, safe='')}/runs/{quote(run, safe='')}" for run, dag in dag_of(run_ids).items()}
     size = {"width": WIDTH, "height": HEIGHT, "margin": MARGIN}
-    return render_template("models", models=models, links=links, root=registry.root, size=size, synthetic=False)
+    return render_template(
+        "models", models=models, links=links, root=registry.root, size=size, columns=SIZES, synthetic=False
+    )

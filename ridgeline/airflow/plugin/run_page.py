@@ -22,7 +22,7 @@ from ridgeline.artifacts.sweep_result import SweepResult
 from ridgeline.history import HistoryEntry
 from ridgeline.lineage import Origin, lineage
 from ridgeline.masking import mask
-from ridgeline.pipeline import output_types
+from ridgeline.pipeline import default_target, output_types
 from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store, StoreError
 
@@ -278,6 +278,7 @@ def render(settings: Settings, run: Run) -> str:
         data_summary=_findings(data) if data else "",
         selection=found[SweepResult].facts if SweepResult in found else None,
         served=served,
+        skipped=next((r.reason for r in records if r.component == default_target() and r.state == "skipped"), ""),
         size=found[PushedModel].facts.size_in_words if PushedModel in found else "",
         problems=problems,
         reports=reports,

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from ridgeline.airflow.plugin.models_page import render
+from ridgeline.artifacts.pushed_model import ModelSize, PushedModel
 from ridgeline.history import HistoryEntry
 from ridgeline.registry import Registry
 from ridgeline.settings import Settings
-from ridgeline.store import Execution
+from ridgeline.store import Execution, Store
 
 
 def entry(version: int, action: str = "push", **values: object) -> HistoryEntry:
@@ -90,3 +91,24 @@ def test_it_shows_what_the_pipeline_served(synthetic: tuple[Settings, list[Execu
     page = render(synthetic[0].open_registry(), lambda run_ids: {})
     assert "synthetic_garments" in page
     assert "1 <span" in page or "1 \n<span" in page
+    assert "<td>89,610</td><td>0.342</td><td>89,400</td>" in page
+
+
+def test_it_shows_the_size_before_and_after_compaction(
+    synthetic: tuple[Settings, list[Execution]], tmp_path: Path
+) -> None:
+    store = synthetic[0].open_store()
+    pushed = store.open(synthetic[1][-1].output or "", PushedModel)
+    small = {"size": ModelSize(num_weights=1_200, num_multiply_adds=1_000, num_bytes=4_800)}
+    smaller = pushed.facts.model_copy(update={**small, "trained_size": pushed.facts.size})
+    copy = Store(tmp_path / "store")
+    with copy.stage() as folder:
+        ref = copy.publish(PushedModel.seal(folder, smaller))
+    folder = tmp_path / "serving" / "garments"
+    for version in (1, 2):
+        (folder / str(version)).mkdir(parents=True)
+    history = [entry(1), entry(2, artifact=ref)]
+    (folder / "history.jsonl").write_text("".join(f"{line.model_dump_json()}\n" for line in history))
+    page = render(Registry(tmp_path / "serving", store=copy), lambda run_ids: {})
+    assert "<td>1,200 of 89,610</td><td>0.005 of 0.342</td><td>1,000 of 89,400</td>" in page
+    assert page.count("<td>–</td><td>–</td><td>–</td>") == 1  # of version 1, whose artifact is gone

@@ -221,6 +221,16 @@ def test_it_says_why_an_exported_model_is_not_served(copy: Settings, synthetic: 
     assert "Exported, but not pushed: this model was judged without a champion, but the champion is model 1111" in page
 
 
+def test_it_says_why_a_blessed_model_is_not_exported(copy: Settings, synthetic: Synthetic) -> None:
+    record = synthetic[1][-1]
+    later = record.started_at + timedelta(microseconds=1)
+    skipped = {"state": "skipped", "reason": "too large: 2 MiB > 1 MiB", "output": None, "started_at": later}
+    copy.open_store().record(record.model_copy(update=skipped))
+    page = body(render(copy, run_of(synthetic)))
+    assert "Blessed</h2>" in page
+    assert "<p>Not served, too large: 2 MiB &gt; 1 MiB. There is no champion.</p>" in page
+
+
 def test_a_rollback_says_what_it_did(copy: Settings) -> None:
     history = copy.serving_dir() / "synthetic_garments" / "history.jsonl"
     push = copy.open_registry().history("synthetic_garments")[0]
