@@ -44,8 +44,8 @@ class Optimization(StepParams):
     profile: Literal["seed", "tuned"] = Field(
         "seed",
         title="Profile",
-        description="tuned: each training parameter and option of the network that is left out gets the network's tuned "
-        "value. On the form, a field that shows its default counts as left out.",
+        description="tuned: what is left out of the training's parameters and the network's options gets the network's "
+        "tuned value. On the form, a field that shows its default counts as left out.",
         json_schema_extra=shown_as(seed="seed: the small default model", tuned="tuned: the best values of a search")
         | with_option("--profile"),
     )
