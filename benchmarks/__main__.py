@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import airflow, compaction, engine, faults, images, memory, records, steps, sweep, tuned
+from benchmarks import airflow, cifar, compaction, engine, faults, images, memory, records, steps, sweep, tuned
 from ridgeline import pipeline
 from ridgeline.settings import Settings
 
@@ -25,6 +25,7 @@ PARTS = {
     "tuned": tuned.main,
     "records": records.main,
     "images": images.main,
+    "cifar": cifar.main,
     "faults": faults.main,
 }
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -14,6 +15,21 @@ if TYPE_CHECKING:
 
 class Options(Params):
     """The size of the network."""
+
+    # Found by sweeps and searches on the validation split of Fashion-MNIST. Validation accuracy over 3 seeds in the last
+    # search: 0.9171 with 160 epochs; 0.9155 with the cosine schedule, 0.9146 at twice the rate; 0.9151 with 80 epochs.
+    tuned: ClassVar[Mapping[str, Any]] = {
+        "penalty": {"kind": "l2", "l2": 1e-5},
+        "optimizer": "adam",
+        "learning_rate": 0.001,
+        "batch_size": 128,
+        "epochs": 160,
+        "label_smoothing": 0.1,
+        "shift": 1,
+        "shift_share": 0.5,
+        "flip": True,
+        "average": 0.9995,
+    }
 
     hidden_units: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field(
         (100, 100),

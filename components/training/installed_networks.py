@@ -8,8 +8,8 @@ import inspect
 import logging
 import sys
 import typing
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from ridgeline.component import Params
@@ -29,6 +29,7 @@ class Network:
         build: Returns the Keras model from image shape, number of classes, regularizer and options.
         options: The type of its options.
         label: Its name on the form.
+        tuned: The values of the training's parameters under the profile ``tuned``; empty if there is no such profile.
         problem: Why it can't be used; empty if it can.
     """
 
@@ -37,6 +38,7 @@ class Network:
     build: Callable[..., Any]
     options: type[Params]
     label: str
+    tuned: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
 
 
@@ -61,7 +63,7 @@ def load_networks(reserved: Collection[str]) -> dict[str, Network]:
             cause = f"{error}" if isinstance(error, _Unusable) else f"{type(error).__name__}: {error}"
             problem = f"its entry point {found[0].value} can't be used: {cause}"
             log.warning("cannot use the network %s: %s", name, problem)
-            networks[name] = Network(name, "", _none, Params, f"{name}: can't be used", problem)
+            networks[name] = Network(name, "", _none, Params, f"{name}: can't be used", problem=problem)
     return networks
 
 
@@ -93,7 +95,8 @@ def _load(entries: list[importlib.metadata.EntryPoint], reserved: Collection[str
     if hidden := [name for name, field in shown.items() if field.get("type") == "object"]:
         raise _Unusable(f"its options {', '.join(hidden)} have values by name, which a form can't show.")
     summary = (inspect.getdoc(build) or "").partition("\n")[0].rstrip(".")
-    return Network(name, entry.module, build, options, f"{name}: {summary}" if summary else name)
+    label = f"{name}: {summary}" if summary else name
+    return Network(name, entry.module, build, options, label, dict(getattr(options, "tuned", {})))
 
 
 def _options(build: Callable[..., Any]) -> Any:

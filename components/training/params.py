@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, create_model, model_serializer, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    create_model,
+    model_serializer,
+    model_validator,
+)
 
 from components.training.engine import Recipe
 from components.training.installed_networks import load_networks
@@ -16,22 +22,6 @@ from ridgeline.component import Params as StepParams
 from ridgeline.component import applies_with, shown_as, with_option
 
 SPARSE = ", ".join(name for name, kind in KINDS.items() if kind.sparse)
-
-# The profile `tuned`: found by sweeps and searches on the validation split of Fashion-MNIST, for the seed's network.
-# Validation accuracy over 3 seeds in the last search: 0.9171 with 160 epochs; 0.9155 with the cosine schedule, 0.9146
-# at twice the rate; 0.9151 with 80 epochs.
-TUNED: Mapping[str, Any] = {
-    "penalty": {"kind": "l2", "l2": 1e-5},
-    "optimizer": "adam",
-    "learning_rate": 0.001,
-    "batch_size": 128,
-    "epochs": 160,
-    "label_smoothing": 0.1,
-    "shift": 1,
-    "shift_share": 0.5,
-    "flip": True,
-    "average": 0.9995,
-}
 
 
 class Regularization(StepParams):
@@ -54,8 +44,8 @@ class Optimization(StepParams):
     profile: Literal["seed", "tuned"] = Field(
         "seed",
         title="Profile",
-        description="tuned: each training parameter that is left out gets the value that reached the best validation "
-        "accuracy in a search. On the form, a field that shows its default counts as left out.",
+        description="tuned: what is left out of the training's parameters and the network's options gets the network's "
+        "tuned value. On the form, a field that shows its default counts as left out.",
         json_schema_extra=shown_as(seed="seed: the small default model", tuned="tuned: the best values of a search")
         | with_option("--profile"),
     )
@@ -133,44 +123,6 @@ class Optimization(StepParams):
         description="Decides initial weights, order of images, augmentation; 0 to 2147483647.",
     )
 
-    @model_validator(mode="after")
-    def _fill_in(self) -> Self:
-        """Set what is left out to the tuned values; the penalty is one value, given as soon as a part of it is."""
-        left_out = (TUNED.keys() & type(self).model_fields.keys()) - self.model_fields_set
-        if "shift" in self.model_fields_set and not self.shift:
-            left_out -= {"shift_share"}  # without a shift it must keep its default
-        for name in left_out if self.profile == "tuned" else ():
-            value = Penalty(**TUNED[name]) if name == "penalty" else TUNED[name]
-            self.__dict__[name] = value  # the model is frozen
-        return self
-
-    @model_validator(mode="after")
-    def _shares_apply(self) -> Self:
-        if not self.shift and self.shift_share != type(self).model_fields["shift_share"].default:
-            raise ValueError(
-                f"shift_share: expected its default with shift=0, under which no image is shifted; received "
-                f"{self.shift_share!r}. Set shift, or leave shift_share out."
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _momentum_needs_sgd(self) -> Self:
-        if self.momentum and self.optimizer != "sgd":
-            raise ValueError(
-                f"momentum: expected 0 with the optimizer {self.optimizer}, which has its own; received "
-                f"{self.momentum!r}. Set momentum=0 or optimizer=sgd."
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _weight_decay_needs_adam(self) -> Self:
-        if self.weight_decay and self.optimizer != "adam":
-            raise ValueError(
-                f"weight_decay: expected 0 with the optimizer {self.optimizer}, which takes an L2 penalty instead; "
-                f"received {self.weight_decay!r}. Set weight_decay=0 or optimizer=adam."
-            )
-        return self
-
 
 # A network can't have the name of another parameter, nor of a step: that would be the parameters of the step.
 RESERVED = {
@@ -228,6 +180,60 @@ class Training(Optimization, NetworkChoice):
     def _network_is_usable(self) -> Self:
         if problem := NETWORKS[self.network].problem:
             raise ValueError(f"network: cannot use {self.network}: {problem}")
+        return self
+
+    @model_validator(mode="after")
+    def _fill_in(self) -> Self:
+        """Set what is left out to the network's tuned values; the penalty is one value, given as soon as a part is."""
+        if self.profile != "tuned":
+            return self
+        elsewhere = Regularization.model_fields.keys() - type(self).model_fields.keys()  # a sweep has its own penalties
+        named = {name: value for name, value in NETWORKS[self.network].tuned.items() if name not in elsewhere}
+        if not named:
+            raise ValueError(
+                f"profile: expected 'seed' with network={self.network!r}, which has no tuned values; received 'tuned'. "
+                "Leave profile out and set the parameters."
+            )
+        required = {name: getattr(self, name) for name, field in type(self).model_fields.items() if field.is_required()}
+        try:
+            tuned = type(self).model_validate({"network": self.network, **required, **named})
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ValueError(f"profile: cannot use the tuned values of network={self.network!r}: {problems}") from error
+        given = {name: getattr(self.options, name) for name in self.options.model_fields_set}
+        values = {name: getattr(tuned, name) for name in named.keys() - self.model_fields_set}
+        if not values.get("shift", self.shift):
+            values.pop("shift_share", None)
+        if values.get("optimizer", self.optimizer) != "adam":
+            values.pop("weight_decay", None)
+        self.__dict__.update(values, **{self.network: tuned.options.model_copy(update=given)})  # the model is frozen
+        return self
+
+    @model_validator(mode="after")
+    def _shares_apply(self) -> Self:
+        if not self.shift and self.shift_share != type(self).model_fields["shift_share"].default:
+            raise ValueError(
+                f"shift_share: expected its default with shift=0, under which no image is shifted; received "
+                f"{self.shift_share!r}. Set shift, or leave shift_share out."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _momentum_needs_sgd(self) -> Self:
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(
+                f"momentum: expected 0 with the optimizer {self.optimizer}, which has its own; received "
+                f"{self.momentum!r}. Set momentum=0 or optimizer=sgd."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weight_decay_needs_adam(self) -> Self:
+        if self.weight_decay and self.optimizer != "adam":
+            raise ValueError(
+                f"weight_decay: expected 0 with the optimizer {self.optimizer}, which takes an L2 penalty instead; "
+                f"received {self.weight_decay!r}. Set weight_decay=0 or optimizer=adam."
+            )
         return self
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from components.networks import cnn, mlp
 from components.train import train
 from components.training.checkpoint import Checkpoint, CheckpointError
 from components.training.network import build_model
-from components.training.params import TUNED, Params
+from components.training.params import NETWORKS, Params
 from ridgeline.artifacts.model import Model
 from ridgeline.component import Champion, ParameterError, StepError, StepSkipped, flatten
 from ridgeline.step_cli import run_step
@@ -90,21 +90,31 @@ def test_seed_model_has_its_parameters(synthetic_store, refs):
 
 def test_the_profiles_are_golden():
     """The values that the accuracies in the documents were measured with."""
-    common = {"network": "mlp", "mlp": mlp.Options(hidden_units=(100, 100)), "cnn": cnn.Options(), "momentum": 0.0,
-              "schedule": "constant", "patience": None, "seed": 42, "warm_start": False}  # fmt: skip
-    seed = common | {
-        "optimizer": "sgd", "learning_rate": 0.02, "batch_size": 32, "epochs": 2, "label_smoothing": 0.0, "shift": 0,
-        "shift_share": 1.0, "flip": False, "average": 0.0, "weight_decay": 0.0, "solver": "subgradient",
+    seed = {
+        "mlp": mlp.Options(hidden_units=(100, 100)), "cnn": cnn.Options(filters=(16, 32, 64), dropout=0.3),
+        "momentum": 0.0, "schedule": "constant", "patience": None, "seed": 42, "warm_start": False, "optimizer": "sgd",
+        "learning_rate": 0.02, "batch_size": 32, "epochs": 2, "label_smoothing": 0.0, "shift": 0, "shift_share": 1.0,
+        "flip": False, "average": 0.0, "weight_decay": 0.0, "solver": "subgradient",
     }  # fmt: skip
-    tuned = common | {
-        "optimizer": "adam", "learning_rate": 0.001, "batch_size": 128, "epochs": 160, "label_smoothing": 0.1,
-        "shift": 1, "shift_share": 0.5, "flip": True, "average": 0.9995, "weight_decay": 0.0, "solver": "subgradient",
+    tuned = {"optimizer": "adam", "batch_size": 128, "label_smoothing": 0.1, "shift": 1, "flip": True}
+    tuned_mlp = tuned | {
+        "mlp": mlp.Options(hidden_units=(256, 128)), "learning_rate": 0.001, "epochs": 160, "shift_share": 0.5,
+        "average": 0.9995,
     }  # fmt: skip
-    for profile, values, kind, l2 in (("seed", seed, "l2", 0.01), ("tuned", tuned, "l2", 1e-5)):
-        params = parse({"profile": profile})
+    tuned_cnn = tuned | {
+        "cnn": cnn.Options(filters=(16, 32, 64, 128), dropout=0.3), "learning_rate": 0.003, "schedule": "cosine",
+        "epochs": 30, "weight_decay": 0.05,
+    }  # fmt: skip
+    for network, profile, values, penalty in (
+        ("mlp", "seed", seed, {"l2": 0.01}),
+        ("cnn", "seed", seed, {"l2": 0.01}),
+        ("mlp", "tuned", seed | tuned_mlp, {"l2": 1e-5}),
+        ("cnn", "tuned", seed | tuned_cnn, {}),
+    ):
+        params = parse({"network": network, "profile": profile})
         assert {name: getattr(params, name) for name in values} == values
-        assert {*values, "profile", "penalty"} == set(type(params).model_fields)
-        assert (params.penalty.kind, params.penalty.strengths["l2"]) == (kind, l2)
+        assert {*values, "network", "profile", "penalty"} == set(type(params).model_fields)
+        assert params.penalty.strengths == penalty
         recipe = {name: values[name] for name in vars(params.recipe)}
         assert vars(params.recipe) == recipe
 
@@ -278,27 +288,66 @@ def test_seed_model_reaches_the_notebooks_accuracy(fashion_mnist):
 # --- profiles
 
 
-def test_tuned_replaces_only_what_is_left_out_even_if_it_equals_the_default():
-    seed = train.parse({})
-    for name in TUNED:  # each value that the profile would replace
-        default = getattr(seed, name)
-        given = default.model_dump(mode="json") if name == "penalty" else default
-        assert getattr(parse({"profile": "tuned", name: given}), name) == default
-    params = parse({"profile": "tuned", "epochs": 3, "penalty": {"l2": 0.5}})
-    assert (params.epochs, params.penalty.l2, params.seed) == (3, 0.5, 42)
-    others = {name: value for name, value in TUNED.items() if name not in ("epochs", "penalty")}
-    assert {name: getattr(params, name) for name in others} == others
-    assert params.penalty.kind == TUNED["penalty"]["kind"]
-    assert params.options.hidden_units == (100, 100)
+@pytest.mark.parametrize("network", ["mlp", "cnn"])
+def test_tuned_replaces_only_what_is_left_out_even_if_it_equals_the_default(network):
+    values = NETWORKS[network].tuned
+    chosen = {"network": network, "profile": "tuned"}
+    seed = train.parse({"network": network}).model_dump(mode="json")
+    for name in values:  # each value that the profile would replace
+        assert parse(chosen | {name: seed[name]}).model_dump(mode="json")[name] == seed[name]
+    params = parse(chosen | {"epochs": 3, "penalty": {"l2": 0.5}})
+    assert (params.epochs, params.penalty.kind, params.penalty.l2, params.seed) == (3, "l2", 0.5, 42)
+    others = values.keys() - {"epochs", "penalty", network}
+    assert {name: getattr(params, name) for name in others} == {name: values[name] for name in others}
     assert train.parse(params.model_dump(mode="json")) == params
 
 
-def test_every_tuned_value_is_a_parameter_that_differs_from_its_default():
-    tuned = dict(flatten(train.parse({"profile": "tuned"}).model_dump(mode="json")))
-    seed = dict(flatten(train.parse({}).model_dump(mode="json")))
-    named = dict(flatten(TUNED))
+@pytest.mark.parametrize("network", ["mlp", "cnn"])
+def test_every_tuned_value_is_a_parameter_that_differs_from_its_default(network):
+    chosen = {"network": network}
+    tuned = dict(flatten(train.parse(chosen | {"profile": "tuned"}).model_dump()))
+    seed = dict(flatten(train.parse(chosen).model_dump()))
+    named = dict(flatten(NETWORKS[network].tuned))
     assert {name: tuned[name] for name in named} == named
     assert {name for name in seed if tuned[name] != seed[name]} <= named.keys() | {"profile"}
+
+
+def tuned_cnn(monkeypatch, tuned):
+    monkeypatch.setitem(NETWORKS, "cnn", replace(NETWORKS["cnn"], tuned=tuned))
+    return {"network": "cnn", "profile": "tuned"}
+
+
+def test_an_option_that_is_typed_leaves_the_others_tuned(monkeypatch):
+    chosen = tuned_cnn(monkeypatch, {"cnn": {"filters": (4, 8), "dropout": 0.5}})
+    assert parse(chosen).options == cnn.Options(filters=(4, 8), dropout=0.5)
+    assert parse(chosen | {"cnn": {"dropout": 0.3}}).options == cnn.Options(filters=(4, 8), dropout=0.3)
+
+
+def test_a_tuned_value_is_left_out_where_a_typed_one_excludes_it(monkeypatch):
+    chosen = tuned_cnn(monkeypatch, {"shift": 1, "shift_share": 0.5, "optimizer": "adam", "weight_decay": 0.1})
+    assert (parse(chosen).shift_share, parse(chosen).weight_decay) == (0.5, 0.1)
+    assert parse(chosen | {"shift": 0}).shift_share == 1.0
+    assert parse(chosen | {"optimizer": "sgd"}).weight_decay == 0.0
+
+
+def test_tuned_is_refused_for_a_network_without_tuned_values(monkeypatch):
+    message = "Parameter train.profile: expected 'seed' with network='cnn', which has no tuned values; received 'tuned'"
+    with pytest.raises(ParameterError, match=message):
+        train.parse(tuned_cnn(monkeypatch, {}))
+
+
+@pytest.mark.parametrize(
+    ("tuned", "problem"),
+    [
+        ({"epoch": 3}, "epoch: Extra inputs are not permitted"),
+        ({"cnn": {"dropout": 1.5}}, "cnn.dropout: Input should be less than 1"),
+        ({"weight_decay": 0.1}, "Value error, weight_decay: expected 0 with the optimizer sgd"),
+    ],
+)
+def test_tuned_values_that_do_not_exist_or_do_not_fit_are_named(monkeypatch, tuned, problem):
+    message = f"^Parameter train.profile: cannot use the tuned values of network='cnn': .*{problem}"
+    with pytest.raises(ParameterError, match=message):
+        train.parse(tuned_cnn(monkeypatch, tuned))
 
 
 def test_a_value_that_is_typed_for_the_step_alone_counts_even_if_it_equals_the_default(tmp_path):
@@ -311,7 +360,7 @@ def test_a_value_that_is_typed_for_the_step_alone_counts_even_if_it_equals_the_d
     alone = replace(train, run=stop, inputs={}, optional={}, resumes=False)
     with pytest.raises(SystemExit, match="far enough"):
         run_step(alone, ["--profile", "tuned", "--epochs", "2", "--output", str(tmp_path / "model")])
-    assert (taken[0].epochs, taken[0].batch_size) == (2, TUNED["batch_size"])
+    assert (taken[0].epochs, taken[0].batch_size) == (2, NETWORKS["mlp"].tuned["batch_size"])
 
 
 def warm(examples, champion, output, **values):
