@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ridgeline.announcements import announce, rollback_decision
 from ridgeline.settings import Settings
 from ridgeline.store import StoreError
 
@@ -102,4 +103,5 @@ def rollback(
     settings = Settings()
     registry, store = settings.open_registry(), settings.open_store()
     entry = registry.rollback(store, name, version, reason=reason, by=user(), run_id=new_run_id())
+    announce(settings, rollback_decision(name, entry))
     typer.echo(f"{name} is served by version {entry.version}, accuracy {entry.accuracy:.4f}: {entry.reason}")

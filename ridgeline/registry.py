@@ -67,10 +67,12 @@ class PushDecision:
     Attributes:
         push: True if it is.
         reason: Why it is not, as a sentence; empty if it is.
+        unchanged: True if it is not, because it is served already.
     """
 
     push: bool
     reason: str = ""
+    unchanged: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,14 @@ class Pushed:
         version: Its number.
         reason: What was done and why, as a sentence.
         new: False if nothing was pushed.
+        unchanged: True if nothing was pushed because the model is served already.
     """
 
     path: Path
     version: int
     reason: str
     new: bool
+    unchanged: bool = False
 
 
 class Registry:
@@ -274,7 +278,7 @@ class Registry:
         if champion.model_digest in twins:
             if _different(self.root / name / str(champion.version), model):
                 return PushDecision(True)
-            return PushDecision(False, f"version {champion.version} serves this model already")
+            return PushDecision(False, f"version {champion.version} serves this model already", unchanged=True)
         if facts.champion not in self._twins(history, champion.model_digest):
             judged = f"against model {facts.champion[:12]}" if facts.champion else "without a champion"
             return PushDecision(
@@ -324,7 +328,8 @@ class Registry:
             decision = self.decide_push(model, by)
             if not decision.push:
                 version = history[-1].version
-                return Pushed(folder / str(version), version, f"not pushed: {decision.reason}", new=False)
+                reason = f"not pushed: {decision.reason}"
+                return Pushed(folder / str(version), version, reason, new=False, unchanged=decision.unchanged)
             version = 1 + max([*(entry.version for entry in history), *self.versions(name)], default=0)
             staging = folder / f".push-{version}"
             try:
