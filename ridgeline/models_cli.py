@@ -103,7 +103,8 @@ def latency(
     """Measure how long versions take for 1 and for 1,000 images, in turns; without VERSION, all versions."""
     settings = Settings()
     registry, store = settings.open_registry(), settings.open_store()
-    chosen = [registry.entry(name, version) for version in versions or registry.versions(name) or [None]]
+    numbers: list[int | None] = [*(versions or registry.versions(name))] or [None]
+    chosen = [registry.entry(name, version) for version in numbers]
     folders = {str(entry.version): registry.root / name / str(entry.version) for entry in chosen}
     images = store.open(chosen[-1].artifact, PushedModel).check / "images.npy"
     try:
