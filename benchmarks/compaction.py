@@ -15,7 +15,7 @@ from ridgeline.settings import Settings
 SPARSE = {"penalty": {"kind": "l1", "l1": 2e-4}, "solver": "proximal", **SPARSE_TRAINING}
 CNN = {
     "network": "cnn",
-    "penalty": {"kind": "group", "group": 3e-3},
+    "penalty": {"kind": "group", "group": 2e-3},
     "solver": "proximal",
     "batch_size": 128,
     "epochs": 3,
