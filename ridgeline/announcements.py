@@ -39,7 +39,9 @@ def announce(settings: Settings, *decisions: Decision | None) -> None:
             if book.add(decision):
                 log.info("%s%s", decision.title, "".join(f"\n  {reason}" for reason in decision.reasons))
         if settings.recipients:
-            book.deliver(settings.recipients, settings.notify_about, since=datetime.now(UTC) - SENT_FOR)
+            since = datetime.now(UTC) - SENT_FOR
+            if failed := book.deliver(settings.recipients, settings.notify_about, since):
+                log.warning("%d messages wait: they are sent again with the next decision, for a day", failed)
     except Exception as error:  # a decision stands, whether or not people hear of it
         log.error("Cannot announce a decision: %s", mask(error))
 

@@ -59,7 +59,7 @@ class Recipient:
                 log.debug("%s", type(error).__name__)
         log.error(
             "Cannot deliver the message %r: a recipient in RIDGELINE_NOTIFY or RIDGELINE_NOTIFY_FILE (%s://) refused "
-            "it or did not respond. It is sent again with the next one. Check the URL.",
+            "it or did not respond. Check the URL.",
             title,
             self.scheme,
         )

@@ -15,6 +15,7 @@ from ridgeline import pipeline
 from ridgeline.artifacts.model_evaluation import ModelEvaluation, ModelEvaluationFacts
 from ridgeline.artifacts.pushed_model import ModelSize
 from ridgeline.pipeline import StepResult
+from ridgeline.decisions import Decisions
 from ridgeline.registry import Registry
 from ridgeline.run_summary import summary
 from ridgeline.settings import Settings
@@ -125,6 +126,12 @@ def test_the_first_model_is_judged_by_the_thresholds(refs, synthetic_store):
     assert facts.verdict.blessed
     assert facts.comparison is None
     assert facts.verdict.reasons[-1] == "no other model to compare with: the thresholds decide"
+
+
+def test_each_decision_of_the_sequence_is_recorded_once(runs, sequence):
+    decisions = Decisions(sequence.store).all()[::-1]
+    assert [decision.kind for decision in decisions] == []
+    assert decisions[0].title == f"{NAME}: version 1 was pushed"
 
 
 def test_an_unchanged_run_reuses_everything_and_pushes_nothing(runs):
