@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ridgeline import files
 from ridgeline.artifacts.base import digest_of
 from ridgeline.masking import mask
-from ridgeline.messages import Recipient
 from ridgeline.store import Store, translate_os_errors
 
 log = logging.getLogger(__name__)
@@ -22,6 +21,17 @@ log = logging.getLogger(__name__)
 Kind = Literal["pushed", "refused", "not_pushed", "rolled_back", "data_blocked", "stale"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SHORT = 16  # hexadecimal digits in a name
+
+
+class Recipient(Protocol):
+    """Who receives messages, see `ridgeline.messages.Recipient`."""
+
+    @property
+    def digest(self) -> str:
+        """A name: 16 hexadecimal digits."""
+
+    def send(self, title: str, body: str) -> bool:
+        """Send a message; return whether it was taken."""
 
 
 class Decision(BaseModel):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from ridgeline import pipeline
 from ridgeline.announcements import announce, announce_stale, rollback_decision, stale_decision
@@ -21,7 +23,12 @@ NOW = datetime(2026, 11, 28, tzinfo=UTC)
 
 
 def entry(version: int = 3, **values: Any) -> HistoryEntry:
-    facts = {"action": "push", "artifact": f"PushedModel/{version}", "model_digest": f"{version}" * 64, "run_id": "r"}
+    facts: dict[str, Any] = {
+        "action": "push",
+        "artifact": f"PushedModel/{version}",
+        "model_digest": f"{version}" * 64,
+        "run_id": "r",
+    }
     return HistoryEntry(**{"version": version, "accuracy": 0.9, "at": NOW - timedelta(days=4), **facts, **values})
 
 
@@ -97,9 +104,14 @@ def test_nothing_that_goes_wrong_reaches_the_run(settings: Settings, tmp_path: P
 
 
 def test_messages_about_other_kinds_are_not_sent(tmp_path: Path, monkeypatch: Any) -> None:
-    sent = []
-    monkeypatch.setattr(Recipient, "send", lambda self, title, body: sent.append(title) or True)
-    settings = Settings(store=str(tmp_path), notify="json://127.0.0.1", notify_about="failed refused")
+    sent: list[str] = []
+
+    def send(self: Recipient, title: str, body: str) -> bool:
+        sent.append(title)
+        return True
+
+    monkeypatch.setattr(Recipient, "send", send)
+    settings = Settings(store=str(tmp_path), notify=SecretStr("json://127.0.0.1"), notify_about=("failed", "refused"))
     announce(settings, refused("model 1"), rollback_decision("shoes", entry(2, action="rollback")))
     assert sent == []  # the refusal was long ago
     now = Decision(kind="refused", model="shoes", subject="model 2", title="model 2 was refused")
@@ -107,20 +119,25 @@ def test_messages_about_other_kinds_are_not_sent(tmp_path: Path, monkeypatch: An
     assert sent == ["model 2 was refused"]
 
 
-def test_data_that_stop_a_run_are_announced_and_an_equal_run_is_silent(tmp_path: Path, synthetic: Any) -> None:
-    shutil.copytree(synthetic[0].open_store().local, tmp_path / "store")
+def test_data_that_stop_a_run_are_announced_and_an_equal_run_is_silent(
+    tmp_path: Path, synthetic_store: Any, refs: dict[str, str]
+) -> None:
+    shutil.copytree(synthetic_store.local, tmp_path / "store")
+    schema = json.loads((synthetic_store.path(refs["schema"]) / "schema.json").read_text())
+    schema["min_class_examples"] = dict.fromkeys(schema["min_class_examples"], 1_000_000)
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
     settings, plan = Settings(store=str(tmp_path / "store")), pipeline.plan("validate")
     values = {
         "ingest.dataset": "synthetic_garments:1.0.0",
         "transform.validation_examples": 1_000,
-        "validate.min_class_examples": 1_000_000,
+        "schema.file": str(tmp_path / "schema.json"),
     }
     params = pipeline.parse_params(plan, values, settings)
     for run_id in ("first", "second"):
-        with pytest.raises(StepError, match="have fewer than 1000000 training images"):
+        with pytest.raises(StepError, match="1,000,000"):
             list(pipeline.run(settings, plan, params, run_id, by="ann"))
     (found,) = [d for d in Decisions(settings.open_store()).all() if d.kind == "data_blocked"]
     assert (found.model, found.run_id, found.by) == ("synthetic_garments", "first", "ann")
     assert found.title == "synthetic_garments: the data stopped the run with 1 error"
-    assert "have fewer than 1000000 training images" in found.reasons[0]
+    assert "1,000,000" in found.reasons[0]
     assert Path(found.report).name == "report.html"

@@ -92,7 +92,12 @@ def test_a_damaged_decision_is_left_out(tmp_path: Path, caplog: Any) -> None:
 
 
 def test_the_body_of_a_message_has_reasons_figures_run_and_report() -> None:
-    values = {"reasons": ("one", "two"), "figures": {"accuracy": 0.91}, "report": "http://host", "run_id": "run 1"}
+    values: dict[str, Any] = {
+        "reasons": ("one", "two"),
+        "figures": {"accuracy": 0.91},
+        "report": "http://host",
+        "run_id": "run 1",
+    }
     assert decision(**values, by="ann").body == (
         "one\ntwo\naccuracy 0.9100\nRun run 1, started by ann\nReport: http://host"
     )

@@ -84,7 +84,6 @@ def test_a_late_run_is_sent_and_a_refused_message_is_logged(
 ) -> None:
     webhook.status = status
     asyncio.run(module.Notifier("late").async_notify(LATE))
-    log = capsys.readouterr().out
     assert webhook.received[0]["title"] == "shoes is late"
     assert "Run run 1 has not succeeded by its deadline, noon." in webhook.received[0]["message"]
     assert ("Cannot deliver the message" in caplog.text) == (status == 500)
