@@ -87,9 +87,8 @@ def push_decision(
     if pushed.unchanged:
         return None
     title = f"{name}: model {facts.model_digest[:12]} was not pushed"
-    return Decision(
-        kind="not_pushed", subject=f"{ref}: {pushed.reason}", title=title, reasons=(pushed.reason,), **shared
-    )
+    reason = pushed.reason.removeprefix("not pushed: ")
+    return Decision(kind="not_pushed", subject=f"{ref}: {reason}", title=title, reasons=(reason,), **shared)
 
 
 def data_decision(artifact: Artifact[Any], run_id: str, by: str, link: str) -> Decision | None:
