@@ -264,7 +264,8 @@ def render(settings: Settings, run: Run) -> str:
         rollbacks = list(_rollbacks(settings, run))
     except StoreError as error:
         problems.append(mask(error))
-    decisions = [decision for decision in Decisions(store).all() if decision.run_id == run.run_id]
+    start = run.started_at
+    decisions = [d for d in Decisions(store).all() if d.run_id == run.run_id and start and d.at >= start]
     return render_template(
         "run",
         decisions=decisions,
