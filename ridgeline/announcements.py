@@ -25,25 +25,38 @@ SENT_FOR = timedelta(days=1)  # an undelivered message is tried again for this l
 
 
 def announce(settings: Settings, *decisions: Decision | None) -> None:
-    """Log and record decisions, and send messages about new ones and about those not delivered yet.
+    """Log and record decisions and champions that have become stale; send messages about them.
 
-    A problem is logged, never raised.
+    Messages that were not delivered before are sent again. A problem is logged, never raised.
 
     Args:
-        settings: Where the store is, who receives messages and about what.
+        settings: Where the store and the served models are, who receives messages and about what.
         *decisions: The decisions; None for none.
     """
     try:
-        book = Decisions(settings.open_store())
+        known = Decisions(settings.open_store())
         for decision in filter(None, decisions):
-            if book.add(decision):
-                log.info("%s%s", decision.title, "".join(f"\n  {reason}" for reason in decision.reasons))
+            _record(known, decision)
+        for decision in _stale_decisions(settings, known):
+            _record(known, decision)
         if settings.recipients:
             since = datetime.now(UTC) - SENT_FOR
-            if failed := book.deliver(settings.recipients, settings.notify_about, since):
+            if failed := known.deliver(settings.recipients, settings.notify_about, since):
                 log.warning("%d messages wait: they are sent again with the next decision, for a day", failed)
     except Exception as error:  # a decision stands, whether or not people hear of it
         log.error("Cannot announce a decision: %s", mask(error))
+
+
+def _record(known: Decisions, decision: Decision) -> None:
+    if known.add(decision):
+        log.info("%s%s", decision.title, "".join(f"\n  {reason}" for reason in decision.reasons))
+
+
+def _stale_decisions(settings: Settings, known: Decisions) -> list[Decision]:
+    registry, decisions, now = settings.open_registry(), known.all(), datetime.now(UTC)
+    names = registry.model_names()
+    found = [stale_decision(name, registry.history(name), decisions, settings, now) for name in names]
+    return [decision for decision in found if decision]
 
 
 def push_decision(
@@ -171,19 +184,3 @@ def stale_decision(
         reasons=("; ".join(reasons),),
         figures={"accuracy": champion.accuracy},
     )
-
-
-def announce_stale(settings: Settings) -> None:
-    """Announce each model whose champion is stale; a problem is logged, never raised.
-
-    Args:
-        settings: The limits, and where the store and the served models are.
-    """
-    try:
-        registry, decisions = settings.open_registry(), Decisions(settings.open_store()).all()
-        now = datetime.now(UTC)
-        found = [stale_decision(n, registry.history(n), decisions, settings, now) for n in registry.model_names()]
-    except Exception as error:
-        log.error("Cannot find out whether a champion is stale: %s", mask(error))
-        found = []
-    announce(settings, *found)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from ridgeline import fresh_process
-from ridgeline.announcements import announce, announce_stale, data_decision, push_decision
+from ridgeline.announcements import announce, data_decision, push_decision
 from ridgeline.artifacts.base import Artifact, ArtifactError
 from ridgeline.artifacts.dataset import served_name
 from ridgeline.artifacts.model import Model
@@ -425,7 +425,6 @@ def run_step(
             log.info("%s: %s; served from %s", component.name, pushed.reason, pushed.path)
         if pushes:
             announce(settings, push_decision(store, inputs, execution, pushed, by, link))
-            announce_stale(settings)
         if execution.output and component.output.problem is not Artifact.problem:
             artifact = store.open(execution.output, component.output)
             if artifact.problem:

@@ -20,7 +20,7 @@ from ridgeline.airflow import metadata
 from ridgeline.airflow.form import refuse_unknown
 from ridgeline.airflow.schedule import cron
 from ridgeline.airflow.task import settings_in_task, skip
-from ridgeline.announcements import announce_stale
+from ridgeline.announcements import announce
 from ridgeline.component import ParameterError
 from ridgeline.gc import collect_garbage
 from ridgeline.settings import MAX_RETENTION_DAYS, Settings
@@ -80,7 +80,7 @@ def _whole_number(title: str, description: str, default: int, minimum: int, maxi
 
 def announce_stale_in_task() -> None:
     """Announce the models whose champion is stale, and send the messages that were not delivered."""
-    announce_stale(settings_in_task())
+    announce(settings_in_task())
 
 
 def collect_garbage_in_task() -> str:

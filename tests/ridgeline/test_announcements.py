@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from ridgeline import pipeline
-from ridgeline.announcements import announce, announce_stale, rollback_decision, stale_decision
+from ridgeline.announcements import announce, rollback_decision, stale_decision
 from ridgeline.component import StepError
 from ridgeline.decisions import Decision, Decisions
 from ridgeline.history import HistoryEntry
@@ -74,7 +74,7 @@ def test_an_old_champion_is_announced_once(synthetic_store: Any, tmp_path: Path,
     shutil.copytree(synthetic_store.local, tmp_path / "store")
     monkeypatch.setattr("ridgeline.announcements.datetime", Later)
     for _ in range(2):
-        announce_stale(Settings(store=str(tmp_path / "store")))
+        announce(Settings(store=str(tmp_path / "store")))
     found = [d for d in Decisions(Settings(store=str(tmp_path / "store")).open_store()).all() if d.kind == "stale"]
     assert [(d.title, d.reasons) for d in found] == [
         ("synthetic_garments: version 1 may be stale", ("champion 31 days old",))
@@ -99,7 +99,6 @@ def test_nothing_that_goes_wrong_reaches_the_run(settings: Settings, tmp_path: P
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "decisions").write_text("a file in the way")
     announce(settings, refused("model 1"))
-    announce_stale(settings)
     assert "Cannot announce a decision" in caplog.text
 
 
