@@ -64,7 +64,7 @@ class Optimization(StepParams):
         lt=1.0,
         title="Momentum",
         description="Share of the last step, 0 to below 1; for sgd.",
-        json_schema_extra=applies_with("optimizer", "sgd"),
+        json_schema_extra=applies_with(optimizer=["sgd"]),
     )
     schedule: Literal["constant", "cosine"] = Field(
         "constant",
@@ -113,7 +113,7 @@ class Optimization(StepParams):
         title="Weight decay",
         description="Decoupled weight decay of adam (AdamW): each update first multiplies the penalized weights by 1 - "
         "learning rate * this; 0 (none) to below 1. Not the same as an L2 penalty.",
-        json_schema_extra=applies_with("optimizer", "adam"),
+        json_schema_extra=applies_with(optimizer=["adam"]),
     )
     seed: int = Field(
         42,
@@ -161,7 +161,7 @@ else:
             ),
         ),
         **{
-            name: (network.options, Field(network.options(), json_schema_extra=applies_with("network", name)))
+            name: (network.options, Field(network.options(), json_schema_extra=applies_with(network=[name])))
             for name, network in NETWORKS.items()
             if not network.problem
         },
