@@ -21,7 +21,8 @@ from components.training.penalty import Penalty
 from ridgeline.component import Params as StepParams
 from ridgeline.component import applies_with, shown_as, with_option
 
-SPARSE = ", ".join(name for name, kind in KINDS.items() if kind.sparse)
+SPARSE = [name for name, kind in KINDS.items() if kind.sparse]
+MAX_SHIFT = 64
 
 
 class Regularization(StepParams):
@@ -33,8 +34,9 @@ class Regularization(StepParams):
         title="Solver",
         description="How a penalty that is not smooth acts. subgradient: in the loss, as in Keras; weights become "
         "small, none zero. proximal: by thresholding after each update; weights become exactly zero; needs one of the "
-        f"penalties {SPARSE}, sgd, no averaging.",
-        json_schema_extra=shown_as(subgradient="subgradient, as in Keras", proximal="proximal: exact zeros"),
+        f"penalties {', '.join(SPARSE)}, sgd, no averaging.",
+        json_schema_extra=shown_as(subgradient="subgradient, as in Keras", proximal="proximal: exact zeros")
+        | applies_with(optimizer=["sgd"], average=[0.0], **{"penalty.kind": SPARSE}),
     )
 
 
@@ -91,12 +93,17 @@ class Optimization(StepParams):
     shift: int = Field(
         0,
         ge=0,
-        le=64,
+        le=MAX_SHIFT,
         title="Shift",
-        description="Largest shift of a training image in each direction, 0 to 64 pixels.",
+        description=f"Largest shift of a training image in each direction, 0 to {MAX_SHIFT} pixels.",
     )
     shift_share: float = Field(
-        1.0, ge=0.0, le=1.0, title="Shifted share", description="Share of the training images that is shifted, 0 to 1."
+        1.0,
+        ge=0.0,
+        le=1.0,
+        title="Shifted share",
+        description="Share of the training images that is shifted, 0 to 1.",
+        json_schema_extra=applies_with(shift=range(1, MAX_SHIFT + 1)),
     )
     flip: bool = Field(False, title="Flip", description="Half of the training images are mirrored left to right.")
     average: float = Field(
@@ -282,8 +289,8 @@ class Params(Training, Regularization):
         if self.solver == "proximal" and not KINDS[self.penalty.kind].sparse:
             raise ValueError(
                 "solver: expected subgradient with a penalty that is smooth, so that nothing is to be thresholded; "
-                f"received 'proximal' with penalty.kind={self.penalty.kind!r}. Set penalty.kind to one of {SPARSE}, or "
-                "solver=subgradient."
+                f"received 'proximal' with penalty.kind={self.penalty.kind!r}. Set penalty.kind to one of "
+                f"{', '.join(SPARSE)}, or solver=subgradient."
             )
         if self.solver == "proximal" and self.optimizer != "sgd":
             raise ValueError(

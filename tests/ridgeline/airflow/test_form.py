@@ -255,6 +255,31 @@ def test_the_defaults_of_options_that_do_not_apply_need_not_be_retyped(
 
 
 @pytest.mark.parametrize(
+    "chosen", [{"train.penalty.kind": "l2"}, {"train.optimizer": "adam"}, {"train.average": "0.9"}]
+)
+def test_a_default_solver_is_left_out_where_any_of_its_conditions_does_not_hold(
+    form_module: ModuleType, monkeypatch: pytest.MonkeyPatch, chosen: Any
+) -> None:
+    train = pipeline.load_components()["train"]
+    monkeypatch.setenv("RIDGELINE_DEFAULTS", '{"train.solver": "proximal", "train.penalty.kind": "l1"}')
+    form = form_module.form(train)
+    shown = {name: param.value for name, param in form.items()}
+    assert form_module.parse_form(form, shown, Settings())["train"].solver == "proximal"
+    assert form_module.parse_form(form, shown | chosen, Settings())["train"].solver == "subgradient"
+
+
+def test_a_default_share_of_shifted_images_is_left_out_where_none_is_shifted(
+    form_module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = pipeline.load_components()["train"]
+    monkeypatch.setenv("RIDGELINE_DEFAULTS", '{"train.shift": 1, "train.shift_share": 0.5}')
+    form = form_module.form(train)
+    shown = {name: param.value for name, param in form.items()}
+    assert form_module.parse_form(form, shown, Settings())["train"].shift_share == 0.5
+    assert form_module.parse_form(form, shown | {"train.shift": 0}, Settings())["train"].shift_share == 1.0
+
+
+@pytest.mark.parametrize(
     ("defaults", "chosen", "expected"),
     [
         ({"train.momentum": 0.5}, {"train.profile": "tuned"}, ("adam", 0.0, 0.0)),
