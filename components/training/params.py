@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import (
@@ -19,7 +20,7 @@ from components.training.installed_networks import load_networks
 from components.training.penalties import KINDS
 from components.training.penalty import Penalty
 from ridgeline.component import Params as StepParams
-from ridgeline.component import applies_with, shown_as, with_option
+from ridgeline.component import applies, applies_with, shown_as, with_option
 
 SPARSE = [name for name, kind in KINDS.items() if kind.sparse]
 MAX_SHIFT = 64
@@ -46,8 +47,8 @@ class Optimization(StepParams):
     profile: Literal["seed", "tuned"] = Field(
         "seed",
         title="Profile",
-        description="tuned: what is left out of the training's parameters and the network's options gets the network's "
-        "tuned value. On the form, a field that shows its default counts as left out.",
+        description="tuned: the network's tuned values replace the defaults of the training and of the network's "
+        "options. On the form, they replace each field that shows its default.",
         json_schema_extra=shown_as(seed="seed: the small default model", tuned="tuned: the best values of a search")
         | with_option("--profile"),
     )
@@ -191,7 +192,10 @@ class Training(Optimization, NetworkChoice):
 
     @model_validator(mode="after")
     def _fill_in(self) -> Self:
-        """Set what is left out to the network's tuned values; the penalty is one value, given as soon as a part is."""
+        """Set parameters and options that were not given to the network's tuned values, where they apply.
+
+        The penalty is one value: it was given if a part of it was.
+        """
         if self.profile != "tuned":
             return self
         network = NETWORKS[self.network]
@@ -206,16 +210,25 @@ class Training(Optimization, NetworkChoice):
         try:
             tuned = type(self).model_validate({"network": self.network, **required, **named})
         except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise ValueError(f"profile: cannot use the tuned values of network={self.network!r}: {problems}") from error
-        given = {name: getattr(self.options, name) for name in self.options.model_fields_set}
+            raise ValueError(
+                f"profile: cannot use the tuned values of network={self.network!r}: {_problems(error)}"
+            ) from error
         values = {name: getattr(tuned, name) for name in named.keys() - self.model_fields_set}
-        if not values.get("shift", self.shift):
-            values.pop("shift_share", None)
-        if values.get("optimizer", self.optimizer) != "adam":
-            values.pop("weight_decay", None)
-        self.__dict__.update(values, **{self.network: tuned.options.model_copy(update=given)})  # the model is frozen
+        self.__dict__.update(values, **{self.network: self._tuned_options(tuned.options)})  # the model is frozen
+        for name in [name for name in values if not applies(self, name)]:
+            self.__dict__[name] = type(self).model_fields[name].default
         return self
+
+    def _tuned_options(self, tuned: StepParams) -> StepParams:
+        """Return the network's options: those that were given, and the tuned ones."""
+        given = self.options.model_dump(mode="json", exclude_unset=True)
+        try:
+            return type(tuned).model_validate_json(json.dumps(tuned.model_dump(mode="json") | given), strict=True)
+        except ValidationError as error:
+            raise ValueError(
+                f"{self.network}: expected options that fit the tuned values of the others; received {given}: "
+                f"{_problems(error)}. Set the others, too, or profile=seed."
+            ) from error
 
     @model_validator(mode="after")
     def _shares_apply(self) -> Self:
@@ -262,6 +275,10 @@ class Training(Optimization, NetworkChoice):
         """Leave out the options of the other networks: they are in no key, so an installation changes none."""
         values: dict[str, Any] = serialize(self)
         return {name: value for name, value in values.items() if name not in NETWORKS or name == self.network}
+
+
+def _problems(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
 
 
 def network_code(training: Training | None) -> tuple[str, ...]:
