@@ -193,8 +193,8 @@ def parse_form(
     """Validate a run's values for all steps of its DAG.
 
     The form sends the value of every field. So a value that equals the step's own default counts as left out, unless
-    it was typed elsewhere, or the DAG or `Settings.defaults` names it. So does one that the form shows by default, if
-    it doesn't apply under the others, see `ridgeline.component.applies_with`.
+    it was typed elsewhere, or the DAG or `Settings.defaults` names it. A value that equals the default on the form also
+    counts as left out if it does not apply under the other values, see `ridgeline.component.applies_with`.
 
     Args:
         declared: The DAG's params by name.
