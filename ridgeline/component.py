@@ -9,13 +9,14 @@ import inspect
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
-from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Generic, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from ridgeline.artifacts.base import Artifact, Facts, digest_of_mapping
@@ -69,17 +70,45 @@ def with_option(name: str) -> dict[str, Any]:
 APPLIES_WITH = "applies_with"
 
 
-def applies_with(field: str, *values: str) -> dict[str, Any]:
-    """Return the ``json_schema_extra`` of a field that must keep its default unless another one has certain values.
+def applies_with(**values: Collection[Any]) -> dict[str, Any]:
+    """Return the ``json_schema_extra`` of a field that must keep its default unless others have certain values.
 
     A form sends the values of all fields. Where this one doesn't apply, the value that the form shows counts as left
     out.
 
     Args:
-        field: The name of a field of the same model.
-        *values: Its values under which this one applies.
+        **values: The values under which this one applies, by the dotted name of another field of the same model.
+
+    Example:
+        >>> applies_with(optimizer=["sgd"])
+        {'applies_with': {'optimizer': ['sgd']}}
     """
-    return {APPLIES_WITH: (field, values)}
+    return {APPLIES_WITH: {name: list(choices) for name, choices in values.items()}}
+
+
+def conditions(field: FieldInfo) -> Mapping[str, Collection[Any]]:
+    """Return the values of other fields under which a field applies, by name; empty if it always does.
+
+    A field declares them with `applies_with`.
+
+    Args:
+        field: The field.
+    """
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    return cast(Mapping[str, Collection[Any]], extra.get(APPLIES_WITH, {}))
+
+
+def applies(params: BaseModel, name: str) -> bool:
+    """Return whether a field applies under the values of the others, see `applies_with`.
+
+    Args:
+        params: Validated parameters.
+        name: The field's name.
+    """
+    return all(
+        functools.reduce(getattr, other.split("."), params) in choices
+        for other, choices in conditions(type(params).model_fields[name]).items()
+    )
 
 
 @dataclass(frozen=True)

@@ -151,6 +151,17 @@ def test_a_trial_of_version_0_2_is_read(swept):
     assert (read.num_eliminated_pixels, read.num_eliminated_units) == (None, None)
 
 
+def test_a_trial_that_states_its_penalty_is_read(swept):
+    trial = swept.facts.trials[5]
+    values = trial.model_dump(mode="json")
+    values["penalty"] = values["metrics"]["val_loss"] - values["metrics"].pop("val_cross_entropy")
+    read = Trial.model_validate(values)
+    assert read.metrics == pytest.approx(trial.metrics)
+    assert read.model_copy(update={"metrics": trial.metrics}) == trial
+    diverged = Trial.model_validate({**values, "penalty": 0.0, "metrics": {}, "kernels": [], "diverged": "nan"})
+    assert (diverged.strengths, diverged.metrics) == (trial.strengths, {})
+
+
 def test_a_diverging_trial_is_recorded_and_the_others_continue(examples, tmp_path):
     grid = {"l1": [], "l2": [1e9], "group": [1e-3, 1e38], "train": TRAINING}
     result = run(examples, tmp_path / "some", grid)

@@ -112,3 +112,12 @@ def test_it_shows_the_size_before_and_after_compaction(
     page = render(Registry(tmp_path / "serving", store=copy), lambda run_ids: {})
     assert "<td>1,200 of 89,610</td><td>0.005 of 0.342</td><td>1,000 of 89,400</td>" in page
     assert page.count("<td>–</td><td>–</td><td>–</td>") == 1  # of version 1, whose artifact is gone
+
+
+def test_it_reads_the_facts_of_versions_that_are_present_alone(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    monkeypatch.setattr(Registry, "facts", lambda self, entry: read.append(entry.version))
+    render(registry, lambda run_ids: {})
+    assert read == [3, 2]
