@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -98,9 +99,16 @@ def export(
         exceeded_mib=exceeded,
         **sizes,
     )
-    nothing = "; there is nothing to remove" if params.compact and not facts.trained_size else ""
-    log.info("%s%s", facts.size_in_words, nothing)
+    log.info("%s%s", facts.size_in_words, _why_whole(model) if params.compact and not facts.trained_size else "")
     return facts
+
+
+def _why_whole(model: Model) -> str:
+    """Return why compaction removed nothing."""
+    kind = json.loads((model.path / "architecture.json").read_text(encoding="utf-8"))["class_name"]
+    if kind == "Sequential":
+        return "; there is nothing to remove"
+    return "; export.compact did not look for anything to remove, because the network is not a keras.Sequential"
 
 
 def save_in_a_fresh_process(model: Path, folder: Path, compact: bool = False) -> dict[str, ModelSize]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
-from typing import Any, Generic, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Generic, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
@@ -34,7 +34,12 @@ class Params(BaseModel):
 
     A field declared with ``exclude=True`` is a *location*: it says where to find something, not what to
     compute, so it is no part of the step's key.
+
+    Attributes:
+        decided: What the step decides by itself although another step has a parameter for it: a clause, by dotted name.
     """
+
+    decided: ClassVar[Mapping[str, str]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -368,15 +373,17 @@ class Component:
 
     def explain(self, error: ValidationError) -> str:
         """Return pydantic's errors about the parameters, one line each: expected, received, what to do."""
-        known = list(self.defaults())
+        known = [f"{self.name}.{name}" for name in self.defaults()]
         lines = []
         for item in error.errors(include_url=False):
             name = ".".join([self.name, *map(str, item["loc"])])
             if item["type"] == "extra_forbidden":
-                near = difflib.get_close_matches(name.removeprefix(f"{self.name}."), known, n=1)
-                advice = "Did you mean" if near else "Expected one of"
-                advice = f"{advice} {', '.join(f'{self.name}.{choice}' for choice in near or known)}."
-                lines.append(f"Unknown parameter {name}. {advice}")
+                decided = self.params.decided.get(name.removeprefix(f"{self.name}."))
+                lines.append(
+                    f"Cannot set {name}: {decided}. Leave it out."
+                    if decided
+                    else f"Unknown parameter {name}. {_suggestion(name, known)}"
+                )
             elif item["type"] == "value_error":  # from a step's validator: its message starts with the field's name
                 lines.append(f"Parameter {name}.{item['ctx']['error']}")
             else:
@@ -462,6 +469,15 @@ def component(
         )
 
     return declare
+
+
+def _suggestion(unknown: str, known: Iterable[str]) -> str:
+    """Return the name that a person probably meant, or else those of the innermost group that the unknown one names."""
+    group, _, last = unknown.rpartition(".")
+    among = [name.removeprefix(f"{group}.") for name in known if name.startswith(f"{group}.")]
+    near = difflib.get_close_matches(last, among, n=1)
+    choices = ", ".join(f"{group}.{choice}" for choice in near or among)
+    return f"Did you mean {choices}?" if near else f"Expected one of {choices}."
 
 
 def _is_artifact(kind: Any) -> bool:

@@ -73,7 +73,7 @@ class KeyParts(BaseModel):
         return [
             *(_input_change(n, a, b) for n, a, b in _changes(earlier.inputs, self.inputs)),
             *(f"parameter {self.component}.{n} {a} → {b}" for n, a, b in _changes(earlier.params, self.params)),
-            *(f"code of {n} changed" for n, _, _ in _changes(earlier.code, self.code)),
+            *(_code_change(n, a, b) for n, a, b in _changes(earlier.code, self.code)),
             *(f"library {n} {a} → {b}" for n, a, b in _changes(earlier.libraries, self.libraries)),
             *(self._source_change(n, a, b, describe) for n, a, b in _changes(earlier.sources, self.sources)),
         ]
@@ -172,6 +172,12 @@ def _input_change(name: str, before: str, after: str) -> str:
     """Return a changed input as a phrase; a member of a group is named by its number, from 1."""
     group, _, index = name.partition(".")
     return _content_change(f"input {group} {int(index) + 1}" if index else f"input {group}", before, after)
+
+
+def _code_change(name: str, before: str, after: str) -> str:
+    if before == "none":
+        return f"code of {name} added"
+    return f"code of {name} {'no longer used' if after == 'none' else 'changed'}"
 
 
 def _content_change(label: str, before: str, after: str) -> str:

@@ -57,7 +57,8 @@ def test_the_default_grid_is_a_dense_training_and_eight_strengths_of_each_penalt
         ({"l1_l2": [[1, -2]]}, "sweep.l1_l2.0.1.*: expected greater than 0"),
         ({"l1_l2": [0.1]}, "sweep.l1_l2.0: expected a valid array"),
         ({"group": [0.1, "strong"]}, "sweep.group.1: expected a valid number"),
-        ({"train": {"penalty": {"l2": 1}}}, "Unknown parameter sweep.train.penalty"),
+        ({"train": {"penalty": {"l2": 1}}}, "Cannot set sweep.train.penalty: the sweep tries .* lists l1, l2"),
+        ({"train": {"solver": "proximal"}}, "Cannot set sweep.train.solver: the sweep chooses the solver: prox"),
     ],
 )
 def test_a_bad_grid_is_refused_by_the_fields_name(values, message):

@@ -25,6 +25,11 @@ PARTS = KeyParts(
         ({"params": {"epochs": 2}}, "parameter train.penalty.l2 0.01 → none"),
         ({"inputs": {"examples": "c" * 64}}, "input examples changed (aaaaaaaaaaaa → cccccccccccc)"),
         ({"code": {"components/train.py": "d" * 64}}, "code of components/train.py changed"),
+        (
+            {"code": {"components/train.py": "b" * 64, "components/networks/cnn.py": "d" * 64}},
+            "code of components/networks/cnn.py added",
+        ),
+        ({"code": {}}, "code of components/train.py no longer used"),
         ({"libraries": {"numpy": "2.1"}}, "library numpy 2.0 → 2.1"),
         (
             {"inputs": {"examples": "a" * 64, "champion": f"unreadable {'c' * 64}"}},
