@@ -130,10 +130,8 @@ def test_a_model_that_was_not_evaluated_has_no_figures_of_the_test(copy, second)
     assert side.evaluation is None
     found = compare(find_side(store, copy.open_registry(), f"{NAME}/1"), side)
     assert (found.pairs, found.no_pairs) == (None, f"{second['train']} was not evaluated")
-    assert {metric.name: metric.b is None for metric in found.metrics} >= {
-        "accuracy": True,
-        "validation accuracy": False,
-    }
+    known = [metric.name for metric in found.metrics if metric.b]
+    assert known == ["validation accuracy"]
 
 
 # --- the comparison
@@ -222,12 +220,12 @@ def test_it_finds_the_images_on_which_they_disagree(comparison):
     assert comparison.b.evaluation.facts.comparison.only_champion_right == counts[0]  # the same as in `evaluate`
 
 
-def test_the_predictions_for_other_test_images_are_not_paired(find, copy, second):
+def test_the_predictions_for_other_test_images_are_not_paired(find):
     a, b = find(f"{NAME}/1"), find(f"{NAME}/2")
     manifest = b.examples.manifest
-    files = {
-        n: e.model_copy(update={"sha256": "0" * 64}) if n.startswith("test/") else e for n, e in manifest.files.items()
-    }
+    files = dict(manifest.files)
+    images = "test/images-00000-of-00001.npy"
+    files[images] = files[images].model_copy(update={"sha256": "0" * 64})
     other = Examples(b.examples.path, manifest.model_copy(update={"files": files}))
     found = compare(a, Side(b.name, b.executions, b.model, b.evaluation, other, b.statistics))
     assert (found.pairs, found.no_pairs) == (None, "the test images differ")
@@ -251,7 +249,5 @@ def test_sides_of_different_datasets_are_refused(find, copy, second):
     a, store = find(f"{NAME}/1"), copy.open_store()
     model = store.open(reseal(store, second["train"], Model, dataset="shop:folder"), Model)
     b = Side("shop/1", {}, model, None, a.examples, None)
-    with pytest.raises(
-        CompareError, match=r"Expected two of one dataset; received .*/1 of .* and shop/1 of shop:folder"
-    ):
+    with pytest.raises(CompareError, match=r"Expected two of one dataset; received .* and shop/1 of shop:folder"):
         compare(a, b)

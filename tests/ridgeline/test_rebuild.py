@@ -82,15 +82,16 @@ def test_neither_differs(copy, refs):
     assert (last.step, last.same, last.differences) == ("transform", False, ())
 
 
-def test_a_step_that_makes_nothing_any_more_differs(copy, refs, monkeypatch):
-    """The parameters in the record of `evaluate` refuse the model, so `export` is skipped."""
-    record = pipeline.run_records(copy, "synthetic")["evaluate"]
-    replace_record(copy, "evaluate", parts={"params": {**record.parts.params, "min_accuracy": 1.0}})
+@pytest.mark.fresh_process
+def test_a_step_that_makes_nothing_now_differs(copy):
+    record = pipeline.run_records(copy, "synthetic")["export"]
+    replace_record(copy, "export", parts={"params": {**record.parts.params, "max_size_mib": 0.001}})
     *_, last = rebuild(copy, NAME)
-    assert (last.step, last.same) == ("evaluate", False)
-    assert "report.html" in last.files or last.received != last.expected
+    assert (last.step, last.same, last.received) == ("export", False, None)
+    assert last.skipped.startswith("too large: ")
 
 
+@pytest.mark.fresh_process
 def test_the_champion_comes_from_the_store(two_versions):
     *before, export = rebuild(two_versions, NAME, 2)
     assert [outcome.step for outcome in before] == ["ingest", "transform", "train", "evaluate"]

@@ -39,9 +39,7 @@ def render(comparison: Comparison, dag_of: Mapping[str, str]) -> str:
             "Only B is right": pairs.only_b_right,
             "Both are wrong, in different ways": pairs.wrong_differently,
         }
-    shown = [
-        (title, len(all_), [_shown(comparison, found) for found in all_[:SHOWN]]) for title, all_ in groups.items()
-    ]
+    shown = [(title, len(of), [_shown(comparison, found) for found in of[:SHOWN]]) for title, of in groups.items()]
     changes = {"Code": comparison.code, "Libraries": comparison.libraries, "Sources": comparison.sources}
     return render_template(
         "compare",

@@ -203,11 +203,8 @@ def _comparison(settings: Settings, evaluation: ModelEvaluation) -> tuple[str, s
     other = registry.baseline(name, evaluation.facts.model_digest)
     if other is None or other.version not in registry.versions(name):
         return None
-    champion = ", the champion" if other == registry.champion(name) else ""
-    return (
-        f"version {other.version}{champion}",
-        f"../../../{link_to_comparison(f'{name}/{other.version}', evaluation.ref)}",
-    )
+    words = f"version {other.version}{', the champion' if other == registry.champion(name) else ''}"
+    return words, f"../../../{link_to_comparison(f'{name}/{other.version}', evaluation.ref)}"
 
 
 def _rollbacks(settings: Settings, run: Run) -> Iterator[tuple[str, HistoryEntry]]:

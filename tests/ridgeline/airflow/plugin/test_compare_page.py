@@ -50,6 +50,7 @@ def test_it_shows_the_images_on_which_they_disagree(comparison: Comparison) -> N
 
 
 def test_few_of_many_images_are_shown(comparison: Comparison) -> None:
+    assert comparison.pairs
     many = comparison.pairs.only_b_right[:1] * (SHOWN + 5)
     page = render(replace(comparison, pairs=replace(comparison.pairs, only_b_right=many)), {})
     assert f"<h3>Only B is right: {SHOWN + 5}</h3>" in page
@@ -81,10 +82,8 @@ def test_no_text_becomes_a_part_of_the_page(comparison: Comparison) -> None:
     model = type(comparison.b.model)(
         comparison.b.model.path, comparison.b.model.manifest.model_copy(update={"facts": facts.model_dump(mode="json")})
     )
-    executions = {
-        step: execution.model_copy(update={"run_id": evil("run")})
-        for step, execution in comparison.b.executions.items()
-    }
+    made = comparison.b.executions.items()
+    executions = {step: execution.model_copy(update={"run_id": evil("run")}) for step, execution in made}
     change = Change(evil("name"), evil("a"), [evil("b")], (evil("step"),))
     found = replace(
         comparison,
