@@ -13,7 +13,7 @@ from ridgeline.artifacts.example_statistics import ExampleStatistics
 from ridgeline.artifacts.examples import SPLITS, Examples
 from ridgeline.artifacts.schema import Schema
 from ridgeline.html_page import render_page
-from ridgeline.inline_images import thumbnail
+from ridgeline.thumbnail import thumbnail
 
 MAX_CLASSES = 30  # of which samples are shown
 NUM_SAMPLES = 10

@@ -13,7 +13,7 @@ from ridgeline.artifacts.examples import Examples, Split
 from ridgeline.artifacts.model import Model, eliminated_pixels, kernels
 from ridgeline.artifacts.model_evaluation import Mistake, ModelEvaluationFacts
 from ridgeline.html_page import render_page
-from ridgeline.inline_images import thumbnail
+from ridgeline.thumbnail import thumbnail
 
 if TYPE_CHECKING:
     import keras

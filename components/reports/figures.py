@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ridgeline.inline_images import data_uri
+from ridgeline.html_page import data_uri
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

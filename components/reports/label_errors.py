@@ -6,7 +6,7 @@ from components.reports.figures import Picture
 from ridgeline.artifacts.examples import Examples
 from ridgeline.artifacts.label_errors import LabelErrorsFacts, Suspect
 from ridgeline.html_page import render_page
-from ridgeline.inline_images import thumbnail
+from ridgeline.thumbnail import thumbnail
 
 NUM_PAIRS = 20  # shown
 USEFUL_AGREEMENT = 0.7  # below it, the classifier is wrong too often for its list to be of use

@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode
 from ridgeline.airflow.plugin.template import render_template
 from ridgeline.artifacts.examples import TEST
 from ridgeline.compare import Comparison, Disagreement
-from ridgeline.inline_images import thumbnail
+from ridgeline.thumbnail import thumbnail
 
 SHOWN = 40  # images of each kind of disagreement
 

@@ -1,11 +1,12 @@
-"""Images inside a page, as URIs."""
+"""An image as a small inline PNG, for the pages that show images."""
 
 from __future__ import annotations
 
-import base64
 import io
 
 import numpy as np
+
+from ridgeline.html_page import data_uri
 
 MAX_IMAGE_SIDE = 96  # pixels
 
@@ -23,8 +24,3 @@ def thumbnail(pixels: np.ndarray) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     return data_uri("image/png", buffer.getvalue())
-
-
-def data_uri(media_type: str, content: bytes) -> str:
-    """Return a file's content as a URI."""
-    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
