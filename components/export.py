@@ -102,17 +102,6 @@ def export(
     return facts
 
 
-def _expect_size(size: ModelSize, limit: float | None, force_reason: str | None) -> None:
-    """Skip the export of a model that is too large, unless a person gave a reason for serving it."""
-    if limit is None:
-        return
-    fits = size.mib <= limit
-    reason = f"{size.mib:.6g} MiB {'<=' if fits else '>'} {limit:.6g} MiB (max_size_mib)"
-    if not fits and not force_reason:
-        raise StepSkipped(f"too large: {reason}")
-    log.info("size %s%s", reason, "" if fits else f"; forced: {force_reason}")
-
-
 def save_in_a_fresh_process(model: Path, folder: Path, compact: bool = False) -> dict[str, ModelSize]:
     """Call `save` in a fresh process, since TensorFlow numbers functions by a counter of the process.
 
@@ -162,6 +151,17 @@ def save(model_dir: Path, folder: Path, compact: bool = False) -> dict[str, Mode
     shutil.rmtree(folder)
     _write(smaller, artifact.facts, folder)
     return {"size": compaction.size_of(smaller), "trained_size": size}
+
+
+def _expect_size(size: ModelSize, limit: float | None, force_reason: str | None) -> None:
+    """Skip the export of a model that is too large, unless a person gave a reason for serving it."""
+    if limit is None:
+        return
+    fits = size.mib <= limit
+    reason = f"{size.mib:.6g} MiB {'<=' if fits else '>'} {limit:.6g} MiB (max_size_mib)"
+    if not fits and not force_reason:
+        raise StepSkipped(f"too large: {reason}")
+    log.info("size %s%s", reason, "" if fits else f"; forced: {force_reason}")
 
 
 def _write(model: keras.Model, facts: ModelFacts, folder: Path) -> None:

@@ -204,6 +204,26 @@ class Registry:
         others = (e for e in _succession(history) if e.model_digest not in own)
         return next((e for e in others if e.version in present), None)
 
+    def entry(self, name: str, version: int | None) -> HistoryEntry:
+        """Return the entry of the push of a version.
+
+        Args:
+            name: The model's name.
+            version: The version; the champion if None.
+
+        Raises:
+            RegistryError: If there is no such model or version, or the version was deleted.
+        """
+        history = self.known_history(name)
+        wanted = history[-1].version if version is None else version
+        entry = next((entry for entry in history if entry.version == wanted), None)
+        if entry is None or wanted not in self.versions(name):
+            what = "does not exist" if entry is None else "was deleted"
+            raise RegistryError(
+                f"Expected a version of {name}; received {wanted}, which {what}. There {self._present(name)}."
+            )
+        return entry
+
     def facts(self, entry: HistoryEntry) -> PushedModelFacts | None:
         """Return what is known of the model of an entry, such as its size; None if its artifact can't be read.
 
@@ -229,7 +249,7 @@ class Registry:
             RegistryError: If there is no such version, or its files differ.
             ArtifactError: If the artifact is missing or damaged.
         """
-        entry = self._entry(name, version)
+        entry = self.entry(name, version)
         folder = self.root / name / str(entry.version)
         model = store.open(entry.artifact, PushedModel)
         if different := _different(folder, model):
@@ -398,7 +418,7 @@ class Registry:
                     f"version {done.version} on {done.at:%Y-%m-%d}, before version {champion.version} became the "
                     "champion. Start a new run to roll back again."
                 )
-            target = self.previous(name) if version is None else self._entry(name, version)
+            target = self.previous(name) if version is None else self.entry(name, version)
             if target is None:
                 raise RegistryError(
                     f"Expected another model of {name} that was champion before version {champion.version}; received "
@@ -521,18 +541,6 @@ class Registry:
             return {model_digest}
         others = {entry.model_digest for entry in history}
         return {model_digest} | {d for d in others if (recorded.get(d) or self._function(d)) == function}
-
-    def _entry(self, name: str, version: int | None) -> HistoryEntry:
-        """Return the entry of the push of a version that is still there; the champion's if None."""
-        history = self.known_history(name)
-        wanted = history[-1].version if version is None else version
-        entry = next((entry for entry in history if entry.version == wanted), None)
-        if entry is None or wanted not in self.versions(name):
-            what = "does not exist" if entry is None else "was deleted"
-            raise RegistryError(
-                f"Expected a version of {name}; received {wanted}, which {what}. There {self._present(name)}."
-            )
-        return entry
 
     def _present(self, name: str) -> str:
         versions = self.versions(name)

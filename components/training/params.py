@@ -187,13 +187,14 @@ class Training(Optimization, NetworkChoice):
         """Set what is left out to the network's tuned values; the penalty is one value, given as soon as a part is."""
         if self.profile != "tuned":
             return self
-        elsewhere = Regularization.model_fields.keys() - type(self).model_fields.keys()  # a sweep has its own penalties
-        named = {name: value for name, value in NETWORKS[self.network].tuned.items() if name not in elsewhere}
-        if not named:
+        network = NETWORKS[self.network]
+        if not network.tuned:
             raise ValueError(
                 f"profile: expected 'seed' with network={self.network!r}, which has no tuned values; received 'tuned'. "
                 "Leave profile out and set the parameters."
             )
+        elsewhere = Regularization.model_fields.keys() - type(self).model_fields.keys()  # a sweep has its own penalties
+        named = {name: value for name, value in network.tuned.items() if name not in elsewhere}
         required = {name: getattr(self, name) for name, field in type(self).model_fields.items() if field.is_required()}
         try:
             tuned = type(self).model_validate({"network": self.network, **required, **named})

@@ -156,7 +156,7 @@ def test_diff_of_two_versions(invoke, two_versions, monkeypatch):
     assert lines[0].startswith("A  synthetic_garments/1: Model/")
     assert lines[0].endswith("dataset synthetic_garments:1.0.0, run synthetic")
     assert lines[1].endswith("run second")
-    assert lines[2] == "only B has the steps statistics, schema, validate, label_errors"
+    assert lines[2] == "only B has the steps label_errors, validate, schema, statistics"
     words = [" ".join(line.split()) for line in lines]
     assert {"train.epochs 2 → 3", "train.penalty.kind l2 → l1", "code: no difference"} < set(words)
     assert "all 5,000 train, 1,000 validation, 1,000 test → 4,500 train, 1,500 validation, 1,000 test" in words
@@ -220,6 +220,26 @@ def test_models_lists_and_shows_what_is_served(invoke, synthetic_store):
     assert lines[1].split() == ["*", "1", "push", f"{champion.accuracy:.4f}", *when.split(), champion.model_digest[:12]]
     assert lines[3] == "version 1: 89,610 weights, 0.342 MiB, 89,400 multiply-adds an image"
     assert lines[4] == f"served from {synthetic_store.local}/serving/synthetic_garments/1"
+
+
+@pytest.mark.fresh_process
+def test_models_latency_measures_versions(invoke):
+    header, line = invoke("models", "latency", "synthetic_garments").stdout.splitlines()
+    assert header.split() == ["version", "1", "image", "1,000", "images"]
+    version, single, _, many, _ = line.split()
+    assert version == "1"
+    assert 0.0 < float(single) < float(many)
+    refused = invoke("models", "latency", "synthetic_garments", "7")
+    assert (refused.exit_code, "received 7, which does not exist" in refused.stderr) == (1, True)
+
+
+@pytest.mark.fresh_process
+def test_models_latency_of_a_damaged_version_is_an_error(synthetic_store, tmp_path, monkeypatch):
+    shutil.copytree(synthetic_store.local, tmp_path / "store")
+    monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path / "store"))
+    (tmp_path / "store" / "serving" / "synthetic_garments" / "1" / "saved_model.pb").write_bytes(b"damaged")
+    shown = CliRunner().invoke(app, ["models", "latency", "synthetic_garments"])
+    assert (shown.exit_code, shown.stderr.startswith("error: Cannot measure ")) == (1, True)
 
 
 def test_models_of_an_empty_registry(monkeypatch, tmp_path):
