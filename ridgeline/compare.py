@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,7 @@ def find_side(store: Store, registry: Registry, name: str) -> Side:
         ArtifactError: If an artifact is missing or damaged.
     """
     served, slash, version = name.partition("/")
-    if served in registry.model_names() and (not slash or version.isdecimal()):
+    if served in registry.model_names() and (not slash or re.fullmatch("[0-9]{1,9}", version)):
         _, pushed = registry.open_version(store, served, int(version) if slash else None)
         return _of_artifact(store, name, pushed.ref)
     if name in KINDS:
@@ -142,9 +143,7 @@ def _of_run(store: Store, name: str, records: list[Execution]) -> Side:
         )
     kind = f"{ModelEvaluation.__name__}/"
     evaluations = [e.output for e in made if str(e.output).startswith(kind) and models[0] in e.inputs.values()]
-    own: dict[str, Execution] = {}
-    for execution in made:
-        own.setdefault(execution.component, execution)
+    own = {execution.component: execution for execution in reversed(made)}
     return _side(store, name, models[0], next(iter(evaluations), None), own)
 
 

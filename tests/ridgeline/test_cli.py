@@ -156,7 +156,7 @@ def test_diff_of_two_versions(invoke, two_versions, monkeypatch):
     assert lines[0].startswith("A  synthetic_garments/1: Model/")
     assert lines[0].endswith("dataset synthetic_garments:1.0.0, run synthetic")
     assert lines[1].endswith("run second")
-    assert lines[2] == "only B has the steps label_errors, validate, schema, statistics"
+    assert lines[2] == "only B has the steps statistics, schema, validate, label_errors"
     words = [" ".join(line.split()) for line in lines]
     assert {"train.epochs 2 → 3", "train.penalty.kind l2 → l1", "code: no difference"} < set(words)
     assert "all 5,000 train, 1,000 validation, 1,000 test → 4,500 train, 1,500 validation, 1,000 test" in words
