@@ -69,10 +69,7 @@ def _data(comparison: Comparison) -> Iterator[str]:
         return
     for counts in comparison.counts:
         if counts.a != counts.b:
-            a, b = (
-                " ".join(f"{n} {k:,}" for n, k in side.items()) if side else "none" for side in (counts.a, counts.b)
-            )
-            yield f"{counts.name:<{WIDTH}} {a} → {b}"
+            yield f"{counts.name:<{WIDTH}} {_splits(counts.a)} → {_splits(counts.b)}"
     if comparison.drift is None:
         yield "drift is not known: statistics are missing"
         return

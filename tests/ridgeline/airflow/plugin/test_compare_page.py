@@ -54,7 +54,7 @@ def test_few_of_many_images_are_shown(comparison: Comparison) -> None:
     many = comparison.pairs.only_b_right[:1] * (SHOWN + 5)
     page = render(replace(comparison, pairs=replace(comparison.pairs, only_b_right=many)), {})
     assert f"<h3>Only B is right: {SHOWN + 5}</h3>" in page
-    assert f"ridgeline diff --images {SHOWN + 5}" in page
+    assert f"ridgeline diff A B --images {SHOWN + 5}" in page
     shown = page[page.index("<h3>Only B is right") : page.index("<h3>Both are wrong")]
     assert shown.count("<figure>") == SHOWN
 
