@@ -241,6 +241,29 @@ class Registry:
         except (ArtifactError, ValidationError):
             return None
 
+    def open_version(self, store: Store, name: str, version: int | None = None) -> tuple[HistoryEntry, PushedModel]:
+        """Return the entry of a version's push, and its artifact, whose files the version's folder holds.
+
+        Args:
+            store: Holds the artifact.
+            name: The model's name.
+            version: The version; the champion if None.
+
+        Raises:
+            RegistryError: If there is no such version, or its files differ.
+            ArtifactError: If the artifact is missing or damaged.
+        """
+        entry = self.entry(name, version)
+        folder = self.root / name / str(entry.version)
+        model = store.open(entry.artifact, PushedModel)
+        if different := _different(folder, model):
+            raise RegistryError(
+                f"Expected {folder} to hold the files of {entry.artifact}, byte for byte; they were changed: "
+                f"{', '.join(different)}. Roll back to another version; the next run of the pipeline "
+                "pushes a damaged champion again."
+            )
+        return entry, model
+
     def verify(self, store: Store, name: str, version: int | None = None) -> HistoryEntry:
         """Check a version's bytes against the pushed artifact, and its responses in a fresh process.
 
@@ -256,16 +279,8 @@ class Registry:
             RegistryError: If there is no such version, or its files or responses differ.
             ArtifactError: If the artifact is missing or damaged.
         """
-        entry = self.entry(name, version)
-        folder = self.root / name / str(entry.version)
-        model = store.open(entry.artifact, PushedModel)
-        if different := _different(folder, model):
-            raise RegistryError(
-                f"Expected {folder} to hold the files of {entry.artifact}, byte for byte; they were changed: "
-                f"{', '.join(different)}. Roll back to another version; the next run of the pipeline "
-                "pushes a damaged champion again."
-            )
-        _check(folder, model)
+        entry, model = self.open_version(store, name, version)
+        _check(self.root / name / str(entry.version), model)
         return entry
 
     def decide_push(self, model: PushedModel, by: str = "") -> PushDecision:

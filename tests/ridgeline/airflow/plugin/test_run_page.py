@@ -119,6 +119,18 @@ def test_it_shows_the_changed_parameters(synthetic: Synthetic) -> None:
     assert "<td>[64, 32]</td>" in page
 
 
+def test_it_links_to_the_comparison_with_the_champion(two_versions: Settings, synthetic: Synthetic) -> None:
+    store = two_versions.open_store()
+    for run_id, words in (("synthetic", "version 2, the champion"), ("second", "version 1")):
+        records = [r for step in STEPS for r in list(store.executions(step, run_id=run_id))[:1]]
+        output = next(record.output for record in records if record.component == "evaluate") or ""
+        page = body(render(two_versions, run_of((two_versions, records), run_id)))
+        version = words.split(",")[0].split()[1]
+        link = f"../../../compare?a=synthetic_garments%2F{version}&amp;b={output.replace('/', '%2F')}"
+        assert f'<a href="{link}">Compare with {words}</a>' in page
+    assert "Compare with" not in render(synthetic[0], run_of(synthetic))  # there is no other version
+
+
 def with_data(copy: Settings, synthetic: Synthetic, accepted: str | None, *findings: Finding) -> Run:
     """The fixture's run, in which the checks of the data found something else."""
     store = copy.open_store()
