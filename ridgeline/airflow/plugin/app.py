@@ -1,7 +1,8 @@
 """The plugin's pages, behind Airflow's own authorization.
 
-A request names a run and at most one of its tasks, never an artifact or a file. The pages show the artifacts that the
-execution records of the run name, opened through the store, which verifies them.
+A request names a run and at most one of its tasks, or a version of a model, never an artifact or a file. The pages show
+the artifacts that the execution records of the run and the history of the model name, opened through the store, which
+verifies them.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from ridgeline.airflow.plugin.run_page import Run, Task
 from ridgeline.airflow.plugin.template import render_template
 from ridgeline.airflow.reasons import find_reasons
 from ridgeline.artifacts.base import ArtifactError
+from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.settings import Settings, SettingsError
 from ridgeline.store import StoreError
 
@@ -115,6 +117,17 @@ def create() -> FastAPI:
             return dict(session.execute(runs).tuples().all())
 
         return HTMLResponse(models_page.render(Settings().open_registry(), dag_of))
+
+    @app.get("/models/{name}/{version}/card", dependencies=[readers_of_assets])
+    def model_card(name: str, version: int) -> Response:
+        settings = Settings()
+        registry = settings.open_registry()
+        history = registry.history(name) if name in registry.model_names() else []
+        push = next((entry for entry in history if entry.version == version), None)
+        card = settings.open_store().open(push.artifact, PushedModel).card if push else None
+        if card is None:
+            return _message("No such model card", f"There is no card of version {version} of the model {name!r}.", 404)
+        return HTMLResponse(card.read_text(encoding="utf-8"))
 
     return app
 

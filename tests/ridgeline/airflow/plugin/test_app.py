@@ -21,6 +21,7 @@ import pytest
 
 from ridgeline.airflow.server import environment, free_port
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
+from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store
 
@@ -66,6 +67,7 @@ Path(sys.argv[2]).write_text(json.dumps(runs))
 
 
 pytestmark = pytest.mark.airflow
+CARD = "/ridgeline/models/synthetic_garments/1/card"
 
 
 @dataclass(frozen=True)
@@ -154,25 +156,25 @@ def server(synthetic: tuple[Settings, list[Execution]], tmp_path_factory: pytest
 
 
 def paths(server: Server) -> list[str]:
-    return [server.path("reused"), f"{server.path('reused')}/reports/evaluate", "/ridgeline/models"]
+    return [server.path("reused"), f"{server.path('reused')}/reports/evaluate", "/ridgeline/models", CARD]
 
 
 def test_no_page_without_a_token(server: Server) -> None:
-    assert [server.get(path, user=None).status_code for path in paths(server)] == [401] * 3
+    assert [server.get(path, user=None).status_code for path in paths(server)] == [401] * 4
 
 
 def test_no_page_with_a_bad_token(server: Server) -> None:
     headers = {"Authorization": "Bearer nonsense"}
     found = [httpx.get(server.url + path, headers=headers, trust_env=False).status_code for path in paths(server)]
-    assert found == [403] * 3
+    assert found == [403] * 4
 
 
 def test_no_page_for_a_user_without_a_role(server: Server) -> None:
-    assert [server.get(path, user="stranger").status_code for path in paths(server)] == [403] * 3
+    assert [server.get(path, user="stranger").status_code for path in paths(server)] == [403] * 4
 
 
 def test_a_reader_reads_all_pages(server: Server) -> None:
-    assert [server.get(path).status_code for path in paths(server)] == [200] * 3
+    assert [server.get(path).status_code for path in paths(server)] == [200] * 4
 
 
 @pytest.mark.parametrize(
@@ -272,6 +274,16 @@ def test_no_such_run(server: Server) -> None:
         assert answer.status_code == 404
         assert "No such run" in answer.text
         assert server.get(f"{path}/reports/evaluate").status_code == 404
+
+
+def test_the_model_card_of_a_version(server: Server, synthetic_store: Store, refs: dict[str, str]) -> None:
+    card = synthetic_store.open(refs["export"], PushedModel).card
+    assert card
+    assert server.get(CARD).text == card.read_text(encoding="utf-8")
+    assert '<a href="models/synthetic_garments/1/card">Model card</a>' in server.get("/ridgeline/models").text
+    for name, version in (("synthetic_garments", 99), ("nobody", 1), ("..", 1), ("%2e%2e%2fartifacts", 1)):
+        assert server.get(f"/ridgeline/models/{name}/{version}/card").status_code == 404
+    assert server.get("/ridgeline/models/synthetic_garments/one/card").status_code == 422
 
 
 def test_the_report_of_a_step(server: Server, synthetic_store: Store, refs: dict[str, str]) -> None:
