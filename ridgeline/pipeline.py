@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from ridgeline import fresh_process
+from ridgeline import fresh_process, mlflow_export
 from ridgeline.artifacts.base import Artifact, ArtifactError
 from ridgeline.artifacts.dataset import served_name
 from ridgeline.artifacts.model import Model
@@ -394,7 +394,8 @@ def run_step(
     """Run or reuse one step, and serve its output if it is a servable model.
 
     A step that declares a champion receives it. A model that `Registry.decide_push` refuses is not pushed. An artifact
-    that states a problem is kept and recorded, so that its report can be read, and ends the run.
+    that states a problem is kept and recorded, so that its report can be read, and ends the run. After the step that
+    yields servable models, the run is exported to MLflow, if that is set up.
 
     Args:
         settings: Where the store and the served models are.
@@ -419,6 +420,8 @@ def run_step(
         if execution.output and pushes:
             pushed = settings.open_registry().push(store.open(execution.output, PushedModel), run_id, by)
             log.info("%s: %s; served from %s", component.name, pushed.reason, pushed.path)
+        if pushes:
+            mlflow_export.export_run(store, run_id, pushed.version if pushed and pushed.new else None)
         if execution.output and component.output.problem is not Artifact.problem:
             artifact = store.open(execution.output, component.output)
             if artifact.problem:

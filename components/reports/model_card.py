@@ -56,7 +56,7 @@ def markdown(
         finalize=_escaped, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["as_it_is"] = Markup
-    labels = {split: np.asarray(examples.split(split).labels) for split in SPLITS}
+    labels: dict[str, np.ndarray] = {split: np.asarray(examples.split(split).labels) for split in SPLITS}
     num_classes = len(facts.class_names)
     counts = {split: np.bincount(found, minlength=num_classes).tolist() for split, found in labels.items()}
     matrix = np.zeros((num_classes, num_classes), np.int64)

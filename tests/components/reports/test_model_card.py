@@ -1,4 +1,5 @@
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ SECTIONS = [  # of Mitchell et al. 2019, in its order
     "Caveats and Recommendations",
 ]
 ODD = "a|b <script>alert(1)</script> [x](javascript:alert(1)) `c` *d* _e_\n# f"
-NOTHING = {"intended_use": None, "data_license": None, "ethical_considerations": None}
+NOTHING: dict[str, Any] = {"intended_use": None, "data_license": None, "ethical_considerations": None}
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +135,11 @@ def test_it_states_what_a_person_said_or_that_nobody_did(inputs):
     assert "Nobody stated an intended use (`export.intended_use`)." in card
     assert "- Licence of the data: not stated (`export.data_license`)" in card
     assert "Nobody stated any (`export.ethical_considerations`)." in card
-    texts = {"intended_use": "Sorting.", "data_license": "CC BY 4.0", "ethical_considerations": "No people."}
+    texts: dict[str, Any] = {
+        "intended_use": "Sorting.",
+        "data_license": "CC BY 4.0",
+        "ethical_considerations": "No people.",
+    }
     card = model_card.markdown(*inputs, **texts)
     assert "- Licence of the data: CC BY 4.0" in card
     assert "## Intended Use\n\nSorting.\n" in card
