@@ -333,10 +333,10 @@ PAGE = """\
 {% extends "page" %}
 {% block title %}Model card: {{ name }}{% endblock %}
 {% block style %}
-main{background:#fff;border-radius:10px;padding:20px;margin:20px auto}
+main{background:#fff;border-radius:10px;padding:20px;margin:20px auto;overflow-wrap:anywhere}
 h2{margin-top:28px;border-top:1px solid #e5e7eb;padding-top:16px}
 h3{font-size:1rem;margin:16px 0 4px}
-table{display:block;overflow-x:auto;width:auto;margin:8px 0 12px}
+table{display:block;overflow-x:auto;width:auto;margin:8px 0 12px;overflow-wrap:normal}
 pre{overflow-x:auto;background:#f3f4f6;padding:8px 12px;border-radius:6px}
 {% endblock %}
 {% block body %}

@@ -70,7 +70,7 @@ def test_without_the_extra_one_line_says_so(synthetic_store, run_id, monkeypatch
     monkeypatch.setitem(sys.modules, "mlflow", None)
     mlflow_export.export_run(synthetic_store, run_id, 1)
     assert caplog.messages == [
-        "Cannot export to MLflow: MLFLOW_TRACKING_URI is set, but mlflow is missing. Install ridgeline[mlflow]."
+        "Cannot export to MLflow: MLFLOW_TRACKING_URI is set, but mlflow is not installed. Install ridgeline[mlflow]."
     ]
 
 
@@ -150,7 +150,7 @@ class Failing(BaseHTTPRequestHandler):
 
 
 def assert_one_line(caplog, *parts):
-    (message,) = caplog.messages
+    (message,) = (record.getMessage() for record in caplog.records if record.name == mlflow_export.__name__)
     assert message.startswith("Cannot export to MLflow at http://")
     assert message.endswith(" The run itself is not affected.")
     assert "\n" not in message
