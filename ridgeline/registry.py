@@ -284,8 +284,9 @@ class Registry:
         champion = history[-1]
         if champion.model_digest in twins:
             folder = self.root / name / str(champion.version)
-            different = [file for file in _different(folder, model) if not file.startswith(f"{CARD_FOLDER}/")]
-            if different or not self._was_pushed(folder, champion):
+            different = _different(folder, model)
+            own_card = all(file.startswith(f"{CARD_FOLDER}/") for file in different)
+            if different and not (own_card and self._was_pushed(folder, champion)):
                 return PushDecision(True)
             return PushDecision(False, f"version {champion.version} serves this model already")
         if facts.champion not in self._twins(history, champion.model_digest):
