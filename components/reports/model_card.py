@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from components.reports.evaluation import MAX_CLASSES, NUM_WORST, worst_confusions
 from ridgeline.artifacts.dataset import VERSION
 from ridgeline.artifacts.examples import SPLITS, Examples
 from ridgeline.artifacts.model import Model
@@ -21,6 +20,7 @@ from ridgeline.component import flatten
 from ridgeline.html_page import render_page
 
 CONFIDENCE_LEVEL = 0.95
+MAX_CLASSES = 100  # with more, the worst are shown
 NUM_CONFUSIONS = 5
 SPECIAL = re.compile(r"([\\`*\[\]<#|&]|(?<![^\W_])_|_(?![^\W_]))")  # inside a word, _ is not special
 
@@ -63,7 +63,7 @@ def markdown(
     np.add.at(matrix, (labels["test"], evaluation.predictions().argmax(axis=1)), 1)
     classes = list(enumerate(evaluation.facts.classes))
     if num_classes > MAX_CLASSES:
-        classes = sorted(classes, key=lambda item: item[1].f1)[:NUM_WORST]
+        classes = sorted(classes, key=lambda item: item[1].f1)[:MAX_CLASSES]
     weakest, _ = min(enumerate(evaluation.facts.classes), key=lambda item: item[1].recall)
     return environment.from_string(TEMPLATE).render(
         facts=facts,
@@ -72,8 +72,8 @@ def markdown(
         evaluation=evaluation.facts,
         rows=[_class_row(metrics, matrix, i, counts) for i, metrics in classes],
         weakest=_class_row(evaluation.facts.classes[weakest], matrix, weakest, counts),
-        unseen=[name for name, count in zip(facts.class_names, counts["test"], strict=True) if not count][:NUM_WORST],
-        confusions=worst_confusions(matrix)[:NUM_CONFUSIONS],
+        unseen=[name for name, count in zip(facts.class_names, counts["test"], strict=True) if not count][:MAX_CLASSES],
+        confusions=_confusions(matrix),
         catalog=_catalog_page(facts.dataset),
         params=dict(flatten(model.facts.params)),
         intended_use=intended_use,
@@ -121,6 +121,14 @@ def _class_row(metrics: ClassMetrics, matrix: np.ndarray, number: int, counts: d
         "recall_interval": _interval(right, counts["test"][number]),
         **{split: counts[split][number] for split in SPLITS},
     }
+
+
+def _confusions(matrix: np.ndarray) -> list[tuple[int, int, int]]:
+    """Return the most frequent confusions: true class, predicted class, number of images."""
+    labels, predicted = np.nonzero(matrix - np.diag(np.diag(matrix)))
+    counts = matrix[labels, predicted]
+    order = np.argsort(-counts, kind="stable")[:NUM_CONFUSIONS]
+    return [(int(labels[i]), int(predicted[i]), int(counts[i])) for i in order]
 
 
 def _interval(count: int, total: int) -> tuple[float, float]:
@@ -300,9 +308,8 @@ The most frequent confusions:
 
 | True class | Predicted class | Images |
 | :-- | :-- | --: |
-{% for confusion in confusions %}
-| {{ facts.class_names[confusion.label] }} | {{ facts.class_names[confusion.predicted] }} \
-| {{ "{:,}".format(confusion.count) }} |
+{% for label, predicted, count in confusions %}
+| {{ facts.class_names[label] }} | {{ facts.class_names[predicted] }} | {{ "{:,}".format(count) }} |
 {% endfor %}
 {% endif %}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ridgeline.artifacts.base import Artifact, Facts
 
-CARD_FOLDER = "assets.extra"  # of a SavedModel: for files that TensorFlow does not load; TF Serving reads its warm-up requests there, if any
+CARD_FOLDER = "assets.extra"  # of a SavedModel: TensorFlow loads nothing of it, TF Serving its warm-up requests
 CARD_MARKDOWN, CARD_HTML = "model-card.md", "model-card.html"
 
 

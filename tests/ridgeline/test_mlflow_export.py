@@ -137,6 +137,18 @@ def test_a_run_that_evaluated_nothing_is_not_exported(store, database, caplog):
     assert not caplog.messages
 
 
+def test_an_export_that_failed_half_way_is_marked_and_repeated(synthetic_store, run_id, database, tmp_path, caplog):
+    (tmp_path / "mlruns").write_text("no folder for artifacts")
+    mlflow_export.export_run(synthetic_store, run_id, 1)
+    assert_one_line(caplog, "mlruns")
+    assert [run["status"] for run in database()[0]] == ["FAILED"]
+    (tmp_path / "mlruns").unlink()
+    mlflow_export.export_run(synthetic_store, run_id, 1)
+    runs, models = database()
+    assert sorted(run["status"] for run in runs) == ["FAILED", "FINISHED"]
+    assert [status for _, status, _, _ in models] == ["READY"]
+
+
 class Failing(BaseHTTPRequestHandler):
     """Answers each request with status 500."""
 
@@ -151,7 +163,7 @@ class Failing(BaseHTTPRequestHandler):
 
 def assert_one_line(caplog, *parts):
     (message,) = (record.getMessage() for record in caplog.records if record.name == mlflow_export.__name__)
-    assert message.startswith("Cannot export to MLflow at http://")
+    assert message.startswith("Cannot export to MLflow at ")
     assert message.endswith(" The run itself is not affected.")
     assert "\n" not in message
     for part in parts:
