@@ -12,12 +12,20 @@ import numpy as np
 from pydantic import Field
 
 from components.exporting import compaction
+from components.reports import model_card
 from ridgeline import fresh_process
 from ridgeline.artifacts.examples import Examples
 from ridgeline.artifacts.label_errors import LabelErrors
 from ridgeline.artifacts.model import Model, ModelFacts
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
-from ridgeline.artifacts.pushed_model import ModelSize, PushedModel, PushedModelFacts
+from ridgeline.artifacts.pushed_model import (
+    CARD_FOLDER,
+    CARD_HTML,
+    CARD_MARKDOWN,
+    ModelSize,
+    PushedModel,
+    PushedModelFacts,
+)
 from ridgeline.component import Params as StepParams
 from ridgeline.component import StepError, StepSkipped, component
 from ridgeline.fresh_process import FreshProcessError
@@ -51,13 +59,31 @@ class Params(StepParams):
         title="Check images",
         description="Number of test images, from the first, that check every copy of the model; 8 to 1000.",
     )
+    intended_use: str | None = Field(
+        None,
+        max_length=2_000,
+        title="Intended use",
+        description="For the model card: what the model is for, who uses it, and what it is not for.",
+    )
+    data_license: str | None = Field(
+        None,
+        max_length=200,
+        title="Licence of the data",
+        description="For the model card: such as CC BY 4.0, or who owns the images. Empty: not stated.",
+    )
+    ethical_considerations: str | None = Field(
+        None,
+        max_length=2_000,
+        title="Ethical considerations",
+        description="For the model card: whom wrong answers may harm, people in the images, what was done about it.",
+    )
 
 
 @component(output=PushedModel, after=(LabelErrors,))
 def export(
     examples: Examples, model: Model, evaluation: ModelEvaluation, params: Params, output: Path
 ) -> PushedModelFacts:
-    """Export a blessed model, normalization included, with the images and predictions that check a copy of it.
+    """Export a blessed model, normalization included, its model card, and the images and predictions that check it.
 
     Args:
         examples: Gives the check's images.
@@ -99,6 +125,7 @@ def export(
         exceeded_mib=exceeded,
         **sizes,
     )
+    _write_card(output, facts, examples, model, evaluation, params)
     log.info("%s%s", facts.size_in_words, _why_whole(model) if params.compact and not facts.trained_size else "")
     return facts
 
@@ -109,6 +136,18 @@ def _why_whole(model: Model) -> str:
     if kind == "Sequential":
         return "; there is nothing to remove"
     return "; export.compact did not look for anything to remove, because the network is not a keras.Sequential"
+
+
+def _write_card(
+    output: Path, facts: PushedModelFacts, examples: Examples, model: Model, evaluation: ModelEvaluation, params: Params
+) -> None:
+    """Write the model card into the SavedModel, so that each copy of it has the card; servers ignore this folder."""
+    texts = {name: getattr(params, name) for name in ("intended_use", "data_license", "ethical_considerations")}
+    card = model_card.markdown(facts, examples, model, evaluation, **texts)
+    folder = output / "saved_model" / CARD_FOLDER
+    folder.mkdir()
+    (folder / CARD_MARKDOWN).write_text(card, encoding="utf-8")
+    (folder / CARD_HTML).write_text(model_card.html(card, facts), encoding="utf-8")
 
 
 def save_in_a_fresh_process(model: Path, folder: Path, compact: bool = False) -> dict[str, ModelSize]:

@@ -17,7 +17,7 @@ from ridgeline.artifacts.base import Artifact, digest_of, file_entry
 from ridgeline.component import Champion, Component, Params, Source, flatten
 
 # Distributions whose name differs from their package's. Any other is found by a search that takes 0.3 s.
-OTHER_NAMES = {"sklearn": "scikit-learn", "PIL": "pillow"}
+OTHER_NAMES = {"sklearn": "scikit-learn", "PIL": "pillow", "markdown_it": "markdown-it-py"}
 # Libraries that compute and write on behalf of another.
 IMPLIED = {"keras": ("tensorflow", "h5py"), "tensorflow_datasets": ("tensorflow",)}
 # Libraries that do not affect an artifact's bytes.

@@ -63,7 +63,7 @@ def list_models() -> None:
 
 @app.command()
 def show(name: Name) -> None:
-    """Print a model's history, oldest first; * marks the champion. Times are UTC. Also print the versions' sizes."""
+    """Print a model's history, oldest first; * marks the champion. Times are UTC. Also print sizes and model cards."""
     registry = Settings().open_registry()
     history, present = registry.known_history(name), registry.versions(name)
     width = max(3, *(len(entry.by) for entry in history))
@@ -81,6 +81,8 @@ def show(name: Name) -> None:
         push = next((entry for entry in history if entry.version == version), None)
         if push and (facts := registry.facts(push)) and facts.sizes:
             typer.echo(f"version {version}: {facts.size_in_words}")
+        if card := registry.card(name, version):
+            typer.echo(f"version {version}: model card {card}")
     typer.echo(f"served from {registry.root / name / str(history[-1].version)}")
     if previous := registry.previous(name):
         typer.echo(f"`ridgeline models rollback {name} --reason ...` goes back to version {previous.version}")

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from ridgeline import fresh_process
+from ridgeline import fresh_process, mlflow_export
 from ridgeline.announcements import announce, data_decision, push_decision
 from ridgeline.artifacts.base import Artifact, ArtifactError
 from ridgeline.artifacts.dataset import served_name
@@ -397,7 +397,8 @@ def run_step(
 
     A step that declares a champion receives it. A model that `Registry.decide_push` refuses is not pushed. An artifact
     that states a problem is kept and recorded, so that its report can be read, and ends the run. What is decided about
-    the model or the data is announced.
+    the model or the data is announced. After the step that yields servable models, the run is exported to MLflow, if
+    that is set up.
 
     Args:
         settings: Where the store and the served models are.
@@ -425,6 +426,7 @@ def run_step(
             log.info("%s: %s; served from %s", component.name, pushed.reason, pushed.path)
         if pushes:
             announce(settings, push_decision(store, inputs, execution, pushed, by, link))
+            mlflow_export.export_run(store, run_id, pushed.version if pushed and pushed.new else None)
         if execution.output and component.output.problem is not Artifact.problem:
             artifact = store.open(execution.output, component.output)
             if artifact.problem:

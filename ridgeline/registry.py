@@ -20,7 +20,7 @@ from ridgeline import files
 from ridgeline.artifacts.base import ArtifactError, FileEntry, different_files, digest_of, file_entry, is_os_file
 from ridgeline.artifacts.dataset import same_dataset
 from ridgeline.artifacts.model import Model
-from ridgeline.artifacts.pushed_model import PushedModel, PushedModelFacts
+from ridgeline.artifacts.pushed_model import CARD_FOLDER, CARD_HTML, PushedModel, PushedModelFacts
 from ridgeline.component import StepError
 from ridgeline.history import (
     CHAMPION,
@@ -100,7 +100,7 @@ class Registry:
     On disk::
 
         <root>/models.config                TF Serving's own configuration: every model, its champion alone
-        <root>/<model name>/<version>/      SavedModel; integers that only grow, never rewritten
+        <root>/<model name>/<version>/      SavedModel and model card; integers that only grow, never rewritten
         <root>/<model name>/history.jsonl   one `HistoryEntry` a line, append-only; the last one made the champion
         <root>/<model name>/history-copy.jsonl   the same lines, from which a damaged history is repaired
         <root>/<model name>/champion.json   {"version": 3}: the same, for other readers
@@ -264,6 +264,16 @@ class Registry:
             )
         return entry, model
 
+    def card(self, name: str, version: int) -> Path | None:
+        """Return the model card of a version, in HTML; None if it has none, as versions of earlier releases.
+
+        Args:
+            name: The name of a model that was pushed.
+            version: The version.
+        """
+        card = self.root / name / str(version) / CARD_FOLDER / CARD_HTML
+        return card if version in self.versions(name) and card.exists() else None
+
     def verify(self, store: Store, name: str, version: int | None = None) -> HistoryEntry:
         """Check a version's bytes against the pushed artifact, and its responses in a fresh process.
 
@@ -291,7 +301,8 @@ class Registry:
 
         =====================================================  ===================================================
         a person gave a reason by which it was never pushed    pushed: a reason counts once for a model
-        it is the champion's model                             not pushed, unless other files are served
+        it is the champion's model                             not pushed, unless other files are served or a file is
+                                                               damaged; another model card alone is no reason
         it was judged against another model than the champion  not pushed: the champion may be better
         it was champion until somebody rolled back from it     not pushed: that would undo the rollback
         it was champion, was replaced; the run is scheduled     not pushed: that would undo what a person pushed
@@ -311,7 +322,10 @@ class Registry:
             return PushDecision(True)
         champion = history[-1]
         if champion.model_digest in twins:
-            if _different(self.root / name / str(champion.version), model):
+            folder = self.root / name / str(champion.version)
+            different = _different(folder, model)
+            own_card = all(file.startswith(f"{CARD_FOLDER}/") for file in different)
+            if different and not (own_card and self._was_pushed(folder, champion)):
                 return PushDecision(True)
             return PushDecision(False, f"version {champion.version} serves this model already", unchanged=True)
         if facts.champion not in self._twins(history, champion.model_digest):

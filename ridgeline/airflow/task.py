@@ -16,6 +16,7 @@ from airflow.sdk.log import mask_secret
 from ridgeline.access import message
 from ridgeline.airflow import REASON, RERUN
 from ridgeline.airflow.form import default_values, flat_params, parse_form, refuse_unknown
+from ridgeline.airflow.openlineage import emit_lineage
 from ridgeline.announcements import announce, rollback_decision
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.pushed_model import PushedModel
@@ -77,6 +78,7 @@ def run_in_task(
         if isinstance(error, PermissionError):
             raise AirflowFailException(message(error)) from error
         raise
+    emit_lineage(settings, component, params, result)
     if component.output is PushedModel:
         states = {record.state for record in run_records(settings, run_id).values()}
         if states <= {"cached", "skipped"}:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from ridgeline.artifacts.base import Artifact, Facts
 
+CARD_FOLDER = "assets.extra"  # of a SavedModel: TensorFlow loads nothing of it, TF Serving its warm-up requests
+CARD_MARKDOWN, CARD_HTML = "model-card.md", "model-card.html"
+
 
 class ModelSize(Facts):
     """What a model has to store and to compute.
@@ -90,6 +93,8 @@ class PushedModel(Artifact[PushedModelFacts]):
         saved_model/                TensorFlow's SavedModel; signature `serving_default`:
                                     images uint8 [n, h, w] -> probabilities float32 [n, classes],
                                     class_id int64 [n], class_name string [n]
+        saved_model/assets.extra/   model-card.md and model-card.html, so that each copy of the SavedModel has the card;
+                                    not in artifacts of earlier releases
         check/images.npy            uint8 [k, h, w]: the first test images
         check/probabilities.npy     float32 [k, classes]: the evaluation's own predictions for them
     """
@@ -100,6 +105,12 @@ class PushedModel(Artifact[PushedModelFacts]):
     def saved_model(self) -> Path:
         """The SavedModel's folder."""
         return self.path / "saved_model"
+
+    @property
+    def card(self) -> Path | None:
+        """The model card in HTML, which one in Markdown lies beside; None in artifacts of earlier releases."""
+        card = self.saved_model / CARD_FOLDER / CARD_HTML
+        return card if card.exists() else None
 
     @property
     def check(self) -> Path:

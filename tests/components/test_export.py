@@ -81,6 +81,15 @@ def test_bytes_depend_on_the_model_alone(synthetic_store, refs, inputs, tmp_path
     assert PushedModel.load(tmp_path / "again").ref == refs["export"]
 
 
+def test_each_copy_of_the_saved_model_has_the_card(synthetic_store, refs):
+    pushed = synthetic_store.open(refs["export"], PushedModel)
+    assert pushed.card == pushed.saved_model / "assets.extra" / "model-card.html"
+    assert "Model card: synthetic_garments" in pushed.card.read_text("utf-8")
+    card = pushed.card.with_name("model-card.md").read_text("utf-8")
+    assert f"| Model | Model/{refs['train'].partition('/')[2]} |" in card
+    assert f"| Examples | Examples/{refs['transform'].partition('/')[2]} |" in card
+
+
 def test_unblessed_model_is_skipped_with_the_reasons(inputs, tmp_path):
     refused = Verdict(blessed=False, reasons=("accuracy 0.1 < 0.75 (min_accuracy)",))
     evaluation = with_facts(inputs["evaluation"], tmp_path / "evaluation", verdict=refused)
