@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from components.training.installed_networks import describe
 from components.training.network import build_model, build_network
 from components.training.params import NETWORKS, Params
 from components.training.penalty import regularizer
@@ -49,8 +50,9 @@ def _check(examples: Examples, params: Params) -> None:
         model = build_network(examples, params, penalty)  # as the engine trains it
     except Exception as error:
         raise StepError(
-            f"Cannot build {name} for images of the shape {shape} and {classes} classes: {type(error).__name__}: "
-            f"{error} Change its options, or choose another train.network."
+            f"Cannot build {name} for images of the shape {shape} and {classes} classes: "
+            f"{describe(error, network.module)} Correct its function in {network.module}, change its options, or "
+            "choose another train.network."
         ) from error
     if problem := _problem(model, shape, classes, penalty):
         expected, received = problem
@@ -76,8 +78,8 @@ def _check(examples: Examples, params: Params) -> None:
         raise
     except Exception as error:
         raise StepError(
-            f"Cannot save {name}, load it and run it on {PROBE_IMAGES} training images: {type(error).__name__}: "
-            f"{error} {advice}"
+            f"Cannot save {name}, load it and run it on {PROBE_IMAGES} training images: "
+            f"{describe(error, network.module)} {advice}"
         ) from error
     sums = probabilities.sum(axis=1)
     if not (probabilities.min() >= 0 and probabilities.max() <= 1 and np.abs(sums - 1).max() <= TOLERANCE):
@@ -121,7 +123,9 @@ def _try_penalty(params: Params, weight: keras.Variable) -> None:
 
     formula, kernel = params.penalty.formula, tf.constant(np.asarray(weight))
     strengths = {name: tf.constant(factor, tf.float32) for name, factor in params.penalty.factors.items()}
-    calls = {"value": (lambda: formula.value(kernel, strengths, params.solver == "proximal"), ())}
+    calls: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
+        "value": (lambda: formula.value(kernel, strengths, params.solver == "proximal"), ())
+    }
     if (step := formula.proximal_step) is not None:
         calls["proximal_step"] = (lambda: step(kernel, tf.constant(0.01), strengths), tuple(weight.shape))
     for name, (call, shape) in calls.items():

@@ -81,7 +81,7 @@ class Kind:
         if unknown := sorted(names - {*self.formula.strengths}):
             raise ValueError(
                 f"Expected the strengths of the penalty {self.name} to be among those of its formula, "
-                f"{', '.join(self.formula.strengths) or 'none'}; received {', '.join(unknown)}. Give both the same names."
+                f"{', '.join(self.formula.strengths) or 'none'}; received {', '.join(unknown)}. Use one name."
             )
         if self.sparse and self.formula.proximal_step is None:
             raise ValueError(

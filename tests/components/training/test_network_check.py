@@ -97,8 +97,9 @@ REFUSED = {
     r"received a Lambda layer": sequence(lambda layers: layers.Lambda(lambda images: images)),
     r"a keras.Sequential or a keras.Model of inputs and outputs; received .*Mine": custom_model,
     "a keras.Sequential or a keras.Model of inputs and outputs; received .*NoneType": lambda *_: None,
-    r"Cannot build the network mlp for images of the shape \(6, 5\) and 3 classes: ZeroDivisionError": lambda *_: 1 / 0,
-    r"Cannot build the network mlp .*: ValueError: .* Change its options": sequence(lambda layers: layers.Conv2D(2, 9)),
+    r"Cannot build the network mlp for images of the shape \(6, 5\) and 3 classes: ZeroDivisionError: division by zero"
+    r"( \(.*\))?\. Correct its function in components.networks.mlp, change its options": lambda *_: 1 / 0,
+    r"Cannot build the network mlp .*: ValueError: .* change its options": sequence(lambda layers: layers.Conv2D(2, 9)),
 }
 
 

@@ -53,7 +53,7 @@ def test_a_kind_that_could_not_act_is_refused_where_it_is_declared() -> None:
     with pytest.raises(ValueError, match="proximal_step in the formula of the penalty l1, which is sparse; received n"):
         replace(L1, formula=smooth)
     assert replace(L1, formula=smooth, sparse=False).formula is smooth
-    with pytest.raises(ValueError, match="strengths of the penalty l1 .* of its formula, slope; received l1. Give"):
+    with pytest.raises(ValueError, match="strengths of the penalty l1 .* of its formula, slope; received l1. Use"):
         replace(L1, formula=replace(L1.formula, strengths=("slope",)))
 
 
