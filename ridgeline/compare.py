@@ -16,6 +16,7 @@ from ridgeline.artifacts.examples import SPLITS, TEST, Examples
 from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModel
+from ridgeline.component import flatten
 from ridgeline.keys import KeyParts, changes
 from ridgeline.lineage import ancestors, lineage
 from ridgeline.pipeline import load_components
@@ -317,7 +318,7 @@ class Comparison:
     Attributes:
         a: The one side.
         b: The other.
-        parameters: Parameters of common steps that differ.
+        parameters: Parameters of common steps that differ; of the training, with what a sweep chose.
         code: Files that differ by SHA-256.
         libraries: Versions that differ.
         sources: Fingerprints of sources that differ.
@@ -371,8 +372,8 @@ def compare(a: Side, b: Side) -> Comparison:
         b=b,
         parameters=tuple(
             Change(f"{step}.{name}", one, other, (step,))
-            for step, (before, after) in parts.items()
-            for name, one, other in changes(before.params, after.params)
+            for step in common
+            for name, one, other in changes(_params(a, step), _params(b, step))
         ),
         code=_merged(parts, "code"),
         libraries=_merged(parts, "libraries"),
@@ -386,6 +387,12 @@ def compare(a: Side, b: Side) -> Comparison:
         pairs=None if no_pairs else _pairs(a, b),
         no_pairs=no_pairs,
     )
+
+
+def _params(side: Side, step: str) -> Mapping[str, Any]:
+    """Return the parameters of a step; those of the training as the model states them, with a sweep's choice."""
+    execution = side.executions[step]
+    return dict(flatten(side.model.facts.params)) if execution.output == side.model.ref else execution.parts.params
 
 
 def _merged(parts: Mapping[str, tuple[KeyParts, KeyParts]], field: str) -> tuple[Change, ...]:

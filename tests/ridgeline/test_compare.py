@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -153,6 +154,18 @@ def test_it_names_the_parameters_that_differ(comparison):
     ]
     assert (comparison.code, comparison.libraries, comparison.sources) == ((), (), ())
     assert (comparison.only_a, comparison.only_b) == ((), ())
+
+
+def test_the_penalty_that_a_sweep_chose_is_among_the_parameters(find, copy, second):
+    a, store = find(f"{NAME}/1"), copy.open_store()
+    params = {**a.model.facts.params, "penalty": {**a.model.facts.params["penalty"], "l2": 0.5}}
+    model = store.open(reseal(store, a.model.ref, Model, params=params), Model)
+    executions = {
+        step: execution.model_copy(update={"output": model.ref}) if execution.output == a.model.ref else execution
+        for step, execution in a.executions.items()
+    }
+    (change,) = compare(a, replace(a, model=model, executions=executions)).parameters
+    assert (change.name, change.b) == ("train.penalty.l2", 0.5)
 
 
 def test_it_names_code_libraries_and_sources_once_with_their_steps(find):
