@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from benchmarks.steps import python, row
 from benchmarks.sweep import SPARSE_TRAINING
+from ridgeline.latency import BATCHES, ROUNDS, measure
 from ridgeline.settings import Settings
 
 SPARSE = {"penalty": {"kind": "l1", "l1": 2e-4}, "solver": "proximal", **SPARSE_TRAINING}
 CNN = {
     "network": "cnn",
-    "penalty": {"kind": "group", "group": 3e-3},
+    "penalty": {"kind": "group", "group": 2e-3},
     "solver": "proximal",
     "batch_size": 128,
     "epochs": 3,
@@ -21,8 +23,6 @@ CNN = {
     "momentum": 0.9,
     "schedule": "cosine",
 }
-BATCHES = {1: 200, 1_000: 5}  # calls in a round
-ROUNDS = 31
 
 EXPORT = """
 import json, sys, tempfile
@@ -46,28 +46,18 @@ accuracy, without = (trained.facts.metrics["val_accuracy"] for trained in (model
 facts = {"zeros": zeros, "accuracy": accuracy, "accuracy without": without}
 print(json.dumps({name: size.model_dump() for name, size in sizes.items()} | facts))
 """
-SERVE = """
-import json, statistics, sys, time
+COMPARE = """
+import json, sys
 from pathlib import Path
 import numpy as np
 import tensorflow as tf
-folder, batches, rounds = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
+folder = Path(sys.argv[1])
 images = np.load(folder / "images.npy")
 models = {name: tf.saved_model.load(str(folder / name)) for name in ("trained", "compact")}
 serve = {name: model.signatures["serving_default"] for name, model in models.items()}
 parts = [tf.constant(part) for part in np.array_split(images, 10)]
 answers = {name: np.concatenate([call(images=part)["probabilities"] for part in parts]) for name, call in serve.items()}
-found = {"difference": float(np.abs(answers["trained"] - answers["compact"]).max())}
-for batch, calls in batches.items():
-    values, seconds = tf.constant(images[: int(batch)]), {name: [] for name in serve}
-    for _ in range(rounds):
-        for name, call in serve.items():
-            start = time.perf_counter()
-            for _ in range(calls):
-                call(images=values)["probabilities"].numpy()
-            seconds[name].append((time.perf_counter() - start) / calls)
-    found[batch] = {name: statistics.median(times) for name, times in seconds.items()}
-print(json.dumps(found))
+print(json.dumps(float(np.abs(answers["trained"] - answers["compact"]).max())))
 """
 
 
@@ -87,7 +77,9 @@ def _print(examples: str, values: dict[str, Any]) -> None:
     """Train, save and time one network with and without compaction; print its part of the table."""
     with tempfile.TemporaryDirectory() as folder:
         made = python(EXPORT, examples, json.dumps(values), folder)
-        served = python(SERVE, folder, json.dumps(BATCHES), str(ROUNDS))
+        difference = python(COMPARE, folder)
+        models = {name: Path(folder) / name for name in ("trained", "compact")}
+        latency = measure(models, Path(folder) / "images.npy")
     network, penalty = values.get("network", "mlp"), values["penalty"]
     strength = f"{penalty['kind']}={penalty[penalty['kind']]}"
     print(f"\nCompaction of {network}, trained with {strength}; latency: median of {ROUNDS} rounds, in turns")
@@ -102,9 +94,9 @@ def _print(examples: str, values: dict[str, Any]) -> None:
         left = f"{after[name]:,} of {before[name]:,}, {100 * after[name] / before[name]:.1f} %"
         row(f"{title} after compaction", left, goal)
     row("size of the weights", f"{after['num_bytes'] / 2**20:.3f} of {before['num_bytes'] / 2**20:.3f} MiB")
-    row("largest difference of a probability", f"{served['difference']:.1e}", "<= 1e-5")
+    row("largest difference of a probability", f"{difference:.1e}", "<= 1e-5")
     for batch in BATCHES:
-        times = {name: 1e3 * seconds for name, seconds in served[str(batch)].items()}
+        times = {name: 1e3 * latency[name][batch] for name in models}
         row(f"latency at batch {batch:,}, as trained", f"{times['trained']:.3f} ms")
         faster = f"{times['compact']:.3f} ms, {times['trained'] / times['compact']:.2f} times faster"
         row("  after compaction", faster, goals.get("faster", "") if batch == 1_000 else "")

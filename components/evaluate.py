@@ -21,13 +21,13 @@ from ridgeline.artifacts.model_evaluation import (
 )
 from ridgeline.component import FOR_ONE_RUN, Champion, StepError, component
 from ridgeline.component import Params as BaseParams
+from ridgeline.significance import mcnemar_p_value, wilson_interval
 
 if TYPE_CHECKING:
     import keras
 
 BATCH_SIZE = 1000
 NUM_BINS = 15
-CONFIDENCE_LEVEL = 0.95
 
 
 class Params(BaseParams):
@@ -135,7 +135,7 @@ def evaluate(
         loss=cross_entropy + penalty,
         cross_entropy=cross_entropy,
         accuracy=accuracy,
-        accuracy_interval=_wilson_interval(int(np.sum(predicted == labels)), len(labels)),
+        accuracy_interval=wilson_interval(int(np.sum(predicted == labels)), len(labels)),
         calibration_error=calibration_error(bins),
         classes=classes,
         confusion_matrix=tuple(map(tuple, matrix.tolist())) if len(classes) <= MAX_CLASSES else (),
@@ -224,13 +224,6 @@ def calibration_error(bins: CalibrationBins) -> float:
     return float(np.average(np.abs(bins.accuracy - bins.confidence), weights=bins.counts))
 
 
-def _wilson_interval(num_correct: int, num_examples: int) -> tuple[float, float]:
-    from scipy.stats import binomtest
-
-    interval = binomtest(num_correct, num_examples).proportion_ci(CONFIDENCE_LEVEL, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
 def _class_metrics(
     labels: np.ndarray, predicted: np.ndarray, names: tuple[str, ...]
 ) -> tuple[tuple[ClassMetrics, ...], np.ndarray]:
@@ -265,40 +258,12 @@ def _compare(champion: Model, test: Split, labels: np.ndarray, candidate_right: 
     return Comparison(
         model_digest=champion.digest,
         accuracy=float(np.mean(right)),
-        accuracy_interval=_wilson_interval(int(np.sum(right)), len(labels)),
+        accuracy_interval=wilson_interval(int(np.sum(right)), len(labels)),
         class_recalls=tuple(recalls.tolist()),
         only_champion_right=only_champion,
         only_candidate_right=only_candidate,
-        p_value=mcnemar_p_value(only_champion, only_candidate),
+        p_value=mcnemar_p_value(only_champion, only_candidate, alternative="greater"),
     )
-
-
-def mcnemar_p_value(only_champion_right: int, only_candidate_right: int) -> float:
-    """Return the one-sided p-value of the exact McNemar test; it is small if the candidate is worse.
-
-    Null hypothesis: an image on which exactly one of the two is right is equally likely to favour either.
-    McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
-    Psychometrika 12 (1947) 153-157; recommended for two classifiers on one test set by Dietterich, "Approximate
-    statistical tests for comparing supervised classification learning algorithms", Neural Computation 10 (1998)
-    1895-1923.
-
-    Args:
-        only_champion_right: Number of test images that the champion alone classifies correctly.
-        only_candidate_right: Number of test images that the candidate alone classifies correctly.
-
-    Returns:
-        The probability that chance puts the champion at least this far ahead; 1 if the two never differ.
-
-    Example:
-        >>> mcnemar_p_value(only_champion_right=5, only_candidate_right=0)  # 1 in 2 ** 5
-        0.03125
-        >>> mcnemar_p_value(only_champion_right=0, only_candidate_right=0)
-        1.0
-    """
-    from scipy.stats import binomtest
-
-    differing = only_champion_right + only_candidate_right
-    return float(binomtest(only_champion_right, differing, alternative="greater").pvalue) if differing else 1.0
 
 
 def _judge(
@@ -328,11 +293,12 @@ def _judge(
         f"{what} {value:.6g} {'>=' if value >= threshold else '<'} {threshold:.6g} ({parameter})"
         for what, value, parameter, threshold in checks
     ]
-    passed = all(value >= threshold for _, value, _, threshold in checks)
+    phrases = ["accuracy", f"recall of {weakest.name}", "worse than the champion"]
+    unmet = [phrase for phrase, check in zip(phrases, checks, strict=False) if check[1] < check[3]]
     if champion is None:
         reasons.append("no other model to compare with: the thresholds decide")
     elif champion.artifact is None:
-        passed = False
+        unmet.append("the champion can't be read")
         reasons.append(
             f"the champion, model {champion.artifact_digest[:12]}, can't be read ({champion.problem}): restore it, "
             "roll back, or give a reason in force_blessing"
@@ -343,13 +309,14 @@ def _judge(
             f"{champion.artifact.facts.dataset} with other images or classes: the thresholds decide"
         )
     force_reason = (params.force_blessing or "").strip() or None
-    forced = None if passed else force_reason
+    forced = force_reason if unmet else None
     if forced:
         reasons.append(f"forced: {forced}")
     return Verdict(
-        blessed=passed or bool(forced),
+        blessed=not unmet or bool(forced),
         reasons=tuple(reasons),
         forced=forced,
         force_reason=force_reason,
         champion=champion.artifact_digest if champion else None,
+        unmet=tuple(unmet),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -106,7 +107,7 @@ def export(
     if not evaluation.facts.verdict.blessed:
         raise StepSkipped(f"not blessed: {'; '.join(evaluation.facts.verdict.reasons)}")
     sizes = save_in_a_fresh_process(model.path, output / "saved_model", params.compact)
-    _expect_size(sizes["size"], params.max_size_mib, evaluation.facts.verdict.force_reason)
+    exceeded = _exceeded_limit(sizes["size"], params.max_size_mib, evaluation.facts.verdict.force_reason)
     (output / "check").mkdir()
     np.save(output / "check" / "images.npy", examples.split("test").images[: params.check_images])
     np.save(output / "check" / "probabilities.npy", evaluation.predictions()[: params.check_images])
@@ -121,12 +122,20 @@ def export(
         champion=evaluation.facts.verdict.champion,
         forced=evaluation.facts.verdict.force_reason,
         dataset=model.facts.dataset,
+        exceeded_mib=exceeded,
         **sizes,
     )
     _write_card(output, facts, examples, model, evaluation, params)
-    nothing = "; there is nothing to remove" if params.compact and not facts.trained_size else ""
-    log.info("%s%s", facts.size_in_words, nothing)
+    log.info("%s%s", facts.size_in_words, _why_whole(model) if params.compact and not facts.trained_size else "")
     return facts
+
+
+def _why_whole(model: Model) -> str:
+    """Return why compaction removed nothing."""
+    kind = json.loads((model.path / "architecture.json").read_text(encoding="utf-8"))["class_name"]
+    if kind == "Sequential":
+        return "; there is nothing to remove"
+    return "; export.compact did not look for anything to remove, because the network is not a keras.Sequential"
 
 
 def _write_card(
@@ -139,17 +148,6 @@ def _write_card(
     folder.mkdir()
     (folder / CARD_MARKDOWN).write_text(card, encoding="utf-8")
     (folder / CARD_HTML).write_text(model_card.html(card, facts), encoding="utf-8")
-
-
-def _expect_size(size: ModelSize, limit: float | None, force_reason: str | None) -> None:
-    """Skip the export of a model that is too large, unless a person gave a reason for serving it."""
-    if limit is None:
-        return
-    fits = size.mib <= limit
-    reason = f"{size.mib:.6g} MiB {'<=' if fits else '>'} {limit:.6g} MiB (max_size_mib)"
-    if not fits and not force_reason:
-        raise StepSkipped(f"too large: {reason}")
-    log.info("size %s%s", reason, "" if fits else f"; forced: {force_reason}")
 
 
 def save_in_a_fresh_process(model: Path, folder: Path, compact: bool = False) -> dict[str, ModelSize]:
@@ -201,6 +199,22 @@ def save(model_dir: Path, folder: Path, compact: bool = False) -> dict[str, Mode
     shutil.rmtree(folder)
     _write(smaller, artifact.facts, folder)
     return {"size": compaction.size_of(smaller), "trained_size": size}
+
+
+def _exceeded_limit(size: ModelSize, limit: float | None, force_reason: str | None) -> float | None:
+    """Return the limit that a model exceeds by force; None if it fits, or there is no limit.
+
+    Raises:
+        StepSkipped: If it is too large, and nobody gave a reason for serving it.
+    """
+    if limit is None:
+        return None
+    fits = size.mib <= limit
+    reason = f"{size.mib:.6g} MiB {'<=' if fits else '>'} {limit:.6g} MiB (max_size_mib)"
+    if not fits and not force_reason:
+        raise StepSkipped(f"too large: {reason}")
+    log.info("size %s%s", reason, "" if fits else f"; forced: {force_reason}")
+    return None if fits else limit
 
 
 def _write(model: keras.Model, facts: ModelFacts, folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -17,6 +17,7 @@ from ridgeline.artifacts.examples import Examples
 from ridgeline.artifacts.schema import Schema, SchemaFacts
 from ridgeline.component import FOR_ONE_RUN, Champion, StepError, component
 from ridgeline.component import Params as BaseParams
+from ridgeline.significance import class_shift, ks_test
 
 Severity = Literal["error", "warning", "info"]
 
@@ -366,64 +367,6 @@ def _with_file(place: Place, files: dict[str, list[str]]) -> Evidence:
     return Evidence(**place.model_dump(), file=named[place.row] if named else "")
 
 
-class Shift(NamedTuple):
-    """The difference of two distributions: an effect size in [0, 1], and the p-value of no difference."""
-
-    effect: float
-    p_value: float
-
-
-def ks_test(now: np.ndarray, then: np.ndarray, num_now: int, num_then: int) -> Shift:
-    """Return the two-sample Kolmogorov-Smirnov test of two binned samples.
-
-    Binning can only make D smaller, so the test is conservative.
-
-    Args:
-        now: Counts by bin, integers ``[bins]``.
-        then: The other sample's counts.
-        num_now: Number of independent observations, for example images, in `now`.
-        num_then: The same for `then`.
-
-    Returns:
-        The distance D, and its asymptotic p-value.
-
-    Example:
-        >>> shift = ks_test(np.array([50, 50]), np.array([80, 20]), 100, 100)
-        >>> round(shift.effect, 3), shift.p_value < 0.001
-        (0.3, True)
-    """
-    from scipy.stats import kstwobign
-
-    if not (num_now and num_then):
-        return Shift(0.0, 1.0)
-    distance = float(np.max(np.abs(np.cumsum(now) / now.sum() - np.cumsum(then) / then.sum())))
-    return Shift(distance, float(kstwobign.sf(distance * np.sqrt(num_now * num_then / (num_now + num_then)))))
-
-
-def class_shift(now: np.ndarray, then: np.ndarray) -> Shift:
-    """Return the chi-squared test of two samples' class balance.
-
-    Args:
-        now: Number of images by class, integers ``[classes]``.
-        then: The other sample's counts.
-
-    Returns:
-        The total variation distance of the class shares, and the p-value.
-
-    Example:
-        >>> shift = class_shift(np.array([500, 1000]), np.array([1000, 1000]))
-        >>> round(shift.effect, 3), shift.p_value < 0.001
-        (0.167, True)
-    """
-    from scipy.stats import chi2_contingency
-
-    table = np.stack([now, then])[:, (now + then) > 0]
-    if table.shape[1] < 2 or not table.sum(1).all():
-        return Shift(0.0, 1.0)
-    shares = table / table.sum(1, keepdims=True)
-    return Shift(float(np.abs(shares[0] - shares[1]).sum() / 2), float(chi2_contingency(table).pvalue))
-
-
 def _test(statistics: ExampleStatistics, params: Params) -> Iterator[Finding]:
     advice = "Prepare the images of both splits in the same way."
     yield from _distributions(statistics, "test", statistics, "train", "the training split", advice, params)
@@ -452,15 +395,9 @@ def _distributions(
 ) -> Iterator[Finding]:
     """Compare brightness, contrast, pixels by channel and the mean image of two splits."""
     counts = [now.facts.splits[split].num_examples, then.facts.splits[other].num_examples]
-    pairs = {name: (now.array(name, split), then.array(name, other)) for name in ("brightness", "contrast")}
-    channels = now.array("pixels", split), then.array("pixels", other)
-    if len(channels[0]) == len(channels[1]):
-        names = ("red", "green", "blue") if len(channels[0]) == 3 else range(1, len(channels[0]) + 1)
-        pairs |= {
-            f"pixels ({name})" if len(channels[0]) > 1 else "pixels": (a, b)
-            for name, a, b in zip(names, *channels, strict=True)
-        }
-    for name, (a, b) in pairs.items():
+    found, earlier = now.distributions(split), then.distributions(other)
+    for name in (name for name in found if name in earlier):
+        a, b = found[name], earlier[name]
         shift = ks_test(a, b, counts[0], counts[1])
         severity = _graded(shift.effect, params.max_distribution_shift)
         if severity and shift.p_value < SIGNIFICANCE:

@@ -1,4 +1,4 @@
-"""The command line: ``ridgeline run | explain | step | show | lineage | models | gc``."""
+"""The command line: ``ridgeline run | explain | step | show | lineage | diff | rebuild | models | gc``."""
 
 from __future__ import annotations
 
@@ -13,18 +13,23 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ridgeline import models_cli, pipeline, step_cli
+from ridgeline import comparison_text, models_cli, pipeline, step_cli
 from ridgeline.access import message
 from ridgeline.artifacts.base import MANIFEST, ArtifactError, verify
+from ridgeline.compare import CompareError, compare, find_side
 from ridgeline.component import ParameterError, Params, StepError
 from ridgeline.gc import RECENT, collect_garbage
 from ridgeline.lineage import Origin
 from ridgeline.lineage import lineage as lineage_of
 from ridgeline.masking import mask
+from ridgeline.rebuild import RebuildError, Rebuilt
+from ridgeline.rebuild import rebuild as rebuild_version
 from ridgeline.registry import RegistryError
 from ridgeline.run_summary import summary
 from ridgeline.settings import Settings, SettingsError
 from ridgeline.store import Execution, Store, StoreError
+
+KNOWN_ERRORS = (ArtifactError, StoreError, RegistryError, SettingsError, CompareError, RebuildError)
 
 
 class _PlainErrors(TyperGroup):
@@ -33,10 +38,10 @@ class _PlainErrors(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (StepError, FloatingPointError, ArtifactError, StoreError, RegistryError, SettingsError) as error:
+        except (StepError, FloatingPointError, *KNOWN_ERRORS) as error:
             cause = error.__cause__
             typer.echo(f"error: {message(cause if isinstance(cause, PermissionError) else error)}", err=True)
-            raise typer.Exit(1) from None
+            raise typer.Exit(getattr(error, "exit_code", 1)) from None
         except PermissionError as error:
             typer.echo(f"error: {message(error)}", err=True)
             raise typer.Exit(1) from None
@@ -118,6 +123,9 @@ Target = Annotated[str, typer.Argument(show_default=False)]
 Set = Annotated[list[str], typer.Option("--set", metavar="STEP.PARAMETER=VALUE", help="A parameter.")]
 With = Annotated[list[str], typer.Option("--with", metavar="STEP")]
 Rerun = Annotated[list[str], typer.Option(metavar="STEP", help="A step to run even if nothing changed.")]
+SIDE = (
+    "A served version as NAME/VERSION, its champion as NAME, <Type>/<digest> of a model, or a run; or a unique prefix."
+)
 Name = Annotated[str, typer.Argument(help="<Type>/<digest>, a unique prefix of either, or the artifact's path.")]
 
 
@@ -205,6 +213,71 @@ def _tree(origin: Origin, store: Store) -> Iterator[str]:
 def _made(execution: Execution) -> str:
     params = " ".join(f"{name}={value}" for name, value in execution.parts.params.items())
     return f"{execution.component} {params} ({execution.run_id})"
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help=SIDE)],
+    b: Annotated[str, typer.Argument(metavar="B", help="The same for the other.")],
+    images: Annotated[int, typer.Option(min=0, help="How many images of each kind of disagreement to list.")] = 10,
+) -> None:
+    """Compare two runs, models or served versions of one dataset: parameters, code, data, figures, predictions."""
+    settings = Settings()
+    store, registry = settings.open_store(), settings.open_registry()
+    for line in comparison_text.lines(compare(find_side(store, registry, a), find_side(store, registry, b)), images):
+        typer.echo(line)
+
+
+@app.command()
+def rebuild(name: models_cli.Name, version: models_cli.Version = None) -> None:
+    """Train the champion or VERSION again from its lineage, in a temporary store, and compare each artifact's bytes.
+
+    Exit status: 0 if all have the same bytes, 1 if one differs, 2 if the version can't be built again.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        settings = Settings()
+    except SettingsError as error:
+        raise RebuildError(str(error)) from None
+    outcomes = []
+    for outcome in rebuild_version(settings, name, version):
+        outcomes.append(outcome)
+        bytes_are = "same" if outcome.same else "different"
+        typer.echo(f"{outcome.step:<12} {bytes_are:<9} {outcome.seconds:>6.1f} s  {_made_again(outcome)}")
+    typer.echo("")
+    for line in _conclusion(outcomes):
+        typer.echo(line)
+    if not outcomes[-1].same:
+        raise typer.Exit(1)
+
+
+def _made_again(outcome: Rebuilt) -> str:
+    """Return the artifact that a step was to make again, and what it made in its place."""
+    kind, _, digest = outcome.expected.partition("/")
+    if outcome.same:
+        return f"{kind}/{digest[:12]}"
+    if outcome.received is None:
+        return f"{kind}/{digest[:12]} → none: {outcome.skipped}"
+    other = outcome.received.partition("/")[2]
+    return f"{kind}/{digest[:12]} → {other[:12]}: {', '.join(outcome.files) or 'other facts'}"
+
+
+def _conclusion(outcomes: list[Rebuilt]) -> Iterator[str]:
+    """Yield what the outcomes mean, in sentences."""
+    last = outcomes[-1]
+    if last.same:
+        yield f"All {len(outcomes)} artifacts have the recorded bytes."
+        if changed := sorted({phrase for outcome in outcomes for phrase in outcome.differences}):
+            yield "The bytes are the same, although these differ from the record:"
+            yield from (f"  {phrase}" for phrase in changed)
+    elif last.differences:
+        yield f"{last.step} yields other bytes. These differ from its record:"
+        yield from (f"  {phrase}" for phrase in last.differences)
+    else:
+        yield (
+            f"{last.step} yields other bytes, although its parameters, code files, libraries and sources are those of "
+            "its record. The record names no processor, no system library and no library of a library: compare these."
+        )
 
 
 @app.command()

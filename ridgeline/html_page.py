@@ -6,6 +6,7 @@ so that the keys of the steps that write reports cover it.
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 
@@ -27,6 +28,11 @@ def render_page(template: str, **values: Any) -> str:
     )
     environment.filters |= {"percent": lambda share, digits=1: f"{100 * share:.{digits}f} %"}
     return environment.from_string(template).render(**values)
+
+
+def data_uri(media_type: str, content: bytes) -> str:
+    """Return a file's content as a URI."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
 MACROS = """\

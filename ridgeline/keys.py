@@ -71,11 +71,11 @@ class KeyParts(BaseModel):
             False
         """
         return [
-            *(_input_change(n, a, b) for n, a, b in _changes(earlier.inputs, self.inputs)),
-            *(f"parameter {self.component}.{n} {a} → {b}" for n, a, b in _changes(earlier.params, self.params)),
-            *(f"code of {n} changed" for n, _, _ in _changes(earlier.code, self.code)),
-            *(f"library {n} {a} → {b}" for n, a, b in _changes(earlier.libraries, self.libraries)),
-            *(self._source_change(n, a, b, describe) for n, a, b in _changes(earlier.sources, self.sources)),
+            *(_input_change(n, a, b) for n, a, b in changes(earlier.inputs, self.inputs)),
+            *(f"parameter {self.component}.{n} {a} → {b}" for n, a, b in changes(earlier.params, self.params)),
+            *(_code_change(n, a, b) for n, a, b in changes(earlier.code, self.code)),
+            *(f"library {n} {a} → {b}" for n, a, b in changes(earlier.libraries, self.libraries)),
+            *(self._source_change(n, a, b, describe) for n, a, b in changes(earlier.sources, self.sources)),
         ]
 
     @staticmethod
@@ -174,6 +174,12 @@ def _input_change(name: str, before: str, after: str) -> str:
     return _content_change(f"input {group} {int(index) + 1}" if index else f"input {group}", before, after)
 
 
+def _code_change(name: str, before: str, after: str) -> str:
+    if before == "none":
+        return f"code of {name} added"
+    return f"code of {name} {'no longer used' if after == 'none' else 'changed'}"
+
+
 def _content_change(label: str, before: str, after: str) -> str:
     if before == "none":
         return f"{label} added ({_short(after)})"
@@ -188,7 +194,17 @@ def _short(digest: str) -> str:
     return " ".join([*words[:-1], words[-1][:12]])
 
 
-def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield each name whose values differ, with both values; the value of a name that is missing is ``none``.
+
+    Args:
+        before: Values by name.
+        after: The other values.
+
+    Example:
+        >>> list(changes({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}))
+        [('b', 2, 3), ('c', 'none', 4)]
+    """
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name, "none"), after.get(name, "none")
         if (name in before) != (name in after) or old != new:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ridgeline.records import RecordFile, described, short_ref
@@ -39,6 +39,28 @@ class Origin:
                 yield from visit(source, depth + 1)
 
         return visit(self, 0)
+
+
+def ancestors(origin: Origin, left_out: Mapping[str, Collection[str]]) -> list[Origin]:
+    """Return an artifact and all that it was made from: each once, after what it was made from itself.
+
+    Args:
+        origin: The artifact's origin.
+        left_out: Names of inputs that are not followed, by component, such as champions: an artifact that is compared
+            with them is not made from them.
+    """
+    found: dict[str, Origin] = {}
+
+    def visit(origin: Origin) -> None:
+        if origin.ref not in found:
+            component = origin.execution.component if origin.execution else ""
+            for name, source in origin.inputs.items():
+                if name not in left_out.get(component, ()):
+                    visit(source)
+            found[origin.ref] = origin
+
+    visit(origin)
+    return list(found.values())
 
 
 def lineage(store: Store, ref: str) -> Origin:

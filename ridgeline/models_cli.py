@@ -1,4 +1,4 @@
-"""The commands ``ridgeline models list | show | verify | rollback``: inspect the served models and roll back."""
+"""The commands ``ridgeline models list | show | verify | latency | rollback``: the served models."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from typing import Annotated
 
 import typer
 
+from ridgeline.announcements import announce, rollback_decision
+from ridgeline.artifacts.pushed_model import PushedModel
+from ridgeline.latency import BATCHES, measure
+from ridgeline.registry import RegistryError
+from ridgeline.serving_check import ServingError
 from ridgeline.settings import Settings
 from ridgeline.store import StoreError
 
-app = typer.Typer(no_args_is_help=True, help="The served models: list, show, verify, roll back.")
+app = typer.Typer(no_args_is_help=True, help="The served models: list, show, verify, measure, roll back.")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The model's name, as `list` shows it.")]
 Version = Annotated[
@@ -92,6 +97,30 @@ def verify(name: Name, version: Version = None) -> None:
 
 
 @app.command()
+def latency(
+    name: Name,
+    versions: Annotated[
+        list[int] | None, typer.Argument(metavar="VERSION...", min=1, help="The versions.", show_default=False)
+    ] = None,
+) -> None:
+    """Measure how long versions take for 1 and for 1,000 images, in turns; without VERSION, all versions."""
+    settings = Settings()
+    registry, store = settings.open_registry(), settings.open_store()
+    numbers: list[int | None] = [*(versions or registry.versions(name))] or [None]
+    chosen = [registry.entry(name, version) for version in numbers]
+    folders = {str(entry.version): registry.root / name / str(entry.version) for entry in chosen}
+    images = store.open(chosen[-1].artifact, PushedModel).check / "images.npy"
+    try:
+        measured = measure(folders, images)
+    except ServingError as error:
+        raise RegistryError(str(error)) from error
+    columns = [f"{batch:,} image{'s' * (batch > 1)}" for batch in BATCHES]
+    typer.echo(f"version{''.join(f'{column:>16}' for column in columns)}")
+    for version, seconds in measured.items():
+        typer.echo(f"{version:>7}{''.join(f'{1e3 * seconds[batch]:>13.3f} ms' for batch in BATCHES)}")
+
+
+@app.command()
 def rollback(
     name: Name,
     reason: Annotated[str, typer.Option(help="Why; it is recorded in the history.")],
@@ -104,4 +133,5 @@ def rollback(
     settings = Settings()
     registry, store = settings.open_registry(), settings.open_store()
     entry = registry.rollback(store, name, version, reason=reason, by=user(), run_id=new_run_id())
+    announce(settings, rollback_decision(name, entry))
     typer.echo(f"{name} is served by version {entry.version}, accuracy {entry.accuracy:.4f}: {entry.reason}")

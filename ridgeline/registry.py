@@ -67,10 +67,12 @@ class PushDecision:
     Attributes:
         push: True if it is.
         reason: Why it is not, as a sentence; empty if it is.
+        unchanged: True if it is not, because it is served already.
     """
 
     push: bool
     reason: str = ""
+    unchanged: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,14 @@ class Pushed:
         version: Its number.
         reason: What was done and why, as a sentence.
         new: False if nothing was pushed.
+        unchanged: True if nothing was pushed because the model is served already.
     """
 
     path: Path
     version: int
     reason: str
     new: bool
+    unchanged: bool = False
 
 
 class Registry:
@@ -204,6 +208,26 @@ class Registry:
         others = (e for e in _succession(history) if e.model_digest not in own)
         return next((e for e in others if e.version in present), None)
 
+    def entry(self, name: str, version: int | None) -> HistoryEntry:
+        """Return the entry of the push of a version.
+
+        Args:
+            name: The model's name.
+            version: The version; the champion if None.
+
+        Raises:
+            RegistryError: If there is no such model or version, or the version was deleted.
+        """
+        history = self.known_history(name)
+        wanted = history[-1].version if version is None else version
+        entry = next((entry for entry in history if entry.version == wanted), None)
+        if entry is None or wanted not in self.versions(name):
+            what = "does not exist" if entry is None else "was deleted"
+            raise RegistryError(
+                f"Expected a version of {name}; received {wanted}, which {what}. There {self._present(name)}."
+            )
+        return entry
+
     def facts(self, entry: HistoryEntry) -> PushedModelFacts | None:
         """Return what is known of the model of an entry, such as its size; None if its artifact can't be read.
 
@@ -216,6 +240,29 @@ class Registry:
             return PushedModelFacts.model_validate(self.store.manifest(entry.artifact).facts)
         except (ArtifactError, ValidationError):
             return None
+
+    def open_version(self, store: Store, name: str, version: int | None = None) -> tuple[HistoryEntry, PushedModel]:
+        """Return the entry of a version's push, and its artifact, whose files the version's folder holds.
+
+        Args:
+            store: Holds the artifact.
+            name: The model's name.
+            version: The version; the champion if None.
+
+        Raises:
+            RegistryError: If there is no such version, or its files differ.
+            ArtifactError: If the artifact is missing or damaged.
+        """
+        entry = self.entry(name, version)
+        folder = self.root / name / str(entry.version)
+        model = store.open(entry.artifact, PushedModel)
+        if different := _different(folder, model):
+            raise RegistryError(
+                f"Expected {folder} to hold the files of {entry.artifact}, byte for byte; they were changed: "
+                f"{', '.join(different)}. Roll back to another version; the next run of the pipeline "
+                "pushes a damaged champion again."
+            )
+        return entry, model
 
     def card(self, name: str, version: int) -> Path | None:
         """Return the model card of a version, in HTML; None if it has none, as versions of earlier releases.
@@ -242,16 +289,8 @@ class Registry:
             RegistryError: If there is no such version, or its files or responses differ.
             ArtifactError: If the artifact is missing or damaged.
         """
-        entry = self._entry(name, version)
-        folder = self.root / name / str(entry.version)
-        model = store.open(entry.artifact, PushedModel)
-        if different := _different(folder, model):
-            raise RegistryError(
-                f"Expected {folder} to hold the files of {entry.artifact}, byte for byte; they were changed: "
-                f"{', '.join(different)}. Roll back to another version; the next run of the pipeline "
-                "pushes a damaged champion again."
-            )
-        _check(folder, model)
+        entry, model = self.open_version(store, name, version)
+        _check(self.root / name / str(entry.version), model)
         return entry
 
     def decide_push(self, model: PushedModel, by: str = "") -> PushDecision:
@@ -288,7 +327,7 @@ class Registry:
             own_card = all(file.startswith(f"{CARD_FOLDER}/") for file in different)
             if different and not (own_card and self._was_pushed(folder, champion)):
                 return PushDecision(True)
-            return PushDecision(False, f"version {champion.version} serves this model already")
+            return PushDecision(False, f"version {champion.version} serves this model already", unchanged=True)
         if facts.champion not in self._twins(history, champion.model_digest):
             judged = f"against model {facts.champion[:12]}" if facts.champion else "without a champion"
             return PushDecision(
@@ -338,7 +377,8 @@ class Registry:
             decision = self.decide_push(model, by)
             if not decision.push:
                 version = history[-1].version
-                return Pushed(folder / str(version), version, f"not pushed: {decision.reason}", new=False)
+                reason = f"not pushed: {decision.reason}"
+                return Pushed(folder / str(version), version, reason, new=False, unchanged=decision.unchanged)
             version = 1 + max([*(entry.version for entry in history), *self.versions(name)], default=0)
             staging = folder / f".push-{version}"
             try:
@@ -397,7 +437,7 @@ class Registry:
                     f"version {done.version} on {done.at:%Y-%m-%d}, before version {champion.version} became the "
                     "champion. Start a new run to roll back again."
                 )
-            target = self.previous(name) if version is None else self._entry(name, version)
+            target = self.previous(name) if version is None else self.entry(name, version)
             if target is None:
                 raise RegistryError(
                     f"Expected another model of {name} that was champion before version {champion.version}; received "
@@ -520,18 +560,6 @@ class Registry:
             return {model_digest}
         others = {entry.model_digest for entry in history}
         return {model_digest} | {d for d in others if (recorded.get(d) or self._function(d)) == function}
-
-    def _entry(self, name: str, version: int | None) -> HistoryEntry:
-        """Return the entry of the push of a version that is still there; the champion's if None."""
-        history = self.known_history(name)
-        wanted = history[-1].version if version is None else version
-        entry = next((entry for entry in history if entry.version == wanted), None)
-        if entry is None or wanted not in self.versions(name):
-            what = "does not exist" if entry is None else "was deleted"
-            raise RegistryError(
-                f"Expected a version of {name}; received {wanted}, which {what}. There {self._present(name)}."
-            )
-        return entry
 
     def _present(self, name: str) -> str:
         versions = self.versions(name)

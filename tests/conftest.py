@@ -230,6 +230,25 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, list[
 
 
 @pytest.fixture(scope="session")
+def two_versions(synthetic: tuple[Settings, list[Execution]], tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A copy of the synthetic store with a second run, whose model is version 2; read-only.
+
+    The run ``second`` holds out more validation images, so that its training images differ, and trains with L1.
+    """
+
+    def make(folder: Path) -> None:
+        shutil.copytree(synthetic[0].store, folder / "store")
+        settings = Settings(store=str(folder / "store"), manual_dir=None)
+        changed = {"transform.validation_examples": 1_500, "train.penalty.kind": "l1", "train.epochs": 3}
+        params = pipeline.parse_params(steps, {**SYNTHETIC, **changed}, settings)
+        for _ in pipeline.run(settings, steps, params, "second"):
+            pass
+
+    steps = pipeline.plan("export")
+    return Settings(store=str(make_once(tmp_path_factory, "two-versions", make) / "store"), manual_dir=None)
+
+
+@pytest.fixture(scope="session")
 def refs(synthetic: tuple[Settings, list[Execution]]) -> dict[str, str]:
     """Store-relative name of each synthetic artifact, by the step that made it."""
     return {execution.component: execution.output for execution in synthetic[1] if execution.output}

@@ -245,7 +245,7 @@ def _tricks(options: Options, url: str, token: str, run_id: str) -> Row:
     ups = ("..", "%2e%2e", "%252e%252e", "..%2f..", "..%5c..", "%c0%ae%c0%ae", "....//", "%00", ".%2e")
     targets = ("secret.txt", "secret.html", "etc/passwd", "evaluate/report.html", "manifest.json", "airflow.cfg")
     roots = (f"/ridgeline/dags/{TRAINING}/runs/{run}/reports/", f"/ridgeline/dags/{TRAINING}/runs/", "/ridgeline/dags/",
-             "/ridgeline/models/", "/ridgeline/")  # fmt: skip
+             "/ridgeline/models/", "/ridgeline/compare?b=Model&a=", "/ridgeline/")  # fmt: skip
 
     def trick(case: int, rng: random.Random) -> list[str]:
         slash = rng.choice(("/", "%2f", "%2F", "\\", "%5c"))

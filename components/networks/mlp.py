@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 class Options(Params):
     """The size of the network."""
 
-    # Found by sweeps and searches on the validation split of Fashion-MNIST. Validation accuracy over 3 seeds in the last
-    # search: 0.9171 with 160 epochs; 0.9155 with the cosine schedule, 0.9146 at twice the rate; 0.9151 with 80 epochs.
+    # Found by searches on the validation split of Fashion-MNIST, see docs/regularization.md.
     tuned: ClassVar[Mapping[str, Any]] = {
-        "penalty": {"kind": "l2", "l2": 1e-5},
+        "mlp": {"hidden_units": (256, 128)},
+        "penalty": {"kind": "none"},
         "optimizer": "adam",
         "learning_rate": 0.001,
         "batch_size": 128,
-        "epochs": 160,
+        "epochs": 120,
         "label_smoothing": 0.1,
         "shift": 1,
         "shift_share": 0.5,

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from components.reports.figures import BLUE, VERMILION, Picture, new_figure, plot_style, svg
-from components.reports.thumbnail import thumbnail
 from ridgeline.artifacts.dataset import Dataset
 from ridgeline.artifacts.example_anomalies import Evidence, ExampleAnomaliesFacts, Finding
 from ridgeline.artifacts.example_statistics import ExampleStatistics
 from ridgeline.artifacts.examples import SPLITS, Examples
 from ridgeline.artifacts.schema import Schema
 from ridgeline.html_page import render_page
+from ridgeline.thumbnail import thumbnail
 
 MAX_CLASSES = 30  # of which samples are shown
 NUM_SAMPLES = 10

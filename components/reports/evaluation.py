@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from components.reports.figures import BLUE, GREY, VERMILION, Picture, flat, new_figure, plot_style, svg
-from components.reports.thumbnail import thumbnail
 from ridgeline.artifacts.examples import Examples, Split
 from ridgeline.artifacts.model import Model, eliminated_pixels, kernels
 from ridgeline.artifacts.model_evaluation import Mistake, ModelEvaluationFacts
 from ridgeline.html_page import render_page
+from ridgeline.thumbnail import thumbnail
 
 if TYPE_CHECKING:
     import keras

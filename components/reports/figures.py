@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from ridgeline.html_page import data_uri
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,11 +71,6 @@ def svg(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata=METADATA)
     return data_uri("image/svg+xml", buffer.getvalue())
-
-
-def data_uri(media_type: str, content: bytes) -> str:
-    """Return a file's content as a URI."""
-    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
 def flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from components.reports.figures import Picture
-from components.reports.thumbnail import thumbnail
 from ridgeline.artifacts.examples import Examples
 from ridgeline.artifacts.label_errors import LabelErrorsFacts, Suspect
 from ridgeline.html_page import render_page
+from ridgeline.thumbnail import thumbnail
 
 NUM_PAIRS = 20  # shown
 USEFUL_AGREEMENT = 0.7  # below it, the classifier is wrong too often for its list to be of use

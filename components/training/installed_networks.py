@@ -94,9 +94,12 @@ def _load(entries: list[importlib.metadata.EntryPoint], reserved: Collection[str
     shown = options.model_json_schema().get("properties", {})
     if hidden := [name for name, field in shown.items() if field.get("type") == "object"]:
         raise _Unusable(f"its options {', '.join(hidden)} have values by name, which a form can't show.")
+    tuned = dict(getattr(options, "tuned", {}))
+    if fixed := sorted({"network", "profile"} & tuned.keys()):
+        raise _Unusable(f"its tuned values set {' and '.join(fixed)}, which select them. Remove it from `tuned`.")
     summary = (inspect.getdoc(build) or "").partition("\n")[0].rstrip(".")
     label = f"{name}: {summary}" if summary else name
-    return Network(name, entry.module, build, options, label, dict(getattr(options, "tuned", {})))
+    return Network(name, entry.module, build, options, label, tuned)
 
 
 def _options(build: Callable[..., Any]) -> Any:

@@ -32,7 +32,7 @@ def check_network(examples: Examples, params: Params) -> None:
 
     Raises:
         StepError: If the network can't be built, trained, saved and loaded in another process, doesn't return
-            probabilities, or has a weight that can't have the penalty.
+            probabilities, or has a weight that can't have the penalty, or if the penalty can't be computed.
     """
     with ThreadPoolExecutor(1) as thread:  # see `build_model`
         thread.submit(_check, examples, params).result()
@@ -62,6 +62,7 @@ def _check(examples: Examples, params: Params) -> None:
                 f"Cannot apply the penalty {params.penalty.kind} to {weight.path} of {name}, shape "
                 f"{tuple(weight.shape)}: {reason}. Choose another penalty, or give that weight no regularizer."
             )
+        _try_penalty(params, weight)
     try:
         text = build_model(examples, params).to_json()  # as it is saved
         if foreign := sorted(set(_not_of_keras(json.loads(text)))):
@@ -112,6 +113,30 @@ def _problem(model: Any, shape: tuple[int, ...], classes: int, penalty: keras.Re
     if not any(weight.regularizer is penalty for weight in model.trainable_weights):
         return "give its argument regularizer to at least 1 layer", "one on which the penalty would have no effect"
     return None
+
+
+def _try_penalty(params: Params, weight: keras.Variable) -> None:
+    """Compute the penalty and its proximal operator of one weight, as the engine does."""
+    import tensorflow as tf
+
+    formula, kernel = params.penalty.formula, tf.constant(np.asarray(weight))
+    strengths = {name: tf.constant(factor, tf.float32) for name, factor in params.penalty.factors.items()}
+    calls = {"value": (lambda: formula.value(kernel, strengths, params.solver == "proximal"), ())}
+    if (step := formula.proximal_step) is not None:
+        calls["proximal_step"] = (lambda: step(kernel, tf.constant(0.01), strengths), tuple(weight.shape))
+    for name, (call, shape) in calls.items():
+        expected = f"float32 {shape}"
+        try:
+            result = tf.convert_to_tensor(call())
+            received = f"{result.dtype.name} {tuple(result.shape)}"
+        except Exception as error:
+            received = f"{type(error).__name__}: {error}"
+        if received != expected:
+            raise StepError(
+                f"Expected {name} of the penalty {params.penalty.kind} to return {expected} for {weight.path}, from "
+                f"its strengths {', '.join(formula.strengths) or 'none'}; received {received}. Correct "
+                f"{formula.value.__module__}, or choose another train.penalty.kind."
+            )
 
 
 def _not_of_keras(value: Any) -> Iterator[str]:

@@ -110,6 +110,18 @@ class ExampleStatistics(Artifact[ExampleStatisticsFacts]):
         part: np.ndarray = whole[[str(name) for name in SPLITS].index(split)]
         return part
 
+    def distributions(self, split: str) -> dict[str, np.ndarray]:
+        """Return the counts of a split's brightness, contrast and pixels, by channel if there are several.
+
+        Args:
+            split: Name of the split.
+        """
+        channels = self.array("pixels", split)
+        names = ("red", "green", "blue") if len(channels) == 3 else range(1, len(channels) + 1)
+        pixels = {f"pixels ({name})": counts for name, counts in zip(names, channels, strict=True)}
+        both = {name: self.array(name, split) for name in ("brightness", "contrast")}
+        return both | (pixels if len(channels) > 1 else {"pixels": channels[0]})
+
     def mean(self, name: str, split: str) -> float:
         """Return the mean of a distribution, in pixel values; 0 for an empty split.
 

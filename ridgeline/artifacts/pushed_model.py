@@ -46,6 +46,7 @@ class PushedModelFacts(Facts):
         dataset: Name of the dataset that it was trained on; empty in artifacts of earlier releases.
         size: Its size; None in artifacts of earlier releases.
         trained_size: The trained model's size if compaction removed a part of it; None if it is served as trained.
+        exceeded_mib: The limit in MiB that its size exceeds by force; None if it is within the limit or has none.
     """
 
     model_name: str
@@ -60,6 +61,7 @@ class PushedModelFacts(Facts):
     dataset: str = ""
     size: ModelSize | None = None
     trained_size: ModelSize | None = None
+    exceeded_mib: float | None = None
 
     @property
     def sizes(self) -> dict[str, str]:
@@ -77,8 +79,10 @@ class PushedModelFacts(Facts):
 
     @property
     def size_in_words(self) -> str:
-        """The sizes, as a part of a sentence; empty if they are not known."""
-        return ", ".join(f"{numbers} {name}" for name, numbers in self.sizes.items())
+        """The sizes, and the limit if it is exceeded, as a part of a sentence; empty if they are not known."""
+        sizes = ", ".join(f"{numbers} {name}" for name, numbers in self.sizes.items())
+        limit = f"; above the limit of {self.exceeded_mib:.6g} MiB by force" if self.exceeded_mib is not None else ""
+        return f"{sizes}{limit}"
 
 
 class PushedModel(Artifact[PushedModelFacts]):

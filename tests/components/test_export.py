@@ -124,8 +124,9 @@ def test_a_model_that_is_too_large_is_skipped(inputs, tmp_path, monkeypatch, cap
     shutil.copy(inputs["evaluation"].path / "predictions.npy", evaluation.path)
     (tmp_path / "forced").mkdir()
     given = inputs | {"evaluation": evaluation}
-    export(**given, params=export.parse({"max_size_mib": 0.3}), output=tmp_path / "forced")
+    forced = export(**given, params=export.parse({"max_size_mib": 0.3}), output=tmp_path / "forced")
     assert f"size {size:.6g} MiB > 0.3 MiB (max_size_mib); forced: demo" in caplog.messages
+    assert forced.facts.size_in_words == f"{pushed.facts.size_in_words}; above the limit of 0.3 MiB by force"
 
 
 def test_evaluation_of_another_model_is_refused(inputs, tmp_path):

@@ -226,6 +226,17 @@ def test_a_person_rolls_back(page: Page, airflow: Any, with_l1: str) -> None:
     expect(row).to_contain_text("worse on <photos> from phones")
     expect(section.get_by_role("row", name=f"pushed version {bad} by force")).to_contain_text("asked for by the shop")
     shoot(page, "models")
+
+    rejected = section.get_by_role("row").filter(has=page.get_by_role("rowheader", name=str(bad), exact=True))
+    rejected.get_by_role("link", name=f"version {good}", exact=True).click()
+    expect(frame.get_by_role("heading", name="Comparison")).to_be_visible()
+    expect(frame.get_by_role("row", name="train.penalty.kind l1 l2")).to_be_visible()
+    expect(frame.get_by_role("heading", name="Only A is right")).to_be_visible()
+    image = frame.get_by_role("img", name="Test image").first
+    image.scroll_into_view_if_needed()
+    assert image.evaluate("image => image.naturalWidth") > 0
+    shoot(page, "comparison")
+    frame.get_by_role("link", name="Models").click()
     section.get_by_role("link", name=forced).first.click()
     expect(frame.get_by_role("heading", name="Blessed by force").first).to_be_visible()
 

@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.cli import app
 from ridgeline.pipeline import load_components
+from ridgeline.rebuild import Rebuilt
 from ridgeline.registry import Registry
 from ridgeline.settings import Settings
 from ridgeline.store import Store
@@ -130,6 +132,8 @@ def test_a_step_runs_by_itself_on_an_artifact_directory(invoke, synthetic_store,
         (["run", "ingest", "--profile", "tuned"], "error: Unknown parameter train.profile"),
         (["run", "train", "--profile", "best"], "error: Parameter train.profile: expected 'seed' or 'tuned'"),
         (["show", "Model/ffff0000"], "error: Expected one artifact"),
+        (["diff", "Model", "nothing"], "error: Expected a served version such as fashion_mnist/3, a model such as"),
+        (["diff", "synthetic_garments/7", "Model"], "error: Expected a version of synthetic_garments; received 7"),
         (["lineage", "nothing"], "error: Expected one artifact"),
         (["models", "show", "fashion"], "error: Expected the name of a served model: synthetic_garments; received"),
         (
@@ -143,6 +147,60 @@ def test_errors_are_one_message_and_exit_code_1(invoke, arguments, message):
     result = invoke(*arguments)
     assert result.exit_code == 1
     assert result.stderr.startswith(message)
+
+
+def test_diff_of_two_versions(invoke, two_versions, monkeypatch):
+    monkeypatch.setenv("RIDGELINE_STORE", two_versions.store)
+    result = invoke("diff", "synthetic_garments/1", "second", "--images", "3")
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("A  synthetic_garments/1: Model/")
+    assert lines[0].endswith("dataset synthetic_garments:1.0.0, run synthetic")
+    assert lines[1].endswith("run second")
+    assert lines[2] == "only B has the steps statistics, schema, validate, label_errors"
+    words = [" ".join(line.split()) for line in lines]
+    assert {"train.epochs 2 → 3", "train.penalty.kind l2 → l1", "code: no difference"} < set(words)
+    assert "all 5,000 train, 1,000 validation, 1,000 test → 4,500 train, 1,500 validation, 1,000 test" in words
+    assert any(line.startswith("accuracy 0.") and ") → 0." in line for line in words)
+    assert any(line.startswith("exact McNemar test, two-sided: p = ") for line in words)
+    assert all(re.fullmatch(r"only . is right \d+: \d+ \d+ \d+ …", line) for line in words if "is right" in line)
+    alone = invoke("diff", "Model", "Model", "--images", "0").stdout
+    assert "The models are the same, byte for byte." in alone
+    assert "data: the same images" in alone
+
+
+@pytest.mark.parametrize("arguments", [["synthetic_garments", "7"], ["nothing"], ["synthetic_garments", "one"]])
+def test_rebuild_of_what_can_t_be_built_again_exits_with_2(invoke, arguments):
+    result = invoke("rebuild", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
+def test_rebuild_tells_what_differs_and_exits_with_1(invoke, monkeypatch):
+    outcomes = [
+        Rebuilt("ingest", f"Dataset/{'1' * 64}", f"Dataset/{'1' * 64}", 1.5, (), ("code of a.py changed",)),
+        Rebuilt("train", f"Model/{'2' * 64}", f"Model/{'3' * 64}", 2, ("model.weights.h5",), ("library keras 3 → 4",)),
+    ]
+    monkeypatch.setattr("ridgeline.cli.rebuild_version", lambda *_: iter(outcomes))
+    result = invoke("rebuild", "synthetic_garments")
+    assert result.exit_code == 1
+    assert [" ".join(line.split()) for line in result.stdout.splitlines()] == [
+        "ingest same 1.5 s Dataset/111111111111",
+        "train different 2.0 s Model/222222222222 → 333333333333: model.weights.h5",
+        "",
+        "train yields other bytes. These differ from its record:",
+        "library keras 3 → 4",
+    ]
+    outcomes[1] = replace(outcomes[1], differences=())
+    assert "train yields other bytes, although its parameters, code files" in invoke("rebuild", "shoes").stdout
+    outcomes[1] = replace(outcomes[1], received=None, skipped="too large")
+    assert "Model/222222222222 → none: too large" in invoke("rebuild", "shoes").stdout
+    outcomes[1:] = []
+    result = invoke("rebuild", "shoes")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[2:] == [
+        "All 1 artifacts have the recorded bytes.",
+        "The bytes are the same, although these differ from the record:",
+        "  code of a.py changed",
+    ]
 
 
 def test_gc_dry_run_of_one_run_frees_nothing(invoke):
@@ -166,6 +224,26 @@ def test_models_lists_and_shows_what_is_served(invoke, synthetic_store):
         f"version 1: model card {served}/assets.extra/model-card.html",
         f"served from {served}",
     ]
+
+
+@pytest.mark.fresh_process
+def test_models_latency_measures_versions(invoke):
+    header, line = invoke("models", "latency", "synthetic_garments").stdout.splitlines()
+    assert header.split() == ["version", "1", "image", "1,000", "images"]
+    version, single, _, many, _ = line.split()
+    assert version == "1"
+    assert 0.0 < float(single) < float(many)
+    refused = invoke("models", "latency", "synthetic_garments", "7")
+    assert (refused.exit_code, "received 7, which does not exist" in refused.stderr) == (1, True)
+
+
+@pytest.mark.fresh_process
+def test_models_latency_of_a_damaged_version_is_an_error(synthetic_store, tmp_path, monkeypatch):
+    shutil.copytree(synthetic_store.local, tmp_path / "store")
+    monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path / "store"))
+    (tmp_path / "store" / "serving" / "synthetic_garments" / "1" / "saved_model.pb").write_bytes(b"damaged")
+    shown = CliRunner().invoke(app, ["models", "latency", "synthetic_garments"])
+    assert (shown.exit_code, shown.stderr.startswith("error: Cannot measure ")) == (1, True)
 
 
 def test_models_of_an_empty_registry(monkeypatch, tmp_path):
@@ -269,6 +347,8 @@ def test_killed_run_is_followed_by_a_whole_one(synthetic_store, refs, tmp_path):
         ["show", "Model"],
         ["lineage", "Model"],
         ["gc", "--dry-run"],
+        ["diff", "Model", "Model"],
+        ["rebuild", "synthetic_garments"],
         ["models", "list"],
         ["models", "show", "synthetic_garments"],
         ["models", "verify", "synthetic_garments"],
@@ -278,7 +358,7 @@ def test_killed_run_is_followed_by_a_whole_one(synthetic_store, refs, tmp_path):
 def test_a_bad_setting_is_one_line_in_every_command(invoke, monkeypatch, command):
     monkeypatch.setenv("RIDGELINE_LOG_RETENTION_DAYS", "a month")  # none of the commands needs it
     result = invoke(*command)
-    assert (result.exit_code, result.stdout) == (1, "")
+    assert (result.exit_code, result.stdout) == (2 if command[0] == "rebuild" else 1, "")
     assert result.stderr == (
         "error: Setting RIDGELINE_LOG_RETENTION_DAYS: expected a valid integer; received 'a month'. "
         "Correct or unset the environment variable.\n"

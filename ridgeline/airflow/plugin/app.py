@@ -1,8 +1,7 @@
 """The plugin's pages, behind Airflow's own authorization.
 
-A request names a run and at most one of its tasks, or a version of a model, never an artifact or a file. The pages show
-the artifacts that the execution records of the run and the history of the model name, opened through the store, which
-verifies them.
+A request names a run and at most one of its tasks, a version of a model, or two sides of a comparison, never a file.
+The pages show the artifacts that execution records or the history name, opened through the store, which verifies them.
 """
 
 from __future__ import annotations
@@ -30,12 +29,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from ridgeline.access import message
-from ridgeline.airflow.plugin import models_page, run_page
+from ridgeline.airflow.plugin import compare_page, models_page, run_page
 from ridgeline.airflow.plugin.run_page import Run, Task
 from ridgeline.airflow.plugin.template import render_template
 from ridgeline.airflow.reasons import find_reasons
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.pushed_model import PushedModel
+from ridgeline.compare import CompareError, compare, find_side
+from ridgeline.registry import RegistryError
 from ridgeline.settings import Settings, SettingsError
 from ridgeline.store import StoreError
 
@@ -84,6 +85,11 @@ def create() -> FastAPI:
         log.warning("Cannot show %s: %s", request.url.path, text)
         return _message("Cannot read the store", text, 503)
 
+    @app.exception_handler(CompareError)
+    @app.exception_handler(RegistryError)
+    async def incomparable(request: Request, error: Exception) -> Response:
+        return _message("Cannot compare", message(error), 404)
+
     @app.get("/dags/{dag_id}/runs/{run_id}", dependencies=[readers_of_runs])
     def run_report(dag_id: str, run_id: str, session: SessionDep) -> Response:
         run = _find_run(session, dag_id, run_id)
@@ -110,13 +116,22 @@ def create() -> FastAPI:
 
     @app.get("/models", dependencies=[readers_of_assets])
     def models(session: SessionDep, user: GetUserDep) -> Response:
-        readable = get_auth_manager().get_authorized_dag_ids(user=user, session=session)
-
         def dag_of(run_ids: Collection[str]) -> dict[str, str]:
-            runs = select(DagRun.run_id, DagRun.dag_id).where(DagRun.run_id.in_(run_ids), DagRun.dag_id.in_(readable))
-            return dict(session.execute(runs).tuples().all())
+            return _readable_dags(session, user, run_ids)
 
         return HTMLResponse(models_page.render(Settings().open_registry(), dag_of))
+
+    @app.get("/compare", dependencies=[readers_of_assets])
+    def comparison(session: SessionDep, user: GetUserDep, a: str = "", b: str = "") -> Response:
+        settings = Settings()
+        store, registry = settings.open_store(), settings.open_registry()
+        sides = [find_side(store, registry, name) for name in (a, b)]
+        run_ids = {run_id for side in sides for run_id in side.run_ids}
+        readable = _readable_dags(session, user, run_ids)
+        known = session.scalars(select(DagRun.run_id).where(DagRun.run_id.in_(run_ids)))
+        if set(known) - readable.keys():
+            return _message("Not allowed", "A run of the comparison is of a DAG whose runs you may not read.", 403)
+        return HTMLResponse(compare_page.render(compare(*sides), readable))
 
     @app.get("/models/{name}/{version}/card", dependencies=[readers_of_assets])
     def model_card(name: str, version: int) -> Response:
@@ -130,6 +145,13 @@ def create() -> FastAPI:
         return HTMLResponse(card.read_text(encoding="utf-8"))
 
     return app
+
+
+def _readable_dags(session: Session, user: Any, run_ids: Collection[str]) -> dict[str, str]:
+    """Return the DAG of each run that Airflow knows and the user may read."""
+    readable = get_auth_manager().get_authorized_dag_ids(user=user, session=session)
+    runs = select(DagRun.run_id, DagRun.dag_id).where(DagRun.run_id.in_(run_ids), DagRun.dag_id.in_(readable))
+    return dict(session.execute(runs).tuples().all())
 
 
 def _message(title: str, text: str, status: int) -> Response:

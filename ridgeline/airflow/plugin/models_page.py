@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from ridgeline.airflow.plugin.compare_page import link
 from ridgeline.airflow.plugin.template import render_template
 from ridgeline.history import HistoryEntry
 from ridgeline.registry import Registry
@@ -47,6 +48,15 @@ def _chart(entries: list[HistoryEntry]) -> Chart:
     return Chart(points, [(height(a), a) for a in (middle - span / 2, middle, middle + span / 2)])
 
 
+def _comparisons(name: str, versions: list[int], champion: int) -> dict[int, list[tuple[int, str]]]:
+    """Return the versions that each version is compared with, the champion and the one before, with the links."""
+    found = {}
+    for version, before in zip(versions, [None, *versions], strict=False):
+        others = dict.fromkeys(other for other in (champion, before) if other in versions and other != version)
+        found[version] = [(other, link(f"{name}/{other}", f"{name}/{version}")) for other in others if other]
+    return found
+
+
 def render(registry: Registry, dag_of: Callable[[Collection[str]], Mapping[str, str]]) -> str:
     """Return the page as HTML. If the history of a model is unreadable, the page shows the error instead.
 
@@ -64,15 +74,17 @@ def render(registry: Registry, dag_of: Callable[[Collection[str]], Mapping[str, 
             continue
         run_ids |= {entry.run_id for entry in history}
         pushes = {entry.version: entry for entry in history if entry.action == "push"}
+        versions = [(version, pushes.get(version)) for version in reversed(registry.versions(name))]
         models.append(
             {
                 "name": name,
                 "problem": "",
                 "champion": registry.champion(name),
                 "chart": _chart(history[-SHOWN:]),
-                "versions": [(v, pushes.get(v)) for v in reversed(registry.versions(name))],
-                "cards": {v: f"models/{quote(name)}/{v}/card" for v in pushes if registry.card(name, v)},
-                "sizes": {v: facts.sizes for v, push in pushes.items() if (facts := registry.facts(push))},
+                "versions": versions,
+                "comparisons": _comparisons(name, [v for v, push in reversed(versions) if push], history[-1].version),
+                "sizes": {v: facts.sizes for v, push in versions if push and (facts := registry.facts(push))},
+                "cards": {v: f"models/{quote(name)}/{v}/card" for v, _ in versions if registry.card(name, v)},
                 "history": history[: -SHOWN - 1 : -1],
                 "num_older": max(0, len(history) - SHOWN),
                 "previous": registry.previous(name),

@@ -13,12 +13,15 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
+from ridgeline.airflow.plugin.compare_page import link as link_to_comparison
 from ridgeline.airflow.plugin.template import render_template
 from ridgeline.artifacts.base import Artifact, ArtifactError
+from ridgeline.artifacts.dataset import served_name
 from ridgeline.artifacts.example_anomalies import ExampleAnomalies, ExampleAnomaliesFacts
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.artifacts.sweep_result import SweepResult
+from ridgeline.decisions import Decisions
 from ridgeline.history import HistoryEntry
 from ridgeline.lineage import Origin, lineage
 from ridgeline.masking import mask
@@ -192,6 +195,19 @@ def _served(settings: Settings, pushed: PushedModel, run_id: str) -> str:
     return f"{text} The champion is version {champion.version} now."
 
 
+def _comparison(settings: Settings, evaluation: ModelEvaluation) -> tuple[str, str] | None:
+    """Return what a model is compared with, in words, and the link to the comparison; None if there is nothing.
+
+    It is the champion; for the champion itself, the one that it replaced.
+    """
+    registry, name = settings.open_registry(), served_name(evaluation.facts.dataset)
+    other = registry.baseline(name, evaluation.facts.model_digest)
+    if other is None or other.version not in registry.versions(name):
+        return None
+    words = f"version {other.version}{', the champion' if other == registry.champion(name) else ''}"
+    return words, f"../../../{link_to_comparison(f'{name}/{other.version}', evaluation.ref)}"
+
+
 def _rollbacks(settings: Settings, run: Run) -> Iterator[tuple[str, HistoryEntry]]:
     """Yield the rollbacks of a run: the name of the model and the entry of its history."""
     registry, started_at = settings.open_registry(), run.started_at
@@ -243,12 +259,14 @@ def render(settings: Settings, run: Run) -> str:
     records = [step.record for step in steps if step.record]
     outputs = {step.task.name: step.record.output for step in steps if step.record and step.record.output}
     found: dict[type[Artifact[Any]], Any] = {}
-    problems, reports, served = [], [], None
+    problems, reports, served, compared = [], [], None, None
     for task, ref in outputs.items():
         try:
             artifact = _open(store, ref)
             if isinstance(artifact, PushedModel):
                 served = _served(settings, artifact, run.run_id)
+            if isinstance(artifact, ModelEvaluation):
+                compared = _comparison(settings, artifact)
         except (ArtifactError, StoreError) as error:
             problems.append(f"{task}: {mask(error)}")
             continue
@@ -263,8 +281,12 @@ def render(settings: Settings, run: Run) -> str:
         rollbacks = list(_rollbacks(settings, run))
     except StoreError as error:
         problems.append(mask(error))
+    start = run.started_at
+    decisions = [d for d in Decisions(store).all() if d.run_id == run.run_id and start and d.at >= start]
     return render_template(
         "run",
+        decisions=decisions,
+        has_recipients=bool(settings.recipients),
         rollbacks=rollbacks,
         run=run,
         steps=steps,
@@ -278,6 +300,7 @@ def render(settings: Settings, run: Run) -> str:
         data_summary=_findings(data) if data else "",
         selection=found[SweepResult].facts if SweepResult in found else None,
         served=served,
+        compared=compared,
         skipped=next((r.reason for r in records if r.component == default_target() and r.state == "skipped"), ""),
         size=found[PushedModel].facts.size_in_words if PushedModel in found else "",
         problems=problems,

@@ -18,6 +18,7 @@ from ridgeline.component import Params as BaseParams
 
 ROOT = Path(__file__).resolve().parents[3]
 NETWORK = '''
+from typing import ClassVar
 from pydantic import Field
 from further_net.size import units
 from ridgeline.component import Params
@@ -44,6 +45,11 @@ class ByName(Params):
     sizes: dict[str, int] = {}
 
 def by_name(image_shape, num_classes, regularizer, options: ByName): ...
+
+class Circular(Params):
+    tuned: ClassVar = {"profile": "tuned", "epochs": 3}
+
+def circular(image_shape, num_classes, regularizer, options: Circular): ...
 
 no_function = 3
 '''
@@ -117,6 +123,7 @@ def test_the_built_in_networks_can_be_used():
         ([("_mine", "further_net.network:wide")], "its name is that of another parameter, or no identifier"),
         ([("a", "further_net.ends:wide")], "entry point further_net.ends:wide can't be used: SystemExit: 3"),
         ([("a", "further_net.network:by_name")], "its options sizes have values by name, which a form can't show"),
+        ([("a", "further_net.network:circular")], "its tuned values set profile, which select them. Remove it"),
         ([("a b", "further_net.network:wide")], "its name is that of another parameter, or no identifier"),
         (
             [("a", "further_net.network:wide"), ("a", "other:net")],

@@ -193,12 +193,12 @@ TUNED = {"train.profile": "tuned"}
 @pytest.mark.parametrize(
     ("conf", "defaults", "epochs", "rate"),
     [
-        (None, {}, 160, 0.001),  # from the form, which sends all values
+        (None, {}, 120, 0.001),  # from the form, which sends all values
         (TUNED | {"train.epochs": 2}, {}, 2, 0.001),  # typed on a command line or over REST
         (TUNED | {"train.epochs": 2, "train.optimizer": "sgd", "train.momentum": 0.5}, {}, 2, 0.001),
         (None, {"train.epochs": 2}, 2, 0.001),
-        (TUNED, {"train.learning_rate": 0.02}, 160, 0.02),
-        ({}, TUNED | {"train.penalty.l2": 0.01}, 160, 0.001),  # a scheduled run
+        (TUNED, {"train.learning_rate": 0.02}, 120, 0.02),
+        ({}, TUNED | {"train.penalty.l2": 0.01}, 120, 0.001),  # a scheduled run
     ],
 )
 def test_a_typed_value_counts_even_if_it_equals_the_default(

@@ -66,6 +66,8 @@ Path(sys.argv[2]).write_text(json.dumps(runs))
 """
 
 
+COMPARISON = "/ridgeline/compare?a=synthetic_garments/1&b=Model"
+
 pytestmark = pytest.mark.airflow
 CARD = "/ridgeline/models/synthetic_garments/1/card"
 
@@ -156,7 +158,8 @@ def server(synthetic: tuple[Settings, list[Execution]], tmp_path_factory: pytest
 
 
 def paths(server: Server) -> list[str]:
-    return [server.path("reused"), f"{server.path('reused')}/reports/evaluate", "/ridgeline/models", CARD]
+    report = f"{server.path('reused')}/reports/evaluate"
+    return [server.path("reused"), report, "/ridgeline/models", COMPARISON, CARD]
 
 
 def test_no_page_without_a_token(server: Server) -> None:
@@ -302,6 +305,22 @@ def test_the_models(server: Server) -> None:
     page = server.get("/ridgeline/models").text
     assert "<h2>synthetic_garments</h2>" in page
     assert "<td>pushed version 1</td>" in page
+
+
+def test_a_run_is_compared_with_a_version(server: Server) -> None:
+    run_id = server.runs["not blessed"][1]
+    with server.client("reader") as client:
+        page = client.get("/ridgeline/compare", params={"a": "synthetic_garments/1", "b": run_id}).text
+    assert "<code>evaluate.min_accuracy</code></th><td>0.75</td><td>1.0</td>" in page
+    assert "The models are the same, byte for byte." in page
+    assert f'<a href="dags/fashion_mnist_training/runs/{run_id.replace(":", "%3A").replace("+", "%2B")}">' in page
+
+
+@pytest.mark.parametrize("b", ["", "nowhere", "synthetic_garments/9", "..%2F..%2Fsecrets", "Dataset", "*"])
+def test_what_can_t_be_compared_is_said(server: Server, b: str) -> None:
+    answer = server.get(f"/ridgeline/compare?a=synthetic_garments/1&b={b}")
+    assert (answer.status_code, "Cannot compare" in answer.text) == (404, True)
+    assert server.get("/ridgeline/compare").status_code == 404
 
 
 # --- how Airflow shows them

@@ -47,6 +47,15 @@ def test_it_shows_the_champion_the_versions_and_the_history(registry: Registry) 
     assert re.findall("<td>(pushed version [^<]*)", page) == [f"pushed version {n}" for n in ("3 by force", "2", "1")]
 
 
+def test_each_version_links_to_comparisons_with_the_champion_and_the_version_before(registry: Registry) -> None:
+    (registry.root / "garments" / "1").mkdir()
+    page = render(registry, lambda run_ids: {})
+    rows = re.findall(r'<tr><th scope="row">(\d).*?</tr>', page, re.DOTALL)
+    links = re.findall(r'<a href="compare\?a=garments%2F(\d)&amp;b=garments%2F(\d)">version (\d)</a>', page)
+    assert rows == ["3", "2", "1"]
+    assert links == [("2", "3", "2"), ("1", "2", "1"), ("2", "1", "2")]  # the champion is 2; nothing is before 1
+
+
 def test_it_links_the_model_cards_of_the_versions_that_have_one(registry: Registry) -> None:
     assert "Model card</a>" not in render(registry, lambda run_ids: {})
     card = registry.root / "garments" / "3" / "assets.extra" / "model-card.html"
@@ -76,7 +85,7 @@ def test_it_links_only_runs_that_the_reader_may_see(registry: Registry) -> None:
     page = render(registry, lambda run_ids: asked.append(set(run_ids)) or {"run 2": "the dag"})  # type: ignore[func-returns-value]
     assert asked == [{"run 1", "run 2", "run 3", "back"}]
     assert '<a href="dags/the%20dag/runs/run%202">run 2</a>' in page
-    assert page.count("<a href") == 2
+    assert page.count('<a href="dags/') == 2
 
 
 @pytest.mark.parametrize("content", [b"{}\n", b"", b"\xff\xfe\n"])
@@ -121,3 +130,12 @@ def test_it_shows_the_size_before_and_after_compaction(
     page = render(Registry(tmp_path / "serving", store=copy), lambda run_ids: {})
     assert "<td>1,200 of 89,610</td><td>0.005 of 0.342</td><td>1,000 of 89,400</td>" in page
     assert page.count("<td>–</td><td>–</td><td>–</td>") == 1  # of version 1, whose artifact is gone
+
+
+def test_it_reads_the_facts_of_versions_that_are_present_alone(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    monkeypatch.setattr(Registry, "facts", lambda self, entry: read.append(entry.version))
+    render(registry, lambda run_ids: {})
+    assert read == [3, 2]

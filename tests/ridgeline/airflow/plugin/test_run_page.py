@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from ridgeline import pipeline
 from ridgeline.airflow.plugin.run_page import Run, Task, find_steps, render, reported
@@ -16,6 +17,8 @@ from ridgeline.artifacts.base import Artifact, ArtifactError, Facts
 from ridgeline.artifacts.example_anomalies import ExampleAnomalies, Finding
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.sweep_result import SweepResult
+from ridgeline.decisions import Decisions
+from ridgeline.files import sign
 from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store
 
@@ -78,6 +81,22 @@ def test_it_shows_the_verdict_the_figures_and_what_is_served(synthetic: Syntheti
     assert "SYNTHETIC" in page
 
 
+def test_it_shows_what_was_decided_and_who_knows(copy: Settings, synthetic: Synthetic) -> None:
+    def shown(settings: Settings) -> str:
+        page = body(render(settings, run_of(synthetic)))
+        return page[page.index("<h2>Decisions</h2>") : page.index("<h2>Parameters</h2>")]
+
+    assert "synthetic_garments: version 1 was pushed" in shown(copy)
+    assert "0.75 (min_accuracy)" in shown(copy)
+    assert "no recipients" in shown(copy)
+    told = copy.model_copy(update={"notify": SecretStr("json://127.0.0.1:1")})
+    assert "not delivered" in shown(told)
+    (decision,) = Decisions(copy.open_store()).all()
+    path = next((Path(copy.store) / "decisions").iterdir())
+    path.write_text(sign(decision.model_copy(update={"delivered": ("a" * 16, "b" * 16)}).model_dump_json()))
+    assert "delivered to 2 recipients" in shown(told)
+
+
 def test_it_shows_the_lineage_back_to_the_dataset(synthetic: Synthetic, refs: dict[str, str]) -> None:
     page = body(render(synthetic[0], run_of(synthetic)))
     lineage = page[page.index("<h2>Lineage</h2>") :]
@@ -98,6 +117,18 @@ def test_it_shows_the_changed_parameters(synthetic: Synthetic) -> None:
     page = body(render(synthetic[0], replace(run, changed=changed)))
     assert "train.penalty.kind</code></th><td>l2</td><td>l1</td>" in page
     assert "<td>[64, 32]</td>" in page
+
+
+def test_it_links_to_the_comparison_with_the_champion(two_versions: Settings, synthetic: Synthetic) -> None:
+    store = two_versions.open_store()
+    for run_id, words in (("synthetic", "version 2, the champion"), ("second", "version 1")):
+        records = [r for step in STEPS for r in list(store.executions(step, run_id=run_id))[:1]]
+        output = next(record.output for record in records if record.component == "evaluate") or ""
+        page = body(render(two_versions, run_of((two_versions, records), run_id)))
+        version = words.split(",")[0].split()[1]
+        link = f"../../../compare?a=synthetic_garments%2F{version}&amp;b={output.replace('/', '%2F')}"
+        assert f'<a href="{link}">Compare with {words}</a>' in page
+    assert "Compare with" not in render(synthetic[0], run_of(synthetic))  # there is no other version
 
 
 def with_data(copy: Settings, synthetic: Synthetic, accepted: str | None, *findings: Finding) -> Run:

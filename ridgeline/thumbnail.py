@@ -1,4 +1,4 @@
-"""An image as a small inline PNG, for the reports that show images."""
+"""An image as a small inline PNG, for the pages that show images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 
-from components.reports.figures import data_uri
+from ridgeline.html_page import data_uri
 
 MAX_IMAGE_SIDE = 96  # pixels
 
