@@ -210,9 +210,8 @@ part of the model
 ### How to reproduce
 
 Each name is the digest of the content: equal inputs, parameters, code, seed and library versions give the same name. \
-The \
-first command trains the model again from its lineage and compares the bytes of each artifact; VERSION is its number in \
-the registry. The second prints every step with its parameters, back to the digests of the raw files:
+The first command trains the model again from its lineage and compares the bytes of each artifact; VERSION is its \
+number in the registry. The second prints every step with its parameters, back to the digests of the raw files:
 
     ridgeline rebuild {{ facts.model_name|as_it_is }} VERSION
     ridgeline lineage Model/{{ facts.model_digest }}
