@@ -18,8 +18,8 @@ from ridgeline.artifacts.model_evaluation import ClassMetrics, ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModelFacts
 from ridgeline.component import flatten
 from ridgeline.html_page import render_page
+from ridgeline.significance import wilson_interval
 
-CONFIDENCE_LEVEL = 0.95
 MAX_CLASSES = 100  # with more, the worst are shown
 NUM_CONFUSIONS = 5
 SPECIAL = re.compile(r"([\\`*\[\]<#|&]|(?<![^\W_])_|_(?![^\W_]))")  # inside a word, _ is not special
@@ -133,12 +133,7 @@ def _confusions(matrix: np.ndarray) -> list[tuple[int, int, int]]:
 
 def _interval(count: int, total: int) -> tuple[float, float]:
     """Return the Wilson score interval of a share; [0, 1] without observations."""
-    from scipy.stats import binomtest
-
-    if not total:
-        return 0.0, 1.0
-    interval = binomtest(count, total).proportion_ci(CONFIDENCE_LEVEL, method="wilson")
-    return float(interval.low), float(interval.high)
+    return wilson_interval(count, total) if total else (0.0, 1.0)
 
 
 def _catalog_page(dataset: str) -> str | None:
@@ -215,12 +210,13 @@ part of the model
 ### How to reproduce
 
 Each name is the digest of the content: equal inputs, parameters, code, seed and library versions give the same name. \
-This command prints every step with its parameters, back to the digests of the raw files:
+The first command trains the model again from its lineage and compares the bytes of each artifact; VERSION is its \
+number in the registry. The second prints every step with its parameters, back to the digests of the raw files:
 
+    ridgeline rebuild {{ facts.model_name|as_it_is }} VERSION
     ridgeline lineage Model/{{ facts.model_digest }}
 
-A run with these parameters, the training parameters above among them, yields the same bytes. The records of the steps \
-in the store also hold the digest of each code file and the version of each library.
+The records of the steps in the store also hold the digest of each code file and the version of each library.
 
 ## Intended Use
 
