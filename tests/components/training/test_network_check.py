@@ -231,7 +231,7 @@ def test_a_wrapped_weight_without_groups_is_refused_by_name(bars, use):
 )
 def test_a_penalty_that_cannot_be_computed_is_refused_by_name(bars, monkeypatch, changed, message):
     monkeypatch.setattr(
-        "components.training.penalty.KINDS", KINDS | {"l1": replace(L1, formula=replace(L1.formula, **changed))}
+        "components.training.penalty.KINDS", {**KINDS} | {"l1": replace(L1, formula=replace(L1.formula, **changed))}
     )
     with pytest.raises(StepError, match=message):
         check_network(bars, Params(penalty={"kind": "l1"}))
