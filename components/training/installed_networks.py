@@ -111,14 +111,14 @@ def _load(entries: list[importlib.metadata.EntryPoint], reserved: Collection[str
     if required := [option for option, field in options.model_fields.items() if field.is_required()]:
         raise _Unusable(f"{options.__name__}.{required[0]} has no default. Give it one.")
     options()  # the defaults are valid
+    tuned = dict(getattr(options, "tuned", {}))
+    if fixed := sorted({"network", "profile"} & tuned.keys()):
+        raise _Unusable(f"its tuned values set {' and '.join(fixed)}, which select them. Remove it from `tuned`.")
     if unknown := _unknown_tuned(options, name, reserved):
         raise _Unusable(f"its tuned values name {', '.join(unknown)}, but no parameter is called so. Correct `tuned`.")
     shown = options.model_json_schema().get("properties", {})
     if hidden := [name for name, field in shown.items() if field.get("type") == "object"]:
         raise _Unusable(f"its options {', '.join(hidden)} have values by name, which a form can't show.")
-    tuned = dict(getattr(options, "tuned", {}))
-    if fixed := sorted({"network", "profile"} & tuned.keys()):
-        raise _Unusable(f"its tuned values set {' and '.join(fixed)}, which select them. Remove it from `tuned`.")
     summary = (inspect.getdoc(build) or "").partition("\n")[0].rstrip(".")
     label = f"{name}: {summary}" if summary else name
     return Network(name, entry.module, build, options, label, tuned)
