@@ -1,6 +1,6 @@
 """A folder of colour photos: `cnn` through the pipeline beside a plain ``model.fit`` of the same model and time.
 
-Set RIDGELINE_BENCH_IMAGES to CIFAR-10 as a folder of JPEGs, and nothing else at work: each training takes `SECONDS`.
+Set RIDGELINE_BENCH_IMAGES to CIFAR-10 as a folder of JPEGs, and keep the machine idle: each training takes `SECONDS`.
 """
 
 from __future__ import annotations

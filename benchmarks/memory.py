@@ -21,7 +21,7 @@ from ridgeline.artifacts.dataset import Dataset
 from ridgeline.settings import Settings
 
 SCALES = (0.1, 1, 10)
-VALIDATION_SHARE = 12  # one of so many training images
+IMAGES_PER_HELD_OUT = 12  # training images for each that is held out for validation
 NAME = "repeated_images"
 LIBRARIES = {
     "ingest": "tensorflow_datasets",
@@ -114,7 +114,7 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
         for name in [step.name for step in pipeline.plan("export", ["select"])]:
             peaks = []
             for scale in SCALES:
-                held_out = int(scale * counts["train"]) // VALIDATION_SHARE
+                held_out = int(scale * counts["train"]) // IMAGES_PER_HELD_OUT
                 values = json.dumps(VALUES | {"transform.validation_examples": held_out})
                 library = LIBRARIES.get(name, "")
                 peaks.append(peak(name, library, str(Path(folder) / str(scale)), str(source), str(scale), values))

@@ -293,11 +293,12 @@ def _judge(
         f"{what} {value:.6g} {'>=' if value >= threshold else '<'} {threshold:.6g} ({parameter})"
         for what, value, parameter, threshold in checks
     ]
-    passed = all(value >= threshold for _, value, _, threshold in checks)
+    phrases = ["accuracy", f"recall of {weakest.name}", "worse than the champion"]
+    unmet = [phrase for phrase, check in zip(phrases, checks, strict=False) if check[1] < check[3]]
     if champion is None:
         reasons.append("no other model to compare with: the thresholds decide")
     elif champion.artifact is None:
-        passed = False
+        unmet.append("the champion can't be read")
         reasons.append(
             f"the champion, model {champion.artifact_digest[:12]}, can't be read ({champion.problem}): restore it, "
             "roll back, or give a reason in force_blessing"
@@ -308,13 +309,14 @@ def _judge(
             f"{champion.artifact.facts.dataset} with other images or classes: the thresholds decide"
         )
     force_reason = (params.force_blessing or "").strip() or None
-    forced = None if passed else force_reason
+    forced = force_reason if unmet else None
     if forced:
         reasons.append(f"forced: {forced}")
     return Verdict(
-        blessed=passed or bool(forced),
+        blessed=not unmet or bool(forced),
         reasons=tuple(reasons),
         forced=forced,
         force_reason=force_reason,
         champion=champion.artifact_digest if champion else None,
+        unmet=tuple(unmet),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -11,12 +12,20 @@ import numpy as np
 from pydantic import Field
 
 from components.exporting import compaction
+from components.reports import model_card
 from ridgeline import fresh_process
 from ridgeline.artifacts.examples import Examples
 from ridgeline.artifacts.label_errors import LabelErrors
 from ridgeline.artifacts.model import Model, ModelFacts
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
-from ridgeline.artifacts.pushed_model import ModelSize, PushedModel, PushedModelFacts
+from ridgeline.artifacts.pushed_model import (
+    CARD_FOLDER,
+    CARD_HTML,
+    CARD_MARKDOWN,
+    ModelSize,
+    PushedModel,
+    PushedModelFacts,
+)
 from ridgeline.component import Params as StepParams
 from ridgeline.component import StepError, StepSkipped, component
 from ridgeline.fresh_process import FreshProcessError
@@ -50,13 +59,31 @@ class Params(StepParams):
         title="Check images",
         description="Number of test images, from the first, that check every copy of the model; 8 to 1000.",
     )
+    intended_use: str | None = Field(
+        None,
+        max_length=2_000,
+        title="Intended use",
+        description="For the model card: what the model is for, who uses it, and what it is not for.",
+    )
+    data_license: str | None = Field(
+        None,
+        max_length=200,
+        title="Licence of the data",
+        description="For the model card: such as CC BY 4.0, or who owns the images. Empty: not stated.",
+    )
+    ethical_considerations: str | None = Field(
+        None,
+        max_length=2_000,
+        title="Ethical considerations",
+        description="For the model card: whom wrong answers may harm, people in the images, what was done about it.",
+    )
 
 
 @component(output=PushedModel, after=(LabelErrors,))
 def export(
     examples: Examples, model: Model, evaluation: ModelEvaluation, params: Params, output: Path
 ) -> PushedModelFacts:
-    """Export a blessed model, normalization included, with the images and predictions that check a copy of it.
+    """Export a blessed model, normalization included, its model card, and the images and predictions that check it.
 
     Args:
         examples: Gives the check's images.
@@ -80,7 +107,7 @@ def export(
     if not evaluation.facts.verdict.blessed:
         raise StepSkipped(f"not blessed: {'; '.join(evaluation.facts.verdict.reasons)}")
     sizes = save_in_a_fresh_process(model.path, output / "saved_model", params.compact)
-    _expect_size(sizes["size"], params.max_size_mib, evaluation.facts.verdict.force_reason)
+    exceeded = _exceeded_limit(sizes["size"], params.max_size_mib, evaluation.facts.verdict.force_reason)
     (output / "check").mkdir()
     np.save(output / "check" / "images.npy", examples.split("test").images[: params.check_images])
     np.save(output / "check" / "probabilities.npy", evaluation.predictions()[: params.check_images])
@@ -95,11 +122,32 @@ def export(
         champion=evaluation.facts.verdict.champion,
         forced=evaluation.facts.verdict.force_reason,
         dataset=model.facts.dataset,
+        exceeded_mib=exceeded,
         **sizes,
     )
-    nothing = "; there is nothing to remove" if params.compact and not facts.trained_size else ""
-    log.info("%s%s", facts.size_in_words, nothing)
+    _write_card(output, facts, examples, model, evaluation, params)
+    log.info("%s%s", facts.size_in_words, _why_whole(model) if params.compact and not facts.trained_size else "")
     return facts
+
+
+def _why_whole(model: Model) -> str:
+    """Return why compaction removed nothing."""
+    kind = json.loads((model.path / "architecture.json").read_text(encoding="utf-8"))["class_name"]
+    if kind == "Sequential":
+        return "; there is nothing to remove"
+    return "; export.compact did not look for anything to remove, because the network is not a keras.Sequential"
+
+
+def _write_card(
+    output: Path, facts: PushedModelFacts, examples: Examples, model: Model, evaluation: ModelEvaluation, params: Params
+) -> None:
+    """Write the model card into the SavedModel, so that each copy of it has the card; servers ignore this folder."""
+    texts = {name: getattr(params, name) for name in ("intended_use", "data_license", "ethical_considerations")}
+    card = model_card.markdown(facts, examples, model, evaluation, **texts)
+    folder = output / "saved_model" / CARD_FOLDER
+    folder.mkdir()
+    (folder / CARD_MARKDOWN).write_text(card, encoding="utf-8")
+    (folder / CARD_HTML).write_text(model_card.html(card, facts), encoding="utf-8")
 
 
 def save_in_a_fresh_process(model: Path, folder: Path, compact: bool = False) -> dict[str, ModelSize]:
@@ -153,15 +201,20 @@ def save(model_dir: Path, folder: Path, compact: bool = False) -> dict[str, Mode
     return {"size": compaction.size_of(smaller), "trained_size": size}
 
 
-def _expect_size(size: ModelSize, limit: float | None, force_reason: str | None) -> None:
-    """Skip the export of a model that is too large, unless a person gave a reason for serving it."""
+def _exceeded_limit(size: ModelSize, limit: float | None, force_reason: str | None) -> float | None:
+    """Return the limit that a model exceeds by force; None if it fits, or there is no limit.
+
+    Raises:
+        StepSkipped: If it is too large, and nobody gave a reason for serving it.
+    """
     if limit is None:
-        return
+        return None
     fits = size.mib <= limit
     reason = f"{size.mib:.6g} MiB {'<=' if fits else '>'} {limit:.6g} MiB (max_size_mib)"
     if not fits and not force_reason:
         raise StepSkipped(f"too large: {reason}")
     log.info("size %s%s", reason, "" if fits else f"; forced: {force_reason}")
+    return None if fits else limit
 
 
 def _write(model: keras.Model, facts: ModelFacts, folder: Path) -> None:

@@ -8,9 +8,10 @@ import itertools
 import logging
 import os
 from collections import Counter
+from collections.abc import Mapping
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 from pydantic import Field, create_model, model_validator
@@ -61,6 +62,12 @@ def _lists() -> Any:
 
 class Params(_lists()):  # type: ignore[misc]
     """The grid, and what its trainings have in common."""
+
+    decided: ClassVar[Mapping[str, str]] = {
+        "train.solver": "the sweep chooses the solver: proximal for sparse penalties under sgd without averaging, else "
+        "subgradient",
+        "train.penalty": f"the sweep tries the penalties that its lists {', '.join(SWEPT)} name",
+    }
 
     warm_start: bool = Field(
         False,

@@ -1,4 +1,4 @@
-"""Delete data that is no longer needed: artifacts, logs of tasks, and metadata of old runs.
+"""Delete data that is no longer needed: artifacts, logs of tasks, and metadata of old runs. Report stale models.
 
 Runs weekly, unless `RIDGELINE_MAINTENANCE_SCHEDULE` names another time or `never`. To see what a run would delete,
 trigger it with **Dry run**: it deletes nothing and lists everything in the tasks' logs.
@@ -51,9 +51,15 @@ def maintenance() -> None:
         """Delete old runs from Airflow's database."""
         return tasks.clean_metadata_in_task()
 
+    @task
+    def announce_stale() -> None:
+        """Tell people of models whose champion is old or whose successors were refused, once for each."""
+        tasks.announce_stale_in_task()
+
     collect_garbage()
     delete_logs()
     clean_metadata()
+    announce_stale()
 
 
 maintenance()

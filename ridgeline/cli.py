@@ -76,6 +76,8 @@ class _PipelineCommand(TyperCommand):
     """A command that runs steps: its help lists them, and it takes the options that their parameters declare."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if self.name == "explain" or "--help" in args:
+            logging.basicConfig(level=logging.INFO, format="%(message)s")  # with extensions that can't be used
         return super().parse_args(ctx, list(_expand(args)))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -163,6 +165,8 @@ def explain(target: Target = "", extra: With = [], assignments: Set = [], rerun:
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def step(ctx: typer.Context, name: Annotated[str, typer.Argument()] = "") -> None:
     """Run one step by itself, on artifact directories; NAME --help describes its parameters."""
+    if {"--help", "-h"} & {name, *ctx.args}:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")  # with extensions that can't be used
     steps = pipeline.load_components()
     if name not in steps:
         if name in ("", "--help"):

@@ -9,13 +9,14 @@ import inspect
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
-from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Generic, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from ridgeline.artifacts.base import Artifact, Facts, digest_of_mapping
@@ -33,7 +34,12 @@ class Params(BaseModel):
 
     A field declared with ``exclude=True`` is a *location*: it says where to find something, not what to
     compute, so it is no part of the step's key.
+
+    Attributes:
+        decided: What the step decides by itself although another step has a parameter for it: a clause, by dotted name.
     """
+
+    decided: ClassVar[Mapping[str, str]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -69,17 +75,45 @@ def with_option(name: str) -> dict[str, Any]:
 APPLIES_WITH = "applies_with"
 
 
-def applies_with(field: str, *values: str) -> dict[str, Any]:
-    """Return the ``json_schema_extra`` of a field that must keep its default unless another one has certain values.
+def applies_with(**values: Collection[Any]) -> dict[str, Any]:
+    """Return the ``json_schema_extra`` of a field that must keep its default unless others have certain values.
 
     A form sends the values of all fields. Where this one doesn't apply, the value that the form shows counts as left
     out.
 
     Args:
-        field: The name of a field of the same model.
-        *values: Its values under which this one applies.
+        **values: The values under which this one applies, by the dotted name of another field of the same model.
+
+    Example:
+        >>> applies_with(optimizer=["sgd"])
+        {'applies_with': {'optimizer': ['sgd']}}
     """
-    return {APPLIES_WITH: (field, values)}
+    return {APPLIES_WITH: {name: list(choices) for name, choices in values.items()}}
+
+
+def conditions(field: FieldInfo) -> Mapping[str, Collection[Any]]:
+    """Return the values of other fields under which a field applies, by name; empty if it always does.
+
+    A field declares them with `applies_with`.
+
+    Args:
+        field: The field.
+    """
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    return cast(Mapping[str, Collection[Any]], extra.get(APPLIES_WITH, {}))
+
+
+def applies(params: BaseModel, name: str) -> bool:
+    """Return whether a field applies under the values of the others, see `applies_with`.
+
+    Args:
+        params: Validated parameters.
+        name: The field's name.
+    """
+    return all(
+        functools.reduce(getattr, other.split("."), params) in choices
+        for other, choices in conditions(type(params).model_fields[name]).items()
+    )
 
 
 @dataclass(frozen=True)
@@ -339,15 +373,17 @@ class Component:
 
     def explain(self, error: ValidationError) -> str:
         """Return pydantic's errors about the parameters, one line each: expected, received, what to do."""
-        known = list(self.defaults())
+        known = [f"{self.name}.{name}" for name in self.defaults()]
         lines = []
         for item in error.errors(include_url=False):
             name = ".".join([self.name, *map(str, item["loc"])])
             if item["type"] == "extra_forbidden":
-                near = difflib.get_close_matches(name.removeprefix(f"{self.name}."), known, n=1)
-                advice = "Did you mean" if near else "Expected one of"
-                advice = f"{advice} {', '.join(f'{self.name}.{choice}' for choice in near or known)}."
-                lines.append(f"Unknown parameter {name}. {advice}")
+                decided = self.params.decided.get(name.removeprefix(f"{self.name}."))
+                lines.append(
+                    f"Cannot set {name}: {decided}. Leave it out."
+                    if decided
+                    else f"Unknown parameter {name}. {_suggestion(name, known)}"
+                )
             elif item["type"] == "value_error":  # from a step's validator: its message starts with the field's name
                 lines.append(f"Parameter {name}.{item['ctx']['error']}")
             else:
@@ -433,6 +469,15 @@ def component(
         )
 
     return declare
+
+
+def _suggestion(unknown: str, known: Iterable[str]) -> str:
+    """Return the name that a person probably meant, or else those of the innermost group that the unknown one names."""
+    group, _, last = unknown.rpartition(".")
+    among = [name.removeprefix(f"{group}.") for name in known if name.startswith(f"{group}.")]
+    near = difflib.get_close_matches(last, among, n=1)
+    choices = ", ".join(f"{group}.{choice}" for choice in near or among)
+    return f"Did you mean {choices}?" if near else f"Expected one of {choices}."
 
 
 def _is_artifact(kind: Any) -> bool:

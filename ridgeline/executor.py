@@ -145,8 +145,9 @@ def decide(
         nearest = min(earlier, key=lambda e: len(parts.differences(e.parts)))
         described = parts.differences(nearest.parts, describe)
         return decided("; ".join(described))
-    last = next(store.executions(component.name), None)
-    return decided(f"last attempt {last.state}" if last else f"first run of {component.name}")
+    if (last := next(store.executions(component.name), None)) is None:
+        return decided(f"first run of {component.name}")
+    return decided("; ".join([f"last attempt {last.state}", *parts.differences(last.parts, describe)]))
 
 
 def _hit(store: Store, component: Component, parts: KeyParts) -> str | None:

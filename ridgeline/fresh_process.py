@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from typing import IO, Any, NoReturn
@@ -25,7 +27,7 @@ from ridgeline.component import STEP_ENVIRONMENT
 
 PRINTED_CHARACTERS = 2_000
 _lock = threading.Lock()
-_parents: dict[int, _Parent] = {}  # by the id of this process: a fork of it starts its own
+_parent: _Parent | None = None
 
 
 class FreshProcessError(RuntimeError):
@@ -65,10 +67,13 @@ def call(function: Callable[..., Any], *arguments: Any, timeout_seconds: float |
 
 
 def _running() -> _Parent:
-    parent = _parents.get(os.getpid())
-    if parent is None or parent.process.poll() is not None:
-        parent = _parents[os.getpid()] = _Parent()
-    return parent
+    global _parent
+    if _parent is None or _parent.process.poll() is not None:
+        if _parent:
+            _parent.end()
+        _handle_forks()
+        _parent = _Parent()
+    return _parent
 
 
 class _Parent:
@@ -86,11 +91,19 @@ class _Parent:
         atexit.register(self.end)
 
     def end(self) -> None:
-        """End the process and its fork."""
+        """End the process; its fork ends with it."""
         atexit.unregister(self.end)
-        with contextlib.suppress(BrokenPipeError):
-            self.process.communicate()  # closes its standard input, at whose end it ends
-        self._errors.close()
+        self.process.kill()
+        self.process.wait()
+        self.forget()
+
+    def forget(self) -> None:
+        """Close the pipes to the process, and leave it as it is."""
+        self.process.returncode = self.process.returncode or 0  # else it is waited for
+        for file in (self.process.stdin, self.process.stdout, self._errors):
+            assert file is not None
+            with contextlib.suppress(BrokenPipeError):
+                file.close()
 
     def call(self, request: bytes, timeout_seconds: float | None) -> Any:
         """Return the result of a request, see `call`."""
@@ -117,6 +130,20 @@ class _Parent:
         return outcome["result"]
 
 
+@functools.cache
+def _handle_forks() -> None:
+    """Let a fork of the calling process leave the process to fork from to the one that started it."""
+
+    def forget() -> None:
+        global _parent, _lock
+        if _parent:
+            atexit.unregister(_parent.end)
+            _parent.forget()
+        _parent, _lock = None, threading.Lock()
+
+    os.register_at_fork(after_in_child=forget)
+
+
 def _end_of(printed: bytes) -> str:
     return printed.decode(errors="replace").strip()[-PRINTED_CHARACTERS:]
 
@@ -131,11 +158,14 @@ def serve() -> None:
     import tensorflow  # noqa: F401
 
     requests, outcomes = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # so that a fork does not keep the pipe open
     for request in requests:
         with tempfile.TemporaryFile() as printed:
             result, written = os.pipe()
             fork = os.fork()
             if fork == 0:
+                _end_with_parent()
+                outcomes.close()
                 _run(request, printed, written)
             os.close(written)
             content = b""
@@ -153,6 +183,18 @@ def serve() -> None:
         outcome["result"] = json.loads(content) if status == 0 else None
         outcomes.write(json.dumps(outcome).encode() + b"\n")
         outcomes.flush()
+
+
+def _end_with_parent() -> None:
+    """Let this fork be killed when the process that it was forked from ends."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.05)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run(request: bytes, printed: IO[bytes], written: int) -> NoReturn:

@@ -17,7 +17,7 @@ from ridgeline.artifacts.base import Artifact, digest_of, file_entry
 from ridgeline.component import Champion, Component, Params, Source, flatten
 
 # Distributions whose name differs from their package's. Any other is found by a search that takes 0.3 s.
-OTHER_NAMES = {"sklearn": "scikit-learn", "PIL": "pillow"}
+OTHER_NAMES = {"sklearn": "scikit-learn", "PIL": "pillow", "markdown_it": "markdown-it-py"}
 # Libraries that compute and write on behalf of another.
 IMPLIED = {"keras": ("tensorflow", "h5py"), "tensorflow_datasets": ("tensorflow",)}
 # Libraries that do not affect an artifact's bytes.
@@ -73,7 +73,7 @@ class KeyParts(BaseModel):
         return [
             *(_input_change(n, a, b) for n, a, b in changes(earlier.inputs, self.inputs)),
             *(f"parameter {self.component}.{n} {a} → {b}" for n, a, b in changes(earlier.params, self.params)),
-            *(f"code of {n} changed" for n, _, _ in changes(earlier.code, self.code)),
+            *(_code_change(n, a, b) for n, a, b in changes(earlier.code, self.code)),
             *(f"library {n} {a} → {b}" for n, a, b in changes(earlier.libraries, self.libraries)),
             *(self._source_change(n, a, b, describe) for n, a, b in changes(earlier.sources, self.sources)),
         ]
@@ -172,6 +172,12 @@ def _input_change(name: str, before: str, after: str) -> str:
     """Return a changed input as a phrase; a member of a group is named by its number, from 1."""
     group, _, index = name.partition(".")
     return _content_change(f"input {group} {int(index) + 1}" if index else f"input {group}", before, after)
+
+
+def _code_change(name: str, before: str, after: str) -> str:
+    if before == "none":
+        return f"code of {name} added"
+    return f"code of {name} {'no longer used' if after == 'none' else 'changed'}"
 
 
 def _content_change(label: str, before: str, after: str) -> str:

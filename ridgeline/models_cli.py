@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ridgeline.announcements import announce, rollback_decision
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.latency import BATCHES, measure
 from ridgeline.registry import RegistryError
@@ -62,7 +63,7 @@ def list_models() -> None:
 
 @app.command()
 def show(name: Name) -> None:
-    """Print a model's history, oldest first; * marks the champion. Times are UTC. Also print the versions' sizes."""
+    """Print a model's history, oldest first; * marks the champion. Times are UTC. Also print sizes and model cards."""
     registry = Settings().open_registry()
     history, present = registry.known_history(name), registry.versions(name)
     width = max(3, *(len(entry.by) for entry in history))
@@ -80,6 +81,8 @@ def show(name: Name) -> None:
         push = next((entry for entry in history if entry.version == version), None)
         if push and (facts := registry.facts(push)) and facts.sizes:
             typer.echo(f"version {version}: {facts.size_in_words}")
+        if card := registry.card(name, version):
+            typer.echo(f"version {version}: model card {card}")
     typer.echo(f"served from {registry.root / name / str(history[-1].version)}")
     if previous := registry.previous(name):
         typer.echo(f"`ridgeline models rollback {name} --reason ...` goes back to version {previous.version}")
@@ -130,4 +133,5 @@ def rollback(
     settings = Settings()
     registry, store = settings.open_registry(), settings.open_store()
     entry = registry.rollback(store, name, version, reason=reason, by=user(), run_id=new_run_id())
+    announce(settings, rollback_decision(name, entry))
     typer.echo(f"{name} is served by version {entry.version}, accuracy {entry.accuracy:.4f}: {entry.reason}")

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from ridgeline import fresh_process
+from ridgeline import fresh_process, mlflow_export
+from ridgeline.announcements import announce, data_decision, push_decision
 from ridgeline.artifacts.base import Artifact, ArtifactError
 from ridgeline.artifacts.dataset import served_name
 from ridgeline.artifacts.model import Model
@@ -390,11 +391,14 @@ def run_step(
     run_id: str,
     by: str = "",
     rerun: bool = False,
+    link: str = "",
 ) -> StepResult:
     """Run or reuse one step, and serve its output if it is a servable model.
 
     A step that declares a champion receives it. A model that `Registry.decide_push` refuses is not pushed. An artifact
-    that states a problem is kept and recorded, so that its report can be read, and ends the run.
+    that states a problem is kept and recorded, so that its report can be read, and ends the run. What is decided about
+    the model or the data is announced. After the step that yields servable models, the run is exported to MLflow, if
+    that is set up.
 
     Args:
         settings: Where the store and the served models are.
@@ -404,6 +408,7 @@ def run_step(
         run_id: The pipeline run that this belongs to.
         by: The user who asked for it, if one did.
         rerun: Run it even if nothing changed.
+        link: URL of the run's report, for people who are told of a decision; empty if there is none.
 
     Raises:
         StepError: If the output, new or reused, states a problem.
@@ -419,9 +424,13 @@ def run_step(
         if execution.output and pushes:
             pushed = settings.open_registry().push(store.open(execution.output, PushedModel), run_id, by)
             log.info("%s: %s; served from %s", component.name, pushed.reason, pushed.path)
+        if pushes:
+            announce(settings, push_decision(store, inputs, execution, pushed, by, link))
+            mlflow_export.export_run(store, run_id, pushed.version if pushed and pushed.new else None)
         if execution.output and component.output.problem is not Artifact.problem:
             artifact = store.open(execution.output, component.output)
             if artifact.problem:
+                announce(settings, data_decision(artifact, run_id, by, link))
                 raise StepError(f"{artifact.problem}\nThe report: {artifact.report or 'none'}")
         return StepResult(execution, pushed)
 

@@ -1,8 +1,9 @@
 """Imports TensorFlow and Keras without the lines about this machine that its native code prints, in half of the time.
 
 No setting of TensorFlow turns the lines off, and Airflow logs them as errors. Keras imports scikit-learn and
-matplotlib where they are installed, for wrappers and plots that no step uses: 1.0 of 3.3 s. The garbage collector looks
-at the growing modules again and again, in vain: 0.6 s. They stay, so it leaves them out afterwards, too.
+matplotlib where they are installed, for wrappers and plots that no step uses: 1.0 of 3.3 s. The garbage collector
+would scan the objects of the modules repeatedly and free none, which takes 0.6 s. So it is off during the import, and
+ignores these objects afterwards.
 """
 
 from __future__ import annotations

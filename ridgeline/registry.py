@@ -20,7 +20,7 @@ from ridgeline import files
 from ridgeline.artifacts.base import ArtifactError, FileEntry, different_files, digest_of, file_entry, is_os_file
 from ridgeline.artifacts.dataset import same_dataset
 from ridgeline.artifacts.model import Model
-from ridgeline.artifacts.pushed_model import PushedModel, PushedModelFacts
+from ridgeline.artifacts.pushed_model import CARD_FOLDER, CARD_HTML, PushedModel, PushedModelFacts
 from ridgeline.component import StepError
 from ridgeline.history import (
     CHAMPION,
@@ -67,10 +67,12 @@ class PushDecision:
     Attributes:
         push: True if it is.
         reason: Why it is not, as a sentence; empty if it is.
+        unchanged: True if it is not, because it is served already.
     """
 
     push: bool
     reason: str = ""
+    unchanged: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,14 @@ class Pushed:
         version: Its number.
         reason: What was done and why, as a sentence.
         new: False if nothing was pushed.
+        unchanged: True if nothing was pushed because the model is served already.
     """
 
     path: Path
     version: int
     reason: str
     new: bool
+    unchanged: bool = False
 
 
 class Registry:
@@ -96,7 +100,7 @@ class Registry:
     On disk::
 
         <root>/models.config                TF Serving's own configuration: every model, its champion alone
-        <root>/<model name>/<version>/      SavedModel; integers that only grow, never rewritten
+        <root>/<model name>/<version>/      SavedModel and model card; integers that only grow, never rewritten
         <root>/<model name>/history.jsonl   one `HistoryEntry` a line, append-only; the last one made the champion
         <root>/<model name>/history-copy.jsonl   the same lines, from which a damaged history is repaired
         <root>/<model name>/champion.json   {"version": 3}: the same, for other readers
@@ -260,6 +264,16 @@ class Registry:
             )
         return entry, model
 
+    def card(self, name: str, version: int) -> Path | None:
+        """Return the model card of a version, in HTML; None if it has none, as versions of earlier releases.
+
+        Args:
+            name: The name of a model that was pushed.
+            version: The version.
+        """
+        card = self.root / name / str(version) / CARD_FOLDER / CARD_HTML
+        return card if version in self.versions(name) and card.exists() else None
+
     def verify(self, store: Store, name: str, version: int | None = None) -> HistoryEntry:
         """Check a version's bytes against the pushed artifact, and its responses in a fresh process.
 
@@ -287,7 +301,8 @@ class Registry:
 
         =====================================================  ===================================================
         a person gave a reason by which it was never pushed    pushed: a reason counts once for a model
-        it is the champion's model                             not pushed, unless other files are served
+        it is the champion's model                             not pushed, unless other files are served or a file is
+                                                               damaged; another model card alone is no reason
         it was judged against another model than the champion  not pushed: the champion may be better
         it was champion until somebody rolled back from it     not pushed: that would undo the rollback
         it was champion, was replaced; the run is scheduled     not pushed: that would undo what a person pushed
@@ -307,9 +322,12 @@ class Registry:
             return PushDecision(True)
         champion = history[-1]
         if champion.model_digest in twins:
-            if _different(self.root / name / str(champion.version), model):
+            folder = self.root / name / str(champion.version)
+            different = _different(folder, model)
+            own_card = all(file.startswith(f"{CARD_FOLDER}/") for file in different)
+            if different and not (own_card and self._was_pushed(folder, champion)):
                 return PushDecision(True)
-            return PushDecision(False, f"version {champion.version} serves this model already")
+            return PushDecision(False, f"version {champion.version} serves this model already", unchanged=True)
         if facts.champion not in self._twins(history, champion.model_digest):
             judged = f"against model {facts.champion[:12]}" if facts.champion else "without a champion"
             return PushDecision(
@@ -359,7 +377,8 @@ class Registry:
             decision = self.decide_push(model, by)
             if not decision.push:
                 version = history[-1].version
-                return Pushed(folder / str(version), version, f"not pushed: {decision.reason}", new=False)
+                reason = f"not pushed: {decision.reason}"
+                return Pushed(folder / str(version), version, reason, new=False, unchanged=decision.unchanged)
             version = 1 + max([*(entry.version for entry in history), *self.versions(name)], default=0)
             staging = folder / f".push-{version}"
             try:

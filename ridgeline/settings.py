@@ -15,7 +15,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ridgeline.access import expect_readable
 from ridgeline.component import Component
+from ridgeline.decisions import KINDS
 from ridgeline.masking import HIDDEN, mask, remember
+from ridgeline.messages import Recipient
 from ridgeline.registry import Registry
 from ridgeline.store import Store, StoreError
 
@@ -25,6 +27,7 @@ PATTERN = "*?[\\"
 MAX_DEADLINE_MINUTES = 10 * 366 * 24 * 60
 MAX_NAME_BYTES = 255  # of a file or folder, in the usual file systems
 MAX_RETENTION_DAYS = 100 * 366
+MESSAGES = ("failed", "late", *KINDS)
 
 
 class SettingsError(ValueError):
@@ -118,6 +121,13 @@ def _notify_file(value: Path) -> Path:
     return value
 
 
+def _messages(value: Any) -> Any:
+    words = tuple(value.split()) if isinstance(value, str) else value
+    if unknown := [word for word in words if word not in MESSAGES]:
+        raise ValueError(f"some of {', '.join(MESSAGES)}, separated by spaces; received {' '.join(unknown)}")
+    return words
+
+
 Folder = Annotated[Path | None, BeforeValidator(_folder)]
 Schedule = Annotated[str, AfterValidator(check_schedule)]
 
@@ -140,9 +150,14 @@ class Settings(BaseSettings):
         defaults: Parameters by dotted name, as JSON, that replace the defaults on the DAGs' forms, and so in
             scheduled runs.
         deadline_minutes: Minutes after a DAG run was queued until it is reported as late.
-        notify: Recipients of failures and missed deadlines, besides the log: Apprise URLs, separated by spaces, such
-            as ``mailto://user:password@example.org`` or, for a webhook, ``jsons://example.org/path``.
+        notify: Recipients of messages about decisions, failures and missed deadlines, besides the log: Apprise URLs,
+            separated by spaces, such as ``mailto://user:password@example.org`` or, for a webhook, ``jsons://example.org/path``.
         notify_file: A file with further recipients, so that no environment variable holds a password.
+        notify_about: What is sent, separated by spaces: ``failed`` (tasks and runs), ``late`` (runs), and kinds of
+            `ridgeline.decisions.Decision`. By default all of them.
+        stale_days: Age in days from which a champion is reported as stale, once.
+        refused_in_a_row: Number of candidates, refused one after another for the same reason, from which the champion
+            is reported as stale, once.
         tensorflow_slots: Slots of Airflow's pool ``tensorflow``: tasks that use TensorFlow at a time. It applies when
             the pool is created.
         maintenance_schedule: When the maintenance DAG runs, like `schedule`.
@@ -168,6 +183,9 @@ class Settings(BaseSettings):
     deadline_minutes: float = Field(120.0, gt=0.0, le=MAX_DEADLINE_MINUTES, allow_inf_nan=False)
     notify: Annotated[SecretStr, AfterValidator(_notify)] = SecretStr("")
     notify_file: Annotated[Path, AfterValidator(_notify_file)] | None = None
+    notify_about: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_messages)] = MESSAGES
+    stale_days: int = Field(30, ge=1, le=100 * 366)
+    refused_in_a_row: int = Field(3, ge=1, le=1_000)
     tensorflow_slots: int = Field(2, ge=1, le=10_000)
     maintenance_schedule: Schedule = "0 6 * * 0"
     keep_runs: int = Field(50, ge=1)
@@ -184,10 +202,10 @@ class Settings(BaseSettings):
             raise SettingsError(f"{message} Correct or unset the environment variable.") from None
 
     @property
-    def recipients(self) -> list[str]:
-        """The URLs of `notify` and of `notify_file`."""
+    def recipients(self) -> list[Recipient]:
+        """The recipients that `notify` and `notify_file` name."""
         further = self.notify_file.read_text(encoding="utf-8") if self.notify_file else ""
-        return [*self.notify.get_secret_value().split(), *further.split()]
+        return [Recipient(url) for url in dict.fromkeys([*self.notify.get_secret_value().split(), *further.split()])]
 
     def open_store(self) -> Store:
         """Return the store.

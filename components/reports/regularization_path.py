@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
 
 NEAR = 0.01  # largest loss of validation accuracy for the table of the strongest penalties
-USEFUL = 0.1  # the same for the pictures of distributions; a trial beyond it is hardly a useful model
+USEFUL = 0.1  # the same for the pictures of distributions; beyond it, only a kind's most accurate trial is shown
 SHOWN = 4  # distributions in one picture, besides the one without a penalty
 BINS = 120  # at most, in one picture
 # By kind of penalty, in its order. The last three are of the same colour-blind-safe palette.
@@ -63,14 +63,17 @@ def render(facts: SweepResultFacts, histograms: np.ndarray, edges: np.ndarray) -
     best = max(trial.metrics["val_accuracy"] for trial in finished.values())
 
     def indices(kind: str, loss: float) -> list[int]:
-        """Return the trials of a kind within `loss` of the best accuracy, from weakest to strongest."""
-        found = [i for i, t in finished.items() if t.kind == kind and t.metrics["val_accuracy"] >= best - loss]
-        return sorted(found, key=lambda i: facts.trials[i].strength)
+        """Return the trials of a kind within `loss` of the best accuracy, or else the kind's best, weakest first."""
+        found = {i: trial.metrics["val_accuracy"] for i, trial in finished.items() if trial.kind == kind}
+        lowest = min(best - loss, max(found.values(), default=0.0))
+        return sorted((i for i in found if found[i] >= lowest), key=lambda i: facts.trials[i].strength)
 
     dense = indices("none", 1.0)
     shown = {kind: found[-SHOWN:] for kind in PATHS if (found := indices(kind, USEFUL))}
     sides = [*dense, *(found[-1] for found in shown.values())]
     strongest = {kind: found[-1] for kind in KINDS if (found := indices(kind, NEAR))}
+    totals = {kind: sum(trial.kind == kind for trial in facts.trials) for kind in shown}
+    near = [trial for trial in finished.values() if trial.metrics["val_accuracy"] >= best - NEAR]
     with plot_style():
         return render_page(
             TEMPLATE,
@@ -80,8 +83,15 @@ def render(facts: SweepResultFacts, histograms: np.ndarray, edges: np.ndarray) -
             label=_label,
             best=best,
             near=NEAR,
+            useful=USEFUL,
+            most=SHOWN,
+            hidden=[
+                f"{totals[kind] - len(found)} of {totals[kind]} with {KINDS[kind].label}"
+                for kind, found in shown.items()
+                if len(found) < totals[kind]
+            ],
             strongest=[facts.trials[i] for i in strongest.values()],
-            sparsest=max((facts.trials[i] for k in KINDS for i in indices(k, NEAR)), key=lambda t: t.zero_share),
+            sparsest=max(near, key=lambda trial: trial.zero_share),
             spreads=[_distributions(kind, dense, found, facts, counts, edges) for kind, found in shown.items()],
             contrast=_contrast(sides, facts, counts, edges) if sides else None,
             curves=_curves(facts),
@@ -91,7 +101,7 @@ def render(facts: SweepResultFacts, histograms: np.ndarray, edges: np.ndarray) -
                 for kind, effect in EFFECTS.items()
                 if kind in {t.kind for t in facts.trials}
             },
-            removed=[
+            eliminated=[
                 what
                 for what in ("pixels", "units")
                 if any(getattr(t, f"num_eliminated_{what}") is not None for t in facts.trials)
@@ -300,8 +310,8 @@ TEMPLATE = """\
 {% extends "page" %}
 {% from "macros" import figure %}
 {% macro count(number) %}{{ "unknown" if number is none else "{:,}".format(number) }}{% endmacro %}
-{% macro counts(trial, removed) %}\
-{% for what in removed %}<td>{{ count(trial["num_eliminated_" ~ what]) }}</td>{% endfor %}{% endmacro %}
+{% macro counts(trial, eliminated) %}\
+{% for what in eliminated %}<td>{{ count(trial["num_eliminated_" ~ what]) }}</td>{% endfor %}{% endmacro %}
 {% block title %}Regularization path on {{ facts.dataset }}{% endblock %}
 {% block style %}
 .wide-figures img{max-width:860px}
@@ -341,6 +351,11 @@ Chosen on the validation split; the test split was not read.</p>
 {% for picture in spreads %}
 <div class="wide-figures">{{ figure(picture) }}</div>
 {% endfor %}
+{% if hidden %}
+<p class="note">The pictures show at most {{ most }} trainings with each penalty: the strongest that lose at most \
+{{ useful|percent(0) }} of accuracy against the best one, or the most accurate if all lose more. Not shown: \
+{{ hidden|join(", ") }}.</p>
+{% endif %}
 <div class="pair">
 {% if contrast %}
 <div>{{ figure(contrast) }}</div>
@@ -351,16 +366,17 @@ remain, and the largest among them. Where it starts at the bottom and rises stee
 all are small.</p>
 </div>
 </div>
-<p class="note">The strongest of each kind within {{ near|percent(0) }} of the highest validation accuracy:</p>
+<p class="note">The strongest of each kind within {{ near|percent(0) }} of the highest validation accuracy, or the \
+most accurate of the kind if none is:</p>
 <div class="scroll" tabindex="0" role="region" aria-label="The strongest of each kind">
 <table>
 <thead><tr><th scope="col">Penalty</th><th scope="col">Accuracy</th><th scope="col">Zeros</th>\
-{% for what in removed %}<th scope="col">{{ what|capitalize }}<br>removed</th>{% endfor %}\
+{% for what in eliminated %}<th scope="col">Eliminated<br>{{ what }}</th>{% endfor %}\
 <th scope="col">L1 norm</th><th scope="col">L2 norm</th></tr></thead>
 <tbody>
 {% for trial in strongest %}
 <tr><th scope="row">{{ label(trial) }}</th><td>{{ trial.metrics.val_accuracy|percent(2) }}</td>\
-<td>{{ trial.zero_share|percent }}</td>{{ counts(trial, removed) }}<td>{{ "%.1f"|format(trial.l1_norm) }}</td>\
+<td>{{ trial.zero_share|percent }}</td>{{ counts(trial, eliminated) }}<td>{{ "%.1f"|format(trial.l1_norm) }}</td>\
 <td>{{ "%.2f"|format(trial.l2_norm) }}</td></tr>
 {% endfor %}
 </tbody>
@@ -385,8 +401,8 @@ all are small.</p>
 <section>
 <h2>All trainings</h2>
 <p class="note">Losses are in nats and include the penalty; cross-entropy does not. Zeros are shares of the weights \
-that are exactly zero, norms are over all kernels. {% if removed %}A pixel or unit is removed if all its outgoing \
-weights are zero, a unit also if all its incoming ones are. {% endif %}\
+that are exactly zero, norms are over all kernels. {% if eliminated %}A pixel or unit is eliminated if all its \
+outgoing weights are zero, a unit also if all its incoming ones are. {% endif %}\
 {% if solvers %}Penalties that are not smooth use the solver {{ solvers|sort|join(" or ") }}. {% endif %}\
 {% if warm_start %}Each training started from the weights of the next stronger strength of its kind, and the strongest \
 from random ones.{% endif %}</p>
@@ -398,14 +414,14 @@ from random ones.{% endif %}</p>
 {% for kernel in winner.kernels %}
 <th scope="col">in<br>{{ kernel.name }}</th>
 {% endfor %}
-{% for what in removed %}<th scope="col">{{ what|capitalize }}<br>removed</th>{% endfor %}\
+{% for what in eliminated %}<th scope="col">Eliminated<br>{{ what }}</th>{% endfor %}\
 <th scope="col">L1<br>norm</th><th scope="col">L2<br>norm</th></tr></thead>
 <tbody>
 {% for trial in facts.trials %}
 <tr{% if loop.index0 == facts.winner %} class="chosen"{% endif %}><th scope="row">{{ label(trial) }}\
 {% if loop.index0 == facts.winner %} &#10003;{% endif %}</th>
 {% if trial.diverged %}
-<td colspan="{{ 8 + winner.kernels|length + removed|length }}">diverged</td>
+<td colspan="{{ 8 + winner.kernels|length + eliminated|length }}">diverged</td>
 {% else %}
 <td>{{ trial.metrics.val_accuracy|percent(2) }}</td><td>{{ "%.4f"|format(trial.metrics.val_cross_entropy) }}</td>\
 <td>{{ "%.4f"|format(trial.metrics.val_loss) }}</td><td>{{ trial.metrics.accuracy|percent(2) }}</td>\
@@ -413,7 +429,7 @@ from random ones.{% endif %}</p>
 {% for kernel in trial.kernels %}
 <td>{{ (kernel.num_zeros / kernel.num_weights)|percent }}</td>
 {% endfor %}
-{{ counts(trial, removed) }}<td>{{ "%.1f"|format(trial.l1_norm) }}</td><td>{{ "%.2f"|format(trial.l2_norm) }}</td>
+{{ counts(trial, eliminated) }}<td>{{ "%.1f"|format(trial.l1_norm) }}</td><td>{{ "%.2f"|format(trial.l2_norm) }}</td>
 {% endif %}
 </tr>
 {% endfor %}

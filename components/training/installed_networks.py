@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import logging
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -60,15 +61,32 @@ def load_networks(reserved: Collection[str]) -> dict[str, Network]:
         try:
             networks[name] = _load(found, reserved)
         except (Exception, SystemExit) as error:  # whatever a person's module raises; others can still be used
-            cause = f"{error}" if isinstance(error, _Unusable) else f"{type(error).__name__}: {error}"
-            problem = f"its entry point {found[0].value} can't be used: {cause}"
-            log.warning("cannot use the network %s: %s", name, problem)
+            value = found[0].value
+            cause = f"{error}" if isinstance(error, _Unusable) else describe(error, value.partition(":")[0])
+            problem = f"its entry point {value} can't be used: {cause}"
+            log.info("cannot use the network %s: %s", name, problem)
             networks[name] = Network(name, "", _none, Params, f"{name}: can't be used", problem=problem)
     return networks
 
 
 def _none() -> None:
     return None
+
+
+def describe(error: BaseException, module: str) -> str:
+    """Return an error as a sentence, with the last line of a network's own package that led to it.
+
+    Args:
+        error: The error.
+        module: The network's module.
+    """
+    package = module.rpartition(".")[0]
+    lines = [
+        f" ({frame.f_code.co_filename}, line {number})"
+        for frame, number in traceback.walk_tb(error.__traceback__)
+        if f"{frame.f_globals.get('__name__')}.".startswith(f"{package}.")
+    ]
+    return f"{type(error).__name__}: {f'{error}'.rstrip('.')}{lines[-1] if lines else ''}."
 
 
 def _load(entries: list[importlib.metadata.EntryPoint], reserved: Collection[str]) -> Network:
@@ -90,13 +108,26 @@ def _load(entries: list[importlib.metadata.EntryPoint], reserved: Collection[str
     options = _options(build)
     if not (isinstance(options, type) and issubclass(options, Params)):
         raise _Unusable(f"its argument options is annotated with {options!r}, not with a subclass of {Params!r}.")
-    options()  # each option has a default
+    if required := [option for option, field in options.model_fields.items() if field.is_required()]:
+        raise _Unusable(f"{options.__name__}.{required[0]} has no default. Give it one.")
+    options()  # the defaults are valid
+    if unknown := _unknown_tuned(options, name, reserved):
+        raise _Unusable(f"its tuned values name {', '.join(unknown)}, but no parameter is called so. Correct `tuned`.")
     shown = options.model_json_schema().get("properties", {})
     if hidden := [name for name, field in shown.items() if field.get("type") == "object"]:
         raise _Unusable(f"its options {', '.join(hidden)} have values by name, which a form can't show.")
+    tuned = dict(getattr(options, "tuned", {}))
+    if fixed := sorted({"network", "profile"} & tuned.keys()):
+        raise _Unusable(f"its tuned values set {' and '.join(fixed)}, which select them. Remove it from `tuned`.")
     summary = (inspect.getdoc(build) or "").partition("\n")[0].rstrip(".")
     label = f"{name}: {summary}" if summary else name
-    return Network(name, entry.module, build, options, label, dict(getattr(options, "tuned", {})))
+    return Network(name, entry.module, build, options, label, tuned)
+
+
+def _unknown_tuned(options: type[Params], network: str, parameters: Collection[str]) -> list[str]:
+    tuned: Mapping[str, Any] = getattr(options, "tuned", {})
+    unknown = [name for name in tuned if name not in {*parameters, network}]
+    return unknown + [f"{network}.{name}" for name in tuned.get(network, ()) if name not in options.model_fields]
 
 
 def _options(build: Callable[..., Any]) -> Any:

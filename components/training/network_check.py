@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from components.training.installed_networks import describe
 from components.training.network import build_model, build_network
 from components.training.params import NETWORKS, Params
 from components.training.penalty import regularizer
@@ -32,7 +33,7 @@ def check_network(examples: Examples, params: Params) -> None:
 
     Raises:
         StepError: If the network can't be built, trained, saved and loaded in another process, doesn't return
-            probabilities, or has a weight that can't have the penalty.
+            probabilities, or has a weight that can't have the penalty, or if the penalty can't be computed.
     """
     with ThreadPoolExecutor(1) as thread:  # see `build_model`
         thread.submit(_check, examples, params).result()
@@ -49,8 +50,9 @@ def _check(examples: Examples, params: Params) -> None:
         model = build_network(examples, params, penalty)  # as the engine trains it
     except Exception as error:
         raise StepError(
-            f"Cannot build {name} for images of the shape {shape} and {classes} classes: {type(error).__name__}: "
-            f"{error} Change its options, or choose another train.network."
+            f"Cannot build {name} for images of the shape {shape} and {classes} classes: "
+            f"{describe(error, network.module)} Correct its function in {network.module}, change its options, or "
+            "choose another train.network."
         ) from error
     if problem := _problem(model, shape, classes, penalty):
         expected, received = problem
@@ -62,6 +64,7 @@ def _check(examples: Examples, params: Params) -> None:
                 f"Cannot apply the penalty {params.penalty.kind} to {weight.path} of {name}, shape "
                 f"{tuple(weight.shape)}: {reason}. Choose another penalty, or give that weight no regularizer."
             )
+        _try_penalty(params, weight)
     try:
         text = build_model(examples, params).to_json()  # as it is saved
         if foreign := sorted(set(_not_of_keras(json.loads(text)))):
@@ -75,8 +78,8 @@ def _check(examples: Examples, params: Params) -> None:
         raise
     except Exception as error:
         raise StepError(
-            f"Cannot save {name}, load it and run it on {PROBE_IMAGES} training images: {type(error).__name__}: "
-            f"{error} {advice}"
+            f"Cannot save {name}, load it and run it on {PROBE_IMAGES} training images: "
+            f"{describe(error, network.module)} {advice}"
         ) from error
     sums = probabilities.sum(axis=1)
     if not (probabilities.min() >= 0 and probabilities.max() <= 1 and np.abs(sums - 1).max() <= TOLERANCE):
@@ -112,6 +115,32 @@ def _problem(model: Any, shape: tuple[int, ...], classes: int, penalty: keras.Re
     if not any(weight.regularizer is penalty for weight in model.trainable_weights):
         return "give its argument regularizer to at least 1 layer", "one on which the penalty would have no effect"
     return None
+
+
+def _try_penalty(params: Params, weight: keras.Variable) -> None:
+    """Compute the penalty and its proximal operator of one weight, as the engine does."""
+    import tensorflow as tf
+
+    formula, kernel = params.penalty.formula, tf.constant(np.asarray(weight))
+    strengths = {name: tf.constant(factor, tf.float32) for name, factor in params.penalty.factors.items()}
+    calls: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
+        "value": (lambda: formula.value(kernel, strengths, params.solver == "proximal"), ())
+    }
+    if (step := formula.proximal_step) is not None:
+        calls["proximal_step"] = (lambda: step(kernel, tf.constant(0.01), strengths), tuple(weight.shape))
+    for name, (call, shape) in calls.items():
+        expected = f"float32 {shape}"
+        try:
+            result = tf.convert_to_tensor(call())
+            received = f"{result.dtype.name} {tuple(result.shape)}"
+        except Exception as error:
+            received = f"{type(error).__name__}: {error}"
+        if received != expected:
+            raise StepError(
+                f"Expected {name} of the penalty {params.penalty.kind} to return {expected} for {weight.path}, from "
+                f"its strengths {', '.join(formula.strengths) or 'none'}; received {received}. Correct "
+                f"{formula.value.__module__}, or choose another train.penalty.kind."
+            )
 
 
 def _not_of_keras(value: Any) -> Iterator[str]:

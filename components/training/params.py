@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import (
@@ -19,9 +20,10 @@ from components.training.installed_networks import load_networks
 from components.training.penalties import KINDS
 from components.training.penalty import Penalty
 from ridgeline.component import Params as StepParams
-from ridgeline.component import applies_with, shown_as, with_option
+from ridgeline.component import applies, applies_with, shown_as, with_option
 
-SPARSE = ", ".join(name for name, kind in KINDS.items() if kind.sparse)
+SPARSE = [name for name, kind in KINDS.items() if kind.sparse]
+MAX_SHIFT = 64
 
 
 class Regularization(StepParams):
@@ -33,8 +35,9 @@ class Regularization(StepParams):
         title="Solver",
         description="How a penalty that is not smooth acts. subgradient: in the loss, as in Keras; weights become "
         "small, none zero. proximal: by thresholding after each update; weights become exactly zero; needs one of the "
-        f"penalties {SPARSE}, sgd, no averaging.",
-        json_schema_extra=shown_as(subgradient="subgradient, as in Keras", proximal="proximal: exact zeros"),
+        f"penalties {', '.join(SPARSE)}, sgd, no averaging.",
+        json_schema_extra=shown_as(subgradient="subgradient, as in Keras", proximal="proximal: exact zeros")
+        | applies_with(optimizer=["sgd"], average=[0.0], **{"penalty.kind": SPARSE}),
     )
 
 
@@ -44,8 +47,8 @@ class Optimization(StepParams):
     profile: Literal["seed", "tuned"] = Field(
         "seed",
         title="Profile",
-        description="tuned: what is left out of the training's parameters and the network's options gets the network's "
-        "tuned value. On the form, a field that shows its default counts as left out.",
+        description="tuned: the network's tuned values replace the defaults of the training and of the network's "
+        "options. On the form, they replace each field that shows its default.",
         json_schema_extra=shown_as(seed="seed: the small default model", tuned="tuned: the best values of a search")
         | with_option("--profile"),
     )
@@ -64,7 +67,7 @@ class Optimization(StepParams):
         lt=1.0,
         title="Momentum",
         description="Share of the last step, 0 to below 1; for sgd.",
-        json_schema_extra=applies_with("optimizer", "sgd"),
+        json_schema_extra=applies_with(optimizer=["sgd"]),
     )
     schedule: Literal["constant", "cosine"] = Field(
         "constant",
@@ -91,12 +94,17 @@ class Optimization(StepParams):
     shift: int = Field(
         0,
         ge=0,
-        le=64,
+        le=MAX_SHIFT,
         title="Shift",
-        description="Largest shift of a training image in each direction, 0 to 64 pixels.",
+        description=f"Largest shift of a training image in each direction, 0 to {MAX_SHIFT} pixels.",
     )
     shift_share: float = Field(
-        1.0, ge=0.0, le=1.0, title="Shifted share", description="Share of the training images that is shifted, 0 to 1."
+        1.0,
+        ge=0.0,
+        le=1.0,
+        title="Shifted share",
+        description="Share of the training images that is shifted, 0 to 1.",
+        json_schema_extra=applies_with(shift=range(1, MAX_SHIFT + 1)),
     )
     flip: bool = Field(False, title="Flip", description="Half of the training images are mirrored left to right.")
     average: float = Field(
@@ -113,7 +121,7 @@ class Optimization(StepParams):
         title="Weight decay",
         description="Decoupled weight decay of adam (AdamW): each update first multiplies the penalized weights by 1 - "
         "learning rate * this; 0 (none) to below 1. Not the same as an L2 penalty.",
-        json_schema_extra=applies_with("optimizer", "adam"),
+        json_schema_extra=applies_with(optimizer=["adam"]),
     )
     seed: int = Field(
         42,
@@ -161,7 +169,7 @@ else:
             ),
         ),
         **{
-            name: (network.options, Field(network.options(), json_schema_extra=applies_with("network", name)))
+            name: (network.options, Field(network.options(), json_schema_extra=applies_with(network=[name])))
             for name, network in NETWORKS.items()
             if not network.problem
         },
@@ -184,7 +192,10 @@ class Training(Optimization, NetworkChoice):
 
     @model_validator(mode="after")
     def _fill_in(self) -> Self:
-        """Set what is left out to the network's tuned values; the penalty is one value, given as soon as a part is."""
+        """Set parameters and options that were not given to the network's tuned values, where they apply.
+
+        The penalty is one value: it was given if a part of it was.
+        """
         if self.profile != "tuned":
             return self
         network = NETWORKS[self.network]
@@ -199,16 +210,25 @@ class Training(Optimization, NetworkChoice):
         try:
             tuned = type(self).model_validate({"network": self.network, **required, **named})
         except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise ValueError(f"profile: cannot use the tuned values of network={self.network!r}: {problems}") from error
-        given = {name: getattr(self.options, name) for name in self.options.model_fields_set}
+            raise ValueError(
+                f"profile: cannot use the tuned values of network={self.network!r}: {_problems(error)}"
+            ) from error
         values = {name: getattr(tuned, name) for name in named.keys() - self.model_fields_set}
-        if not values.get("shift", self.shift):
-            values.pop("shift_share", None)
-        if values.get("optimizer", self.optimizer) != "adam":
-            values.pop("weight_decay", None)
-        self.__dict__.update(values, **{self.network: tuned.options.model_copy(update=given)})  # the model is frozen
+        self.__dict__.update(values, **{self.network: self._tuned_options(tuned.options)})  # the model is frozen
+        for name in [name for name in values if not applies(self, name)]:
+            self.__dict__[name] = type(self).model_fields[name].default
         return self
+
+    def _tuned_options(self, tuned: StepParams) -> StepParams:
+        """Return the network's options: those that were given, and the tuned ones."""
+        given = self.options.model_dump(mode="json", exclude_unset=True)
+        try:
+            return type(tuned).model_validate_json(json.dumps(tuned.model_dump(mode="json") | given), strict=True)
+        except ValidationError as error:
+            raise ValueError(
+                f"{self.network}: expected options that fit the tuned values of the others; received {given}: "
+                f"{_problems(error)}. Set the others, too, or profile=seed."
+            ) from error
 
     @model_validator(mode="after")
     def _shares_apply(self) -> Self:
@@ -257,6 +277,10 @@ class Training(Optimization, NetworkChoice):
         return {name: value for name, value in values.items() if name not in NETWORKS or name == self.network}
 
 
+def _problems(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+
+
 def network_code(training: Training | None) -> tuple[str, ...]:
     """Return the module of the network that is trained, or those of all networks if None.
 
@@ -282,8 +306,8 @@ class Params(Training, Regularization):
         if self.solver == "proximal" and not KINDS[self.penalty.kind].sparse:
             raise ValueError(
                 "solver: expected subgradient with a penalty that is smooth, so that nothing is to be thresholded; "
-                f"received 'proximal' with penalty.kind={self.penalty.kind!r}. Set penalty.kind to one of {SPARSE}, or "
-                "solver=subgradient."
+                f"received 'proximal' with penalty.kind={self.penalty.kind!r}. Set penalty.kind to one of "
+                f"{', '.join(SPARSE)}, or solver=subgradient."
             )
         if self.solver == "proximal" and self.optimizer != "sgd":
             raise ValueError(

@@ -40,7 +40,7 @@ def _fields() -> Any:
                 ge=0.0,
                 title=strength.title,
                 description=strength.description,
-                json_schema_extra=applies_with("kind", *kinds_with(name)),
+                json_schema_extra=applies_with(kind=kinds_with(name)),
             ),
         )
         for name, strength in STRENGTHS.items()

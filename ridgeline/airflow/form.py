@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, cast
 
 from airflow.sdk import Param
@@ -12,7 +12,17 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
 from ridgeline.airflow import RERUN
-from ridgeline.component import APPLIES_WITH, FOR_ONE_RUN, Component, ParameterError, Params, flatten, with_option
+from ridgeline.component import (
+    APPLIES_WITH,
+    FOR_ONE_RUN,
+    Component,
+    ParameterError,
+    Params,
+    applies,
+    conditions,
+    flatten,
+    with_option,
+)
 from ridgeline.pipeline import load_components, parse_params, shared_params
 from ridgeline.settings import Settings
 
@@ -89,8 +99,7 @@ def _defaults(components: Iterable[Component], own: Mapping[str, Any]) -> dict[s
             f"{', '.join(unknown)}. Name them as on the form, STEP.PARAMETER."
         )
     defaults = {name: value for name, value in settings.defaults.items() if name.split(".")[0] in names} | dict(own)
-    unused = _unused(components, defaults)
-    parse_params(list(components), {name: v for name, v in defaults.items() if name not in unused}, settings)
+    _parse_applying(list(components), defaults, defaults, settings)
     for component in components:
         for name, field in component.params.model_fields.items():
             extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
@@ -103,25 +112,49 @@ def _defaults(components: Iterable[Component], own: Mapping[str, Any]) -> dict[s
     return defaults
 
 
-def _unused(steps: Iterable[Component], values: Mapping[str, Any]) -> set[str]:
-    """Return the names of those values that do not apply under the others, see `ridgeline.component.applies_with`."""
-    found = set()
-    for step in steps:
-        defaults = default_values([step])
-        for field, (other, choices) in _conditions(step.params, f"{step.name}."):
-            if values.get(other, defaults[other]) not in choices:
-                found |= {name for name in values.keys() & defaults.keys() if f"{name}.".startswith(f"{field}.")}
+def _parse_applying(
+    steps: list[Component], values: Mapping[str, Any], optional: Collection[str], settings: Settings
+) -> dict[str, Params]:
+    """Validate values for all steps without those that are optional and do not apply under the others.
+
+    What applies can depend on values that a step fills in. So the optional values that have conditions are first
+    validated as the steps' own defaults, then those that apply are restored, until no further one applies.
+
+    Args:
+        steps: The steps.
+        values: The values by dotted name.
+        optional: Names of values that are left out if they do not apply, see `ridgeline.component.applies_with`.
+        settings: Provides the locations.
+    """
+    types, defaults = {step.name: step.params for step in steps}, default_values(steps)
+    left_out = {name for name in defaults.keys() & values.keys() & set(optional) if _has_conditions(types, name)}
+    while left_out:
+        params = parse_params(steps, {**values, **{name: defaults[name] for name in left_out}}, settings)
+        if not (applying := {name for name in left_out if _applies(params, name)}):
+            break
+        left_out -= applying
+    return parse_params(steps, {name: value for name, value in values.items() if name not in left_out}, settings)
+
+
+def _has_conditions(types: Mapping[str, type[BaseModel]], name: str) -> bool:
+    """Return whether a parameter, by dotted name, or a model that it is in has conditions."""
+    step, *path = name.split(".")
+    model, found = types[step], False
+    for part in path:
+        field = model.model_fields[part]
+        found, model = found or bool(conditions(field)), cast(type[BaseModel], field.annotation)
     return found
 
 
-def _conditions(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, tuple[str, Collection[Any]]]]:
-    """Yield the fields that apply under values of another one, by dotted name: that one, and the values."""
-    for name, field in model.model_fields.items():
-        if isinstance(field.json_schema_extra, dict) and (condition := field.json_schema_extra.get(APPLIES_WITH)):
-            other, choices = cast(tuple[str, Collection[Any]], condition)
-            yield f"{prefix}{name}", (f"{prefix}{other}", choices)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _conditions(field.annotation, f"{prefix}{name}.")
+def _applies(params: Mapping[str, BaseModel], name: str) -> bool:
+    """Return whether a parameter, by dotted name, and the models that it is in apply under the others."""
+    step, *path = name.split(".")
+    model = params[step]
+    for part in path:
+        if not applies(model, part):
+            return False
+        model = getattr(model, part)
+    return True
 
 
 def _form_field(value: Any, field: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -160,8 +193,8 @@ def parse_form(
     """Validate a run's values for all steps of its DAG.
 
     The form sends the value of every field. So a value that equals the step's own default counts as left out, unless
-    it was typed elsewhere, or the DAG or `Settings.defaults` names it. So does one that the form shows by default, if
-    it doesn't apply under the others, see `ridgeline.component.applies_with`.
+    it was typed elsewhere, or the DAG or `Settings.defaults` names it. A value that equals the default on the form also
+    counts as left out if it does not apply under the other values, see `ridgeline.component.applies_with`.
 
     Args:
         declared: The DAG's params by name.
@@ -187,8 +220,9 @@ def parse_form(
     left_out = {name for name in known.keys() & defaults.keys() - kept if known[name] == defaults[name]}
     shown = {name: param.value for name, param in declared.items() if isinstance(param, Param)}
     shown |= _typed_numbers(steps, {name: shown[name] for name in shown.keys() & defaults.keys()})
-    left_out |= {name for name in _unused(steps, known).difference(typed) if known[name] == shown.get(name)}
-    return parse_params(steps, {n: value for n, value in known.items() if n not in left_out}, settings)
+    given = {name: value for name, value in known.items() if name not in left_out}
+    unchanged = {name for name in given.keys() - set(typed) if given[name] == shown.get(name)}
+    return _parse_applying(steps, given, unchanged, settings)
 
 
 def flat_params(params: Mapping[str, Params]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The tasks of the maintenance DAG: collect garbage, delete old logs, clean Airflow's metadata."""
+"""The tasks of the maintenance DAG: collect garbage, delete old logs, clean Airflow's metadata, announce old models."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ridgeline.airflow import metadata
 from ridgeline.airflow.form import refuse_unknown
 from ridgeline.airflow.schedule import cron
 from ridgeline.airflow.task import settings_in_task, skip
+from ridgeline.announcements import announce
 from ridgeline.component import ParameterError
 from ridgeline.gc import collect_garbage
 from ridgeline.settings import MAX_RETENTION_DAYS, Settings
@@ -75,6 +76,11 @@ def _whole_number(title: str, description: str, default: int, minimum: int, maxi
     # The form would silently move a value into bounds that it sees; it does not see those in allOf.
     bounds = {"minimum": minimum} | ({"maximum": maximum} if maximum else {})
     return Param(default, description, title=title, type="integer", allOf=[bounds])
+
+
+def announce_stale_in_task() -> None:
+    """Announce the models whose champion is stale, and send the messages that were not delivered."""
+    announce(settings_in_task())
 
 
 def collect_garbage_in_task() -> str:

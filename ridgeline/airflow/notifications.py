@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from airflow.sdk import BaseNotifier
 from airflow.sdk.definitions.callback import AsyncCallback
@@ -11,9 +12,6 @@ from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 
 from ridgeline.masking import mask
 from ridgeline.settings import Settings
-
-if TYPE_CHECKING:
-    from apprise import Apprise
 
 
 class Notifier(BaseNotifier):
@@ -33,17 +31,17 @@ class Notifier(BaseNotifier):
         """Notify from the process of a task, or from the DAG processor, which runs the callbacks of DAGs."""
         if self.event == "run_failed" and context["reason"] == "task_failure":
             return
-        recipients = _recipients()
-        title, body = self._message(context)
-        if recipients and not recipients.notify(title=title, body=body):
-            self._not_delivered()
+        self._send(*self._message(context))
 
     async def async_notify(self, context: Any) -> None:
         """Notify from the triggerer, which runs the callbacks of deadlines."""
-        recipients = _recipients()
-        title, body = self._message(context)
-        if recipients and not await recipients.async_notify(title=title, body=body):
-            self._not_delivered()
+        await asyncio.to_thread(self._send, *self._message(context))
+
+    def _send(self, title: str, body: str) -> None:
+        settings = Settings()
+        if ("late" if self.event == "late" else "failed") in settings.notify_about:
+            for recipient in settings.recipients:
+                recipient.send(title, body)
 
     def _message(self, context: Any) -> tuple[str, str]:
         if self.event == "late":
@@ -62,12 +60,6 @@ class Notifier(BaseNotifier):
         self.log.error("%s. %s", title, body)
         return title, body
 
-    def _not_delivered(self) -> None:
-        self.log.error(
-            "Cannot deliver the message: a recipient in RIDGELINE_NOTIFY or RIDGELINE_NOTIFY_FILE refused it. "
-            "Check the URLs."
-        )
-
 
 def deadline() -> DeadlineAlert:
     """Return the alert that reports runs which miss the deadline in `Settings`."""
@@ -76,16 +68,3 @@ def deadline() -> DeadlineAlert:
         interval=timedelta(minutes=Settings().deadline_minutes),
         callback=AsyncCallback(Notifier, kwargs={"event": "late"}),
     )
-
-
-def _recipients() -> Apprise | None:
-    """Return the recipients of messages, or None if `Settings` has none."""
-    urls = Settings().recipients
-    if not urls:
-        return None
-    from apprise import Apprise
-
-    recipients = Apprise()
-    for url in urls:
-        recipients.add(url)
-    return recipients

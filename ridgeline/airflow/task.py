@@ -16,6 +16,8 @@ from airflow.sdk.log import mask_secret
 from ridgeline.access import message
 from ridgeline.airflow import REASON, RERUN
 from ridgeline.airflow.form import default_values, flat_params, parse_form, refuse_unknown
+from ridgeline.airflow.openlineage import emit_lineage
+from ridgeline.announcements import announce, rollback_decision
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.component import Component, ParameterError, Params, StepError, TransientStepError, flatten
@@ -66,7 +68,7 @@ def run_in_task(
     rerun = component.name in context["params"].get(RERUN, ())
     try:
         by = context["dag_run"].triggering_user_name or ""
-        result = run_step(settings, component, names, params, run_id, by, rerun)
+        result = run_step(settings, component, names, params, run_id, by, rerun, link_of_run(context))
     except (Exception, AirflowTaskTimeout) as error:
         with contextlib.suppress(Exception):  # the error of the step matters more
             log.error("%s", _resume_command(settings, component, run_id))
@@ -76,6 +78,7 @@ def run_in_task(
         if isinstance(error, PermissionError):
             raise AirflowFailException(message(error)) from error
         raise
+    emit_lineage(settings, component, params, result)
     if component.output is PushedModel:
         states = {record.state for record in run_records(settings, run_id).values()}
         if states <= {"cached", "skipped"}:
@@ -85,6 +88,16 @@ def run_in_task(
     for asset in context["task"].outlets:
         context["outlet_events"][asset].extra = _facts(settings, result)
     return result.execution.output
+
+
+def link_of_run(context: Any) -> str:
+    """Return the URL of a DAG run in Airflow's interface, whose tab Ridgeline shows the report; empty if it has none.
+
+    Args:
+        context: Airflow's context of a task of the run.
+    """
+    log_url: str = getattr(context["ti"], "log_url", "") or ""
+    return log_url.partition("/tasks/")[0]
 
 
 def settings_in_task() -> Settings:
@@ -189,6 +202,7 @@ def rollback_in_task() -> str:
         raise AirflowFailException(mask(error)) from error
     except PermissionError as error:
         raise AirflowFailException(message(error)) from error
+    announce(settings, rollback_decision(params["model"], entry, link_of_run(context)))
     summary = f"rolled back {params['model']} to version {entry.version}, accuracy {entry.accuracy:.4f}: {entry.reason}"
     log.info("%s", summary)
     return summary

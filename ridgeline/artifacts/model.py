@@ -73,7 +73,7 @@ class ModelFacts(Facts):
         return served_name(self.dataset)
 
     def misfit(self, examples: ExamplesFacts) -> str | None:
-        """Return in what the model does not fit examples, for a message that expects it to; None if it fits.
+        """Return the first property of the examples that the model does not fit, for a message; None if it fits.
 
         Args:
             examples: The examples.

@@ -64,6 +64,7 @@ class Verdict(Facts):
         forced: Why a person blessed the model although a check failed; None if the checks decided.
         force_reason: The reason that a person gave for blessing or serving the model by force, needed or not.
         champion: Digest of the champion at the time, comparable or not; None if there was none.
+        unmet: The checks that were not met, as phrases without numbers; empty in evaluations of earlier releases.
     """
 
     blessed: bool
@@ -71,6 +72,7 @@ class Verdict(Facts):
     forced: str | None = None
     force_reason: str | None = None
     champion: str | None = None
+    unmet: tuple[str, ...] = ()
 
 
 class ModelEvaluationFacts(Facts):

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from ridgeline.artifacts.base import Artifact, Facts
 
+CARD_FOLDER = "assets.extra"  # of a SavedModel: TensorFlow loads nothing of it, TF Serving its warm-up requests
+CARD_MARKDOWN, CARD_HTML = "model-card.md", "model-card.html"
+
 
 class ModelSize(Facts):
     """What a model has to store and to compute.
@@ -43,6 +46,7 @@ class PushedModelFacts(Facts):
         dataset: Name of the dataset that it was trained on; empty in artifacts of earlier releases.
         size: Its size; None in artifacts of earlier releases.
         trained_size: The trained model's size if compaction removed a part of it; None if it is served as trained.
+        exceeded_mib: The limit in MiB that its size exceeds by force; None if it is within the limit or has none.
     """
 
     model_name: str
@@ -57,6 +61,7 @@ class PushedModelFacts(Facts):
     dataset: str = ""
     size: ModelSize | None = None
     trained_size: ModelSize | None = None
+    exceeded_mib: float | None = None
 
     @property
     def sizes(self) -> dict[str, str]:
@@ -74,8 +79,10 @@ class PushedModelFacts(Facts):
 
     @property
     def size_in_words(self) -> str:
-        """The sizes, as a part of a sentence; empty if they are not known."""
-        return ", ".join(f"{numbers} {name}" for name, numbers in self.sizes.items())
+        """The sizes, and the limit if it is exceeded, as a part of a sentence; empty if they are not known."""
+        sizes = ", ".join(f"{numbers} {name}" for name, numbers in self.sizes.items())
+        limit = f"; above the limit of {self.exceeded_mib:.6g} MiB by force" if self.exceeded_mib is not None else ""
+        return f"{sizes}{limit}"
 
 
 class PushedModel(Artifact[PushedModelFacts]):
@@ -86,6 +93,8 @@ class PushedModel(Artifact[PushedModelFacts]):
         saved_model/                TensorFlow's SavedModel; signature `serving_default`:
                                     images uint8 [n, h, w] -> probabilities float32 [n, classes],
                                     class_id int64 [n], class_name string [n]
+        saved_model/assets.extra/   model-card.md and model-card.html, so that each copy of the SavedModel has the card;
+                                    not in artifacts of earlier releases
         check/images.npy            uint8 [k, h, w]: the first test images
         check/probabilities.npy     float32 [k, classes]: the evaluation's own predictions for them
     """
@@ -96,6 +105,12 @@ class PushedModel(Artifact[PushedModelFacts]):
     def saved_model(self) -> Path:
         """The SavedModel's folder."""
         return self.path / "saved_model"
+
+    @property
+    def card(self) -> Path | None:
+        """The model card in HTML, which one in Markdown lies beside; None in artifacts of earlier releases."""
+        card = self.saved_model / CARD_FOLDER / CARD_HTML
+        return card if card.exists() else None
 
     @property
     def check(self) -> Path:

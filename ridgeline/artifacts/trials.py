@@ -56,17 +56,19 @@ class Trial(Facts):
 
     @model_validator(mode="before")
     @classmethod
-    def _read_version_0_2(cls, values: Any) -> Any:
-        """Read what a version without `strengths` wrote: it had L1 and L2 only."""
-        if not isinstance(values, dict) or "strengths" in values:
+    def _read_earlier_versions(cls, values: Any) -> Any:
+        """Read what versions wrote that had L1 and L2 only, or that stated the penalty instead of the cross-entropy."""
+        if not isinstance(values, dict) or ("strengths" in values and "penalty" not in values):
             return values
         old = dict(values)
-        l1, l2 = old.pop("l1"), old.pop("l2")
-        applying = {name: value for name, value in {"l1": l1, "l2": l2}.items() if value}
+        if "strengths" not in old:
+            l1, l2 = old.pop("l1"), old.pop("l2")
+            old["strengths"] = {name: value for name, value in {"l1": l1, "l2": l2}.items() if value}
+            old["penalty"] = sum(l1 * kernel["l1_norm"] + l2 * kernel["l2_norm"] ** 2 for kernel in old["kernels"])
+        penalty = old.pop("penalty")
         if metrics := old["metrics"]:
-            penalty = sum(l1 * kernel["l1_norm"] + l2 * kernel["l2_norm"] ** 2 for kernel in old["kernels"])
-            metrics = {**metrics, "val_cross_entropy": metrics["val_loss"] - penalty}
-        return {**old, "strengths": applying, "metrics": metrics}
+            old["metrics"] = {**metrics, "val_cross_entropy": metrics["val_loss"] - penalty}
+        return old
 
     @property
     def strength(self) -> float:

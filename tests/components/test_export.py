@@ -81,6 +81,15 @@ def test_bytes_depend_on_the_model_alone(synthetic_store, refs, inputs, tmp_path
     assert PushedModel.load(tmp_path / "again").ref == refs["export"]
 
 
+def test_each_copy_of_the_saved_model_has_the_card(synthetic_store, refs):
+    pushed = synthetic_store.open(refs["export"], PushedModel)
+    assert pushed.card == pushed.saved_model / "assets.extra" / "model-card.html"
+    assert "Model card: synthetic_garments" in pushed.card.read_text("utf-8")
+    card = pushed.card.with_name("model-card.md").read_text("utf-8")
+    assert f"| Model | Model/{refs['train'].partition('/')[2]} |" in card
+    assert f"| Examples | Examples/{refs['transform'].partition('/')[2]} |" in card
+
+
 def test_unblessed_model_is_skipped_with_the_reasons(inputs, tmp_path):
     refused = Verdict(blessed=False, reasons=("accuracy 0.1 < 0.75 (min_accuracy)",))
     evaluation = with_facts(inputs["evaluation"], tmp_path / "evaluation", verdict=refused)
@@ -115,8 +124,9 @@ def test_a_model_that_is_too_large_is_skipped(inputs, tmp_path, monkeypatch, cap
     shutil.copy(inputs["evaluation"].path / "predictions.npy", evaluation.path)
     (tmp_path / "forced").mkdir()
     given = inputs | {"evaluation": evaluation}
-    export(**given, params=export.parse({"max_size_mib": 0.3}), output=tmp_path / "forced")
+    forced = export(**given, params=export.parse({"max_size_mib": 0.3}), output=tmp_path / "forced")
     assert f"size {size:.6g} MiB > 0.3 MiB (max_size_mib); forced: demo" in caplog.messages
+    assert forced.facts.size_in_words == f"{pushed.facts.size_in_words}; above the limit of 0.3 MiB by force"
 
 
 def test_evaluation_of_another_model_is_refused(inputs, tmp_path):

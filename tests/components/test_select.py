@@ -186,14 +186,36 @@ def shown(result, trials):
     return render(facts, np.resize(result.histograms()[:1], (len(trials), 2, len(EDGES) - 1)), EDGES)
 
 
+def test_each_penalty_is_in_every_picture_and_what_is_left_out_is_said(swept):
+    def at(kind, strength, accuracy):
+        like = next(trial for trial in swept.facts.trials if trial.kind == kind)
+        metrics = like.metrics | {"val_accuracy": accuracy}
+        return like.model_copy(update={"strengths": {kind: strength} if strength else {}, "metrics": metrics})
+
+    accurate = [at("none", 0, 0.9), *(at("l1", 0.1 * i, 0.85) for i in range(1, 6)), at("l2", 0.1, 0.9)]
+    html = shown(swept, [*accurate, at("group", 0.1, 0.5), at("group", 0.2, 0.4)])  # group: no useful model
+    spread = re.findall(r'alt="(Overlaid weight distributions[^"]*)"', html)
+    assert [re.findall(r"% at (\d[.\d]*\d)", text) for text in spread] == [
+        ["0.2", "0.3", "0.4", "0.5"],
+        ["0.1"],
+        ["0.1"],
+    ]
+    (contrast,) = re.findall(r'alt="(Share of the weights by size[^"]*)"', html)
+    assert "group lasso 0.1" in contrast
+    table = html.partition("if none is:")[2].partition("</table>")[0]
+    assert re.findall(r'<th scope="row">(.*?)</th>', table) == ["no penalty", "L1 0.5", "L2 0.1", "group lasso 0.1"]
+    assert "Not shown: 1 of 5 with L1, 1 of 2 with group lasso." in html
+    assert "Not shown" not in shown(swept, accurate[:2])
+
+
 def test_what_a_network_has_no_count_of_is_no_column(swept):
-    columns = {"pixels": "Pixels<br>removed", "units": "Units<br>removed"}
+    columns = {"pixels": "Eliminated<br>pixels", "units": "Eliminated<br>units"}
     for unknown in ((), ("pixels",), ("pixels", "units")):
         none = dict.fromkeys(f"num_eliminated_{what}" for what in unknown)
         diverged = swept.facts.trials[1].model_copy(update={"metrics": {}, "kernels": (), "diverged": "nan"})
         html = shown(swept, [t.model_copy(update=none) for t in (*swept.facts.trials, diverged)])
         assert {what for what in columns if columns[what] in html} == columns.keys() - set(unknown)
-        assert ("unit is removed" in html) == (len(unknown) < 2)
+        assert ("unit is eliminated" in html) == (len(unknown) < 2)
         head, *rows = re.findall(r"<tr.*?</tr>", html.partition("All trainings</h2>")[2].partition("</table>")[0], re.S)
         widths = {row.count("<td") + int((re.findall(r'colspan="(\d+)"', row) or ["1"])[0]) - 1 for row in rows}
         assert widths == {head.count("<th") - 1}

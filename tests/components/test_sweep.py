@@ -57,7 +57,8 @@ def test_the_default_grid_is_a_dense_training_and_eight_strengths_of_each_penalt
         ({"l1_l2": [[1, -2]]}, "sweep.l1_l2.0.1.*: expected greater than 0"),
         ({"l1_l2": [0.1]}, "sweep.l1_l2.0: expected a valid array"),
         ({"group": [0.1, "strong"]}, "sweep.group.1: expected a valid number"),
-        ({"train": {"penalty": {"l2": 1}}}, "Unknown parameter sweep.train.penalty"),
+        ({"train": {"penalty": {"l2": 1}}}, "Cannot set sweep.train.penalty: the sweep tries .* lists l1, l2"),
+        ({"train": {"solver": "proximal"}}, "Cannot set sweep.train.solver: the sweep chooses the solver: prox"),
     ],
 )
 def test_a_bad_grid_is_refused_by_the_fields_name(values, message):
@@ -149,6 +150,17 @@ def test_a_trial_of_version_0_2_is_read(swept):
     diverged = Trial.model_validate({**old, "l1": 0.001, "l2": 0, "metrics": {}, "kernels": [], "diverged": "nan"})
     assert (diverged.strengths, diverged.metrics) == ({"l1": 0.001}, {})
     assert (read.num_eliminated_pixels, read.num_eliminated_units) == (None, None)
+
+
+def test_a_trial_that_states_its_penalty_is_read(swept):
+    trial = swept.facts.trials[5]
+    values = trial.model_dump(mode="json")
+    values["penalty"] = values["metrics"]["val_loss"] - values["metrics"].pop("val_cross_entropy")
+    read = Trial.model_validate(values)
+    assert read.metrics == pytest.approx(trial.metrics)
+    assert read.model_copy(update={"metrics": trial.metrics}) == trial
+    diverged = Trial.model_validate({**values, "penalty": 0.0, "metrics": {}, "kernels": [], "diverged": "nan"})
+    assert (diverged.strengths, diverged.metrics) == (trial.strengths, {})
 
 
 def test_a_diverging_trial_is_recorded_and_the_others_continue(examples, tmp_path):

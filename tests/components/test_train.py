@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import create_model, model_validator
 
 from components.networks import cnn, mlp
 from components.train import train
@@ -18,6 +19,7 @@ from components.training.network import build_model
 from components.training.params import NETWORKS, Params
 from ridgeline.artifacts.model import Model
 from ridgeline.component import Champion, ParameterError, StepError, StepSkipped, flatten
+from ridgeline.component import Params as BaseParams
 from ridgeline.step_cli import run_step
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -328,6 +330,35 @@ def test_a_tuned_value_is_left_out_where_a_typed_one_excludes_it(monkeypatch):
     assert (parse(chosen).shift_share, parse(chosen).weight_decay) == (0.5, 0.1)
     assert parse(chosen | {"shift": 0}).shift_share == 1.0
     assert parse(chosen | {"optimizer": "sgd"}).weight_decay == 0.0
+    chosen = tuned_cnn(monkeypatch, {"momentum": 0.9, "solver": "proximal", "penalty": {"kind": "l1"}})
+    assert (parse(chosen).momentum, parse(chosen).solver) == (0.9, "proximal")
+    adam = parse(chosen | {"optimizer": "adam"})
+    assert (adam.momentum, adam.solver) == (0.0, "subgradient")
+    assert parse(chosen | {"penalty": {"kind": "none"}}).solver == "subgradient"
+    assert parse(chosen | {"average": 0.9}).solver == "subgradient"
+    with pytest.raises(ParameterError, match="momentum: expected 0 with the optimizer adam"):  # a typed one is refused
+        parse(chosen | {"optimizer": "adam", "momentum": 0.9})
+
+
+def test_typed_and_tuned_options_are_validated_together(monkeypatch):
+    class Ends(BaseParams):
+        first: int = 1
+        last: int = 9
+
+        @model_validator(mode="after")
+        def _ordered(self):
+            if self.first > self.last:
+                raise ValueError(f"expected first <= last; received {self.first} > {self.last}")
+            return self
+
+    tuned = {"cnn": {"first": 5}}
+    monkeypatch.setitem(NETWORKS, "cnn", replace(NETWORKS["cnn"], options=Ends, tuned=tuned))
+    other = replace(train, params=create_model("Other", __base__=Params, cnn=(Ends, Ends())))
+    chosen = {"network": "cnn", "profile": "tuned"}
+    assert other.parse(chosen | {"cnn": {"last": 6}}).model_dump()["cnn"] == {"first": 5, "last": 6}
+    message = "train.cnn: expected options that fit the tuned values of the others; received {'last': 4}: .*<= last"
+    with pytest.raises(ParameterError, match=message):
+        other.parse(chosen | {"cnn": {"last": 4}})
 
 
 def test_tuned_is_refused_for_a_network_without_tuned_values(monkeypatch):

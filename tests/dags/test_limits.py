@@ -110,7 +110,7 @@ MINUTES = {
         "ingest": 60, "transform": 30, "statistics": 30, "schema": 30, "validate": 30, "split": 5,
         "sweep": 360, "select": 30,
     },
-    "maintenance": {"collect_garbage": 60, "delete_logs": 60, "clean_metadata": 60},
+    "maintenance": {"collect_garbage": 60, "delete_logs": 60, "clean_metadata": 60, "announce_stale": 60},
     "rollback_model": {"rollback": 30},
 }  # fmt: skip
 HOURS = {"fashion_mnist_training": 24, "regularization_path": 24, "maintenance": 6, "rollback_model": 3}

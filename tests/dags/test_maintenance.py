@@ -56,8 +56,9 @@ def test_the_dag_loads_without_tensorflow_and_is_documented(facts: dict[str, Any
 
 
 def test_its_tasks_are_independent_and_failures_are_reported(facts: dict[str, Any]) -> None:
-    assert facts["upstream"] == {"collect_garbage": [], "delete_logs": [], "clean_metadata": []}
-    assert facts["callbacks"] == ["Notifier"] * 3
+    tasks = ("collect_garbage", "delete_logs", "clean_metadata", "announce_stale")
+    assert facts["upstream"] == {task: [] for task in tasks}
+    assert facts["callbacks"] == ["Notifier"] * 4
 
 
 def test_the_settings_give_the_schedule_and_the_defaults(facts: dict[str, Any]) -> None:

@@ -222,6 +222,11 @@ def test_a_penalty_is_part_of_the_loss_and_its_proximal_operator_acts(store):
     assert sum(layer.num_zeros for layer in model.facts.sparsity) > 0
 
 
+def test_the_test_of_the_penalty_passes(tree):
+    flags = ["-q", "-p", "no:cacheprovider", "tests/components/training/penalties/test_mcp.py"]
+    assert "2 passed" in python(tree, "-m", "pytest", *flags, env=dict(os.environ))
+
+
 def test_a_sweep_tries_the_new_penalty_and_its_report_names_it(store):
     (ref,) = artifacts(store, "select")
     result = store.open(ref, SweepResult)

@@ -239,3 +239,9 @@ def test_a_person_rolls_back(page: Page, airflow: Any, with_l1: str) -> None:
     frame.get_by_role("link", name="Models").click()
     section.get_by_role("link", name=forced).first.click()
     expect(frame.get_by_role("heading", name="Blessed by force").first).to_be_visible()
+
+    page.goto("/")
+    page.get_by_role("link", name="Models").click()
+    section.get_by_role("row", name=re.compile(f"^{good}")).get_by_role("link", name="Model card").click()
+    expect(frame.get_by_role("heading", name=f"Model card: {name}")).to_be_visible()
+    expect(frame.get_by_role("heading", name="Intended Use")).to_be_visible()

@@ -219,7 +219,11 @@ def test_models_lists_and_shows_what_is_served(invoke, synthetic_store):
     lines = invoke("models", "show", "synthetic_garments").stdout.splitlines()
     assert lines[1].split() == ["*", "1", "push", f"{champion.accuracy:.4f}", *when.split(), champion.model_digest[:12]]
     assert lines[3] == "version 1: 89,610 weights, 0.342 MiB, 89,400 multiply-adds an image"
-    assert lines[4] == f"served from {synthetic_store.local}/serving/synthetic_garments/1"
+    served = f"{synthetic_store.local}/serving/synthetic_garments/1"
+    assert lines[4:6] == [
+        f"version 1: model card {served}/assets.extra/model-card.html",
+        f"served from {served}",
+    ]
 
 
 @pytest.mark.fresh_process

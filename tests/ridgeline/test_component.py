@@ -27,7 +27,12 @@ def test_signature_is_the_declaration():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"epoch": 2}, "Unknown parameter train.epoch. Did you mean train.epochs."),
+        ({"epoch": 2}, r"Unknown parameter train.epoch. Did you mean train.epochs\?$"),
+        (
+            {"cnn": {"units": 2}},
+            r"Unknown parameter train.cnn.units. Expected one of train.cnn.filters, train.cnn.\w+.$",
+        ),
+        ({"mlp": {"hidden_unit": [2]}}, r"Unknown parameter train.mlp.hidden_unit. Did you mean .*mlp.hidden_units\?$"),
         ({"q": 2}, "Unknown parameter train.q. Expected one of .*train.penalty.kind.*cnn.filters.*mlp.hidden_units"),
         ({"epochs": True}, "train.epochs: expected a valid integer; received True"),
         ({"epochs": "5"}, "train.epochs: expected a valid integer; received '5'"),

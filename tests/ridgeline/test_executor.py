@@ -103,6 +103,15 @@ def test_skipped_step_yields_nothing_and_is_recorded(store, steps):
     assert store.refs() == [first.output]
 
 
+def test_the_first_attempt_after_a_skipped_one_names_the_change(store, steps):
+    first, _ = run_both(store, steps, value=13)
+    double = steps[1]
+    inputs = {"number": store.open(first.output, double.inputs["number"])}
+    assert decide(store, double, inputs, double.parse({})).reason == "last attempt skipped"
+    changed = decide(store, double, inputs, double.parse({"factor": 3}))
+    assert changed.reason == "last attempt skipped; parameter double.factor 2 → 3"
+
+
 def test_record_holds_the_run_and_the_parts(store, steps):
     first, second = run_both(store, steps, run_id="manual__1")
     assert second.run_id == "manual__1"

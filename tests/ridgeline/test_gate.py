@@ -14,6 +14,7 @@ import components.export
 from ridgeline import pipeline
 from ridgeline.artifacts.model_evaluation import ModelEvaluation, ModelEvaluationFacts
 from ridgeline.artifacts.pushed_model import ModelSize
+from ridgeline.decisions import Decisions
 from ridgeline.pipeline import StepResult
 from ridgeline.registry import Registry
 from ridgeline.run_summary import summary
@@ -125,6 +126,27 @@ def test_the_first_model_is_judged_by_the_thresholds(refs, synthetic_store):
     assert facts.verdict.blessed
     assert facts.comparison is None
     assert facts.verdict.reasons[-1] == "no other model to compare with: the thresholds decide"
+
+
+def test_each_decision_of_the_sequence_is_recorded_once(runs, sequence):
+    decisions = Decisions(sequence.store).all()[::-1]
+    assert [(decision.kind, decision.causes) for decision in decisions] == [
+        ("pushed", ()),
+        ("pushed", ()),
+        ("not_pushed", ()),
+        ("refused", ("worse than the champion",)),
+        ("pushed", ()),
+        ("not_pushed", ()),
+        ("refused", ("the champion can't be read",)),
+        ("pushed", ()),
+        ("refused", ("too large",)),
+    ]
+    assert decisions[1].title == f"{NAME}: version 2 was pushed"
+    assert decisions[1].figures == {
+        "accuracy": runs["other"].facts.accuracy,
+        "accuracy of the champion": runs["unchanged"].facts.accuracy,
+    }
+    assert decisions[5].reasons[0].startswith("version 3 served this model and was rolled back from on ")
 
 
 def test_an_unchanged_run_reuses_everything_and_pushes_nothing(runs):

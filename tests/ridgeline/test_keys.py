@@ -25,6 +25,11 @@ PARTS = KeyParts(
         ({"params": {"epochs": 2}}, "parameter train.penalty.l2 0.01 → none"),
         ({"inputs": {"examples": "c" * 64}}, "input examples changed (aaaaaaaaaaaa → cccccccccccc)"),
         ({"code": {"components/train.py": "d" * 64}}, "code of components/train.py changed"),
+        (
+            {"code": {"components/train.py": "b" * 64, "components/networks/cnn.py": "d" * 64}},
+            "code of components/networks/cnn.py added",
+        ),
+        ({"code": {}}, "code of components/train.py no longer used"),
         ({"libraries": {"numpy": "2.1"}}, "library numpy 2.0 → 2.1"),
         (
             {"inputs": {"examples": "a" * 64, "champion": f"unreadable {'c' * 64}"}},
@@ -83,14 +88,15 @@ def test_texts_of_reports_are_in_the_key_of_no_training():
 def test_a_step_reaches_only_the_declaration_the_artifacts_and_the_page_frame(step):
     framework = {name for name in reachable_code(step.module)[0] if name.startswith("ridgeline/")}
     allowed = {"ridgeline/__init__.py", "ridgeline/component.py", "ridgeline/html_page.py"}
-    if step.name in ("validate", "evaluate"):
+    if step.name in ("validate", "evaluate", "export"):
         allowed.add("ridgeline/significance.py")
     if step.name in ("validate", "evaluate", "label_errors"):
         allowed.add("ridgeline/thumbnail.py")
     if step.name == "export":  # it saves the model in a fresh process
         allowed |= {"ridgeline/fresh_process.py", "ridgeline/quiet_tensorflow.py"}
     assert {name for name in framework - allowed if not name.startswith("ridgeline/artifacts/")} == set()
-    assert ("ridgeline/html_page.py" in framework) == (step.output.report_name is not None)
+    has_page = step.output.report_name is not None or step.name == "export"  # the model card
+    assert ("ridgeline/html_page.py" in framework) == has_page
 
 
 def test_change_of_imported_code_changes_the_key_of_importers_only(toy_steps):
@@ -146,7 +152,7 @@ LIBRARIES = {
     "label_errors": {
         "h5py", "jinja2", "keras", "matplotlib", "numpy", "pillow", "scipy", "tensorflow",
     },
-    "export": {"h5py", "keras", "numpy", "tensorflow"},
+    "export": {"h5py", "jinja2", "keras", "markdown-it-py", "markupsafe", "numpy", "scipy", "tensorflow"},
 }  # fmt: skip
 
 

@@ -102,6 +102,42 @@ def test_unchanged_model_is_not_pushed_again(model, tmp_path, unchecked):
     assert len(registry.history("synthetic_garments")) == 1
 
 
+def with_card(model, folder, text):
+    shutil.copytree(model.path, folder)
+    (folder / "manifest.json").unlink()
+    for name in ("model-card.md", "model-card.html"):
+        (folder / "saved_model" / "assets.extra" / name).write_text(text)
+    return PushedModel.seal(folder, model.facts)
+
+
+def test_another_model_card_alone_is_no_reason_for_a_push_but_a_damaged_one_is(model, tmp_path, registry):
+    registry.push(model, "run 1")
+    other = with_card(model, tmp_path / "other", "another card")
+    pushed = registry.push(other, "run 2")
+    assert (pushed.version, pushed.new) == (1, False)
+    card = registry.card(NAME, 1)
+    assert card.read_bytes() == model.card.read_bytes()
+    card.write_text("damaged")
+    pushed = registry.push(other, "run 3")
+    assert (pushed.version, pushed.new) == (2, True)
+    assert registry.card(NAME, 2).read_text() == "another card"
+
+
+def test_verify_finds_a_changed_model_card(model, tmp_path, registry, store):
+    registry.push(store.open(store.publish(variant(model, tmp_path / "model")), PushedModel), "run 1")
+    registry.verify(store, NAME)
+    registry.card(NAME, 1).write_text("better figures")
+    with pytest.raises(RegistryError, match=r"they were changed: assets.extra/model-card.html"):
+        registry.verify(store, NAME)
+
+
+def test_a_version_without_a_model_card(model, registry):
+    registry.push(model, "run 1")
+    assert registry.card(NAME, 2) is None
+    registry.card(NAME, 1).unlink()
+    assert registry.card(NAME, 1) is None
+
+
 def test_unchanged_model_is_not_pushed_on_a_full_disk_either(model, tmp_path, unchecked, monkeypatch):
     registry = Registry(tmp_path / "serving")
     first = registry.push(model, "run 1")

@@ -82,6 +82,9 @@ BAD = {
     "deadline_minutes": ["inf", "-inf", "nan", "0", "1e300", "soon"],
     "notify": ["foo://token", "hunter2", "jsons://example.org mailto://", "://"],
     "notify_file": ["/nowhere", "/"],
+    "notify_about": ["everything", "pushed, refused"],
+    "stale_days": ["0", "a month"],
+    "refused_in_a_row": ["0", "few"],
     "tensorflow_slots": ["0", "two", "99999999999999999999"],
     "maintenance_schedule": ["daily", "0 6 * * 8"],
     "keep_runs": ["-1", "all"],
@@ -148,7 +151,7 @@ def test_recipients_come_from_the_variable_and_from_a_file(monkeypatch, tmp_path
     (tmp_path / "notify").write_text("mailto://user:password@example.org\njsons://example.org/a\n")
     monkeypatch.setenv("RIDGELINE_NOTIFY", "json://example.org/b")
     monkeypatch.setenv("RIDGELINE_NOTIFY_FILE", str(tmp_path / "notify"))
-    assert Settings().recipients == [
+    assert [recipient.url for recipient in Settings().recipients] == [
         "json://example.org/b",
         "mailto://user:password@example.org",
         "jsons://example.org/a",

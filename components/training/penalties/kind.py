@@ -76,6 +76,19 @@ class Kind:
     sparse: bool = False
     path: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        names = {strength.name for strength in self.strengths}
+        if unknown := sorted(names - {*self.formula.strengths}):
+            raise ValueError(
+                f"Expected the strengths of the penalty {self.name} to be among those of its formula, "
+                f"{', '.join(self.formula.strengths) or 'none'}; received {', '.join(unknown)}. Use one name."
+            )
+        if self.sparse and self.formula.proximal_step is None:
+            raise ValueError(
+                f"Expected a proximal_step in the formula of the penalty {self.name}, which is sparse; received none. "
+                "Give its formula one, or set sparse=False."
+            )
+
 
 def group_size(shape: tuple[int, ...], axis: int) -> int:
     """Return how many weights share one index of an axis.

@@ -1,7 +1,7 @@
 """The plugin's pages, behind Airflow's own authorization.
 
-A request names a run and at most one of its tasks, or two sides of a comparison, never a file. The pages show the
-artifacts that execution records or the history name, opened through the store, which verifies them.
+A request names a run and at most one of its tasks, a version of a model, or two sides of a comparison, never a file.
+The pages show the artifacts that execution records or the history name, opened through the store, which verifies them.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from ridgeline.airflow.plugin.run_page import Run, Task
 from ridgeline.airflow.plugin.template import render_template
 from ridgeline.airflow.reasons import find_reasons
 from ridgeline.artifacts.base import ArtifactError
+from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.compare import CompareError, compare, find_side
 from ridgeline.registry import RegistryError
 from ridgeline.settings import Settings, SettingsError
@@ -131,6 +132,17 @@ def create() -> FastAPI:
         if set(known) - readable.keys():
             return _message("Not allowed", "A run of the comparison is of a DAG whose runs you may not read.", 403)
         return HTMLResponse(compare_page.render(compare(*sides), readable))
+
+    @app.get("/models/{name}/{version}/card", dependencies=[readers_of_assets])
+    def model_card(name: str, version: int) -> Response:
+        settings = Settings()
+        registry = settings.open_registry()
+        history = registry.history(name) if name in registry.model_names() else []
+        push = next((entry for entry in history if entry.version == version), None)
+        card = settings.open_store().open(push.artifact, PushedModel).card if push else None
+        if card is None:
+            return _message("No such model card", f"There is no card of version {version} of the model {name!r}.", 404)
+        return HTMLResponse(card.read_text(encoding="utf-8"))
 
     return app
 

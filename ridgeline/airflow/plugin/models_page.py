@@ -74,16 +74,17 @@ def render(registry: Registry, dag_of: Callable[[Collection[str]], Mapping[str, 
             continue
         run_ids |= {entry.run_id for entry in history}
         pushes = {entry.version: entry for entry in history if entry.action == "push"}
-        versions = registry.versions(name)
+        versions = [(version, pushes.get(version)) for version in reversed(registry.versions(name))]
         models.append(
             {
                 "name": name,
                 "problem": "",
                 "champion": registry.champion(name),
                 "chart": _chart(history[-SHOWN:]),
-                "versions": [(v, pushes.get(v)) for v in reversed(versions)],
-                "comparisons": _comparisons(name, [v for v in versions if v in pushes], history[-1].version),
-                "sizes": {v: facts.sizes for v, push in pushes.items() if (facts := registry.facts(push))},
+                "versions": versions,
+                "comparisons": _comparisons(name, [v for v, push in reversed(versions) if push], history[-1].version),
+                "sizes": {v: facts.sizes for v, push in versions if push and (facts := registry.facts(push))},
+                "cards": {v: f"models/{quote(name)}/{v}/card" for v, _ in versions if registry.card(name, v)},
                 "history": history[: -SHOWN - 1 : -1],
                 "num_older": max(0, len(history) - SHOWN),
                 "previous": registry.previous(name),

@@ -21,6 +21,7 @@ from ridgeline.artifacts.example_anomalies import ExampleAnomalies, ExampleAnoma
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.artifacts.sweep_result import SweepResult
+from ridgeline.decisions import Decisions
 from ridgeline.history import HistoryEntry
 from ridgeline.lineage import Origin, lineage
 from ridgeline.masking import mask
@@ -280,8 +281,12 @@ def render(settings: Settings, run: Run) -> str:
         rollbacks = list(_rollbacks(settings, run))
     except StoreError as error:
         problems.append(mask(error))
+    start = run.started_at
+    decisions = [d for d in Decisions(store).all() if d.run_id == run.run_id and start and d.at >= start]
     return render_template(
         "run",
+        decisions=decisions,
+        has_recipients=bool(settings.recipients),
         rollbacks=rollbacks,
         run=run,
         steps=steps,

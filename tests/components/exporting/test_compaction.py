@@ -1,5 +1,6 @@
 """Small models with planted zeros: what is removed, and that predictions stay."""
 
+import shutil
 from typing import Any
 
 import keras
@@ -270,6 +271,27 @@ def test_the_export_is_smaller_and_repeats_every_prediction(artifacts, tmp_path,
     images = inputs["examples"].split("test").images
     served = tf.saved_model.load(str(pushed.saved_model)).signatures["serving_default"](images=tf.constant(images))
     np.testing.assert_allclose(served["probabilities"], inputs["evaluation"].predictions(), atol=TOLERANCE, rtol=0)
+
+
+def test_the_log_says_why_nothing_was_removed(artifacts, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("components.export.save_in_a_fresh_process", save)
+    caplog.set_level("INFO")
+    inputs = artifacts["trained"]
+    (tmp_path / "a").mkdir()
+    export(**inputs, params=export.parse({"compact": True}), output=tmp_path / "a")
+    assert caplog.messages[-1].endswith("multiply-adds an image; there is nothing to remove")
+    model = inputs["model"].load_keras()
+    folder = shutil.copytree(inputs["model"].path, tmp_path / "functional")
+    images = keras.Input(model.input_shape[1:], dtype="uint8")
+    (folder / "architecture.json").write_text(keras.Model(images, model.call(images)).to_json())
+    functional = Model.seal(folder, inputs["model"].facts)
+    monkeypatch.setattr("components.export.save_in_a_fresh_process", lambda _, *rest: save(inputs["model"].path, *rest))
+    facts = inputs["evaluation"].facts.model_copy(update={"model_digest": functional.digest})
+    evaluation = inputs["evaluation"].seal(shutil.copytree(inputs["evaluation"].path, tmp_path / "e"), facts)
+    (tmp_path / "b").mkdir()
+    params = export.parse({"compact": True})
+    export(examples=inputs["examples"], model=functional, evaluation=evaluation, params=params, output=tmp_path / "b")
+    assert caplog.messages[-1].endswith("because the network is not a keras.Sequential")
 
 
 @pytest.mark.fresh_process

@@ -18,6 +18,7 @@ from ridgeline.component import Params as BaseParams
 
 ROOT = Path(__file__).resolve().parents[3]
 NETWORK = '''
+from typing import ClassVar
 from pydantic import Field
 from further_net.size import units
 from ridgeline.component import Params
@@ -45,6 +46,16 @@ class ByName(Params):
 
 def by_name(image_shape, num_classes, regularizer, options: ByName): ...
 
+class Circular(Params):
+    tuned: ClassVar = {"profile": "tuned", "epochs": 3}
+
+def circular(image_shape, num_classes, regularizer, options: Circular): ...
+
+class Mistuned(Options):
+    tuned: ClassVar = {"epochs": 3, "epoch": 3, "a": {"sizes": (3,), "size": 3}}
+
+def mistuned(image_shape, num_classes, regularizer, options: Mistuned): ...
+
 no_function = 3
 '''
 STATE = """
@@ -68,6 +79,7 @@ def folder(tmp_path, monkeypatch):
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "ends.py").write_text("raise SystemExit(3)")
+    (package / "broken.py").write_text("import sys\nimport lost_library\n")
     (package / "network.py").write_text(NETWORK)
     (package / "size.py").write_text("import scipy\ndef units(): return 300\n")
     (tmp_path / "single_file.py").write_text(NETWORK)
@@ -94,7 +106,7 @@ def python(folder, *arguments):
 
 
 def test_the_built_in_networks_can_be_used():
-    networks = load_networks(())
+    networks = load_networks(RESERVED)
     assert {name: found.module for name, found in networks.items() if not found.problem} == {
         "cnn": "components.networks.cnn",
         "mlp": "components.networks.mlp",
@@ -110,13 +122,16 @@ def test_the_built_in_networks_can_be_used():
         ([("a", "further_net.network:with_default")], "its argument options is annotated with .*Any, not with a"),
         ([("a", "further_net.network:of_other_arguments")], "no function of image_shape, num_classes, regularizer, op"),
         ([("a", "further_net.network:no_function")], "it is no function of"),
-        ([("a", "further_net.network:without_default")], "ValidationError: 1 validation error for Required\ndepth"),
+        ([("a", "further_net.network:without_default")], "Required.depth has no default. Give it one.$"),
+        ([("a", "further_net.broken:wide")], r"No module named 'lost_library' \(.*/further_net/broken.py, line 2\)\.$"),
+        ([("a", "further_net.network:mistuned")], "its tuned values name epoch, a.size, but no parameter is called so"),
         ([("a", "single_file:wide")], "single_file is no package, so its code can't be followed"),
         ([("epochs", "further_net.network:wide")], "its name is that of another parameter, or no identifier"),
         ([("copy", "further_net.network:wide")], "its name is that of another parameter, or no identifier"),
         ([("_mine", "further_net.network:wide")], "its name is that of another parameter, or no identifier"),
         ([("a", "further_net.ends:wide")], "entry point further_net.ends:wide can't be used: SystemExit: 3"),
         ([("a", "further_net.network:by_name")], "its options sizes have values by name, which a form can't show"),
+        ([("a", "further_net.network:circular")], "its tuned values set profile, which select them. Remove it"),
         ([("a b", "further_net.network:wide")], "its name is that of another parameter, or no identifier"),
         (
             [("a", "further_net.network:wide"), ("a", "other:net")],
@@ -128,6 +143,7 @@ def test_what_cannot_be_used_says_why_and_leaves_the_others_alone(folder, monkey
     found = [importlib.metadata.EntryPoint(name, value, "ridgeline.networks") for name, value in entries]
     found.append(importlib.metadata.EntryPoint("wide", "further_net.network:wide", "ridgeline.networks"))
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: found)
+    caplog.set_level("INFO")
     networks = load_networks({"epochs"})
     bad = networks[entries[0][0]]
     with pytest.raises(ValueError, match=problem):
@@ -166,6 +182,10 @@ def test_a_network_that_cannot_be_imported_is_named_by_explain(folder):
     explain = ("-m", "ridgeline.cli", "explain", "train", "--set", "ingest.dataset=synthetic_garments:1.0.0")
     others = python(folder, *explain)
     assert others.returncode == 0
+    for help_of in ("explain", "step train"):
+        assert "cannot use the network lost" in python(folder, "-m", "ridgeline.cli", *help_of.split(), "--help").stderr
+    elsewhere = python(folder, "-m", "ridgeline.cli", "models", "list")
+    assert (elsewhere.returncode, elsewhere.stderr) == (0, "")
     assert "cannot use the network lost: its entry point further_net.lost:lost can't be used" in others.stderr
     chosen = python(folder, *explain, "--set", "train.network=lost")
     assert chosen.returncode == 1

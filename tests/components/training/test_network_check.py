@@ -8,6 +8,8 @@ from components.train import train
 from components.training.fit import make_engine
 from components.training.network_check import check_network
 from components.training.params import NETWORKS, Params
+from components.training.penalties import KINDS
+from components.training.penalties.l1 import L1
 from ridgeline.artifacts.model import Model
 from ridgeline.component import StepError
 
@@ -95,8 +97,9 @@ REFUSED = {
     r"received a Lambda layer": sequence(lambda layers: layers.Lambda(lambda images: images)),
     r"a keras.Sequential or a keras.Model of inputs and outputs; received .*Mine": custom_model,
     "a keras.Sequential or a keras.Model of inputs and outputs; received .*NoneType": lambda *_: None,
-    r"Cannot build the network mlp for images of the shape \(6, 5\) and 3 classes: ZeroDivisionError": lambda *_: 1 / 0,
-    r"Cannot build the network mlp .*: ValueError: .* Change its options": sequence(lambda layers: layers.Conv2D(2, 9)),
+    r"Cannot build the network mlp for images of the shape \(6, 5\) and 3 classes: ZeroDivisionError: division by zero"
+    r"( \(.*\))?\. Correct its function in components.networks.mlp, change its options": lambda *_: 1 / 0,
+    r"Cannot build the network mlp .*: ValueError: .* change its options": sequence(lambda layers: layers.Conv2D(2, 9)),
 }
 
 
@@ -208,3 +211,27 @@ def test_a_wrapped_weight_without_groups_is_refused_by_name(bars, use):
     use(build)
     with pytest.raises(StepError, match=r"penalty group to .*scale/gamma of the network mlp, shape \(5,\): it has no"):
         check_network(bars, Params(penalty={"kind": "group"}))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"value": lambda w, s, _: s["slope"]},
+            "value of the penalty l1 .*strengths l1, l2; received KeyError: 'slope'",
+        ),
+        ({"value": lambda w, s, _: w * s["l1"]}, r"value .* return float32 \(\) for .*; received float32 \(30, 100\)"),
+        ({"value": lambda w, s, _: None}, "value of the penalty l1 .*received ValueError"),
+        (
+            {"proximal_step": lambda w, r, s: w[0]},
+            r"proximal_step .*float32 \(30, 100\) for .*received float32 \(100,\)",
+        ),
+        ({"proximal_step": lambda w, r, s: w * r * s["slope"]}, "proximal_step of the penalty l1 .*'slope'"),
+    ],
+)
+def test_a_penalty_that_cannot_be_computed_is_refused_by_name(bars, monkeypatch, changed, message):
+    monkeypatch.setattr(
+        "components.training.penalty.KINDS", KINDS | {"l1": replace(L1, formula=replace(L1.formula, **changed))}
+    )
+    with pytest.raises(StepError, match=message):
+        check_network(bars, Params(penalty={"kind": "l1"}))

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from components.training.penalties import KINDS
+from components.training.penalties.l1 import L1
 from components.training.penalty import STRENGTHS, Penalty, regularizer
 
 
@@ -43,8 +46,15 @@ def test_every_kind_has_its_own_name_and_each_strength_one_declaration() -> None
     assert set(Penalty.model_fields) == {"kind", *STRENGTHS}
     for kind in KINDS.values():
         assert all(STRENGTHS[strength.name] is strength for strength in kind.strengths)
-        assert {strength.name for strength in kind.strengths} <= set(kind.formula.strengths)
-        assert kind.sparse <= (kind.formula.proximal_step is not None)
+
+
+def test_a_kind_that_could_not_act_is_refused_where_it_is_declared() -> None:
+    smooth = replace(L1.formula, proximal_step=None)
+    with pytest.raises(ValueError, match="proximal_step in the formula of the penalty l1, which is sparse; received n"):
+        replace(L1, formula=smooth)
+    assert replace(L1, formula=smooth, sparse=False).formula is smooth
+    with pytest.raises(ValueError, match="strengths of the penalty l1 .* of its formula, slope; received l1. Use"):
+        replace(L1, formula=replace(L1.formula, strengths=("slope",)))
 
 
 @pytest.mark.parametrize(("kind", "strengths"), [("l1_l2", (0.5, 0.25)), ("group", (0.5,))])

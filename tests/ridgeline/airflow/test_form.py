@@ -191,13 +191,13 @@ class Small(BaseModel):
 
 class Strengths(BaseModel):
     kind: Literal["l1", "l2"] = "l2"
-    l1: float = Field(0.5, json_schema_extra=applies_with("kind", "l1"))
+    l1: float = Field(0.5, json_schema_extra=applies_with(kind=["l1"]))
 
 
 class ChoiceParams(Params):
     network: Literal["small", "large"] = "small"
-    small: Small = Field(Small(), json_schema_extra=applies_with("network", "small"))
-    large: Small = Field(Small(), json_schema_extra=applies_with("network", "large"))
+    small: Small = Field(Small(), json_schema_extra=applies_with(network=["small"]))
+    large: Small = Field(Small(), json_schema_extra=applies_with(network=["large"]))
     penalty: Strengths = Strengths()
 
 
@@ -252,3 +252,71 @@ def test_the_defaults_of_options_that_do_not_apply_need_not_be_retyped(
     monkeypatch.setenv("RIDGELINE_DEFAULTS", '{"train.cnn.filterz": [4]}')
     with pytest.raises(ParameterError, match="train.cnn.filterz"):
         form_module.form(train)
+
+
+@pytest.mark.parametrize(
+    "chosen", [{"train.penalty.kind": "l2"}, {"train.optimizer": "adam"}, {"train.average": "0.9"}]
+)
+def test_a_default_solver_is_left_out_where_any_of_its_conditions_does_not_hold(
+    form_module: ModuleType, monkeypatch: pytest.MonkeyPatch, chosen: Any
+) -> None:
+    train = pipeline.load_components()["train"]
+    monkeypatch.setenv("RIDGELINE_DEFAULTS", '{"train.solver": "proximal", "train.penalty.kind": "l1"}')
+    form = form_module.form(train)
+    shown = {name: param.value for name, param in form.items()}
+    assert form_module.parse_form(form, shown, Settings())["train"].solver == "proximal"
+    assert form_module.parse_form(form, shown | chosen, Settings())["train"].solver == "subgradient"
+
+
+def test_a_default_share_of_shifted_images_is_left_out_where_none_is_shifted(
+    form_module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = pipeline.load_components()["train"]
+    monkeypatch.setenv("RIDGELINE_DEFAULTS", '{"train.shift": 1, "train.shift_share": 0.5}')
+    form = form_module.form(train)
+    shown = {name: param.value for name, param in form.items()}
+    assert form_module.parse_form(form, shown, Settings())["train"].shift_share == 0.5
+    assert form_module.parse_form(form, shown | {"train.shift": 0}, Settings())["train"].shift_share == 1.0
+
+
+@pytest.mark.parametrize(
+    ("defaults", "chosen", "expected"),
+    [
+        ({"train.momentum": 0.5}, {"train.profile": "tuned"}, ("adam", 0.0, 0.0)),
+        ({"train.momentum": 0.5, "train.profile": "tuned"}, {}, ("adam", 0.0, 0.0)),
+        ({"train.momentum": 0.5, "train.profile": "tuned"}, {"train.profile": "seed"}, ("sgd", 0.5, 0.0)),
+        ({"train.weight_decay": 0.01}, {"train.profile": "tuned", "train.network": "cnn"}, ("adam", 0.0, 0.01)),
+        ({"train.weight_decay": 0.01}, {}, ("sgd", 0.0, 0.0)),
+    ],
+)
+def test_whether_a_default_applies_depends_on_what_the_profile_fills_in(
+    form_module: ModuleType, monkeypatch: pytest.MonkeyPatch, defaults: Any, chosen: Any, expected: Any
+) -> None:
+    train = pipeline.load_components()["train"]
+    monkeypatch.setenv("RIDGELINE_DEFAULTS", json.dumps(defaults))
+    form = form_module.form(train)
+    shown = {name: param.value for name, param in form.items()}
+    params = form_module.parse_form(form, shown | chosen, Settings())["train"]
+    assert (params.optimizer, params.momentum, params.weight_decay) == expected
+
+
+class Inner(BaseModel):
+    kind: Literal["a", "b"] = "a"
+    strength: float = Field(0.5, json_schema_extra=applies_with(kind=["b"]))
+
+
+class NestedParams(Params):
+    network: Literal["small", "large"] = "small"
+    large: Inner = Field(Inner(), json_schema_extra=applies_with(network=["large"]))
+
+
+def test_a_default_may_apply_under_another_one_that_has_conditions_itself(
+    form_module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RIDGELINE_DEFAULTS", '{"fit.large.kind": "b", "fit.large.strength": 0.25}')
+    monkeypatch.setattr(form_module, "load_components", lambda: {"fit": step(NestedParams)})
+    form = form_module.form(step(NestedParams))
+    shown = {name: param.value for name, param in form.items()}
+    assert form_module.parse_form(form, shown, Settings())["fit"].large == Inner()
+    run = form_module.parse_form(form, shown | {"fit.network": "large"}, Settings())["fit"]
+    assert run.large == Inner(kind="b", strength=0.25)

@@ -21,6 +21,7 @@ import pytest
 
 from ridgeline.airflow.server import environment, free_port
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
+from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store
 
@@ -68,6 +69,7 @@ Path(sys.argv[2]).write_text(json.dumps(runs))
 COMPARISON = "/ridgeline/compare?a=synthetic_garments/1&b=Model"
 
 pytestmark = pytest.mark.airflow
+CARD = "/ridgeline/models/synthetic_garments/1/card"
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,8 @@ def server(synthetic: tuple[Settings, list[Execution]], tmp_path_factory: pytest
 
 
 def paths(server: Server) -> list[str]:
-    return [server.path("reused"), f"{server.path('reused')}/reports/evaluate", "/ridgeline/models", COMPARISON]
+    report = f"{server.path('reused')}/reports/evaluate"
+    return [server.path("reused"), report, "/ridgeline/models", COMPARISON, CARD]
 
 
 def test_no_page_without_a_token(server: Server) -> None:
@@ -274,6 +277,16 @@ def test_no_such_run(server: Server) -> None:
         assert answer.status_code == 404
         assert "No such run" in answer.text
         assert server.get(f"{path}/reports/evaluate").status_code == 404
+
+
+def test_the_model_card_of_a_version(server: Server, synthetic_store: Store, refs: dict[str, str]) -> None:
+    card = synthetic_store.open(refs["export"], PushedModel).card
+    assert card
+    assert server.get(CARD).text == card.read_text(encoding="utf-8")
+    assert '<a href="models/synthetic_garments/1/card">Model card</a>' in server.get("/ridgeline/models").text
+    for name, version in (("synthetic_garments", 99), ("nobody", 1), ("..", 1), ("%2e%2e%2fartifacts", 1)):
+        assert server.get(f"/ridgeline/models/{name}/{version}/card").status_code == 404
+    assert server.get("/ridgeline/models/synthetic_garments/one/card").status_code == 422
 
 
 def test_the_report_of_a_step(server: Server, synthetic_store: Store, refs: dict[str, str]) -> None:

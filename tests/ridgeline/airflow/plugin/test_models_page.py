@@ -56,6 +56,15 @@ def test_each_version_links_to_comparisons_with_the_champion_and_the_version_bef
     assert links == [("2", "3", "2"), ("1", "2", "1"), ("2", "1", "2")]  # the champion is 2; nothing is before 1
 
 
+def test_it_links_the_model_cards_of_the_versions_that_have_one(registry: Registry) -> None:
+    assert "Model card</a>" not in render(registry, lambda run_ids: {})
+    card = registry.root / "garments" / "3" / "assets.extra" / "model-card.html"
+    card.parent.mkdir()
+    card.touch()
+    page = render(registry, lambda run_ids: {})
+    assert re.findall('<a href="([^"]*)">Model card</a>', page) == ["models/garments/3/card"]
+
+
 def test_the_chart_has_a_point_for_each_entry(registry: Registry) -> None:
     page = render(registry, lambda run_ids: {})
     chart = page[page.index('<svg class="chart"') : page.index("</svg>")]
@@ -121,3 +130,12 @@ def test_it_shows_the_size_before_and_after_compaction(
     page = render(Registry(tmp_path / "serving", store=copy), lambda run_ids: {})
     assert "<td>1,200 of 89,610</td><td>0.005 of 0.342</td><td>1,000 of 89,400</td>" in page
     assert page.count("<td>–</td><td>–</td><td>–</td>") == 1  # of version 1, whose artifact is gone
+
+
+def test_it_reads_the_facts_of_versions_that_are_present_alone(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    monkeypatch.setattr(Registry, "facts", lambda self, entry: read.append(entry.version))
+    render(registry, lambda run_ids: {})
+    assert read == [3, 2]

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from ridgeline import pipeline
 from ridgeline.airflow.plugin.run_page import Run, Task, find_steps, render, reported
@@ -16,6 +17,8 @@ from ridgeline.artifacts.base import Artifact, ArtifactError, Facts
 from ridgeline.artifacts.example_anomalies import ExampleAnomalies, Finding
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.sweep_result import SweepResult
+from ridgeline.decisions import Decisions
+from ridgeline.files import sign
 from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store
 
@@ -76,6 +79,22 @@ def test_it_shows_the_verdict_the_figures_and_what_is_served(synthetic: Syntheti
     assert "Pushed as version 1 of synthetic_garments. It is the champion." in page
     assert re.search(r"Exported model: [\d,]+ weights, [\d.]+ MiB, [\d,]+ multiply-adds an image\.", page)
     assert "SYNTHETIC" in page
+
+
+def test_it_shows_what_was_decided_and_who_knows(copy: Settings, synthetic: Synthetic) -> None:
+    def shown(settings: Settings) -> str:
+        page = body(render(settings, run_of(synthetic)))
+        return page[page.index("<h2>Decisions</h2>") : page.index("<h2>Parameters</h2>")]
+
+    assert "synthetic_garments: version 1 was pushed" in shown(copy)
+    assert "0.75 (min_accuracy)" in shown(copy)
+    assert "no recipients" in shown(copy)
+    told = copy.model_copy(update={"notify": SecretStr("json://127.0.0.1:1")})
+    assert "not delivered" in shown(told)
+    (decision,) = Decisions(copy.open_store()).all()
+    path = next((Path(copy.store) / "decisions").iterdir())
+    path.write_text(sign(decision.model_copy(update={"delivered": ("a" * 16, "b" * 16)}).model_dump_json()))
+    assert "delivered to 2 recipients" in shown(told)
 
 
 def test_it_shows_the_lineage_back_to_the_dataset(synthetic: Synthetic, refs: dict[str, str]) -> None:

@@ -1,0 +1,103 @@
+"""The record of decisions, and who has received a message about each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from ridgeline.decisions import KINDS, Decision, Decisions
+from ridgeline.store import Store
+
+EARLIER = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+@dataclass
+class Friend:
+    """A recipient that fails as told, and the titles that it took."""
+
+    digest: str
+    failures: int = 0
+    titles: list[str] = field(default_factory=list)
+
+    def send(self, title: str, body: str) -> bool:
+        if self.failures:
+            self.failures -= 1
+            return False
+        self.titles.append(title)
+        return True
+
+
+def decision(subject: str = "version 3", **values: Any) -> Decision:
+    return Decision(**{"kind": "pushed", "model": "shoes", "subject": subject, "title": subject, **values})
+
+
+@pytest.fixture(params=["folder", "memory"])
+def book(request: pytest.FixtureRequest, tmp_path: Path) -> Decisions:
+    root = tmp_path / "store" if request.param == "folder" else f"memory://{tmp_path.name}"
+    return Decisions(Store(root, mirror=tmp_path / "mirror"))
+
+
+def test_a_decision_is_recorded_once(book: Decisions) -> None:
+    assert book.all() == []
+    assert book.add(first := decision(reasons=("accuracy 0.9 >= 0.8",), figures={"accuracy": 0.9}))
+    assert not book.add(decision(at=datetime.now(UTC) + timedelta(days=1)))
+    assert book.add(second := decision("version 4"))
+    assert book.add(third := decision(kind="rolled_back"))
+    assert book.all() == [third, second, first]
+
+
+def test_each_recipient_receives_each_decision_once_even_if_another_one_fails(book: Decisions) -> None:
+    ann, bob = Friend("a" * 16), Friend("b" * 16, failures=1)
+    book.add(decision())
+    assert book.deliver([ann, bob], KINDS, EARLIER) == 1
+    assert (ann.titles, bob.titles) == (["version 3"], [])
+    book.add(decision("version 4"))
+    assert book.deliver([ann, bob], KINDS, EARLIER) == 0
+    assert ann.titles == bob.titles == ["version 3", "version 4"]
+    assert book.deliver([ann, bob], KINDS, EARLIER) == 0
+    assert len(ann.titles) == 2
+    assert all(set(done.delivered) == {ann.digest, bob.digest} for done in book.all())
+
+
+def test_other_kinds_and_old_decisions_are_not_sent(book: Decisions) -> None:
+    ann, now = Friend("a" * 16), datetime.now(UTC)
+    book.add(decision(kind="refused"))
+    book.add(decision("old", at=now - timedelta(days=2)))
+    book.add(decision("new"))
+    book.deliver([ann], ["pushed"], now - timedelta(days=1))
+    assert ann.titles == ["new"]
+
+
+def test_one_process_sends_at_a_time(tmp_path: Path) -> None:
+    book, ann = Decisions(Store(tmp_path)), Friend("a" * 16)
+    book.add(decision())
+    with FileLock(tmp_path / "decisions.lock"):
+        assert book.deliver([ann], KINDS, EARLIER) == 0
+    assert ann.titles == []
+
+
+def test_a_damaged_decision_is_left_out(tmp_path: Path, caplog: Any) -> None:
+    book = Decisions(Store(tmp_path))
+    book.add(decision())
+    book.add(decision("version 4"))
+    damaged = min((tmp_path / "decisions").iterdir())
+    damaged.write_text(damaged.read_text().replace("version 3", "version 9"))
+    assert [found.title for found in book.all()] == ["version 4"]
+    assert f"Left out the decision {damaged.name}" in caplog.text
+
+
+def test_the_body_of_a_message_has_reasons_figures_run_and_report() -> None:
+    values: dict[str, Any] = {
+        "reasons": ("one", "two"),
+        "figures": {"accuracy": 0.91},
+        "report": "http://host",
+        "run_id": "run 1",
+    }
+    assert decision(**values, by="ann").body == (
+        "one\ntwo\naccuracy 0.9100\nRun run 1, started by ann\nReport: http://host"
+    )
