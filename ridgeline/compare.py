@@ -12,7 +12,7 @@ import numpy as np
 from ridgeline.artifacts.base import Artifact
 from ridgeline.artifacts.dataset import same_dataset
 from ridgeline.artifacts.example_statistics import ExampleStatistics
-from ridgeline.artifacts.examples import SPLITS, TEST, Examples
+from ridgeline.artifacts.examples import SPLITS, TEST, TRAIN, Examples
 from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModel
@@ -95,7 +95,7 @@ def find_side(store: Store, registry: Registry, name: str) -> Side:
         more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
         received = f"the beginning of {', '.join(found[:NAMED])}{more}" if found and name else "the name of none"
         raise CompareError(
-            f"Expected a served version such as fashion_mnist/3, a model such as Model/<digest>, or a run; received "
+            f"Expected a served version such as shoes/3, a model such as Model/<digest>, or a run; received "
             f"{name!r}, {received}. Give NAME/VERSION as in `ridgeline models list`, or more of the digest or of the "
             "run's id, as in `ridgeline lineage Model`."
         )
@@ -423,7 +423,7 @@ def _class_counts(examples: Examples) -> tuple[dict[str, int], dict[str, dict[st
 
 def _drift(a: ExampleStatistics, b: ExampleStatistics) -> Iterator[Drift]:
     """Yield the differences of the training and the test images, class balance first."""
-    for split in ("train", TEST):
+    for split in (TRAIN, TEST):
         one, other = a.facts.splits[split], b.facts.splits[split]
         balances = [
             dict(zip(facts.class_names, found.class_counts, strict=True))

@@ -10,6 +10,7 @@ import pytest
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.store import Store
 
+TASKS = ("collect_garbage", "delete_logs", "clean_metadata", "announce_stale")
 RUNS = {
     "dry run": {"keep_runs": 1, "dry_run": True},
     "real run": {"keep_runs": 1},
@@ -95,7 +96,7 @@ def results(store: Store, refs: dict[str, str], run_dags: Any) -> dict[str, Any]
 def test_a_dry_run_deletes_nothing(results: dict[str, Any], refs: dict[str, str]) -> None:
     found = results["dry run"]
     assert found["state"] == "success"
-    assert found["tasks"] == dict.fromkeys(["collect_garbage", "delete_logs", "clean_metadata"], "success")
+    assert found["tasks"] == dict.fromkeys(TASKS, "success")
     assert len(found["artifacts"]) == len(refs) + 1
     assert found["logs"] == [True, True]
     assert found["runs"] == sorted([results["old"], found["run_id"]])
@@ -104,7 +105,7 @@ def test_a_dry_run_deletes_nothing(results: dict[str, Any], refs: dict[str, str]
 def test_a_real_run_deletes_the_old_and_keeps_the_new(results: dict[str, Any], refs: dict[str, str]) -> None:
     found = results["real run"]
     assert found["state"] == "success"
-    assert found["tasks"] == dict.fromkeys(["collect_garbage", "delete_logs", "clean_metadata"], "success")
+    assert found["tasks"] == dict.fromkeys(TASKS, "success")
     assert found["artifacts"] == sorted(refs.values())
     assert found["logs"] == [False, True]
     assert found["runs"] == sorted([results["dry run"]["run_id"], found["run_id"]])
@@ -113,5 +114,5 @@ def test_a_real_run_deletes_the_old_and_keeps_the_new(results: dict[str, Any], r
 
 def test_an_unknown_param_deletes_nothing(results: dict[str, Any]) -> None:
     assert results["unknown param"]["state"] == "failed"
-    assert set(results["unknown param"]["tasks"].values()) == {"failed"}
+    assert results["unknown param"]["tasks"] == dict.fromkeys(TASKS, "failed") | {"announce_stale": "success"}
     assert "keep_runs" in results["bad value"]["error"]

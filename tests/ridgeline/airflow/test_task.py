@@ -12,6 +12,7 @@ import pytest
 from ridgeline import pipeline
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.component import Component
+from ridgeline.decisions import Decisions
 from ridgeline.history import HistoryEntry
 from ridgeline.registry import Registry
 from ridgeline.settings import Settings
@@ -267,9 +268,12 @@ def test_a_rollback_has_no_user_if_the_user_is_unknown(
     (tmp_path / "serving" / "shoes" / "history.jsonl").write_text("\n".join(lines) + "\n")
     params = {"model": "shoes", "version": None, "reason": "worse"}
     run = SimpleNamespace(triggering_user_name=None, run_id="manual__1")
-    context = {"dag": SimpleNamespace(params=params), "params": params, "dag_run": run}
+    ti = SimpleNamespace(log_url="http://host/dags/rollback_model/runs/manual__1/tasks/rollback?try_number=1")
+    context = {"dag": SimpleNamespace(params=params), "params": params, "dag_run": run, "ti": ti}
     monkeypatch.setattr(task_module, "get_current_context", lambda: context)
     task_module.rollback_in_task()
+    (decision,) = Decisions(Settings().open_store()).all()
+    assert (decision.kind, decision.report) == ("rolled_back", "http://host/dags/rollback_model/runs/manual__1")
     entry = Settings().open_registry().history("shoes")[-1]
     assert (entry.version, entry.by, entry.run_id) == (1, "", "manual__1")
 

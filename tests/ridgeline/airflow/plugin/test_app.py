@@ -163,21 +163,21 @@ def paths(server: Server) -> list[str]:
 
 
 def test_no_page_without_a_token(server: Server) -> None:
-    assert [server.get(path, user=None).status_code for path in paths(server)] == [401] * 4
+    assert [server.get(path, user=None).status_code for path in paths(server)] == [401] * 5
 
 
 def test_no_page_with_a_bad_token(server: Server) -> None:
     headers = {"Authorization": "Bearer nonsense"}
     found = [httpx.get(server.url + path, headers=headers, trust_env=False).status_code for path in paths(server)]
-    assert found == [403] * 4
+    assert found == [403] * 5
 
 
 def test_no_page_for_a_user_without_a_role(server: Server) -> None:
-    assert [server.get(path, user="stranger").status_code for path in paths(server)] == [403] * 4
+    assert [server.get(path, user="stranger").status_code for path in paths(server)] == [403] * 5
 
 
 def test_a_reader_reads_all_pages(server: Server) -> None:
-    assert [server.get(path).status_code for path in paths(server)] == [200] * 4
+    assert [server.get(path).status_code for path in paths(server)] == [200] * 5
 
 
 @pytest.mark.parametrize(
