@@ -1,20 +1,19 @@
 """Trains Keras models, many steps inside one compiled function.
 
-Seconds for an epoch of the seed model (55,000 images, batches of 32, with validation) on two cores of an AMD EPYC. The
-first column is the best of a few runs on a quiet machine. The second column is the best of 5 runs on a busy machine,
-taken in turns by ``make bench``:
+Seconds for an epoch of the seed model (55,000 images, batches of 32, with validation) on two idle cores of an AMD EPYC,
+the best of 5 runs, taken in turns by ``make bench``:
 
-    notebook: model.fit, float64, batch 32           3.0   9.4
-    model.fit, uint8, steps_per_execution=400        1.1   1.5
-    a loop in tf.function                                  2.0
-    the same loop compiled by XLA                    0.41  1.2    chosen
-    hand-written NumPy loop, one BLAS thread         0.47  1.6
-    one matrix product of the same FLOPs                   0.8
+    notebook: model.fit, float64, batch 32           1.78
+    model.fit, uint8, steps_per_execution=400        0.61
+    a loop in tf.function                            0.33
+    the same loop compiled by XLA                    0.23    chosen
+    hand-written NumPy loop, one BLAS thread         0.34
+    one matrix product of the same FLOPs             0.17
 
-The loop runs on one thread, see `ridgeline.component.STEP_ENVIRONMENT`. With two threads the epoch also took 0.41 s,
-but 0.70 s of CPU time instead of 0.40 s; with batches of 128 it took 0.27 s instead of 0.39 s. Op determinism has no
+The loop runs on one thread, see `ridgeline.component.STEP_ENVIRONMENT`. On an older machine, an epoch took 0.41 s with
+one thread and with two, but 0.70 s of CPU time instead of 0.40 s; with batches of 128, 0.39 s and 0.27 s. Op determinism has no
 measurable cost: 0.48 s of CPU time per epoch with it, 0.53 s without; in the profile `tuned` 0.49 s and 0.47 s. So it
-can't be switched off. Compilation takes a second or two, once for all strengths, rates and seeds.
+can't be switched off. Compilation takes half a second, once for all strengths, rates and seeds.
 """
 
 from __future__ import annotations
