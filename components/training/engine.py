@@ -11,9 +11,9 @@ the best of 5 runs, taken in turns by ``make bench``:
     one matrix product of the same FLOPs             0.17
 
 The loop runs on one thread, see `ridgeline.component.STEP_ENVIRONMENT`. On an older machine, an epoch took 0.41 s with
-one thread and with two, but 0.70 s of CPU time instead of 0.40 s; with batches of 128, 0.39 s and 0.27 s. Op determinism
-has no measurable cost: 0.48 s of CPU time per epoch with it, 0.53 s without; in the profile `tuned` 0.49 s and 0.47 s. So it
-can't be switched off. Compilation takes half a second, once for all strengths, rates and seeds.
+one thread and with two, but 0.70 s of CPU time instead of 0.40 s; with batches of 128, 0.39 s and 0.27 s. Op
+determinism has no measurable cost: 0.48 s of CPU time per epoch with it, 0.53 s without; in the profile `tuned` 0.49 s
+and 0.47 s. So it can't be switched off. Compilation takes half a second, once for all strengths, rates and seeds.
 """
 
 from __future__ import annotations
