@@ -96,7 +96,7 @@ def export(
         The servable model's facts.
 
     Raises:
-        StepSkipped: If the model was not blessed, or is too large and nobody gave a reason for serving it.
+        StepSkipped: If the model was not blessed, or is too large without a reason for serving it.
         StepError: If the evaluation is of another model.
     """
     if evaluation.facts.model_digest != model.digest:
@@ -205,7 +205,7 @@ def _exceeded_limit(size: ModelSize, limit: float | None, force_reason: str | No
     """Return the limit that a model exceeds by force; None if it fits, or there is no limit.
 
     Raises:
-        StepSkipped: If it is too large, and nobody gave a reason for serving it.
+        StepSkipped: If it is too large, without a reason for serving it.
     """
     if limit is None:
         return None

@@ -119,15 +119,19 @@ class Decisions:
             self._write(decision)
         return True
 
-    def all(self) -> list[Decision]:
+    def all(self, since: datetime | None = None) -> list[Decision]:
         """Return the decisions, newest first. Damaged ones are logged and left out.
+
+        Args:
+            since: Earlier ones are not read; None to read all.
 
         Raises:
             StoreError: If they can't be read.
         """
         found = []
         with translate_os_errors("read", self._store.root):
-            for name in sorted(self._names(), reverse=True):
+            earliest = _time(since) if since else ""
+            for name in sorted((name for name in self._names() if name >= earliest), reverse=True):
                 try:
                     found.append(Decision.model_validate_json(files.unsign((self._folder / name).read_text("utf-8"))))
                 except (ValueError, ValidationError) as error:
@@ -150,9 +154,9 @@ class Decisions:
         failed, wanted, recipients = 0, set(kinds), list(recipients)
         try:
             with FileLock(self._store.local / "decisions.lock", timeout=0):
-                for decision in reversed(self.all()):
+                for decision in reversed(self.all(since)):
                     missing = [r for r in recipients if r.digest not in decision.delivered]
-                    if decision.kind not in wanted or decision.at < since or not missing:
+                    if decision.kind not in wanted or not missing:
                         continue
                     done = [r.digest for r in missing if r.send(decision.title, decision.body)]
                     failed += len(missing) - len(done)
@@ -167,7 +171,7 @@ class Decisions:
         return [path.name for path in self._folder.glob("*.json")] if self._folder.exists() else []
 
     def _write(self, decision: Decision) -> None:
-        path = self._folder / f"{decision.at:%Y%m%dT%H%M%S.%fZ}-{decision.id}.json"
+        path = self._folder / f"{_time(decision.at)}-{decision.id}.json"
         text = files.sign(decision.model_dump_json(indent=2))
         if self._store.remote:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -175,3 +179,8 @@ class Decisions:
         else:
             files.make_folder(Path(self._folder.path))
             files.write(Path(path.path), text)
+
+
+def _time(at: datetime) -> str:
+    """Return a time as it begins a file's name: names sort by it."""
+    return f"{at.astimezone(UTC):%Y%m%dT%H%M%S.%fZ}"

@@ -408,7 +408,7 @@ def run_step(
         run_id: The pipeline run that this belongs to.
         by: The user who asked for it, if one did.
         rerun: Run it even if nothing changed.
-        link: URL of the run's report, for people who are told of a decision; empty if there is none.
+        link: URL of the run's report, for messages about decisions; empty if there is none.
 
     Raises:
         StepError: If the output, new or reused, states a problem.

@@ -42,9 +42,9 @@ def markdown(
         examples: What it was trained and evaluated on.
         model: The trained model.
         evaluation: Its evaluation.
-        intended_use: What a person says it is for; None if nobody did.
-        data_license: The licence of the data; None if nobody stated it.
-        ethical_considerations: What a person says about risks and harms; None if nobody did.
+        intended_use: The stated use; None if it is not stated.
+        data_license: The licence of the data; None if it is not stated.
+        ethical_considerations: The stated risks and harms; None if they are not stated.
 
     Returns:
         The same text for the same arguments. Every text from outside is escaped.

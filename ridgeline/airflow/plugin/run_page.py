@@ -281,8 +281,8 @@ def render(settings: Settings, run: Run) -> str:
         rollbacks = list(_rollbacks(settings, run))
     except StoreError as error:
         problems.append(mask(error))
-    start = run.started_at
-    decisions = [d for d in Decisions(store).all() if d.run_id == run.run_id and start and d.at >= start]
+    decided = Decisions(store).all(run.started_at) if run.started_at else []
+    decisions = [decision for decision in decided if decision.run_id == run.run_id]
     return render_template(
         "run",
         decisions=decisions,
