@@ -54,6 +54,14 @@ class Params(StepParams):
         description="A model is exported only if its weights, as they would be served, take at most this many MiB, "
         "above 0. Empty: any size.",
     )
+    canary_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        title="Canary share",
+        description="Push the model as a canary that answers this share of the requests, until somebody promotes or "
+        "aborts it; 0 to below 1. 0: it becomes the champion at once, as does the first model of a name.",
+    )
     check_images: int = Field(
         64,
         ge=8,
@@ -127,6 +135,7 @@ def export(
         forced=evaluation.facts.verdict.force_reason,
         dataset=model.facts.dataset,
         exceeded_mib=exceeded,
+        canary_share=params.canary_share,
         **sizes,
     )
     (output / "saved_model" / EXTRA).mkdir()

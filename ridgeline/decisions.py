@@ -18,7 +18,9 @@ from ridgeline.store import Store, translate_os_errors
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["pushed", "refused", "not_pushed", "rolled_back", "data_blocked", "stale"]
+Kind = Literal[
+    "pushed", "refused", "not_pushed", "rolled_back", "canary", "promoted", "aborted", "data_blocked", "stale"
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SHORT = 16  # hexadecimal digits in a name
 
@@ -40,7 +42,8 @@ class Decision(BaseModel):
     Attributes:
         schema_version: Version of this layout.
         kind: What was decided. ``refused``: the gate did not bless a model, or it is too large. ``not_pushed``: a model
-            that passed the gate is not served, because of the history. ``data_blocked``: the data stopped the run.
+            that passed the gate is not served, because of the history. ``canary``: a version answers a share of the
+            requests, until it is ``promoted`` or ``aborted``. ``data_blocked``: the data stopped the run.
             ``stale``: what is served is old, or its successors were refused.
         model: The model's name.
         subject: What was decided about, such as an artifact's name. Decisions of one kind about one subject are one.
