@@ -213,7 +213,8 @@ class Registry:
             return Serving(int(pointer["version"]), pending["version"], float(pending["share"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             history = self.history(name)
-            return _serving(history) if history else None
+            found = _serving(history) if history else None
+            return found if found and found.champion in self.versions(name) else None  # the first push is not done yet
 
     def expect_whole(self, name: str, version: int) -> None:
         """Check that a version's folder holds the files that were pushed, as far as the history or the store tells it.

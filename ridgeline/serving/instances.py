@@ -54,7 +54,7 @@ def read_instances(
 
     Args:
         body: The body.
-        is_json: Whether the client says that it is JSON; it is, too, if it begins with a brace.
+        is_json: Whether the client says that it is JSON; it is, too, if it begins with a brace or a bracket.
         image_shape: ``(h, w)`` or ``(h, w, 3)`` of the model's input.
         form: How to prepare image files.
         max_instances: The largest number of images.
@@ -64,7 +64,7 @@ def read_instances(
     """
     if not body:
         raise BadRequestError(f"Expected {EXAMPLES}; received an empty body.")
-    if not is_json and not body.lstrip(b" \t\r\n").startswith(b"{"):
+    if not is_json and not body.lstrip(b" \t\r\n").startswith((b"{", b"[")):
         return Instances(_decoded(body, form, EXAMPLES)[None])
     try:
         request = from_json(body, allow_inf_nan=False)
@@ -140,18 +140,17 @@ def _pixels(given: list[Any], image_shape: tuple[int, ...], where: str) -> np.nd
     if images.shape[1:] != image_shape:
         raise BadRequestError(f"Expected {where} of shape {image_shape}; received {images.shape[1:]}.")
     if images.min() < 0 or images.max() > 255:
-        wrong = images.min() if images.min() < 0 else images.max()
-        raise BadRequestError(f"Expected pixels from 0 to 255 (uint8) in {where}; received {wrong}.")
+        raise BadRequestError(f"Expected pixels from 0 to 255 (uint8) in {where}; received {_first_other(given)}.")
     return images.astype(np.uint8)
 
 
 def _first_other(values: Iterable[Any]) -> Any:
-    """Return the first value in nested lists that is no integer."""
+    """Return the first value in nested lists that is no integer from 0 to 255."""
     for value in values:
         if isinstance(value, list):
             if (found := _first_other(value)) is not None:
                 return found
-        elif type(value) is not int:
+        elif type(value) is not int or not 0 <= value <= 255:
             return "null" if value is None else value
     return None
 

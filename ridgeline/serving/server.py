@@ -106,6 +106,7 @@ def serve(registry: Registry, host: str, port: int, limits: Limits, token_file: 
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata; the size is checked
     listening = _listen(host, port)
     address = f"[{host}]" if ":" in host else host
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     log.info("serving %s on http://%s:%d", registry.root, address, listening.getsockname()[1])
     config = uvicorn.Config(
         create_app(registry, limits, token),
