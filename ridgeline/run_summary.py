@@ -87,8 +87,12 @@ def _served(registry: Registry, model: PushedModel) -> Iterator[tuple[str, str]]
     name = model.facts.model_name
     if champion := registry.champion(name):
         decision = registry.decide_push(model)
-        if champion.artifact != model.ref and not decision.push:
+        serving = registry.serving(name)
+        is_canary = decision.unchanged and serving is not None and serving.canary is not None
+        if champion.artifact != model.ref and not decision.push and not is_canary:
             yield "not pushed", decision.reason
         yield "served", f"{name} version {champion.version} in {registry.root / name / str(champion.version)}"
+        if serving and serving.canary:
+            yield "canary", f"{name} version {serving.canary}, for {serving.share:.3g} of the requests"
     if size := model.facts.size_in_words:
         yield "size", size
