@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from ridgeline.image_decoding import Form
+from ridgeline.image_form import Form
 from ridgeline.registry import Registry
 from ridgeline.serving import app as app_module
 from ridgeline.serving import versions
@@ -194,6 +194,14 @@ def test_a_damaged_version_is_served_once_it_is_restored(push, serve, registry, 
     assert f"No version of {NAME} can be served at present. Cannot serve version 1" in refused.json()["error"]
     file.write_bytes(content)
     until(lambda: client.get("/health/ready").status_code == 200)
+
+
+def test_a_model_whose_history_is_lost_is_served(push, serve, registry):
+    push()
+    for file in ("history.jsonl", "history-copy.jsonl"):
+        (registry.root / NAME / file).write_text("damaged\n")
+    registry.store = None
+    assert version_of(serve()) == (1, "stable")
 
 
 def test_an_unreachable_registry_leaves_what_is_served(push, serve, registry):
