@@ -22,6 +22,7 @@ from ridgeline.artifacts.dataset import same_dataset
 from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.pushed_model import CARD_FOLDER, CARD_HTML, PushedModel, PushedModelFacts
 from ridgeline.component import StepError
+from ridgeline.decisions import Decision
 from ridgeline.history import (
     CHAMPION,
     COPY,
@@ -352,7 +353,7 @@ class Registry:
 
     # --- changes
 
-    def push(self, model: PushedModel, run_id: str, by: str = "") -> Pushed:
+    def push(self, model: PushedModel, run_id: str, by: str = "", approval: Decision | None = None) -> Pushed:
         """Serve a model: copy it, check the copy in a fresh process, append to the history, rename it into place.
 
         Nothing is done if `decide_push` refuses. After a push, old versions are deleted.
@@ -361,6 +362,7 @@ class Registry:
             model: The servable model.
             run_id: The pipeline run that pushes it.
             by: The user who asked for it, if one did.
+            approval: Who approved the push and why, for the history; None if nobody had to.
 
         Returns:
             The version that is served now: a new one, or the champion if nothing was pushed.
@@ -389,7 +391,10 @@ class Registry:
             except BaseException:
                 files.remove(staging)
                 raise
-            self._make_champion(name, self._push_entry(model, version, run_id).model_copy(update={"by": by}))
+            asked = {"by": by}
+            if approval:
+                asked |= {"approved_by": approval.answered_by, "approval": "; ".join(approval.reasons)}
+            self._make_champion(name, self._push_entry(model, version, run_id).model_copy(update=asked))
             self._prune(name)
         return Pushed(folder / str(version), version, f"pushed as version {version}", new=True)
 
