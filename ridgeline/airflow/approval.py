@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any
 
 from airflow.providers.standard.operators.python import PythonOperator
 from airflow.sdk import Context, Param, get_current_context
 from airflow.sdk.bases.decorator import DecoratedOperator, TaskDecorator, task_decorator_factory
 from airflow.sdk.definitions.param import ParamsDict
-from airflow.sdk.exceptions import TaskAwaitingInput
-from airflow.sdk.execution_time.hitl import HITLUser, upsert_hitl_detail
+from airflow.sdk.exceptions import AirflowRuntimeError, TaskAwaitingInput
+from airflow.sdk.execution_time.hitl import HITLUser, get_hitl_detail_content_detail, upsert_hitl_detail
 
 from ridgeline.announcements import announce
 from ridgeline.approval import Ask, answer, markdown
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
-from ridgeline.decisions import Answer, Decision, Decisions
+from ridgeline.decisions import Decision, Decisions
 from ridgeline.masking import mask
 from ridgeline.settings import Settings
 
@@ -30,16 +30,21 @@ class AskInAirflow:
     def expect_possible(self) -> None:
         """Do nothing: Airflow can always ask."""
 
-    def __call__(self, asked: Decision, evaluation: ModelEvaluation) -> NoReturn:
+    def __call__(self, asked: Decision, evaluation: ModelEvaluation) -> Decision:
         """Show the question under *Required Actions* and let the task wait.
 
+        If the answer arrives while the scheduler has yet to note that the task waits, as a program's may, Airflow 3.3.2
+        takes the task for failed and tries it again. The answer is kept, so that it is not asked for a second time.
+
         Raises:
-            TaskAwaitingInput: Always. `_TaskWithApproval.resume` continues the task.
+            TaskAwaitingInput: Unless there is an answer. `_TaskWithApproval.resume` continues the task.
         """
-        settings = Settings()
+        settings, task = Settings(), get_current_context()["ti"]
+        if task.try_number > 1 and (given := _given(task, asked)):
+            return given
         reason = Param("", "For the history.", type="string", title="Reason", minLength=3, maxLength=MAX_REASON)
         upsert_hitl_detail(
-            ti_id=get_current_context()["ti"].id,
+            ti_id=task.id,
             options=[APPROVE, REJECT],
             subject=f"Push {asked.title.partition(' waits')[0]}?",
             body=markdown(asked, evaluation),
@@ -52,6 +57,24 @@ class AskInAirflow:
             kwargs={"asked": asked.model_dump(mode="json")},
             timeout=timedelta(hours=settings.approval_hours),
         )
+
+
+def _given(task: Any, asked: Decision) -> Decision | None:
+    """Return the answer that a person gave to an earlier try of a task; None if there is none."""
+    try:
+        found = get_hitl_detail_content_detail(task.id)
+    except AirflowRuntimeError:  # there was no question
+        return None
+    if not found.response_received or found.responded_by_user is None:
+        return None
+    user = found.responded_by_user
+    return _answer(asked, found.chosen_options or [], found.params_input, user.name or user.id)
+
+
+def _answer(asked: Decision, options: Sequence[str], params: Mapping[str, Any] | None, user: str) -> Decision:
+    """Return what a person chose, as the answer to a question."""
+    reason = " ".join(str((params or {}).get("reason") or "").split())[:MAX_REASON]
+    return answer(asked, "approved" if list(options) == [APPROVE] else "rejected", user, mask(reason))
 
 
 class _AskNow:
@@ -91,12 +114,13 @@ class _TaskWithApproval(DecoratedOperator, PythonOperator):
             event: The answer, as Airflow gives it.
             asked: The question.
         """
-        settings, user = Settings(), event.get("responded_by_user") or {}
-        kind: Answer = "approved" if event["chosen_options"] == [APPROVE] else "rejected"
-        reason = " ".join(str((event.get("params_input") or {}).get("reason") or "").split())[:MAX_REASON]
+        settings, user, question = Settings(), event.get("responded_by_user") or {}, Decision.model_validate(asked)
         if event.get("timedout"):
-            kind, reason = "approval_expired", f"nobody answered within {settings.approval_hours:g} hours"
-        given = answer(Decision.model_validate(asked), kind, user.get("name") or user.get("id") or "", mask(reason))
+            late = f"nobody answered within {settings.approval_hours:g} hours"
+            given = answer(question, "approval_expired", reason=late)
+        else:
+            by = user.get("name") or user.get("id") or ""
+            given = _answer(question, event["chosen_options"], event.get("params_input"), by)
         Decisions(settings.open_store()).add(given)
         announce(settings, given)
         return self.execute(context)
