@@ -151,7 +151,11 @@ def training_dag(
             """List the training and validation images whose label is probably wrong. They do not stop the run."""
             return run_in_task(components.label_errors.label_errors, dataset=dataset, examples=examples, model=model)
 
-        @task_with_approval(execution_timeout=timedelta(minutes=30), outlets=[Asset(f"{name}_pushed_model")])
+        @task_with_approval(
+            execution_timeout=timedelta(minutes=30),
+            outlets=[Asset(f"{name}_pushed_model")],
+            retries=3,  # an answer that comes at once costs one, see `AskInAirflow`
+        )
         def export(examples: str, model: str, evaluation: str) -> str:
             """Export a blessed model, verify its predictions in a fresh process, and make it the champion."""
             return run_in_task(components.export.export, examples=examples, model=model, evaluation=evaluation)

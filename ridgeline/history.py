@@ -58,6 +58,12 @@ class HistoryEntry(BaseModel):
     files: str = ""
     dataset: str = ""
 
+    @property
+    def reasons(self) -> str:
+        """Its reason and its approval, in one line; empty if there is neither."""
+        approved = f"approved by {self.approved_by}: {self.approval}" if self.approved_by else ""
+        return "; ".join(" ".join(text.split()) for text in (self.reason, approved) if text)
+
     def line(self) -> str:
         """Return the entry as a line of the history, with its checksum."""
         return files.sign(self.model_dump_json())

@@ -455,6 +455,7 @@ class Registry:
                 )
             self.verify(store, name, target.version)
             now = {"action": "rollback", "at": datetime.now(UTC), "reason": reason.strip(), "by": by, "run_id": run_id}
+            now |= {"approved_by": "", "approval": ""}  # those of the push
             entry = target.model_copy(update=now)
             self._make_champion(name, entry)
         return entry

@@ -128,7 +128,9 @@ def _messages(value: Any) -> Any:
     return words
 
 
-def _words(value: Any) -> Any:
+def _users(value: Any) -> Any:
+    if isinstance(value, str) and set(",;") & set(value):
+        raise ValueError("names of users, separated by spaces")
     return tuple(value.split()) if isinstance(value, str) else value
 
 
@@ -193,7 +195,7 @@ class Settings(BaseSettings):
     notify_about: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_messages)] = MESSAGES
     stale_days: int = Field(30, ge=1, le=100 * 366)
     refused_in_a_row: int = Field(3, ge=1, le=1_000)
-    approvers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = ()
+    approvers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_users)] = ()
     approval_hours: float = Field(12.0, gt=0.0, le=24 * 366, allow_inf_nan=False)
     tensorflow_slots: int = Field(2, ge=1, le=10_000)
     maintenance_schedule: Schedule = "0 6 * * 0"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 from airflow.providers.standard.operators.python import PythonOperator
 from airflow.sdk import Context, Param, get_current_context
 from airflow.sdk.bases.decorator import DecoratedOperator, TaskDecorator, task_decorator_factory
 from airflow.sdk.definitions.param import ParamsDict
-from airflow.sdk.exceptions import AirflowRuntimeError, TaskAwaitingInput
-from airflow.sdk.execution_time.hitl import HITLUser, get_hitl_detail_content_detail, upsert_hitl_detail
+from airflow.sdk.exceptions import TaskAwaitingInput
+from airflow.sdk.execution_time.hitl import HITLUser, upsert_hitl_detail
 
 from ridgeline.announcements import announce
 from ridgeline.approval import Ask, answer, markdown
@@ -30,21 +30,19 @@ class AskInAirflow:
     def expect_possible(self) -> None:
         """Do nothing: Airflow can always ask."""
 
-    def __call__(self, asked: Decision, evaluation: ModelEvaluation) -> Decision:
+    def __call__(self, asked: Decision, evaluation: ModelEvaluation) -> NoReturn:
         """Show the question under *Required Actions* and let the task wait.
 
-        If the answer arrives while the scheduler has yet to note that the task waits, as a program's may, Airflow 3.3.2
-        takes the task for failed and tries it again. The answer is kept, so that it is not asked for a second time.
+        If the answer arrives before the scheduler has noted that the task's process has ended, as a program's may,
+        Airflow 3.3.2 takes the task for failed, discards the answer, and tries the task again, which asks again.
 
         Raises:
-            TaskAwaitingInput: Unless there is an answer. `_TaskWithApproval.resume` continues the task.
+            TaskAwaitingInput: Always. `_TaskWithApproval.resume` continues the task.
         """
-        settings, task = Settings(), get_current_context()["ti"]
-        if task.try_number > 1 and (given := _given(task, asked)):
-            return given
+        settings = Settings()
         reason = Param("", "For the history.", type="string", title="Reason", minLength=3, maxLength=MAX_REASON)
         upsert_hitl_detail(
-            ti_id=task.id,
+            ti_id=get_current_context()["ti"].id,
             options=[APPROVE, REJECT],
             subject=f"Push {asked.title.partition(' waits')[0]}?",
             body=markdown(asked, evaluation),
@@ -57,18 +55,6 @@ class AskInAirflow:
             kwargs={"asked": asked.model_dump(mode="json")},
             timeout=timedelta(hours=settings.approval_hours),
         )
-
-
-def _given(task: Any, asked: Decision) -> Decision | None:
-    """Return the answer that a person gave to an earlier try of a task; None if there is none."""
-    try:
-        found = get_hitl_detail_content_detail(task.id)
-    except AirflowRuntimeError:  # there was no question
-        return None
-    if not found.response_received or found.responded_by_user is None:
-        return None
-    user = found.responded_by_user
-    return _answer(asked, found.chosen_options or [], found.params_input, user.name or user.id)
 
 
 def _answer(asked: Decision, options: Sequence[str], params: Mapping[str, Any] | None, user: str) -> Decision:

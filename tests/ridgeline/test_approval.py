@@ -68,7 +68,9 @@ def test_the_policy_is_in_no_key(settings: Settings, refs: dict[str, str]) -> No
     assert "approval" not in EXPORT.parse({"approval": "always"}).in_key()
 
 
-def test_an_approved_model_is_pushed_and_the_history_keeps_who_and_why(settings: Settings, refs: dict[str, str]) -> None:
+def test_an_approved_model_is_pushed_and_the_history_keeps_who_and_why(
+    settings: Settings, refs: dict[str, str]
+) -> None:
     person = Person("approved", "figures look right")
     result = export(settings, refs, person)
     assert result.pushed
@@ -161,7 +163,9 @@ def test_the_policy_says_when_a_person_is_asked(
 
 def test_the_question_in_markdown_shows_names_as_they_are(settings: Settings, refs: dict[str, str]) -> None:
     evaluation = evaluation_with(settings, refs, (3, 4))
-    asked = Decision(kind="approval_asked", model="m", subject="s", title="t", reasons=("<b>*x*</b>",), report="/a/path")
+    asked = Decision(
+        kind="approval_asked", model="m", subject="s", title="t", reasons=("<b>*x*</b>",), report="/a/path"
+    )
     text = markdown(asked, evaluation)
     assert "- \\<b>\\*x\\*\\</b>" in text
     assert "It alone is right on 3 images, this model on 4." in text
