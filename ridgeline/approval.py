@@ -21,8 +21,11 @@ WAITS = " waits for approval"
 class Ask(Protocol):
     """How a person is asked."""
 
-    def expect_possible(self) -> None:
+    def expect_possible(self, parameter: str) -> None:
         """Refuse a run that may have to ask, if nobody can be asked.
+
+        Args:
+            parameter: Dotted name of the parameter that says when a person must approve a push.
 
         Raises:
             ParameterError: If nobody can be asked.
@@ -173,7 +176,7 @@ def expect_askable(steps: Iterable[Component], params: Mapping[str, Params], ask
                 raise ParameterError(
                     f"Expected {step.name}.approval=never where nobody can be asked; received {policy}."
                 )
-            ask.expect_possible()
+            ask.expect_possible(f"{step.name}.approval")
 
 
 class Terminal:
@@ -188,8 +191,11 @@ class Terminal:
         self._user = user
         self._output = output or sys.stdout
 
-    def expect_possible(self) -> None:
+    def expect_possible(self, parameter: str) -> None:
         """Refuse a run without a terminal.
+
+        Args:
+            parameter: Dotted name of the parameter that says when a person must approve a push.
 
         Raises:
             ParameterError: If there is none.
@@ -197,7 +203,7 @@ class Terminal:
         if not (sys.stdin and sys.stdin.isatty() and self._output.isatty()):
             raise ParameterError(
                 "Expected a terminal to ask for approval of the push at; received none. Run the command at a terminal, "
-                "run the DAG in Airflow's web interface, or set export.approval=never."
+                f"run the DAG in Airflow's web interface, or set {parameter}=never."
             )
 
     def __call__(self, asked: Decision, evaluation: ModelEvaluation) -> Decision:

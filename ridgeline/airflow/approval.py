@@ -27,7 +27,7 @@ MAX_REASON = 500  # characters
 class AskInAirflow:
     """Asks in Airflow's web interface, inside a task that `task_with_approval` declares."""
 
-    def expect_possible(self) -> None:
+    def expect_possible(self, parameter: str) -> None:
         """Do nothing: Airflow can always ask."""
 
     def __call__(self, asked: Decision, evaluation: ModelEvaluation) -> NoReturn:

@@ -31,7 +31,7 @@ class Person:
         self.kind, self.reason = kind, reason
         self.asked: list[Decision] = []
 
-    def expect_possible(self) -> None:
+    def expect_possible(self, parameter: str) -> None:
         pass
 
     def __call__(self, asked: Decision, evaluation: ModelEvaluation) -> Decision:
