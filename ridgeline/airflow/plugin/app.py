@@ -129,8 +129,9 @@ def create() -> FastAPI:
         sides = [find_side(store, registry, name) for name in (a, b)]
         run_ids = {run_id for side in sides for run_id in side.run_ids}
         readable = _readable_dags(session, user, run_ids)
-        known = session.scalars(select(DagRun.run_id).where(DagRun.run_id.in_(run_ids)))
-        if set(known) - readable.keys():
+        # Scheduled runs of several DAGs can have one id: all of these must be readable.
+        dags = set(session.scalars(select(DagRun.dag_id).where(DagRun.run_id.in_(run_ids))))
+        if dags - get_auth_manager().get_authorized_dag_ids(user=user, session=session):
             return _message("Not allowed", "A run of the comparison is of a DAG whose runs you may not read.", 403)
         return HTMLResponse(compare_page.render(compare(*sides), readable))
 
