@@ -138,7 +138,6 @@ def test_the_store_takes_its_credentials_from_a_connection(
     module: ModuleType, bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import s3fs
-    from botocore.exceptions import NoCredentialsError
 
     endpoint = os.environ["AWS_ENDPOINT_URL"]
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -155,7 +154,7 @@ def test_the_store_takes_its_credentials_from_a_connection(
     assert masking.mask("AKIA123 hunter22") == "*** ***"
 
     s3fs.S3FileSystem.clear_instance_cache()  # those of the environment
-    with pytest.raises((NoCredentialsError, PermissionError)):
+    with pytest.raises(Exception, match="credentials"):
         Decisions(Settings(store=f"{bucket}/store").open_store()).all()
     add(monkeypatch, "team_store", conn_type="smtp", password="hunter22")
     with pytest.raises(
