@@ -242,7 +242,7 @@ class Settings(BaseSettings):
             if _unusable(urls):
                 raise ValueError("expected an Apprise URL in it; received something else")
         except ValueError as error:
-            problem = f"Cannot use the Airflow connection {conn_id!r}: {mask(error)}. Correct it, or RIDGELINE_NOTIFY."
+            problem = f"Cannot use the Airflow connection {conn_id!r} in RIDGELINE_NOTIFY: {mask(error)}."
             return [Recipient("", entry, problem)]
         names = [entry, *(f"{entry} ({number})" for number in range(2, len(urls) + 1))]
         return [Recipient(url, name) for url, name in zip(urls, names, strict=True)]

@@ -127,7 +127,7 @@ def test_a_connection_that_can_t_be_used_is_logged_and_the_other_recipients_get_
     announce(settings, PUSHED)
     assert hook.paths == ["/b"]
     assert (
-        f"Cannot deliver the message 'shoes: version 1 was pushed': Cannot use the Airflow connection 'ops': {cause}"
+        f"Cannot deliver the message 'shoes: version 1 was pushed': Cannot use the Airflow connection 'ops' in RIDGELINE_NOTIFY: {cause}"
         in (caplog.text)
     )
     assert "1 messages wait" in caplog.text
@@ -184,6 +184,9 @@ except ValueError as error:
     done = subprocess.run([sys.executable, "-P", "-c", program], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     cause = "Airflow has no such connection, or its secrets backend does not respond"
-    assert f"Cannot deliver the message 'title': Cannot use the Airflow connection 'ops': {cause}" in done.stdout
+    assert (
+        f"Cannot deliver the message 'title': Cannot use the Airflow connection 'ops' in RIDGELINE_NOTIFY: {cause}"
+        in done.stdout
+    )
     assert f"Cannot use the Airflow connection 'ops' for the store: {cause}" in done.stdout
     assert "hunter22" not in done.stdout + done.stderr
