@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, cast, get_args, get
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import to_jsonable_python
+from pydantic_core import ErrorDetails, to_jsonable_python
 
 from ridgeline.artifacts.base import Artifact, Facts, digest_of_mapping
 
@@ -417,14 +417,24 @@ class Component:
                     if decided
                     else f"Unknown parameter {name}. {_suggestion(name, known)}"
                 )
-            elif item["type"] == "value_error":  # from a step's validator: its message starts with the field's name
-                lines.append(f"Parameter {name}.{item['ctx']['error']}")
             else:
-                expected = (
-                    item["msg"].replace("Input should be", "expected").replace("String should", "expected text to")
-                )
-                lines.append(f"Parameter {name}: {expected}; received {item['input']!r}.")
+                lines.append(f"Parameter {describe_problem(name, item)}")
         return "\n".join(lines)
+
+
+def describe_problem(name: str, problem: ErrorDetails) -> str:
+    """Return a problem that pydantic found as a sentence: what was expected and what was received.
+
+    Args:
+        name: The parameter.
+        problem: One of `ValidationError.errors`.
+    """
+    if problem["type"] == "extra_forbidden":
+        return f"{name}: expected no such parameter; received {problem['input']!r}."
+    if problem["type"] == "value_error":  # from a step's validator: its message starts with the field's name
+        return ".".join(filter(None, [name, str(problem["ctx"]["error"])]))
+    expected = problem["msg"].replace("Input should be", "expected").replace("String should", "expected text to")
+    return f"{name}: {expected}; received {problem['input']!r}."
 
 
 def component(

@@ -18,6 +18,7 @@ from ridgeline.airflow import REASON, RERUN
 from ridgeline.airflow.approval import ask_in_task
 from ridgeline.airflow.form import default_values, flat_params, parse_form, refuse_unknown
 from ridgeline.airflow.openlineage import emit_lineage
+from ridgeline.airflow.settings import AirflowSettings
 from ridgeline.announcements import announce, rollback_decision
 from ridgeline.approval import expect_askable
 from ridgeline.artifacts.base import ArtifactError
@@ -110,7 +111,7 @@ def settings_in_task() -> Settings:
         AirflowFailException: If an environment variable is bad; not retried.
     """
     try:
-        settings = Settings()
+        settings = AirflowSettings()
     except SettingsError as error:
         raise AirflowFailException(str(error)) from None
     for secret in known():
