@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import airflow, cifar, compaction, engine, faults, images, memory, records, steps, sweep, tuned
+from benchmarks import airflow, cifar, compaction, engine, faults, images, memory, records, serving, steps, sweep, tuned
 from ridgeline import pipeline
 from ridgeline.settings import Settings
 
@@ -27,6 +27,7 @@ PARTS = {
     "images": images.main,
     "cifar": cifar.main,
     "faults": faults.main,
+    "serving": serving.main,
 }
 
 

@@ -83,9 +83,6 @@ def shown_as(**labels: str) -> dict[str, Any]:
 
 FILLED_IN = ("scratch", "previous")  # arguments that the executor provides, or None
 
-# When a person must approve the push of a model, see `ridgeline.approval`.
-Approval = Literal["never", "forced", "uncertain", "always"]
-
 # A field's ``json_schema_extra`` for a value that applies to one run: it can't be made a default of scheduled runs.
 FOR_ONE_RUN: dict[str, Any] = {"for_one_run": True}
 
@@ -165,6 +162,23 @@ class Champion(Generic[A]):
     def digest(self) -> str:
         """Its entry in a key: the artifact's digest, marked if it can't be read."""
         return self.artifact_digest if self.artifact else f"unreadable ({self.problem}) {self.artifact_digest}"
+
+
+# When a person must approve the push of a model, see `ridgeline.approval`.
+Approval = Literal["never", "forced", "uncertain", "always"]
+
+
+@dataclass(frozen=True)
+class PushRule:
+    """What happens to a servable model after its step. It does not shape the model, so it is part of no key.
+
+    Attributes:
+        approval: When a person must approve the push.
+        canary_share: The share of the requests that it answers as a canary, 0 to below 1; 0 to become the champion.
+    """
+
+    approval: Approval = "never"
+    canary_share: float = 0.0
 
 
 class StepError(ValueError):
@@ -291,8 +305,8 @@ def _no_code(params: Params | None) -> Iterable[str]:
     return ()
 
 
-def _no_approval(params: Params) -> Approval:
-    return "never"
+def _push_at_once(params: Params) -> PushRule:
+    return PushRule()
 
 
 class StepSkipped(Exception):
@@ -321,7 +335,7 @@ class Component:
         continues: Whether `run` takes ``previous``: its last output with the same parameters and code, but other
             content of the sources, or None. It saves work; the output may not depend on it.
         after: Artifact types whose steps run before this one; nothing of them is in its key.
-        approval: Returns, for the parameters of a step that yields servable models, when a person must approve a push.
+        push: Returns, for the parameters of a step that yields servable models, what happens to them.
         resumes: Whether `run` takes ``scratch``: a folder that survives a failed or killed attempt and is handed
             to the next one with the same key, or None where there is none.
     """
@@ -339,7 +353,7 @@ class Component:
     code: Callable[[Any], Iterable[str]] = _no_code
     continues: bool = False
     after: tuple[type[Artifact[Any]], ...] = ()
-    approval: Callable[[Any], Approval] = _no_approval
+    push: Callable[[Any], PushRule] = _push_at_once
     resumes: bool = False
 
     @property
@@ -444,7 +458,7 @@ def component(
     sources: Callable[[Any], Mapping[str, SourceFolder]] = _no_sources,
     uses_champion: Callable[[Any], bool] = _always,
     code: Callable[[Any], Iterable[str]] = _no_code,
-    approval: Callable[[Any], Approval] = _no_approval,
+    push: Callable[[Any], PushRule] = _push_at_once,
 ) -> Callable[[Callable[..., Facts]], Component]:
     """Declare a function as a pipeline step; its annotations name the inputs and the parameters.
 
@@ -467,7 +481,7 @@ def component(
             extension that they name; for None, all such modules. Their code is part of the key.
         after: Artifact types whose steps run before this one, such as checks of its inputs. If one of these artifacts
             states a problem, the run stops there.
-        approval: Returns, for the parameters of a step that yields servable models, when a person must approve a push.
+        push: Returns, for the parameters of a step that yields servable models, what happens to them.
 
     Returns:
         A decorator that turns ``def train(examples: Examples, params: Params, output: Path) -> ModelFacts``
@@ -510,7 +524,7 @@ def component(
             code=code,
             continues="previous" in hints,
             after=after,
-            approval=approval,
+            push=push,
             resumes="scratch" in hints,
         )
 

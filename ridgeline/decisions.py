@@ -20,7 +20,8 @@ from ridgeline.store import Store, translate_os_errors
 log = logging.getLogger(__name__)
 
 Answer = Literal["approved", "rejected", "approval_expired"]
-Kind = Literal["pushed", "refused", "not_pushed", "rolled_back", "data_blocked", "stale", "approval_asked", Answer]
+Change = Literal["pushed", "rolled_back", "canary", "promoted", "aborted"]
+Kind = Literal[Change, "refused", "not_pushed", "data_blocked", "stale", "approval_asked", Answer]
 ANSWERS: tuple[Answer, ...] = get_args(Answer)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MAX_FAILURES = 2  # messages that a recipient does not take, before the others wait for the next call
@@ -44,7 +45,8 @@ class Decision(BaseModel):
     Attributes:
         schema_version: Version of this layout.
         kind: What was decided. ``refused``: the gate did not bless a model, or it is too large. ``not_pushed``: a model
-            that passed the gate is not served, because of the history. ``data_blocked``: the data stopped the run.
+            that passed the gate is not served, because of the history. ``canary``: a version answers a share of the
+            requests, until it is ``promoted`` or ``aborted``. ``data_blocked``: the data stopped the run.
             ``stale``: what is served is old, or its successors were refused. ``approval_asked``: a person must approve
             a push. ``approved``, ``rejected``: a person has decided. ``approval_expired``: nobody did so in time.
         model: The model's name.

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from components.ingestion.decoding import Form, UnreadableImage, decode, quiet_pillow, shape_of
+from ridgeline.image_decoding import Form, UnreadableImage, decode, quiet_pillow, shape_of
 
 REPORTED_FILES = 100
 WORK = "import sys; from components.ingestion.decoding_worker import work; work(sys.argv[1])"

@@ -271,7 +271,7 @@ def test_a_rollback_has_no_user_if_the_user_is_unknown(
     ti = SimpleNamespace(log_url="http://host/dags/rollback_model/runs/manual__1/tasks/rollback?try_number=1")
     context = {"dag": SimpleNamespace(params=params), "params": params, "dag_run": run, "ti": ti}
     monkeypatch.setattr(task_module, "get_current_context", lambda: context)
-    task_module.rollback_in_task()
+    task_module.change_in_task("rollback")
     (decision,) = Decisions(Settings().open_store()).all()
     assert (decision.kind, decision.report) == ("rolled_back", "http://host/dags/rollback_model/runs/manual__1")
     entry = Settings().open_registry().history("shoes")[-1]
