@@ -18,12 +18,12 @@ from ridgeline.artifacts.base import Artifact, ArtifactError
 from ridgeline.artifacts.dataset import served_name
 from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.pushed_model import PushedModel
-from ridgeline.component import Component, ParameterError, Params, StepError, flatten
+from ridgeline.component import Component, ParameterError, Params, ServedParams, StepError, flatten
 from ridgeline.executor import decide, execute, list_sources, open_inputs
 from ridgeline.keys import reachable_code
 from ridgeline.lineage import lineage, producers
 from ridgeline.masking import mask
-from ridgeline.registry import Pushed
+from ridgeline.registry import Pushed, RegistryError
 from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store, StoreError
 
@@ -118,7 +118,7 @@ def plan(target: str, extra: Collection[str] = ()) -> list[Component]:
             )
         open_steps.append(component.name)
         steps: dict[str, Component] = {}
-        for kind in (*component.inputs.values(), *component.groups.values(), *component.after):
+        for kind in (*component.made_before.values(), *component.groups.values(), *component.after):
             steps |= with_needed(_producer(producers, component, kind))
         for kind in component.optional.values():
             known = kind in producers and producers[kind].name not in open_steps
@@ -161,9 +161,45 @@ def _producer(
 
 def _inputs(component: Component, outputs: Mapping[type[Artifact[Any]], T]) -> dict[str, T]:
     """Return a step's inputs by name, from what earlier steps yielded."""
-    inputs = {name: outputs[kind] for name, kind in component.inputs.items()}
+    inputs = {name: outputs[kind] for name, kind in component.made_before.items()}
     inputs |= {name: outputs[kind] for name, kind in component.optional.items() if kind in outputs}
     return inputs | {f"{name}.0": outputs[kind] for name, kind in component.groups.items() if kind in outputs}
+
+
+def _filled_in(
+    settings: Settings, component: Component, inputs: Mapping[str, str], params: Params
+) -> tuple[dict[str, str], Params]:
+    """Return a step's inputs with those that the pipeline finds itself, and its parameters with the served version.
+
+    Raises:
+        StepError: If there is no such served version, or it is damaged.
+    """
+    found = {**inputs, **_champions(settings, component, inputs, params)}
+    if isinstance(params, ServedParams) and component.served.keys() - inputs.keys():
+        if not params.model:
+            raise ParameterError(
+                f"Parameter {component.name}.model: expected the name of a served model; received none. `ridgeline "
+                "models list` shows them."
+            )
+        try:
+            entry, _ = settings.open_registry().open_version(settings.open_store(), params.model, params.version)
+        except (RegistryError, ArtifactError) as error:
+            raise StepError(str(error)) from error
+        found |= dict.fromkeys(component.served, entry.artifact)
+        params = params.model_copy(update={"version": entry.version})
+    return {**found, **_added_to(settings.open_store(), component, params)}, params
+
+
+def _added_to(store: Store, component: Component, params: Params) -> dict[str, str]:
+    """Return the last output that a step adds to, by input name; empty if there is none."""
+    name = next((name for name, kind in component.optional.items() if kind is component.output), None)
+    wanted = component.adds_to(params)
+    for made in store.executions(component.name, with_output=True) if name and wanted is not None else ():
+        if made.output and wanted.items() <= made.parts.params.items():  # type: ignore[union-attr]
+            if store.holds(made.output):
+                return {name: made.output}  # type: ignore[dict-item]
+            log.warning("%s can't add to %s, which was deleted", component.name, made.output)
+    return {}
 
 
 def _champions(settings: Settings, component: Component, inputs: Mapping[str, str], params: Params) -> dict[str, str]:
@@ -416,10 +452,10 @@ def run_step(
     store = settings.open_store()
     pushes = component.output is PushedModel
     with store.lease(run_id) if pushes else contextlib.nullcontext():  # a step has a lease of its own, a push has none
-        if component.champions:
+        if component.champions or component.served:
             settings.open_registry().recover()
-        champions = _champions(settings, component, inputs, params)
-        execution = execute(store, component, {**inputs, **champions}, params, run_id, rerun)
+        given, params = _filled_in(settings, component, inputs, params)
+        execution = execute(store, component, given, params, run_id, rerun)
         pushed = None
         if execution.output and pushes:
             pushed = settings.open_registry().push(store.open(execution.output, PushedModel), run_id, by)
@@ -503,9 +539,10 @@ def explain(
         known = {name: artifact for name, artifact in inputs.items() if artifact is not None}
         if len(known) == len(inputs):
             refs = {name: artifact.ref for name, artifact in known.items()}
-            artifacts = open_inputs(store, step, refs | _champions(settings, step, refs, params[step.name]))
-            sources = list_sources(store, step, params[step.name], keep=False)
-            decision = decide(store, step, artifacts, params[step.name], step.name in rerun, sources)
+            refs, values = _filled_in(settings, step, refs, params[step.name])
+            artifacts = open_inputs(store, step, refs)
+            sources = list_sources(store, step, values, keep=False)
+            decision = decide(store, step, artifacts, values, step.name in rerun, sources)
             outputs[step.output] = decision.output
             yield step.name, str(decision)
         else:
