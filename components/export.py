@@ -19,16 +19,18 @@ from ridgeline.artifacts.label_errors import LabelErrors
 from ridgeline.artifacts.model import Model, ModelFacts
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import (
-    CARD_FOLDER,
     CARD_HTML,
     CARD_MARKDOWN,
+    EXTRA,
     ModelSize,
     PushedModel,
     PushedModelFacts,
+    write_form,
 )
 from ridgeline.component import Params as StepParams
 from ridgeline.component import StepError, StepSkipped, component
 from ridgeline.fresh_process import FreshProcessError
+from ridgeline.image_decoding import Form
 
 if TYPE_CHECKING:
     import keras
@@ -83,7 +85,9 @@ class Params(StepParams):
 def export(
     examples: Examples, model: Model, evaluation: ModelEvaluation, params: Params, output: Path
 ) -> PushedModelFacts:
-    """Export a blessed model, normalization included, its model card, and the images and predictions that check it.
+    """Export a blessed model with its model card, how to prepare images for it, and what checks it.
+
+    Normalization is part of the graph.
 
     Args:
         examples: Gives the check's images.
@@ -125,6 +129,10 @@ def export(
         exceeded_mib=exceeded,
         **sizes,
     )
+    (output / "saved_model" / EXTRA).mkdir()
+    write_form(
+        output / "saved_model", Form.of_shape(facts.image_shape, examples.facts.resampling, examples.facts.background)
+    )
     _write_card(output, facts, examples, model, evaluation, params)
     log.info("%s%s", facts.size_in_words, _why_whole(model) if params.compact and not facts.trained_size else "")
     return facts
@@ -144,8 +152,7 @@ def _write_card(
     """Write the model card into the SavedModel, so that each copy of it has the card; servers ignore this folder."""
     texts = {name: getattr(params, name) for name in ("intended_use", "data_license", "ethical_considerations")}
     card = model_card.markdown(facts, examples, model, evaluation, **texts)
-    folder = output / "saved_model" / CARD_FOLDER
-    folder.mkdir()
+    folder = output / "saved_model" / EXTRA
     (folder / CARD_MARKDOWN).write_text(card, encoding="utf-8")
     (folder / CARD_HTML).write_text(model_card.html(card, facts), encoding="utf-8")
 

@@ -20,7 +20,15 @@ from ridgeline import files
 from ridgeline.artifacts.base import ArtifactError, FileEntry, different_files, digest_of, file_entry, is_os_file
 from ridgeline.artifacts.dataset import same_dataset
 from ridgeline.artifacts.model import Model
-from ridgeline.artifacts.pushed_model import CARD_FOLDER, CARD_HTML, PushedModel, PushedModelFacts
+from ridgeline.artifacts.pushed_model import (
+    CARD_HTML,
+    CARD_MARKDOWN,
+    EXTRA,
+    IMAGES,
+    PushedModel,
+    PushedModelFacts,
+    read_form,
+)
 from ridgeline.component import StepError
 from ridgeline.history import (
     CHAMPION,
@@ -271,7 +279,7 @@ class Registry:
             name: The name of a model that was pushed.
             version: The version.
         """
-        card = self.root / name / str(version) / CARD_FOLDER / CARD_HTML
+        card = self.root / name / str(version) / EXTRA / CARD_HTML
         return card if version in self.versions(name) and card.exists() else None
 
     def verify(self, store: Store, name: str, version: int | None = None) -> HistoryEntry:
@@ -302,7 +310,8 @@ class Registry:
         =====================================================  ===================================================
         a person gave a reason by which it was never pushed    pushed: a reason counts once for a model
         it is the champion's model                             not pushed, unless other files are served or a file is
-                                                               damaged; another model card alone is no reason
+                                                               damaged; another model card alone is no reason,
+                                                               another preparation of images is one
         it was judged against another model than the champion  not pushed: the champion may be better
         it was champion until somebody rolled back from it     not pushed: that would undo the rollback
         it was champion, was replaced; the run is scheduled     not pushed: that would undo what a person pushed
@@ -324,8 +333,9 @@ class Registry:
         if champion.model_digest in twins:
             folder = self.root / name / str(champion.version)
             different = _different(folder, model)
-            own_card = all(file.startswith(f"{CARD_FOLDER}/") for file in different)
-            if different and not (own_card and self._was_pushed(folder, champion)):
+            if different and not (
+                _same_but_for_the_card(folder, model, different) and self._was_pushed(folder, champion)
+            ):
                 return PushDecision(True)
             return PushDecision(False, f"version {champion.version} serves this model already", unchanged=True)
         if facts.champion not in self._twins(history, champion.model_digest):
@@ -717,6 +727,20 @@ def _files_digest(entries: dict[str, FileEntry]) -> str:
 def _different(folder: Path, model: PushedModel) -> list[str]:
     """Return the names of the files of a version's folder that are not a model's, byte for byte."""
     return different_files(_found(folder), _saved_model_files(model))
+
+
+def _same_but_for_the_card(folder: Path, model: PushedModel, different: list[str]) -> bool:
+    """Return whether a version's folder differs from a model in nothing that a client gets other responses by.
+
+    Folders of earlier releases do not state how to prepare images: the defaults apply.
+    """
+    if not {f"{EXTRA}/{name}" for name in (CARD_MARKDOWN, CARD_HTML, IMAGES)}.issuperset(different):
+        return False
+    try:
+        forms = [read_form(path, model.facts.image_shape) for path in (folder, model.saved_model)]
+    except ArtifactError:
+        return False
+    return forms[0] == forms[1]
 
 
 def _check(folder: Path, model: PushedModel) -> None:

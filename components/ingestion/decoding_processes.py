@@ -16,7 +16,6 @@ from typing import Self
 
 import numpy as np
 
-from components.ingestion.decoding import Form
 from components.ingestion.decoding_worker import REPORTED_FILES, WORK, Kind, Task, run_job
 from components.ingestion.params import Params
 from ridgeline.artifacts.examples import ImageRows
@@ -58,7 +57,7 @@ class Decoder:
 
     def __init__(self, source: Source, params: Params, scratch: Path, num_files: int) -> None:
         self._source, self._scratch = source, scratch
-        self._task = Task(source.name, source.location, Form.of(params))
+        self._task = Task(source.name, source.location, params.form)
         cores = os.cpu_count() or 1
         self._num_processes = cores if num_files >= FEW_FILES and cores > 1 else 0
         self._processes: list[subprocess.Popen[bytes]] = []

@@ -17,13 +17,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from components.ingestion.decoding import SUFFIXES
 from components.ingestion.decoding_processes import Decoded, Decoder
 from components.ingestion.decoding_worker import Kind
 from components.ingestion.params import FOLDER, Params
 from ridgeline.artifacts.dataset import FILES, Dataset, DatasetFacts, Unreadable, write_dataset_split, write_files
 from ridgeline.artifacts.examples import Split, batch_size
 from ridgeline.component import Source, StepError
+from ridgeline.image_decoding import SUFFIXES
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +124,8 @@ def _write(
         splits={name: digests[name] for name in SPLITS},
         raw_files={},
         synthetic=False,
+        resampling=params.resampling,
+        background=params.background,
         formats=_most_common(+formats),
         unreadable=tuple(unreadable),
     )

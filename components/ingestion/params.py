@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ridgeline.component import Params as StepParams
 from ridgeline.component import shown_as
+from ridgeline.image_decoding import Form, Resampling
 
 FOLDER = "folder"
 DATASET_PATTERN = r"^[a-z][a-z0-9_]*(/[A-Za-z0-9][A-Za-z0-9_.+-]*)?(:\d+\.\d+\.\d+)?$"
@@ -63,7 +64,7 @@ class Params(StepParams):
         description="Height and width in pixels, 1 to 4096, as [32, 32] or one number for both. Other images are "
         "resized, without regard to their proportions. Empty: all images must have one size.",
     )
-    resampling: Literal["bilinear", "bicubic", "lanczos", "box", "nearest"] = Field(
+    resampling: Resampling = Field(
         "bilinear",
         title="Resampling",
         description="How images are resized; all but nearest are antialiased.",
@@ -106,6 +107,11 @@ class Params(StepParams):
         title="Maximum pixels of an image",
         description="For a folder: larger images count as unreadable; they may exhaust the memory.",
     )
+
+    @property
+    def form(self) -> Form:
+        """What images become."""
+        return Form(self.image_size, self.resampling, self.color_mode, self.background, self.max_image_pixels)
 
     @model_validator(mode="after")
     def _folder_has_a_name(self) -> Self:

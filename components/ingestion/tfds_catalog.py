@@ -11,18 +11,19 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from components.ingestion.decoding import Form, normalize
 from components.ingestion.params import FOLDER, Params
 from components.ingestion.tfds_arrays import Arrays
 from ridgeline.artifacts.base import FileEntry
 from ridgeline.artifacts.dataset import DatasetFacts, LabelError, write_dataset_split
 from ridgeline.component import StepError, TransientStepError
+from ridgeline.image_decoding import normalize
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,8 @@ def ingest_catalog(params: Params, output: Path) -> DatasetFacts:
         splits=splits,
         raw_files=_raw_files(builder),
         synthetic=builder.name.startswith("synthetic_"),
+        resampling=params.resampling,
+        background=params.background,
     )
 
 
@@ -182,7 +185,7 @@ def _read(
             images = np.stack([arrays.find(image) for image in batch["image"]]) if arrays else batch["image"]
             yield images.reshape(-1, *shape), batch["label"]
         return
-    wanted = Form.of(params.model_copy(update={"color_mode": "grayscale" if len(shape) == 2 else "rgb"}))
+    wanted = replace(params.form, color_mode="grayscale" if len(shape) == 2 else "rgb")
     for example in tfds.as_numpy(builder.as_dataset(**options)):
         pixels = arrays.find(example["image"]) if arrays else example["image"]
         image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
-from ridgeline.artifacts.base import Artifact, Facts
+from pydantic import TypeAdapter, ValidationError
 
-CARD_FOLDER = "assets.extra"  # of a SavedModel: TensorFlow loads nothing of it, TF Serving its warm-up requests
+from ridgeline.artifacts.base import Artifact, ArtifactError, Facts
+from ridgeline.image_decoding import Form
+
+EXTRA = "assets.extra"  # of a SavedModel: TensorFlow loads nothing of it, TF Serving its warm-up requests
+IMAGES = "images.json"
 CARD_MARKDOWN, CARD_HTML = "model-card.md", "model-card.html"
 
 
@@ -93,8 +99,9 @@ class PushedModel(Artifact[PushedModelFacts]):
         saved_model/                TensorFlow's SavedModel; signature `serving_default`:
                                     images uint8 [n, h, w] -> probabilities float32 [n, classes],
                                     class_id int64 [n], class_name string [n]
-        saved_model/assets.extra/   model-card.md and model-card.html, so that each copy of the SavedModel has the card;
-                                    not in artifacts of earlier releases
+        saved_model/assets.extra/   model-card.md, model-card.html, and images.json: how to prepare images, see
+                                    `read_form`. So each copy of the SavedModel has them. Earlier releases wrote no
+                                    images.json, or none of them
         check/images.npy            uint8 [k, h, w]: the first test images
         check/probabilities.npy     float32 [k, classes]: the evaluation's own predictions for them
     """
@@ -109,10 +116,43 @@ class PushedModel(Artifact[PushedModelFacts]):
     @property
     def card(self) -> Path | None:
         """The model card in HTML, which one in Markdown lies beside; None in artifacts of earlier releases."""
-        card = self.saved_model / CARD_FOLDER / CARD_HTML
+        card = self.saved_model / EXTRA / CARD_HTML
         return card if card.exists() else None
 
     @property
     def check(self) -> Path:
         """The folder of the check's arrays."""
         return self.path / "check"
+
+
+def write_form(saved_model: Path, form: Form) -> None:
+    """Write how to prepare images for a model into its SavedModel: ``assets.extra/images.json``.
+
+    What a client may choose is left out: the most pixels.
+
+    Args:
+        saved_model: The SavedModel's folder.
+        form: What images become.
+    """
+    values = {name: value for name, value in asdict(form).items() if name != "max_image_pixels"}
+    (saved_model / EXTRA / IMAGES).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def read_form(saved_model: Path, image_shape: tuple[int, ...]) -> Form:
+    """Return how to prepare images for a model, as `ingest` prepared those that it was trained on.
+
+    Args:
+        saved_model: The SavedModel's folder, such as that of a version in the registry.
+        image_shape: ``(h, w)`` or ``(h, w, 3)`` of the model's input, for models of earlier releases: they state
+            nothing else, so that the defaults apply.
+
+    Raises:
+        ArtifactError: If the file is damaged.
+    """
+    file = saved_model / EXTRA / IMAGES
+    if not file.exists():
+        return Form.of_shape(image_shape)
+    try:
+        return TypeAdapter(Form).validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise ArtifactError(f"Expected how to prepare images in {file}; it is damaged: {error}") from error

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import subprocess
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 
 from components.export import export, save
+from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.examples import Examples
 from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.model_evaluation import ModelEvaluation, Verdict
-from ridgeline.artifacts.pushed_model import PushedModel
+from ridgeline.artifacts.pushed_model import PushedModel, read_form
 from ridgeline.component import StepSkipped
+from ridgeline.image_decoding import Form
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +91,26 @@ def test_each_copy_of_the_saved_model_has_the_card(synthetic_store, refs):
     card = pushed.card.with_name("model-card.md").read_text("utf-8")
     assert f"| Model | Model/{refs['train'].partition('/')[2]} |" in card
     assert f"| Examples | Examples/{refs['transform'].partition('/')[2]} |" in card
+
+
+def test_each_copy_of_the_saved_model_says_how_to_prepare_images(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr("components.export.save_in_a_fresh_process", save)
+    examples = inputs["examples"]
+    facts = examples.facts.model_copy(update={"resampling": "lanczos", "background": 0})
+    shutil.copytree(examples.path, tmp_path / "examples", ignore=shutil.ignore_patterns("manifest.json"))
+    (tmp_path / "pushed").mkdir()
+    given = inputs | {"examples": Examples.seal(tmp_path / "examples", facts)}
+    export(**given, params=export.parse({}), output=tmp_path / "pushed")
+    saved_model = tmp_path / "pushed" / "saved_model"
+    file = saved_model / "assets.extra" / "images.json"
+    expected = {"image_size": [28, 28], "resampling": "lanczos", "color_mode": "grayscale", "background": 0}
+    assert json.loads(file.read_text()) == expected
+    assert read_form(saved_model, (28, 28)) == Form((28, 28), "lanczos", "grayscale", 0)
+    file.write_text('{"image_size": 28}')
+    with pytest.raises(ArtifactError, match=r"how to prepare images in .*images.json; it is damaged"):
+        read_form(saved_model, (28, 28))
+    file.unlink()
+    assert read_form(saved_model, (28, 28, 3)) == Form((28, 28), "bilinear", "rgb", 255)
 
 
 def test_unblessed_model_is_skipped_with_the_reasons(inputs, tmp_path):

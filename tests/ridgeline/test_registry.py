@@ -11,7 +11,8 @@ import pytest
 
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.model import Model
-from ridgeline.artifacts.pushed_model import PushedModel
+from ridgeline.artifacts.pushed_model import PushedModel, read_form, write_form
+from ridgeline.image_decoding import Form
 from ridgeline.registry import STILL_LOADED, OtherDatasetError, Registry, RegistryError
 from ridgeline.serving_check import ServingError
 from ridgeline.store import StoreError
@@ -121,6 +122,26 @@ def test_another_model_card_alone_is_no_reason_for_a_push_but_a_damaged_one_is(m
     pushed = registry.push(other, "run 3")
     assert (pushed.version, pushed.new) == (2, True)
     assert registry.card(NAME, 2).read_text() == "another card"
+
+
+def with_form(model, folder, form):
+    shutil.copytree(model.path, folder)
+    (folder / "manifest.json").unlink()
+    if form:
+        write_form(folder / "saved_model", form)
+    else:  # an artifact of an earlier release
+        (folder / "saved_model" / "assets.extra" / "images.json").unlink()
+    return PushedModel.seal(folder, model.facts)
+
+
+def test_another_preparation_of_images_is_a_reason_for_a_push_but_a_file_that_states_the_defaults_is_not(
+    model, tmp_path, registry
+):
+    registry.push(with_form(model, tmp_path / "earlier", None), "run 1")
+    assert registry.push(model, "run 2").unchanged
+    black = with_form(model, tmp_path / "black", Form.of_shape((28, 28), background=0))
+    assert registry.push(black, "run 3").reason == "pushed as version 2"
+    assert read_form(registry.root / NAME / "2", (28, 28)).background == 0
 
 
 def test_verify_finds_a_changed_model_card(model, tmp_path, registry, store):

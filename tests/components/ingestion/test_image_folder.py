@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from components.ingest import find_sources, ingest
-from components.ingestion.decoding import Form
 from components.ingestion.image_folder import FolderError
 from components.transform import transform
 from ridgeline.artifacts.dataset import Dataset
 from ridgeline.component import ParameterError
 from ridgeline.executor import execute
+from ridgeline.image_decoding import Form
 from ridgeline.sources import read_sources
 from ridgeline.store import Store
 

@@ -6,13 +6,11 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from PIL import Image
-
-    from components.ingestion.params import Params
 
 # No format whose decoder starts another program, as EPS does.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
@@ -20,21 +18,38 @@ SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", "
 ORIENTATION = 0x0112  # the EXIF tag
 HIGH = ("I;16", "I;16B", "I;16L", "I")  # 16 bits; Pillow reads some of these files into 32
 
+Resampling = Literal["bilinear", "bicubic", "lanczos", "box", "nearest"]
+
 
 @dataclass(frozen=True)
 class Form:
-    """What images become: those parameters of `ingest`, under their names, that say it."""
+    """What images become; the names and defaults are those of the parameters of `ingest`.
 
-    image_size: tuple[int, int] | None
-    resampling: str
-    color_mode: str | None
-    background: int
-    max_image_pixels: int
+    Attributes:
+        image_size: Height and width; None leaves the size as it is.
+        resampling: How images are resized; all but nearest are antialiased.
+        color_mode: The colours; None stands for RGB.
+        background: Grey level behind transparent pixels.
+        max_image_pixels: Larger images are unreadable.
+    """
+
+    image_size: tuple[int, int] | None = None
+    resampling: Resampling = "bilinear"
+    color_mode: Literal["grayscale", "rgb"] | None = None
+    background: int = 255
+    max_image_pixels: int = 50_000_000
 
     @classmethod
-    def of(cls, params: Params) -> Form:
-        """Return the form that parameters state."""
-        return cls(**{field.name: getattr(params, field.name) for field in fields(cls)})
+    def of_shape(cls, image_shape: tuple[int, ...], resampling: Resampling = "bilinear", background: int = 255) -> Form:
+        """Return the form of images of a shape.
+
+        Args:
+            image_shape: ``(h, w)`` of grayscale images, or ``(h, w, 3)``.
+            resampling: See `Form`.
+            background: See `Form`.
+        """
+        height, width, *channels = image_shape
+        return cls((height, width), resampling, "rgb" if channels else "grayscale", background)
 
 
 class UnreadableImage(Exception):

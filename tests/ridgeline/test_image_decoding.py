@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from components.ingestion.decoding import Form, UnreadableImage, decode, quiet_pillow, shape_of
-from components.ingestion.params import Params
+from ridgeline.image_decoding import Form, UnreadableImage, decode, quiet_pillow, shape_of
 
 RNG = np.random.default_rng(0)
 SMOOTH = np.linspace(0, 255, 24 * 32 * 3).reshape(24, 32, 3).astype(np.uint8)
@@ -22,7 +21,7 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 def decoded(content: bytes, **values: Any) -> np.ndarray:
     with quiet_pillow():
-        image, _ = decode(content, Form.of(Params(dataset="folder", name="shop", **values)))
+        image, _ = decode(content, Form(**values))
     pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(shape_of(image))
     np.testing.assert_array_equal(pixels, np.asarray(image))
     return pixels
