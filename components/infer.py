@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AfterValidator, Field
 
-from components.ingestion.decoding import Form
 from components.ingestion.decoding_stream import DecodingStream
 from ridgeline.artifacts.predictions import (
     COVERED,
@@ -23,7 +22,7 @@ from ridgeline.artifacts.predictions import (
     write_covered,
     write_rows,
 )
-from ridgeline.artifacts.pushed_model import PushedModel
+from ridgeline.artifacts.pushed_model import PushedModel, read_form
 from ridgeline.component import (
     ParameterError,
     ServedParams,
@@ -152,7 +151,7 @@ def _write_parts(
     if len(missing) < len(parts):
         log.info("resuming: %d of %d parts are there", len(parts) - len(missing), len(parts))
     todo = [batch for _, group in missing for batch in group]
-    with DecodingStream(source, form_of(pushed), shape, sum(map(len, todo))) as stream:
+    with DecodingStream(source, read_form(pushed.saved_model, shape), shape, sum(map(len, todo))) as stream:
         predict = load(pushed) if todo else None
         decoded = stream.decode(todo)
         for part, group in missing:
@@ -163,17 +162,9 @@ def _write_parts(
                     Row(file, source.files[file], *((None, None, None, error) if error else next(predicted)))
                     for file, error in zip(batch, errors, strict=True)
                 )
-            unfinished = part.with_name(f".{part.name}")
-            write_rows(unfinished, rows, facts)
-            unfinished.replace(part)
+            write_rows(part, rows, facts)
             log.info("%d of %d parts", parts.index(part) + 1, len(parts))
     return parts
-
-
-def form_of(pushed: PushedModel) -> Form:
-    """Return what images become before the model takes them."""
-    height, width, *channels = pushed.facts.image_shape
-    return Form((height, width), "bilinear", "rgb" if channels else "grayscale", 255, 50_000_000)
 
 
 Predicted = tuple[int | None, str | None, float | None, str | None]

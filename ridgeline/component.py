@@ -20,7 +20,6 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from ridgeline.artifacts.base import Artifact, Facts, digest_of_mapping
-from ridgeline.artifacts.pushed_model import PushedModel
 
 A = TypeVar("A", bound=Artifact[Any])
 
@@ -48,7 +47,7 @@ class Params(BaseModel):
 class ServedParams(Params):
     """The parameters of a step that uses a served model: the pipeline takes its `PushedModel` from the registry.
 
-    Before the step runs, `version` becomes the number of the champion if it is None. So the key has the number.
+    No step before it yields that. Before the step runs, `version` becomes the number of the champion if it is None. So the key has the number.
     """
 
     model: str | None = Field(None, title="Model", description="Name of the served model. It has no default.")
@@ -334,17 +333,6 @@ class Component:
     def has_sources(self) -> bool:
         """Whether it declares sources."""
         return self.sources is not _no_sources
-
-    @property
-    def served(self) -> Mapping[str, type[Artifact[Any]]]:
-        """Those of `inputs` that the pipeline takes from the registry, see `ServedParams`."""
-        takes = issubclass(self.params, ServedParams)
-        return {name: kind for name, kind in self.inputs.items() if takes and kind is PushedModel}
-
-    @property
-    def made_before(self) -> Mapping[str, type[Artifact[Any]]]:
-        """Those of `inputs` that steps before this one yield."""
-        return {name: kind for name, kind in self.inputs.items() if name not in self.served}
 
     @property
     def module(self) -> str:

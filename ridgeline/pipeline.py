@@ -118,7 +118,7 @@ def plan(target: str, extra: Collection[str] = ()) -> list[Component]:
             )
         open_steps.append(component.name)
         steps: dict[str, Component] = {}
-        for kind in (*component.made_before.values(), *component.groups.values(), *component.after):
+        for kind in (*_wired(component).values(), *component.groups.values(), *component.after):
             steps |= with_needed(_producer(producers, component, kind))
         for kind in component.optional.values():
             known = kind in producers and producers[kind].name not in open_steps
@@ -159,9 +159,20 @@ def _producer(
     return producers[kind]
 
 
+def _served(component: Component) -> dict[str, type[Artifact[Any]]]:
+    """Return the inputs of a step that are taken from the registry, see `ServedParams`, by name."""
+    takes = issubclass(component.params, ServedParams)
+    return {name: kind for name, kind in component.inputs.items() if takes and kind is PushedModel}
+
+
+def _wired(component: Component) -> dict[str, type[Artifact[Any]]]:
+    """Return the inputs of a step that must come from steps before it, by name."""
+    return {name: kind for name, kind in component.inputs.items() if name not in _served(component)}
+
+
 def _inputs(component: Component, outputs: Mapping[type[Artifact[Any]], T]) -> dict[str, T]:
     """Return a step's inputs by name, from what earlier steps yielded."""
-    inputs = {name: outputs[kind] for name, kind in component.made_before.items()}
+    inputs = {name: outputs[kind] for name, kind in _wired(component).items()}
     inputs |= {name: outputs[kind] for name, kind in component.optional.items() if kind in outputs}
     return inputs | {f"{name}.0": outputs[kind] for name, kind in component.groups.items() if kind in outputs}
 
@@ -175,7 +186,7 @@ def _filled_in(
         StepError: If there is no such served version, or it is damaged.
     """
     found = {**inputs, **_champions(settings, component, inputs, params)}
-    if isinstance(params, ServedParams) and component.served.keys() - inputs.keys():
+    if isinstance(params, ServedParams) and (served := _served(component)).keys() - inputs.keys():
         if not params.model:
             raise ParameterError(
                 f"Parameter {component.name}.model: expected the name of a served model; received none. `ridgeline "
@@ -185,7 +196,7 @@ def _filled_in(
             entry, _ = settings.open_registry().open_version(settings.open_store(), params.model, params.version)
         except (RegistryError, ArtifactError) as error:
             raise StepError(str(error)) from error
-        found |= dict.fromkeys(component.served, entry.artifact)
+        found |= dict.fromkeys(served, entry.artifact)
         params = params.model_copy(update={"version": entry.version})
     return {**found, **_added_to(settings.open_store(), component, params)}, params
 
@@ -452,7 +463,7 @@ def run_step(
     store = settings.open_store()
     pushes = component.output is PushedModel
     with store.lease(run_id) if pushes else contextlib.nullcontext():  # a step has a lease of its own, a push has none
-        if component.champions or component.served:
+        if component.champions or _served(component):
             settings.open_registry().recover()
         given, params = _filled_in(settings, component, inputs, params)
         execution = execute(store, component, given, params, run_id, rerun)

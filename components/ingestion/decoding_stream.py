@@ -17,10 +17,10 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from components.ingestion.decoding import Form
 from components.ingestion.decoding_processes import FEW_FILES
 from components.ingestion.decoding_worker import ANSWER, Kind, Task, decode_files
 from ridgeline.component import Source, StepError, TransientStepError
+from ridgeline.image_decoding import Form
 
 AHEAD = 2  # batches for each process: one that it decodes, and one that is used meanwhile
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -109,7 +111,7 @@ def _schema() -> pa.Schema:
 
 
 def write_rows(path: Path, rows: Sequence[Row], facts: PredictionsFacts) -> None:
-    """Write rows as one Parquet file.
+    """Write rows as one Parquet file, by one rename: a kill or a power cut leaves a whole file or none.
 
     Args:
         path: The file to create.
@@ -122,7 +124,12 @@ def write_rows(path: Path, rows: Sequence[Row], facts: PredictionsFacts) -> None
     columns = dict(zip(Row._fields, map(list, zip(*rows, strict=True)), strict=True))
     same = {"model": facts.model_name, "version": facts.version, "model_digest": facts.model_digest}
     columns |= {name: [value] * len(rows) for name, value in same.items()}
-    pq.write_table(pa.table(columns, _schema()), path)
+    unfinished = path.with_name(f".{path.name}")
+    with unfinished.open("wb") as file:
+        pq.write_table(pa.table(columns, _schema()), file)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
 
 
 def join(parts: Iterable[Path], path: Path) -> dict[str, int]:
@@ -159,8 +166,6 @@ def write_covered(path: Path, earlier: Predictions) -> int:
     Returns:
         The number of files.
     """
-    import itertools
-
     import pyarrow as pa
     import pyarrow.parquet as pq
 
