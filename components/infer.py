@@ -6,10 +6,10 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from components.ingestion.decoding_stream import DecodingStream
 from ridgeline.artifacts.predictions import (
@@ -42,8 +42,10 @@ PART_BATCHES = 32  # a killed step repeats at most this many
 
 
 def _absolute(folder: str | None) -> str | None:
-    """Return a folder's absolute path; of a URL, itself."""
-    return folder if folder is None or "://" in folder else str(Path(folder).expanduser().absolute())
+    """Return a folder's absolute path; of a URL, itself without a last ``/``."""
+    if not folder or "://" in folder:
+        return folder and folder.rstrip("/")
+    return str(Path(folder).expanduser().absolute())
 
 
 class Params(ServedParams):
@@ -61,6 +63,15 @@ class Params(ServedParams):
         description="Predict only for files for which the last predictions of this model name and folder, or those that "
         "they add to, have no row: new paths, and paths with other content.",
     )
+
+    @model_validator(mode="after")
+    def _folder_has_no_password(self) -> Self:
+        if self.folder and "@" in self.folder.partition("://")[2].partition("/")[0]:
+            raise ValueError(
+                "folder: expected a URL without a user and a password, since records state it; received one with "
+                "these. Give them to the driver, for example in AWS_ACCESS_KEY_ID."
+            )
+        return self
 
 
 def find_sources(params: Params) -> Mapping[str, SourceFolder]:
