@@ -46,7 +46,7 @@ class PredictionsFacts(Facts):
         model_digest: Digest of the trained model.
         num_files: Number of files, which is the number of rows.
         num_unreadable: Number of rows with an error instead of a class.
-        classes: Number of files of each predicted class, in the model's order of classes.
+        classes: Number of files of each predicted class, by its name.
         num_covered: Number of files that this artifact and those that it adds to have rows for.
         earlier: Digest of the predictions that this artifact adds to; None if it has a row for every file.
         synthetic: Whether the model was trained on images that the project drew itself.
