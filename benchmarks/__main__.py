@@ -8,7 +8,20 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import airflow, cifar, compaction, engine, faults, images, memory, records, steps, sweep, tuned
+from benchmarks import (
+    airflow,
+    cifar,
+    compaction,
+    engine,
+    faults,
+    images,
+    inference,
+    memory,
+    records,
+    steps,
+    sweep,
+    tuned,
+)
 from ridgeline import pipeline
 from ridgeline.settings import Settings
 
@@ -25,6 +38,7 @@ PARTS = {
     "tuned": tuned.main,
     "records": records.main,
     "images": images.main,
+    "inference": inference.main,
     "cifar": cifar.main,
     "faults": faults.main,
 }

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
-from components.ingestion.decoding_stream import DecodingStream
+from components.ingestion.decoding_stream import DecodingStream, batches_of
 from ridgeline.artifacts.predictions import (
     COVERED,
     PREDICTIONS,
@@ -36,8 +36,6 @@ from ridgeline.component import (
 log = logging.getLogger(__name__)
 
 SOURCE = "images"
-BATCH_FILES = 256
-BATCH_BYTES = 2**24  # of pixels
 PART_BATCHES = 32  # a killed step repeats at most this many
 
 
@@ -154,8 +152,7 @@ def _write_parts(
 ) -> list[Path]:
     """Write the rows of files in parts, always the same ones; those that are there already are left as they are."""
     shape = pushed.facts.image_shape
-    size = max(1, min(BATCH_FILES, BATCH_BYTES // int(np.prod(shape))))
-    batches = [files[start : start + size] for start in range(0, len(files), size)]
+    batches = list(batches_of(files, shape))
     groups = [batches[start : start + PART_BATCHES] for start in range(0, len(batches), PART_BATCHES)]
     parts = [folder / f"part-{number:05}.parquet" for number in range(len(groups))]
     missing = [(part, group) for part, group in zip(parts, groups, strict=True) if not part.exists()]

@@ -64,6 +64,18 @@ def _rows(artifact: Artifact[Any]) -> Iterator[tuple[str, str]]:
                 f"{other.accuracy:.4f}, model {other.model_digest[:12]}: alone right on {other.only_champion_right} "
                 f"images, this model on {other.only_candidate_right}; p = {other.p_value:.4g}",
             )
+        if replay := facts.replay:
+            flips = [
+                f"; most often {flip.count:,} {facts.classes[flip.champion].name} become "
+                f"{facts.classes[flip.candidate].name}"
+                for flip in replay.flips[:1]
+            ]
+            (low, high) = replay.agreement_interval
+            yield (
+                "replay",
+                f"agrees with the champion on {replay.agreement:.4f}, 95 % interval {low:.4f} to {high:.4f}, of "
+                f"{replay.num_images:,} unlabelled images{''.join(flips)}",
+            )
         blessed = f"{'' if facts.verdict.blessed else 'not '}blessed{' by force' if facts.verdict.forced else ''}"
         yield "verdict", f"{blessed}: {'; '.join(facts.verdict.reasons)}"
     elif isinstance(artifact, ExampleAnomalies):

@@ -152,6 +152,8 @@ class Settings(BaseSettings):
         keep_versions: How many of the newest versions of a model a push keeps.
         manual_dir: The folder with the dataset's downloaded files, for machines without a network.
         image_dir: The folder of images of ``ingest.dataset=folder``: a folder or any `universal_pathlib` URL.
+        replay_dir: Folder of unlabelled images for which `evaluate` compares a model with the champion: a folder or any
+            `universal_pathlib` URL.
         schedule: Schedule of the training DAG: a cron expression or preset, UTC; ``never`` for manual triggers
             only.
         inference_schedule: Schedule of the DAG ``batch_inference``, like `schedule`; or ``pushed``, for a run after each
@@ -187,6 +189,7 @@ class Settings(BaseSettings):
     keep_versions: int = Field(10, ge=1)
     manual_dir: Folder = None
     image_dir: Annotated[str, AfterValidator(_store)] | None = None
+    replay_dir: Annotated[str, AfterValidator(_store)] | None = None
     schedule: Schedule = "@weekly"
     inference_schedule: Annotated[str, AfterValidator(_inference_schedule)] = "never"
     still_seconds: float = Field(60.0, ge=1.0, le=86_400.0, allow_inf_nan=False)

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import io
 import json
+import math
 import os
 import queue
 import subprocess
@@ -17,11 +18,12 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from components.ingestion.decoding_processes import FEW_FILES
-from components.ingestion.decoding_worker import ANSWER, Kind, Task, decode_files
+from components.ingestion.decoding_worker import ANSWER, FEW_FILES, Kind, Task, decode_files
 from ridgeline.component import Source, StepError, TransientStepError
 from ridgeline.image_decoding import Form
 
+BATCH_FILES = 256
+BATCH_BYTES = 2**24  # of pixels
 AHEAD = 2  # batches for each process: one that it decodes, and one that is used meanwhile
 
 
@@ -35,6 +37,17 @@ class Batch(NamedTuple):
 
     images: np.ndarray
     errors: list[str | None]
+
+
+def batches_of(files: Sequence[str], shape: tuple[int, ...]) -> Iterator[Sequence[str]]:
+    """Yield files in batches, always the same ones: fewer in a batch if images are large.
+
+    Args:
+        files: Their names.
+        shape: The shape of an image.
+    """
+    size = max(1, min(BATCH_FILES, BATCH_BYTES // math.prod(shape)))
+    return (files[start : start + size] for start in range(0, len(files), size))
 
 
 class DecodingStream:

@@ -20,6 +20,7 @@ from upath import UPath
 
 from components import infer as module
 from components.infer import infer
+from components.ingestion import decoding_stream
 from ridgeline import pipeline
 from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.predictions import Predictions
@@ -34,9 +35,10 @@ NUM_IMAGES = 40
 RUN = """
 import os, signal, sys
 from components import infer
+from components.ingestion import decoding_stream
 from ridgeline import cli
 
-infer.BATCH_FILES, infer.PART_BATCHES = 4, 2
+decoding_stream.BATCH_FILES, infer.PART_BATCHES = 4, 2
 load, left = infer.load, int(sys.argv[1])
 
 def load_and_die(pushed):
@@ -85,7 +87,7 @@ def folder(images: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH_FILES", 4)
+    monkeypatch.setattr(decoding_stream, "BATCH_FILES", 4)
     monkeypatch.setattr(module, "PART_BATCHES", 2)
 
 
