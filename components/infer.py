@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -35,8 +35,9 @@ from ridgeline.component import (
 
 log = logging.getLogger(__name__)
 
+Predicted = tuple[int | None, str | None, float | None, str | None]
 SOURCE = "images"
-PART_BATCHES = 32  # a killed step repeats at most this many
+PART_BATCHES = 64  # a killed step repeats at most this many
 
 
 def _absolute(folder: str | None) -> str | None:
@@ -58,8 +59,8 @@ class Params(ServedParams):
     new_files_only: bool = Field(
         False,
         title="New files only",
-        description="Predict only for files for which the last predictions of this model name and folder, or those that "
-        "they add to, have no row: new paths, and paths with other content.",
+        description="Predict only for files without a row in the last predictions of this model name and folder, and "
+        "in those that they add to: new paths, and paths with other content.",
     )
 
     @model_validator(mode="after")
@@ -160,12 +161,12 @@ def _write_parts(
         log.info("resuming: %d of %d parts are there", len(parts) - len(missing), len(parts))
     todo = [batch for _, group in missing for batch in group]
     with DecodingStream(source, read_form(pushed.saved_model, shape), shape, sum(map(len, todo))) as stream:
-        predict = load(pushed) if todo else None
         decoded = stream.decode(todo)
+        classifier = Classifier(pushed) if todo else None  # takes a while: the first batches are decoded meanwhile
         for part, group in missing:
             rows: list[Row] = []
             for batch, (images, errors) in zip(group, itertools.islice(decoded, len(group)), strict=True):
-                predicted = predict(images) if predict and len(images) else iter(())
+                predicted = classifier.predict(images) if classifier and len(images) else iter(())
                 rows += (
                     Row(file, source.files[file], *((None, None, None, error) if error else next(predicted)))
                     for file, error in zip(batch, errors, strict=True)
@@ -175,11 +176,8 @@ def _write_parts(
     return parts
 
 
-Predicted = tuple[int | None, str | None, float | None, str | None]
-
-
-def load(pushed: PushedModel) -> Callable[[np.ndarray], Iterator[Predicted]]:
-    """Return a function that yields class, name and probability of each image, or an error if they are no numbers.
+class Classifier:
+    """A served version, loaded.
 
     Args:
         pushed: The served version.
@@ -187,25 +185,32 @@ def load(pushed: PushedModel) -> Callable[[np.ndarray], Iterator[Predicted]]:
     Raises:
         StepError: If TensorFlow can't load it.
     """
-    import tensorflow as tf
 
-    try:
-        loaded = tf.saved_model.load(str(pushed.saved_model))
-        signature = loaded.signatures["serving_default"]
-    except Exception as error:  # of many kinds
-        raise StepError(
-            f"Cannot load the SavedModel of {pushed.ref}: {type(error).__name__}: {error}. Use another version."
-        ) from error
+    def __init__(self, pushed: PushedModel) -> None:
+        import tensorflow as tf
 
-    def predict(images: np.ndarray) -> Iterator[Predicted]:
-        found = signature(images=tf.constant(images))
-        probabilities, ids = found["probabilities"].numpy(), found["class_id"].numpy()
-        highest: Sequence[float] = probabilities.max(axis=1).tolist()
-        for row, (class_id, probability) in enumerate(zip(ids.tolist(), highest, strict=True)):
-            if np.isfinite(probabilities[row]).all():
-                yield class_id, pushed.facts.class_names[class_id], probability, None
+        try:
+            self._loaded = tf.saved_model.load(str(pushed.saved_model))  # its signature does not keep its variables
+            self._serve = self._loaded.signatures["serving_default"]
+        except Exception as error:  # of many kinds
+            raise StepError(
+                f"Cannot load the SavedModel of {pushed.ref}: {type(error).__name__}: {error}. Use another version."
+            ) from error
+        self._names = pushed.facts.class_names
+
+    def predict(self, images: np.ndarray) -> Iterator[Predicted]:
+        """Yield what `Row` states of each image: class, its name and probability, or an error in their place.
+
+        Args:
+            images: uint8 ``[n, h, w]`` or ``[n, h, w, c]``.
+        """
+        import tensorflow as tf
+
+        found = self._serve(images=tf.constant(images))
+        probabilities, ids = found["probabilities"].numpy(), found["class_id"].numpy().tolist()
+        finite, highest = np.isfinite(probabilities).all(axis=1).tolist(), probabilities.max(axis=1).tolist()
+        for class_id, is_finite, probability in zip(ids, finite, highest, strict=True):
+            if is_finite:
+                yield class_id, self._names[class_id], probability, None
             else:
                 yield None, None, None, "the model's probabilities are not finite numbers"
-
-    predict.loaded = loaded  # type: ignore[attr-defined] - else its variables are deleted
-    return predict

@@ -47,7 +47,8 @@ class Params(BaseModel):
 class ServedParams(Params):
     """The parameters of a step that uses a served model: the pipeline takes its `PushedModel` from the registry.
 
-    No step before it yields that. Before the step runs, `version` becomes the number of the champion if it is None. So the key has the number.
+    No step before it yields that. Before the step runs, `version` becomes the number of the champion if it is None. So
+    the key has the number.
     """
 
     model: str | None = Field(None, title="Model", description="Name of the served model. It has no default.")

@@ -156,8 +156,8 @@ class Settings(BaseSettings):
             `universal_pathlib` URL.
         schedule: Schedule of the training DAG: a cron expression or preset, UTC; ``never`` for manual triggers
             only.
-        inference_schedule: Schedule of the DAG ``batch_inference``, like `schedule`; or ``pushed``, for a run after each
-            push of its model.
+        inference_schedule: Schedule of the DAG ``batch_inference``, like `schedule`; or ``pushed``, for a run after
+            each push of its model.
         still_seconds: For how many seconds a watched folder must not change before it starts its DAG.
         defaults: Parameters by dotted name, as JSON, that replace the defaults on the DAGs' forms, and so in
             scheduled runs.

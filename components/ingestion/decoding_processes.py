@@ -16,13 +16,14 @@ from typing import Self
 
 import numpy as np
 
-from components.ingestion.decoding_worker import FEW_FILES, REPORTED_FILES, WORK, Kind, Task, run_job
+from components.ingestion.decoding_worker import REPORTED_FILES, WORK, Kind, Task, run_job
 from components.ingestion.params import Params
 from ridgeline.artifacts.examples import ImageRows
 from ridgeline.component import Source, StepError, TransientStepError
 
 log = logging.getLogger(__name__)
 
+FEW_FILES = 2_000  # take less time than a process takes to start
 MAX_JOB_FILES = 1_000
 JOBS_PER_PROCESS = 8  # so that all of them end at about the same time
 PROGRESS_SECONDS = 5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import io
+import itertools
 import json
 import math
 import os
@@ -18,13 +19,14 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from components.ingestion.decoding_worker import ANSWER, FEW_FILES, Kind, Task, decode_files
+from components.ingestion.decoding_worker import ANSWER, Kind, Task, decode_files
 from ridgeline.component import Source, StepError, TransientStepError
 from ridgeline.image_decoding import Form
 
-BATCH_FILES = 256
-BATCH_BYTES = 2**24  # of pixels
-AHEAD = 2  # batches for each process: one that it decodes, and one that is used meanwhile
+FEW_FILES = 200  # take less time than a process takes to start, even if they are photos
+BATCH_FILES = 128
+BATCH_BYTES = 2**23  # of pixels
+AHEAD = 4  # batches for each process, so that it has work while other batches are used, or a model is loaded
 
 
 class Batch(NamedTuple):
@@ -66,6 +68,7 @@ class DecodingStream:
         cores = os.cpu_count() or 1
         self._num_processes = cores if num_files >= FEW_FILES and cores > 1 else 0
         self._processes: list[_Process] = []
+        self._threads: ThreadPoolExecutor | None = None
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
 
     def __enter__(self) -> Self:
@@ -79,11 +82,15 @@ class DecodingStream:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._threads:
+            self._threads.shutdown(wait=False, cancel_futures=True)
         while self._processes:
-            self._processes.pop().end()
+            self._processes.pop().end()  # also what a thread waits for
+        if self._threads:
+            self._threads.shutdown()
 
     def decode(self, batches: Iterable[Sequence[str]]) -> Iterator[Batch]:
-        """Yield each batch, in order.
+        """Return an iterator over the batches, in order. The first ones are decoded from now on.
 
         Args:
             batches: Names in the folder.
@@ -94,21 +101,15 @@ class DecodingStream:
         """
         contents = ({file: self._source.files[file] for file in batch} for batch in batches)
         if not self._processes:
-            yield from map(self._decode_here, contents)
-            return
-        threads = ThreadPoolExecutor(self._num_processes)
-        try:
-            ahead: collections.deque[Future[Batch]] = collections.deque()
-            for content in contents:
-                ahead.append(threads.submit(self._decode_there, content))
-                if len(ahead) == AHEAD * self._num_processes:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            threads.shutdown(wait=False, cancel_futures=True)
-            self.__exit__()  # ends what the threads wait for
-            threads.shutdown()
+            return map(self._decode_here, contents)
+        self._threads = ThreadPoolExecutor(self._num_processes)
+        submitted = (self._threads.submit(self._decode_there, content) for content in contents)
+        return self._results(submitted, collections.deque(itertools.islice(submitted, AHEAD * self._num_processes)))
+
+    def _results(self, submitted: Iterator[Future[Batch]], ahead: collections.deque[Future[Batch]]) -> Iterator[Batch]:
+        while ahead:
+            yield ahead.popleft().result()
+            ahead += itertools.islice(submitted, 1)
 
     def _decode_here(self, contents: dict[str, str]) -> Batch:
         pixels = io.BytesIO()
@@ -131,7 +132,7 @@ class _Process:
     """A process that runs `decoding_worker.answer`."""
 
     def __init__(self, task: Task) -> None:
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", ANSWER, task.text()],
             stdin=subprocess.PIPE,
@@ -141,7 +142,8 @@ class _Process:
 
     def ask(self, contents: dict[str, str]) -> tuple[bytes, list[Kind], list[int]]:
         """Return the pixels of files, their kinds, and the place of each file's kind."""
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         try:
             self._process.stdin.write(json.dumps(contents).encode() + b"\n")
             self._process.stdin.flush()
@@ -161,7 +163,8 @@ class _Process:
 
     def end(self) -> None:
         """Stop it; a thread that waits for its answer receives none."""
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         self._process.kill()
         self._process.wait()
         with contextlib.suppress(BrokenPipeError):

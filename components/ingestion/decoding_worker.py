@@ -15,7 +15,6 @@ from typing import IO
 
 from ridgeline.image_decoding import Form, UnreadableImage, decode, quiet_pillow, shape_of
 
-FEW_FILES = 2_000  # take less time than a process takes to start
 REPORTED_FILES = 100
 WORK = "import sys; from components.ingestion.decoding_worker import work; work(sys.argv[1])"
 ANSWER = "import sys; from components.ingestion.decoding_worker import answer; answer(sys.argv[1])"

@@ -12,7 +12,7 @@ from components.evaluating.replay import Flipped
 from components.reports.figures import BLUE, GREY, VERMILION, Picture, flat, new_figure, plot_style, svg
 from ridgeline.artifacts.examples import Examples, Split
 from ridgeline.artifacts.model import Model, eliminated_pixels, kernels
-from ridgeline.artifacts.model_evaluation import Mistake, ModelEvaluationFacts
+from ridgeline.artifacts.model_evaluation import Flip, Mistake, ModelEvaluationFacts
 from ridgeline.html_page import render_page
 from ridgeline.thumbnail import thumbnail
 
@@ -94,13 +94,7 @@ def render(
             eliminated=_eliminated(eliminated_pixels(network)),
             mistakes=[(mistake, _mistake(mistake, facts, examples.split("test"))) for mistake in facts.mistakes],
             params=flat(model.facts.params),
-            flips=[
-                (
-                    flip,
-                    [_flip(name, pixels) for name, pixels in (flipped or {}).get((flip.champion, flip.candidate), [])],
-                )
-                for flip in (facts.replay.flips if facts.replay else ())
-            ],
+            flips=_flips(facts, flipped or {}),
         )
 
 
@@ -194,8 +188,12 @@ def _mistake(mistake: Mistake, facts: ModelEvaluationFacts, test: Split) -> Pict
     return Picture(thumbnail(test.rows(mistake.index, mistake.index + 1)[0][0]), alt)
 
 
-def _flip(name: str, pixels: np.ndarray) -> Picture:
-    return Picture(thumbnail(pixels), name)
+def _flips(facts: ModelEvaluationFacts, flipped: Flipped) -> list[tuple[Flip, list[Picture]]]:
+    """Return the most frequent flips with their images."""
+    return [
+        (flip, [Picture(thumbnail(pixels), name) for name, pixels in flipped.get((flip.champion, flip.candidate), [])])
+        for flip in (facts.replay.flips if facts.replay else ())
+    ]
 
 
 TEMPLATE = """\

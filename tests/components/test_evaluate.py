@@ -536,11 +536,11 @@ def unlabelled(tmp_path_factory):
 
 def replay(folder, examples, model, champion, unlabelled, **params):
     folder.mkdir()
-    params = evaluate.parse({"replay_dir": str(unlabelled), "min_class_recall": 0} | params)
+    parsed = Params(**{"replay_dir": str(unlabelled), "min_class_recall": 0} | params)
     champion = champion and Champion(champion.digest, champion)
     given = {"examples": examples, "model": model, "champion": champion}
-    sources = read_sources(evaluate, params, None)
-    return evaluate(params=params, output=folder, sources=sources, **given)
+    sources = read_sources(evaluate, parsed, None)
+    return evaluate(params=parsed, output=folder, sources=sources, **given)
 
 
 def test_unlabelled_images_are_replayed_by_both_models(tmp_path, solved, model, indifferent_model, unlabelled):
@@ -566,9 +566,8 @@ def test_unlabelled_images_are_replayed_by_both_models(tmp_path, solved, model, 
     page = evaluation.report.read_text()
     assert "Replay of unlabelled images" in page
     for flip in found.flips:
-        shown = [
-            f"{n}" for n, a, b in zip(names, before, after, strict=True) if (a, b) == (flip.champion, flip.candidate)
-        ]
+        pair = (flip.champion, flip.candidate)
+        shown = [name for name, a, b in zip(names, before, after, strict=True) if (a, b) == pair]
         for name in shown[:3]:
             assert f'title="{html.escape(name)}"' in page
         assert not [name for name in shown[3:] if html.escape(name) in page]
@@ -602,7 +601,7 @@ def test_a_folder_without_readable_images_cannot_be_replayed(tmp_path, solved, m
 def test_a_minimum_agreement_needs_images(unlabelled):
     with pytest.raises(ParameterError, match=r"^Parameter evaluate\.min_agreement: expected a folder of unlabelled"):
         evaluate.parse({"min_agreement": 0.5})
-    assert evaluate.parse({"replay_dir": str(unlabelled), "min_agreement": 0.5}).min_agreement == 0.5
+    assert Params(replay_dir=str(unlabelled), min_agreement=0.5).min_agreement == 0.5
 
 
 def test_the_content_of_the_replayed_folder_is_in_the_key_and_its_place_is_not(tmp_path, examples, model, unlabelled):

@@ -7,8 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from datetime import timedelta
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from PIL import Image
 from upath import UPath
 
 from components import infer as module
-from components.infer import infer
 from components.ingestion import decoding_stream
 from ridgeline import pipeline
 from ridgeline.artifacts.model import Model
@@ -39,19 +38,16 @@ from components.ingestion import decoding_stream
 from ridgeline import cli
 
 decoding_stream.BATCH_FILES, infer.PART_BATCHES = 4, 2
-load, left = infer.load, int(sys.argv[1])
+predict, left = infer.Classifier.predict, int(sys.argv[1])
 
-def load_and_die(pushed):
-    predict = load(pushed)
-    def predict_or_die(images):
-        global left
-        left -= 1
-        if left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return predict(images)
-    return predict_or_die
+def predict_or_die(self, images):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return predict(self, images)
 
-infer.load = load_and_die
+infer.Classifier.predict = predict_or_die
 cli.app(sys.argv[2:])
 """
 

@@ -116,8 +116,12 @@ MINUTES = {
     "rollback_model": {"rollback": 30},
 }  # fmt: skip
 HOURS = {
-    "fashion_mnist_training": 24, "regularization_path": 24, "maintenance": 6, "batch_inference": 24, "rollback_model": 3,
-}  # fmt: skip
+    "fashion_mnist_training": 24,
+    "regularization_path": 24,
+    "maintenance": 6,
+    "batch_inference": 24,
+    "rollback_model": 3,
+}
 
 
 def test_every_task_of_every_dag_has_its_retries_and_its_time_limit(dags: dict[str, Any]) -> None:
