@@ -24,7 +24,7 @@ from ridgeline.artifacts.model_evaluation import (
 )
 from ridgeline.component import FOR_ONE_RUN, Champion, Source, SourceFolder, StepError, component
 from ridgeline.component import Params as BaseParams
-from ridgeline.image_decoding import Form
+from ridgeline.image_form import Form
 from ridgeline.significance import mcnemar_p_value, wilson_interval
 
 if TYPE_CHECKING:

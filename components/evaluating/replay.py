@@ -11,7 +11,7 @@ import numpy as np
 from components.ingestion.decoding_stream import DecodingStream, batches_of
 from ridgeline.artifacts.model_evaluation import Flip, Replay
 from ridgeline.component import Source, StepError
-from ridgeline.image_decoding import Form
+from ridgeline.image_form import Form
 from ridgeline.significance import wilson_interval
 
 if TYPE_CHECKING:

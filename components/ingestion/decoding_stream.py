@@ -21,7 +21,7 @@ import numpy as np
 
 from components.ingestion.decoding_worker import ANSWER, Kind, Task, decode_files
 from ridgeline.component import Source, StepError, TransientStepError
-from ridgeline.image_decoding import Form
+from ridgeline.image_form import Form
 
 FEW_FILES = 200  # take less time than a process takes to start, even if they are photos
 BATCH_FILES = 128

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from ridgeline.image_decoding import Form, UnreadableImage, decode, quiet_pillow, shape_of
+from ridgeline.image_decoding import UnreadableImage, decode, quiet_pillow, shape_of
+from ridgeline.image_form import Form
 
 REPORTED_FILES = 100
 WORK = "import sys; from components.ingestion.decoding_worker import work; work(sys.argv[1])"

@@ -23,7 +23,8 @@ from ridgeline.artifacts.examples import Examples, ExamplesFacts, Normalization,
 from ridgeline.artifacts.model import Model, ModelFacts
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.component import Champion, ParameterError, StepError
-from ridgeline.image_decoding import Form, decode
+from ridgeline.image_decoding import decode
+from ridgeline.image_form import Form
 from ridgeline.keys import key_parts
 from ridgeline.significance import mcnemar_p_value, wilson_interval
 from ridgeline.sources import read_sources

@@ -25,7 +25,8 @@ from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.predictions import Predictions
 from ridgeline.component import ParameterError, StepError
 from ridgeline.gc import collect_garbage
-from ridgeline.image_decoding import Form, decode
+from ridgeline.image_decoding import decode
+from ridgeline.image_form import Form
 from ridgeline.settings import Settings
 from ridgeline.store import Execution
 

@@ -14,7 +14,8 @@ from components.infer import infer
 from components.ingestion import decoding_stream
 from components.ingestion.decoding_stream import Batch, DecodingStream
 from ridgeline.component import Source, TransientStepError
-from ridgeline.image_decoding import Form, decode
+from ridgeline.image_decoding import decode
+from ridgeline.image_form import Form
 from ridgeline.sources import read_sources
 
 FORM = Form((4, 5), color_mode="rgb")
