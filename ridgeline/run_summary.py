@@ -9,6 +9,7 @@ from ridgeline.artifacts.base import Artifact
 from ridgeline.artifacts.example_anomalies import ExampleAnomalies
 from ridgeline.artifacts.label_errors import LabelErrors
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
+from ridgeline.artifacts.predictions import Predictions
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.artifacts.sweep_result import SweepResult
 from ridgeline.pipeline import output_types
@@ -37,7 +38,7 @@ def summary(settings: Settings, outcomes: Mapping[str, Execution | tuple[str, st
     for outcome in outcomes.values():
         ref = outcome.output if isinstance(outcome, Execution) else None
         kind = types[ref.partition("/")[0]] if ref else Artifact
-        if ref and (kind.report_name or kind is PushedModel):
+        if ref and (kind.report_name or kind in (PushedModel, Predictions)):
             artifact = store.open(ref, kind)
             rows = list(_rows(artifact))
             if isinstance(artifact, PushedModel):
@@ -91,6 +92,9 @@ def _rows(artifact: Artifact[Any]) -> Iterator[tuple[str, str]]:
             for pair in labels.pairs[:1]
         ]
         yield "labels", f"{found:,} of {total:,} suspicious{''.join(often)}"
+    elif isinstance(artifact, Predictions):
+        rows = artifact.facts
+        yield "predicted", f"{rows.num_files:,} files, {rows.num_unreadable:,} unreadable: {artifact.parquet}"
     elif isinstance(artifact, SweepResult):
         yield "chosen", f"{artifact.facts.trials[artifact.facts.winner]}: {artifact.facts.reason}"
 

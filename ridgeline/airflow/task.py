@@ -122,8 +122,8 @@ def infer_in_task(component: Component, output: str | None) -> str:
         if ref and output:
             for file in write_output(settings.open_store(), ref, Path(output), params.new_files_only):
                 log.info("written: %s", file)
-        elif ref:
-            log.info("the rows are in %s", settings.open_store().open(ref, Predictions).parquet)
+        elif record and record.output:
+            log.info("the rows are in %s", settings.open_store().open(record.output, Predictions).parquet)
 
 
 def link_of_run(context: Any) -> str:
