@@ -30,7 +30,7 @@ from ridgeline.artifacts.pushed_model import (
 from ridgeline.component import Approval, PushRule, StepError, StepSkipped, component, outside_key, shown_as
 from ridgeline.component import Params as StepParams
 from ridgeline.fresh_process import FreshProcessError
-from ridgeline.image_decoding import Form
+from ridgeline.image_form import Form
 
 if TYPE_CHECKING:
     import keras

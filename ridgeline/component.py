@@ -15,7 +15,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, ClassVar, Generic, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, to_jsonable_python
 
@@ -66,6 +66,19 @@ def outside_key(**extra: Any) -> dict[str, Any]:
         **extra: More members, such as those of `shown_as`.
     """
     return {OUTSIDE_KEY: True, **extra}
+
+
+class ServedParams(Params):
+    """The parameters of a step that uses a served model: the pipeline takes its `PushedModel` from the registry.
+
+    No step before it yields that. Before the step runs, `version` becomes the number of the champion if it is None. So
+    the key has the number.
+    """
+
+    model: str | None = Field(None, title="Model", description="Name of the served model. It has no default.")
+    version: int | None = Field(
+        None, ge=1, title="Version", description="Version of the model, from 1. Empty: the champion."
+    )
 
 
 def shown_as(**labels: str) -> dict[str, Any]:
@@ -301,6 +314,10 @@ def _no_sources(params: Params) -> Mapping[str, SourceFolder]:
     return {}
 
 
+def _adds_to_nothing(params: Params) -> None:
+    return None
+
+
 def _no_code(params: Params | None) -> Iterable[str]:
     return ()
 
@@ -332,6 +349,9 @@ class Component:
             content is part of the key; `run` takes them as ``sources``, a mapping of names to `Source`.
         code: Returns, for the step's parameters, modules that the step imports only under these parameters, such as an
             extension that they name; for None, all such modules. Their code is part of the key, too.
+        adds_to: Returns, for the step's parameters, the parameters, with their values, of those of its own earlier
+            outputs that it adds to; None if it adds to none. `run` takes the last of them as its optional input of
+            its own output type, which is part of the key.
         continues: Whether `run` takes ``previous``: its last output with the same parameters and code, but other
             content of the sources, or None. It saves work; the output may not depend on it.
         after: Artifact types whose steps run before this one; nothing of them is in its key.
@@ -351,6 +371,7 @@ class Component:
     uses_champion: Callable[[Any], bool] = _always
     sources: Callable[[Any], Mapping[str, SourceFolder]] = _no_sources
     code: Callable[[Any], Iterable[str]] = _no_code
+    adds_to: Callable[[Any], Mapping[str, Any] | None] = _adds_to_nothing
     continues: bool = False
     after: tuple[type[Artifact[Any]], ...] = ()
     push: Callable[[Any], PushRule] = _push_at_once
@@ -459,6 +480,7 @@ def component(
     uses_champion: Callable[[Any], bool] = _always,
     code: Callable[[Any], Iterable[str]] = _no_code,
     push: Callable[[Any], PushRule] = _push_at_once,
+    adds_to: Callable[[Any], Mapping[str, Any] | None] = _adds_to_nothing,
 ) -> Callable[[Callable[..., Facts]], Component]:
     """Declare a function as a pipeline step; its annotations name the inputs and the parameters.
 
@@ -467,6 +489,8 @@ def component(
     ``sweep: SweepResult | None = None``         one that may be left out
     ``trials: tuple[Trials, ...]``               any number of artifacts
     ``champion: Champion[Model] | None = None``  the served artifact, which the pipeline fills in
+    ``pushed: PushedModel``                      a served version, if ``params`` are `ServedParams`
+    ``earlier: Predictions | None = None``       an output of the step itself that it adds to, see `adds_to`
     ``scratch: Path | None``                     a folder for unfinished work: the step resumes from it
     ``sources: Mapping[str, Source]``            the folders outside the store, for a step that declares `sources`
     ``previous: Dataset | None``                 the step's own last output, before the sources changed
@@ -479,6 +503,8 @@ def component(
             it may take a champion of its own output type, to start from.
         code: Returns, for the parameters, modules that the function imports only under these parameters, such as an
             extension that they name; for None, all such modules. Their code is part of the key.
+        adds_to: Returns, for the parameters, the parameters, with their values, of the earlier outputs that the step
+            adds to, see `Component`; None if it adds to none.
         after: Artifact types whose steps run before this one, such as checks of its inputs. If one of these artifacts
             states a problem, the run stops there.
         push: Returns, for the parameters of a step that yields servable models, what happens to them.
@@ -522,6 +548,7 @@ def component(
             uses_champion=uses_champion,
             sources=sources,
             code=code,
+            adds_to=adds_to,
             continues="previous" in hints,
             after=after,
             push=push,

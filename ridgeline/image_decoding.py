@@ -6,8 +6,9 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from ridgeline.image_form import Form
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -17,39 +18,6 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 ORIENTATION = 0x0112  # the EXIF tag
 HIGH = ("I;16", "I;16B", "I;16L", "I")  # 16 bits; Pillow reads some of these files into 32
-
-Resampling = Literal["bilinear", "bicubic", "lanczos", "box", "nearest"]
-
-
-@dataclass(frozen=True)
-class Form:
-    """What images become; the names and defaults are those of the parameters of `ingest`.
-
-    Attributes:
-        image_size: Height and width; None leaves the size as it is.
-        resampling: How images are resized; all but nearest are antialiased.
-        color_mode: The colours; None stands for RGB.
-        background: Grey level behind transparent pixels.
-        max_image_pixels: Larger images are unreadable.
-    """
-
-    image_size: tuple[int, int] | None = None
-    resampling: Resampling = "bilinear"
-    color_mode: Literal["grayscale", "rgb"] | None = None
-    background: int = 255
-    max_image_pixels: int = 50_000_000
-
-    @classmethod
-    def of_shape(cls, image_shape: tuple[int, ...], resampling: Resampling = "bilinear", background: int = 255) -> Form:
-        """Return the form of images of a shape.
-
-        Args:
-            image_shape: ``(h, w)`` of grayscale images, or ``(h, w, 3)``.
-            resampling: See `Form`.
-            background: See `Form`.
-        """
-        height, width, *channels = image_shape
-        return cls((height, width), resampling, "rgb" if channels else "grayscale", background)
 
 
 class UnreadableImage(Exception):

@@ -20,13 +20,13 @@ from ridgeline.artifacts.dataset import served_name
 from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModel
-from ridgeline.component import Approval, Component, ParameterError, Params, StepError
+from ridgeline.component import Approval, Component, ParameterError, Params, ServedParams, StepError
 from ridgeline.decisions import Decision, Decisions
 from ridgeline.executor import decide, execute, list_sources, open_inputs
 from ridgeline.keys import reachable_code
 from ridgeline.lineage import lineage, producers
 from ridgeline.masking import mask
-from ridgeline.registry import Pushed
+from ridgeline.registry import Pushed, RegistryError
 from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store, StoreError
 
@@ -121,7 +121,7 @@ def plan(target: str, extra: Collection[str] = ()) -> list[Component]:
             )
         open_steps.append(component.name)
         steps: dict[str, Component] = {}
-        for kind in (*component.inputs.values(), *component.groups.values(), *component.after):
+        for kind in (*_wired(component).values(), *component.groups.values(), *component.after):
             steps |= with_needed(_producer(producers, component, kind))
         for kind in component.optional.values():
             known = kind in producers and producers[kind].name not in open_steps
@@ -162,11 +162,58 @@ def _producer(
     return producers[kind]
 
 
+def _served(component: Component) -> dict[str, type[Artifact[Any]]]:
+    """Return the inputs of a step that are taken from the registry, see `ServedParams`, by name."""
+    takes = issubclass(component.params, ServedParams)
+    return {name: kind for name, kind in component.inputs.items() if takes and kind is PushedModel}
+
+
+def _wired(component: Component) -> dict[str, type[Artifact[Any]]]:
+    """Return the inputs of a step that must come from steps before it, by name."""
+    return {name: kind for name, kind in component.inputs.items() if name not in _served(component)}
+
+
 def _inputs(component: Component, outputs: Mapping[type[Artifact[Any]], T]) -> dict[str, T]:
     """Return a step's inputs by name, from what earlier steps yielded."""
-    inputs = {name: outputs[kind] for name, kind in component.inputs.items()}
+    inputs = {name: outputs[kind] for name, kind in _wired(component).items()}
     inputs |= {name: outputs[kind] for name, kind in component.optional.items() if kind in outputs}
     return inputs | {f"{name}.0": outputs[kind] for name, kind in component.groups.items() if kind in outputs}
+
+
+def _filled_in(
+    settings: Settings, component: Component, inputs: Mapping[str, str], params: Params
+) -> tuple[dict[str, str], Params]:
+    """Return a step's inputs with those that the pipeline finds itself, and its parameters with the served version.
+
+    Raises:
+        StepError: If there is no such served version, or it is damaged.
+    """
+    found = {**inputs, **_champions(settings, component, inputs, params)}
+    if isinstance(params, ServedParams) and (served := _served(component)).keys() - inputs.keys():
+        if not params.model:
+            raise ParameterError(
+                f"Parameter {component.name}.model: expected the name of a served model; received none. `ridgeline "
+                "models list` shows them."
+            )
+        try:
+            entry, _ = settings.open_registry().open_version(settings.open_store(), params.model, params.version)
+        except (RegistryError, ArtifactError) as error:
+            raise StepError(str(error)) from error
+        found |= dict.fromkeys(served, entry.artifact)
+        params = params.model_copy(update={"version": entry.version})
+    return {**found, **_added_to(settings.open_store(), component, params)}, params
+
+
+def _added_to(store: Store, component: Component, params: Params) -> dict[str, str]:
+    """Return the last output that a step adds to, by input name; empty if there is none."""
+    name = next((name for name, kind in component.optional.items() if kind is component.output), None)
+    wanted = component.adds_to(params)
+    for made in store.executions(component.name, with_output=True) if name and wanted is not None else ():
+        if made.output and wanted.items() <= made.parts.params.items():  # type: ignore[union-attr]
+            if store.holds(made.output):
+                return {name: made.output}  # type: ignore[dict-item]
+            log.warning("%s can't add to %s, which was deleted", component.name, made.output)
+    return {}
 
 
 def _champions(settings: Settings, component: Component, inputs: Mapping[str, str], params: Params) -> dict[str, str]:
@@ -424,10 +471,10 @@ def run_step(
     store = settings.open_store()
     pushes = component.output is PushedModel
     with store.lease(run_id) if pushes else contextlib.nullcontext():  # a step has a lease of its own, a push has none
-        if component.champions:
+        if component.champions or _served(component):
             settings.open_registry().recover()
-        champions = _champions(settings, component, inputs, params)
-        execution = execute(store, component, {**inputs, **champions}, params, run_id, rerun)
+        given, params = _filled_in(settings, component, inputs, params)
+        execution = execute(store, component, given, params, run_id, rerun)
         pushed, answer = None, None
         if execution.output and pushes:
             model = store.open(execution.output, PushedModel)
@@ -549,9 +596,10 @@ def explain(
         known = {name: artifact for name, artifact in inputs.items() if artifact is not None}
         if len(known) == len(inputs):
             refs = {name: artifact.ref for name, artifact in known.items()}
-            artifacts = open_inputs(store, step, refs | _champions(settings, step, refs, params[step.name]))
-            sources = list_sources(store, step, params[step.name], keep=False)
-            decision = decide(store, step, artifacts, params[step.name], step.name in rerun, sources)
+            refs, values = _filled_in(settings, step, refs, params[step.name])
+            artifacts = open_inputs(store, step, refs)
+            sources = list_sources(store, step, values, keep=False)
+            decision = decide(store, step, artifacts, values, step.name in rerun, sources)
             outputs[step.output] = decision.output
             yield step.name, str(decision)
         else:

@@ -10,6 +10,7 @@ from ridgeline.artifacts.base import Artifact
 from ridgeline.artifacts.example_anomalies import ExampleAnomalies
 from ridgeline.artifacts.label_errors import LabelErrors
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
+from ridgeline.artifacts.predictions import Predictions
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.artifacts.sweep_result import SweepResult
 from ridgeline.decisions import Decisions
@@ -39,7 +40,7 @@ def summary(settings: Settings, outcomes: Mapping[str, Execution | tuple[str, st
     for outcome in outcomes.values():
         ref = outcome.output if isinstance(outcome, Execution) else None
         kind = types[ref.partition("/")[0]] if ref else Artifact
-        if ref and (kind.report_name or kind is PushedModel):
+        if ref and (kind.report_name or kind in (PushedModel, Predictions)):
             artifact = store.open(ref, kind)
             rows = list(_rows(artifact))
             if isinstance(artifact, PushedModel):
@@ -66,6 +67,18 @@ def _rows(artifact: Artifact[Any]) -> Iterator[tuple[str, str]]:
                 f"{other.accuracy:.4f}, model {other.model_digest[:12]}: alone right on {other.only_champion_right} "
                 f"images, this model on {other.only_candidate_right}; p = {other.p_value:.4g}",
             )
+        if replay := facts.replay:
+            flips = [
+                f"; most often {flip.count:,} {facts.classes[flip.champion].name} become "
+                f"{facts.classes[flip.candidate].name}"
+                for flip in replay.flips[:1]
+            ]
+            (low, high) = replay.agreement_interval
+            yield (
+                "replay",
+                f"agrees with the champion on {replay.agreement:.4f}, 95 % interval {low:.4f} to {high:.4f}, of "
+                f"{replay.num_images:,} unlabelled images{''.join(flips)}",
+            )
         blessed = f"{'' if facts.verdict.blessed else 'not '}blessed{' by force' if facts.verdict.forced else ''}"
         yield "verdict", f"{blessed}: {'; '.join(facts.verdict.reasons)}"
     elif isinstance(artifact, ExampleAnomalies):
@@ -81,6 +94,9 @@ def _rows(artifact: Artifact[Any]) -> Iterator[tuple[str, str]]:
             for pair in labels.pairs[:1]
         ]
         yield "labels", f"{found:,} of {total:,} suspicious{''.join(often)}"
+    elif isinstance(artifact, Predictions):
+        rows = artifact.facts
+        yield "predicted", f"{rows.num_files:,} files, {rows.num_unreadable:,} unreadable: {artifact.parquet}"
     elif isinstance(artifact, SweepResult):
         yield "chosen", f"{artifact.facts.trials[artifact.facts.winner]}: {artifact.facts.reason}"
 

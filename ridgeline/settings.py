@@ -31,6 +31,7 @@ PATTERN = "*?[\\"
 MAX_DEADLINE_MINUTES = 10 * 366 * 24 * 60
 MAX_NAME_BYTES = 255  # of a file or folder, in the usual file systems
 MAX_RETENTION_DAYS = 100 * 366
+PUSHED = "pushed"  # the schedule of a DAG that runs after each push of a model
 MESSAGES = ("failed", "late", *KINDS)
 
 
@@ -88,6 +89,13 @@ def check_schedule(value: str) -> str:
     except (ValueError, KeyError, AttributeError):
         raise ValueError("a cron expression such as 0 6 * * 0, a preset such as @weekly, or never") from None
     return value
+
+
+def _inference_schedule(value: str) -> str:
+    try:
+        return value if value == PUSHED else check_schedule(value)
+    except ValueError as error:
+        raise ValueError(f"{error}; or {PUSHED}, for each push of the model") from None
 
 
 def _expect_recipients(text: str) -> None:
@@ -170,8 +178,12 @@ class Settings(BaseSettings):
         keep_versions: How many of the newest versions of a model a push keeps.
         manual_dir: The folder with the dataset's downloaded files, for machines without a network.
         image_dir: The folder of images of ``ingest.dataset=folder``: a folder or any `universal_pathlib` URL.
+        replay_dir: Folder of unlabelled images for which `evaluate` compares a model with the champion: a folder or any
+            `universal_pathlib` URL.
         schedule: Schedule of the training DAG: a cron expression or preset, UTC; ``never`` for manual triggers
             only.
+        inference_schedule: Schedule of the DAG ``batch_inference``, like `schedule`; or ``pushed``, for a run after
+            each push of its model.
         still_seconds: For how many seconds a watched folder must not change before it starts its DAG.
         defaults: Parameters by dotted name, as JSON, that replace the defaults on the DAGs' forms, and so in
             scheduled runs.
@@ -208,7 +220,9 @@ class Settings(BaseSettings):
     keep_versions: int = Field(10, ge=1)
     manual_dir: Folder = None
     image_dir: Annotated[str, AfterValidator(_store)] | None = None
+    replay_dir: Annotated[str, AfterValidator(_store)] | None = None
     schedule: Schedule = "@weekly"
+    inference_schedule: Annotated[str, AfterValidator(_inference_schedule)] = "never"
     still_seconds: float = Field(60.0, ge=1.0, le=86_400.0, allow_inf_nan=False)
     defaults: Annotated[dict[str, Any], NoDecode, BeforeValidator(_json_object)] = {}
     deadline_minutes: float = Field(120.0, gt=0.0, le=MAX_DEADLINE_MINUTES, allow_inf_nan=False)

@@ -7,6 +7,7 @@ import json
 import logging
 import shlex
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from airflow.sdk import get_current_context
@@ -22,6 +23,7 @@ from ridgeline.airflow.settings import AirflowSettings
 from ridgeline.announcements import announce, change_decision
 from ridgeline.approval import expect_askable
 from ridgeline.artifacts.base import ArtifactError
+from ridgeline.artifacts.predictions import Predictions
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.component import Component, ParameterError, Params, StepError, TransientStepError, flatten
 from ridgeline.masking import known, mask
@@ -35,6 +37,7 @@ from ridgeline.pipeline import (
     run_step,
     shared_params,
 )
+from ridgeline.predictions_output import expect_output, write_output
 from ridgeline.registry import RegistryError
 from ridgeline.settings import Settings, SettingsError
 from ridgeline.store import StoreError
@@ -92,6 +95,39 @@ def run_in_task(
     for asset in context["task"].outlets:
         context["outlet_events"][asset].extra = _facts(settings, result)
     return result.execution.output
+
+
+def infer_in_task(component: Component, output: str | None) -> str:
+    """Run the step that predicts, as `run_in_task` does, and write its rows.
+
+    Args:
+        component: The step.
+        output: The file or, with new files only, the folder to write them to, see `write_output`; None for neither.
+
+    Returns:
+        The store-relative name of the predictions.
+
+    Raises:
+        AirflowFailException: As for `run_in_task`, or if there can't be an output there; not retried.
+        AirflowSkipException: If there are no new files.
+    """
+    settings, params = settings_in_task(), params_in_task(component)
+    if output and params.folder:
+        try:
+            expect_output(Path(output), params.folder, params.new_files_only)
+        except ParameterError as error:
+            raise AirflowFailException(mask(error)) from error
+    try:
+        return run_in_task(component)
+    finally:
+        record = run_records(settings, get_current_context()["run_id"]).get(component.name)
+        # also without new files: an earlier run may have been killed before it wrote its rows
+        ref = record and (record.output or (record.inputs.get("earlier") if record.state == "skipped" else None))
+        if ref and output:
+            for file in write_output(settings.open_store(), ref, Path(output), params.new_files_only):
+                log.info("written: %s", file)
+        elif record and record.output:
+            log.info("the rows are in %s", settings.open_store().open(record.output, Predictions).parquet)
 
 
 def link_of_run(context: Any) -> str:

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from ridgeline.artifacts.base import Artifact, Facts, FileEntry
 from ridgeline.artifacts.examples import TEST, TRAIN, VALIDATION, Examples, Split, held_out, write_split
-from ridgeline.image_decoding import Resampling
+from ridgeline.image_form import Resampling
 
 FILES = "files.json"
 BATCH_SIZE = 1_000  # of files, whose lines are read and written together
@@ -89,7 +89,7 @@ class DatasetFacts(Facts):
         splits: The splits by name.
         raw_files: The downloaded files by name, with their size and SHA-256 as tfds registers and checks them.
         synthetic: Whether the project drew the images itself.
-        resampling: How `ingest` resizes images, as clients of the model must; see `ridgeline.image_decoding.Form`.
+        resampling: How `ingest` resizes images, as clients of the model must; see `ridgeline.image_form.Form`.
         background: The grey level that it puts behind transparent pixels.
         formats: For a folder, the number of files of each kind, such as ``JPEG RGB 32×32``.
         unreadable: For a folder, the image files that were left out.

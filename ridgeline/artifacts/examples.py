@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from ridgeline.artifacts.base import Artifact, Facts
-from ridgeline.image_decoding import Resampling
+from ridgeline.image_form import Resampling
 
 MAX_SHARD_BYTES = 256 * 2**20
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from ridgeline.artifacts.base import Artifact, ArtifactError, Facts
-from ridgeline.image_decoding import Form
+from ridgeline.image_form import Form
 
 EXTRA = "assets.extra"  # of a SavedModel: TensorFlow loads nothing of it, TF Serving its warm-up requests
 IMAGES = "images.json"

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from pydantic_core import from_json
 
-from ridgeline.image_decoding import Form, UnreadableImage, decode, shape_of
+from ridgeline.image_decoding import UnreadableImage, decode
+from ridgeline.image_form import Form, shape_of
 
 SIGNATURE = "serving_default"
 INPUT = "images"

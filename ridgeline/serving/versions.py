@@ -15,7 +15,7 @@ import numpy as np
 
 from ridgeline.access import message
 from ridgeline.artifacts.pushed_model import read_form
-from ridgeline.image_decoding import Form
+from ridgeline.image_form import Form
 from ridgeline.registry import CANARY, STABLE, Registry, Serving
 from ridgeline.serving.batching import Outputs
 from ridgeline.serving.instances import INPUT, SIGNATURE, BadRequestError

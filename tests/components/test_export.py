@@ -15,7 +15,7 @@ from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.model_evaluation import ModelEvaluation, Verdict
 from ridgeline.artifacts.pushed_model import PushedModel, read_form
 from ridgeline.component import StepSkipped
-from ridgeline.image_decoding import Form
+from ridgeline.image_form import Form
 
 
 @pytest.fixture(scope="module")

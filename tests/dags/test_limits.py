@@ -99,6 +99,7 @@ RETRIES = {  # of a task, and the seconds between two tries
     "fashion_mnist_training": [1, 10],
     "regularization_path": [1, 10],
     "maintenance": [1, 60],
+    "batch_inference": [1, 10],
     "rollback_model": [0, 0],  # a second try might roll back once more
 }
 MINUTES = {
@@ -111,9 +112,16 @@ MINUTES = {
         "sweep": 360, "select": 30,
     },
     "maintenance": {"collect_garbage": 60, "delete_logs": 60, "clean_metadata": 60, "announce_stale": 60},
+    "batch_inference": {"infer": 720},
     "rollback_model": {"rollback": 30},
 }  # fmt: skip
-HOURS = {"fashion_mnist_training": 24 + 12, "regularization_path": 24, "maintenance": 6, "rollback_model": 3}
+HOURS = {
+    "fashion_mnist_training": 24 + 12,
+    "regularization_path": 24,
+    "maintenance": 6,
+    "batch_inference": 24,
+    "rollback_model": 3,
+}
 
 
 def test_every_task_of_every_dag_has_its_retries_and_its_time_limit(dags: dict[str, Any]) -> None:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from ridgeline.image_decoding import Form, UnreadableImage, decode, quiet_pillow, shape_of
+from ridgeline.image_decoding import UnreadableImage, decode, quiet_pillow, shape_of
+from ridgeline.image_form import Form
 
 RNG = np.random.default_rng(0)
 SMOOTH = np.linspace(0, 255, 24 * 32 * 3).reshape(24, 32, 3).astype(np.uint8)

@@ -12,7 +12,7 @@ import pytest
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.pushed_model import PushedModel, read_form, write_form
-from ridgeline.image_decoding import Form
+from ridgeline.image_form import Form
 from ridgeline.registry import STILL_LOADED, OtherDatasetError, Registry, RegistryError
 from ridgeline.serving_check import ServingError
 from ridgeline.store import StoreError

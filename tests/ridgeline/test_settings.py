@@ -77,7 +77,9 @@ BAD = {
     "keep_versions": ["abc", "0", "2.5", "[]"],
     "manual_dir": ["https://example.org/data", "~no_such_user/data"],
     "image_dir": ["nosuch://bucket/images", "~no_such_user/images"],
+    "replay_dir": ["nosuch://bucket/images", "~no_such_user/images"],
     "schedule": ["weekly", "* * * *", "61 * * * *", "0 0 30 2 *", "@never", "{}"],
+    "inference_schedule": ["weekly", "push", "* * * *"],
     "still_seconds": ["0", "nan", "100000", "a minute"],
     "defaults": ["[1", "[1]", "1", '"text"', "train.epochs=3"],
     "deadline_minutes": ["inf", "-inf", "nan", "0", "1e300", "soon"],
@@ -162,7 +164,10 @@ def test_a_message_about_a_setting_shows_no_secret(monkeypatch, field, value):
 @pytest.mark.parametrize("schedule", ["never", "@weekly", "@quarterly", "30 4 * * 1-5"])
 def test_schedules_that_airflow_reads_are_accepted(monkeypatch, schedule):
     monkeypatch.setenv("RIDGELINE_SCHEDULE", schedule)
-    assert Settings().schedule == schedule
+    monkeypatch.setenv("RIDGELINE_INFERENCE_SCHEDULE", schedule)
+    assert (Settings().schedule, Settings().inference_schedule) == (schedule, schedule)
+    monkeypatch.setenv("RIDGELINE_INFERENCE_SCHEDULE", "pushed")
+    assert Settings().inference_schedule == "pushed"
 
 
 def test_recipients_come_from_the_variable_and_from_a_file(monkeypatch, tmp_path):

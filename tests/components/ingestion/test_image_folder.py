@@ -16,7 +16,7 @@ from components.transform import transform
 from ridgeline.artifacts.dataset import Dataset
 from ridgeline.component import ParameterError
 from ridgeline.executor import execute
-from ridgeline.image_decoding import Form
+from ridgeline.image_form import Form
 from ridgeline.sources import read_sources
 from ridgeline.store import Store
 

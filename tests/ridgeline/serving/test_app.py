@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from ridgeline.image_decoding import Form
+from ridgeline.image_form import Form
 from ridgeline.registry import Registry
 from ridgeline.serving import app as app_module
 from ridgeline.serving import versions

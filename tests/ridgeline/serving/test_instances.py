@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ridgeline.image_decoding import Form
+from ridgeline.image_form import Form
 from ridgeline.serving.instances import BadRequestError, read_instances
 
 SHAPE = (4, 6)
