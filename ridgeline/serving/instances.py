@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from pydantic_core import from_json
 
-from ridgeline.image_decoding import UnreadableImage, decode
-from ridgeline.image_form import Form, shape_of
+from ridgeline.image_decoding import UnreadableImage, decode, shape_of
+from ridgeline.image_form import Form
 
 SIGNATURE = "serving_default"
 INPUT = "images"
