@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from ridgeline import comparison_text, models_cli, pipeline, step_cli
 from ridgeline.access import message
+from ridgeline.approval import Terminal
 from ridgeline.artifacts.base import MANIFEST, ArtifactError, verify
 from ridgeline.artifacts.predictions import Predictions
 from ridgeline.compare import CompareError, compare, find_side
@@ -148,7 +149,8 @@ def run(target: Target = "", extra: With = [], assignments: Set = [], rerun: Rer
     settings = Settings()
     run_id = models_cli.new_run_id()
     steps, params = _parse(target, extra, assignments, settings)
-    results = pipeline.run(settings, steps, params, run_id, by=models_cli.user(), rerun=rerun)
+    by = models_cli.user()
+    results = pipeline.run(settings, steps, params, run_id, by=by, rerun=rerun, ask=Terminal(by))
     executions = {result.execution.component: result.execution for result in results}
     typer.echo("")
     for line in summary(settings, executions):

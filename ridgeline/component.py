@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
-from typing import Any, ClassVar, Generic, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -43,6 +43,30 @@ class Params(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    def in_key(self) -> dict[str, Any]:
+        """Return the values that are part of the step's key, as JSON values by dotted name.
+
+        Left out are locations and what `outside_key` marks.
+        """
+        marked = {
+            name
+            for name, field in type(self).model_fields.items()
+            if isinstance(extra := field.json_schema_extra, dict) and OUTSIDE_KEY in extra
+        }
+        return dict(flatten(self.model_dump(mode="json", exclude=marked)))
+
+
+OUTSIDE_KEY = "outside_key"
+
+
+def outside_key(**extra: Any) -> dict[str, Any]:
+    """Return a field's ``json_schema_extra`` for a value that decides what happens to the output, not what it is.
+
+    Args:
+        **extra: More members, such as those of `shown_as`.
+    """
+    return {OUTSIDE_KEY: True, **extra}
+
 
 class ServedParams(Params):
     """The parameters of a step that uses a served model: the pipeline takes its `PushedModel` from the registry.
@@ -71,6 +95,9 @@ def shown_as(**labels: str) -> dict[str, Any]:
 
 
 FILLED_IN = ("scratch", "previous")  # arguments that the executor provides, or None
+
+# When a person must approve the push of a model, see `ridgeline.approval`.
+Approval = Literal["never", "forced", "uncertain", "always"]
 
 # A field's ``json_schema_extra`` for a value that applies to one run: it can't be made a default of scheduled runs.
 FOR_ONE_RUN: dict[str, Any] = {"for_one_run": True}
@@ -281,6 +308,10 @@ def _no_code(params: Params | None) -> Iterable[str]:
     return ()
 
 
+def _no_approval(params: Params) -> Approval:
+    return "never"
+
+
 class StepSkipped(Exception):
     """Raised by a step that has a defined reason to yield nothing, such as a model that was not blessed."""
 
@@ -310,6 +341,7 @@ class Component:
         continues: Whether `run` takes ``previous``: its last output with the same parameters and code, but other
             content of the sources, or None. It saves work; the output may not depend on it.
         after: Artifact types whose steps run before this one; nothing of them is in its key.
+        approval: Returns, for the parameters of a step that yields servable models, when a person must approve a push.
         resumes: Whether `run` takes ``scratch``: a folder that survives a failed or killed attempt and is handed
             to the next one with the same key, or None where there is none.
     """
@@ -328,6 +360,7 @@ class Component:
     adds_to: Callable[[Any], Mapping[str, Any] | None] = _adds_to_nothing
     continues: bool = False
     after: tuple[type[Artifact[Any]], ...] = ()
+    approval: Callable[[Any], Approval] = _no_approval
     resumes: bool = False
 
     @property
@@ -423,6 +456,7 @@ def component(
     uses_champion: Callable[[Any], bool] = _always,
     code: Callable[[Any], Iterable[str]] = _no_code,
     adds_to: Callable[[Any], Mapping[str, Any] | None] = _adds_to_nothing,
+    approval: Callable[[Any], Approval] = _no_approval,
 ) -> Callable[[Callable[..., Facts]], Component]:
     """Declare a function as a pipeline step; its annotations name the inputs and the parameters.
 
@@ -449,6 +483,7 @@ def component(
             adds to, see `Component`; None if it adds to none.
         after: Artifact types whose steps run before this one, such as checks of its inputs. If one of these artifacts
             states a problem, the run stops there.
+        approval: Returns, for the parameters of a step that yields servable models, when a person must approve a push.
 
     Returns:
         A decorator that turns ``def train(examples: Examples, params: Params, output: Path) -> ModelFacts``
@@ -492,6 +527,7 @@ def component(
             adds_to=adds_to,
             continues="previous" in hints,
             after=after,
+            approval=approval,
             resumes="scratch" in hints,
         )
 

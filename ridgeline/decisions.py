@@ -18,7 +18,9 @@ from ridgeline.store import Store, translate_os_errors
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["pushed", "refused", "not_pushed", "rolled_back", "data_blocked", "stale"]
+Answer = Literal["approved", "rejected", "approval_expired"]
+Kind = Literal["pushed", "refused", "not_pushed", "rolled_back", "data_blocked", "stale", "approval_asked", Answer]
+ANSWERS: tuple[Answer, ...] = get_args(Answer)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SHORT = 16  # hexadecimal digits in a name
 
@@ -41,7 +43,8 @@ class Decision(BaseModel):
         schema_version: Version of this layout.
         kind: What was decided. ``refused``: the gate did not bless a model, or it is too large. ``not_pushed``: a model
             that passed the gate is not served, because of the history. ``data_blocked``: the data stopped the run.
-            ``stale``: what is served is old, or its successors were refused.
+            ``stale``: what is served is old, or its successors were refused. ``approval_asked``: a person must approve
+            a push. ``approved``, ``rejected``: a person has decided. ``approval_expired``: nobody did so in time.
         model: The model's name.
         subject: What was decided about, such as an artifact's name. Decisions of one kind about one subject are one.
         title: The decision, as a phrase.
@@ -51,6 +54,7 @@ class Decision(BaseModel):
         report: Path or URL of the report; empty if there is none.
         run_id: The run that decided.
         by: The user who asked for it; empty for a scheduled run.
+        answered_by: The user who approved or rejected a push; empty for other decisions.
         at: When, UTC.
         delivered: Digests of the recipients that have received it.
     """
@@ -68,6 +72,7 @@ class Decision(BaseModel):
     report: str = ""
     run_id: str = ""
     by: str = ""
+    answered_by: str = ""
     at: datetime = Field(default_factory=lambda: datetime.now(UTC))
     delivered: tuple[str, ...] = ()
 

@@ -33,6 +33,8 @@ class HistoryEntry(BaseModel):
         at: When, UTC.
         reason: Why it was rolled back, or the reason that a person gave for serving it by force; else empty.
         by: The user who asked for it; empty for a scheduled run, or if the user is not known.
+        approved_by: The user who approved the push; empty if nobody had to.
+        approval: Why; empty if nobody had to.
         computes: Digest of what the model computes, see `ridgeline.model_function`; empty if it is not known.
         files: Digest of the version's files; empty in entries of earlier releases.
         dataset: Name of the dataset that the model was trained on; empty in entries of earlier releases.
@@ -50,9 +52,17 @@ class HistoryEntry(BaseModel):
     at: datetime = Field(default_factory=lambda: datetime.now(UTC))
     reason: str = ""
     by: str = ""
+    approved_by: str = ""
+    approval: str = ""
     computes: str = ""
     files: str = ""
     dataset: str = ""
+
+    @property
+    def reasons(self) -> str:
+        """Its reason and its approval, in one line; empty if there is neither."""
+        approved = f"approved by {self.approved_by}: {self.approval}" if self.approved_by else ""
+        return "; ".join(" ".join(text.split()) for text in (self.reason, approved) if text)
 
     def line(self) -> str:
         """Return the entry as a line of the history, with its checksum."""

@@ -71,7 +71,7 @@ def show(name: Name) -> None:
     for entry in history:
         mark = "*" if entry is history[-1] else " "
         gone = "" if entry.version in present else " (version deleted)"
-        reason = f"{' '.join(entry.reason.split())}{gone}"
+        reason = f"{entry.reasons}{gone}"
         typer.echo(
             f"{mark} {entry.version:>7}  {entry.action:<8}  {entry.accuracy:>8.4f}  {entry.at:%Y-%m-%d %H:%M}  "
             f"{entry.by:<{width}}  {entry.model_digest[:12]}  {reason}".rstrip()

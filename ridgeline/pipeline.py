@@ -13,12 +13,15 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from ridgeline import fresh_process, mlflow_export
-from ridgeline.announcements import announce, data_decision, push_decision
+from ridgeline.announcements import announce, data_decision, find_evaluation, push_decision
+from ridgeline.approval import Ask, expect_askable, find_answer, question, why_needed
 from ridgeline.artifacts.base import Artifact, ArtifactError
 from ridgeline.artifacts.dataset import served_name
 from ridgeline.artifacts.model import Model
+from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModel
-from ridgeline.component import Component, ParameterError, Params, ServedParams, StepError, flatten
+from ridgeline.component import Approval, Component, ParameterError, Params, ServedParams, StepError
+from ridgeline.decisions import Decision, Decisions
 from ridgeline.executor import decide, execute, list_sources, open_inputs
 from ridgeline.keys import reachable_code
 from ridgeline.lineage import lineage, producers
@@ -261,7 +264,7 @@ def _start(
         ref = _made_beside(store, component, champion.model_digest)
     if ref is None:
         return {}
-    wanted = dict(flatten(params.model_dump(mode="json")))
+    wanted = params.in_key()
     for made in store.executions(component.name, with_output=True):
         if (made.output, made.state, made.parts.params, made.parts.sources) == (ref, "complete", wanted, {}):
             earlier = dict(made.inputs)
@@ -439,10 +442,12 @@ def run_step(
     by: str = "",
     rerun: bool = False,
     link: str = "",
+    ask: Ask | None = None,
 ) -> StepResult:
     """Run or reuse one step, and serve its output if it is a servable model.
 
-    A step that declares a champion receives it. A model that `Registry.decide_push` refuses is not pushed. An artifact
+    A step that declares a champion receives it. A model that `Registry.decide_push` refuses is not pushed, nor one that
+    a person must approve and does not. An artifact
     that states a problem is kept and recorded, so that its report can be read, and ends the run. What is decided about
     the model or the data is announced. After the step that yields servable models, the run is exported to MLflow, if
     that is set up.
@@ -456,10 +461,13 @@ def run_step(
         by: The user who asked for it, if one did.
         rerun: Run it even if nothing changed.
         link: URL of the run's report, for messages about decisions; empty if there is none.
+        ask: How a person is asked for approval; None if that is not possible.
 
     Raises:
         StepError: If the output, new or reused, states a problem.
+        ParameterError: If a person must approve the push, and nobody can be asked.
     """
+    expect_askable([component], {component.name: params}, ask)
     store = settings.open_store()
     pushes = component.output is PushedModel
     with store.lease(run_id) if pushes else contextlib.nullcontext():  # a step has a lease of its own, a push has none
@@ -467,12 +475,22 @@ def run_step(
             settings.open_registry().recover()
         given, params = _filled_in(settings, component, inputs, params)
         execution = execute(store, component, given, params, run_id, rerun)
-        pushed = None
+        pushed, answer = None, None
         if execution.output and pushes:
-            pushed = settings.open_registry().push(store.open(execution.output, PushedModel), run_id, by)
-            log.info("%s: %s; served from %s", component.name, pushed.reason, pushed.path)
+            model = store.open(execution.output, PushedModel)
+            evaluation, policy = find_evaluation(store, inputs), component.approval(params)
+            if ask and evaluation and policy != "never":
+                answer = _approval(settings, model, evaluation, policy, run_id, by, link, ask)
+            if answer is None or answer.kind == "approved":
+                pushed = settings.open_registry().push(model, run_id, by, answer)
+                log.info("%s: %s; served from %s", component.name, pushed.reason, pushed.path)
         if pushes:
-            announce(settings, push_decision(store, inputs, execution, pushed, by, link))
+            rejected = answer is not None and answer.kind != "approved"
+            announce(
+                settings,
+                answer,
+                None if rejected else push_decision(store, inputs, execution, pushed, by, link, answer),
+            )
             mlflow_export.export_run(store, run_id, pushed.version if pushed and pushed.new else None)
         if execution.output and component.output.problem is not Artifact.problem:
             artifact = store.open(execution.output, component.output)
@@ -482,6 +500,31 @@ def run_step(
         return StepResult(execution, pushed)
 
 
+def _approval(
+    settings: Settings,
+    model: PushedModel,
+    evaluation: ModelEvaluation,
+    policy: Approval,
+    run_id: str,
+    by: str,
+    link: str,
+    ask: Ask,
+) -> Decision | None:
+    """Return a person's answer whether a model is to be pushed, recorded; None if nobody must be asked."""
+    why = why_needed(policy, model, evaluation)
+    if not why or not settings.open_registry().decide_push(model, by).push:
+        return None
+    decisions = Decisions(settings.open_store())
+    asked = question(model, evaluation, why, run_id, by, link)
+    answer = find_answer(asked, decisions.all())
+    if answer is None:
+        announce(settings, asked)
+        answer = ask(asked, evaluation)
+        decisions.add(answer)
+    log.info("%s: %s", answer.title, "; ".join(answer.reasons))
+    return answer
+
+
 def run(
     settings: Settings,
     steps: list[Component],
@@ -489,6 +532,7 @@ def run(
     run_id: str,
     by: str = "",
     rerun: Collection[str] = (),
+    ask: Ask | None = None,
 ) -> Iterator[StepResult]:
     """Run steps in order, yielding each result; stops after a step that was skipped.
 
@@ -499,13 +543,15 @@ def run(
         run_id: Name of this run.
         by: The user who asked for it, if one did.
         rerun: Names of steps to run even if nothing changed.
+        ask: How a person is asked for approval; None if that is not possible.
     """
     expect_steps(rerun, steps)
+    expect_askable(steps, params, ask)
     outputs: dict[type[Artifact[Any]], str] = {}
     with settings.open_store().lease(run_id):
         for step in steps:
             inputs = _inputs(step, outputs)
-            result = run_step(settings, step, inputs, params[step.name], run_id, by, step.name in rerun)
+            result = run_step(settings, step, inputs, params[step.name], run_id, by, step.name in rerun, ask=ask)
             yield result
             if result.execution.output is None:
                 return

@@ -30,6 +30,7 @@ from ridgeline.artifacts.pushed_model import (
     read_form,
 )
 from ridgeline.component import StepError
+from ridgeline.decisions import Decision
 from ridgeline.history import (
     CHAMPION,
     COPY,
@@ -362,7 +363,7 @@ class Registry:
 
     # --- changes
 
-    def push(self, model: PushedModel, run_id: str, by: str = "") -> Pushed:
+    def push(self, model: PushedModel, run_id: str, by: str = "", approval: Decision | None = None) -> Pushed:
         """Serve a model: copy it, check the copy in a fresh process, append to the history, rename it into place.
 
         Nothing is done if `decide_push` refuses. After a push, old versions are deleted.
@@ -371,6 +372,7 @@ class Registry:
             model: The servable model.
             run_id: The pipeline run that pushes it.
             by: The user who asked for it, if one did.
+            approval: Who approved the push and why, for the history; None if nobody had to.
 
         Returns:
             The version that is served now: a new one, or the champion if nothing was pushed.
@@ -399,7 +401,10 @@ class Registry:
             except BaseException:
                 files.remove(staging)
                 raise
-            self._make_champion(name, self._push_entry(model, version, run_id).model_copy(update={"by": by}))
+            asked = {"by": by}
+            if approval:
+                asked |= {"approved_by": approval.answered_by, "approval": "; ".join(approval.reasons)}
+            self._make_champion(name, self._push_entry(model, version, run_id).model_copy(update=asked))
             self._prune(name)
         return Pushed(folder / str(version), version, f"pushed as version {version}", new=True)
 
@@ -460,6 +465,7 @@ class Registry:
                 )
             self.verify(store, name, target.version)
             now = {"action": "rollback", "at": datetime.now(UTC), "reason": reason.strip(), "by": by, "run_id": run_id}
+            now |= {"approved_by": "", "approval": ""}  # those of the push
             entry = target.model_copy(update=now)
             self._make_champion(name, entry)
         return entry

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ridgeline.approval import refusal
 from ridgeline.artifacts.base import Artifact
 from ridgeline.artifacts.example_anomalies import ExampleAnomalies
 from ridgeline.artifacts.label_errors import LabelErrors
@@ -12,10 +13,11 @@ from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.predictions import Predictions
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.artifacts.sweep_result import SweepResult
+from ridgeline.decisions import Decisions
 from ridgeline.pipeline import output_types
 from ridgeline.registry import Registry
 from ridgeline.settings import Settings
-from ridgeline.store import Execution
+from ridgeline.store import Execution, Store
 
 
 def summary(settings: Settings, outcomes: Mapping[str, Execution | tuple[str, str]]) -> Iterator[str]:
@@ -42,7 +44,7 @@ def summary(settings: Settings, outcomes: Mapping[str, Execution | tuple[str, st
             artifact = store.open(ref, kind)
             rows = list(_rows(artifact))
             if isinstance(artifact, PushedModel):
-                rows += _served(settings.open_registry(), artifact)
+                rows += _served(settings.open_registry(), store, artifact)
             if artifact.report:
                 rows.append(("report", str(artifact.report)))
             yield from (f"{label:<12} {text}" for label, text in rows)
@@ -99,12 +101,13 @@ def _rows(artifact: Artifact[Any]) -> Iterator[tuple[str, str]]:
         yield "chosen", f"{artifact.facts.trials[artifact.facts.winner]}: {artifact.facts.reason}"
 
 
-def _served(registry: Registry, model: PushedModel) -> Iterator[tuple[str, str]]:
-    name = model.facts.model_name
-    if champion := registry.champion(name):
+def _served(registry: Registry, store: Store, model: PushedModel) -> Iterator[tuple[str, str]]:
+    name, champion = model.facts.model_name, registry.champion(model.facts.model_name)
+    if not (champion and champion.artifact == model.ref):
         decision = registry.decide_push(model)
-        if champion.artifact != model.ref and not decision.push:
-            yield "not pushed", decision.reason
+        if reason := refusal(model, Decisions(store).all()) if decision.push else decision.reason:
+            yield "not pushed", reason
+    if champion:
         yield "served", f"{name} version {champion.version} in {registry.root / name / str(champion.version)}"
     if size := model.facts.size_in_words:
         yield "size", size

@@ -136,6 +136,12 @@ def _messages(value: Any) -> Any:
     return words
 
 
+def _users(value: Any) -> Any:
+    if isinstance(value, str) and set(",;") & set(value):
+        raise ValueError("names of users, separated by spaces")
+    return tuple(value.split()) if isinstance(value, str) else value
+
+
 Folder = Annotated[Path | None, BeforeValidator(_folder)]
 Schedule = Annotated[str, AfterValidator(check_schedule)]
 
@@ -170,6 +176,9 @@ class Settings(BaseSettings):
         stale_days: Age in days from which a champion is reported as stale, once.
         refused_in_a_row: Number of candidates, refused one after another for the same reason, from which the champion
             is reported as stale, once.
+        approvers: Names of the Airflow users who may approve a push, separated by spaces; if empty, every user who may
+            trigger the DAG.
+        approval_hours: Hours after which a push that nobody approved is rejected.
         tensorflow_slots: Slots of Airflow's pool ``tensorflow``: tasks that use TensorFlow at a time. It applies when
             the pool is created.
         maintenance_schedule: When the maintenance DAG runs, like `schedule`.
@@ -200,6 +209,8 @@ class Settings(BaseSettings):
     notify_about: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_messages)] = MESSAGES
     stale_days: int = Field(30, ge=1, le=100 * 366)
     refused_in_a_row: int = Field(3, ge=1, le=1_000)
+    approvers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_users)] = ()
+    approval_hours: float = Field(12.0, gt=0.0, le=24 * 366, allow_inf_nan=False)
     tensorflow_slots: int = Field(2, ge=1, le=10_000)
     maintenance_schedule: Schedule = "0 6 * * 0"
     keep_runs: int = Field(50, ge=1)

@@ -28,8 +28,10 @@ from ridgeline.airflow import RERUN
 from ridgeline.airflow.local_data import choose_data, find_official_files
 from ridgeline.airflow.reasons import find_reasons
 from ridgeline.airflow.server import Standalone, environment, make_private, private_opener
+from ridgeline.approval import Terminal
 from ridgeline.component import ParameterError
 from ridgeline.masking import mask
+from ridgeline.models_cli import user
 from ridgeline.pipeline import parse_assignments, run_records
 from ridgeline.run_summary import summary
 from ridgeline.settings import Settings, SettingsError
@@ -104,7 +106,10 @@ def _run_dag(dag_id: str, conf: Mapping[str, Any], log_file: Path) -> int:
             from airflow.utils.db import initdb
             from airflow.utils.session import create_session
 
+            from ridgeline.airflow.approval import ask_at
+
             initdb()
+            ask_at(Terminal(user(), terminal))
             bag = DagBag()
             if dag_id not in bag.dags:
                 unread = f" Files with errors: {bag.import_errors}." if bag.import_errors else ""

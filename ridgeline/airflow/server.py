@@ -99,13 +99,15 @@ class Standalone:
     Args:
         env: The environment, see `environment`.
         log_file: Receives the output; its folder is created.
+        user: The user of `call`.
     """
 
-    def __init__(self, env: Mapping[str, str], log_file: Path) -> None:
+    def __init__(self, env: Mapping[str, str], log_file: Path, user: str = "admin") -> None:
         self.env = env
         self.log_file = log_file
         self.home = Path(env["AIRFLOW_HOME"])
         self.url = env["AIRFLOW__API__BASE_URL"]
+        self.user = user
         self._token = ""
 
     def __enter__(self) -> Self:
@@ -143,7 +145,7 @@ class Standalone:
         )
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """Call Airflow's REST API as the user ``admin``; return the status and the response.
+        """Call Airflow's REST API as `user`; return the status and the response.
 
         Args:
             method: ``GET``, ``POST`` and so on.
@@ -151,8 +153,8 @@ class Standalone:
             body: Sent as JSON; None for no body.
         """
         if not self._token:
-            password = json.loads(self.password_file.read_text(encoding="utf-8"))["admin"]
-            response = self._request("POST", "/auth/token", {"username": "admin", "password": password})[1]
+            password = json.loads(self.password_file.read_text(encoding="utf-8"))[self.user]
+            response = self._request("POST", "/auth/token", {"username": self.user, "password": password})[1]
             self._token = response["access_token"]
         return self._request(method, path, body)
 

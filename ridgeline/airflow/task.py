@@ -16,9 +16,11 @@ from airflow.sdk.log import mask_secret
 
 from ridgeline.access import message
 from ridgeline.airflow import REASON, RERUN
+from ridgeline.airflow.approval import ask_in_task
 from ridgeline.airflow.form import default_values, flat_params, parse_form, refuse_unknown
 from ridgeline.airflow.openlineage import emit_lineage
 from ridgeline.announcements import announce, rollback_decision
+from ridgeline.approval import expect_askable
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.predictions import Predictions
 from ridgeline.artifacts.pushed_model import PushedModel
@@ -26,6 +28,7 @@ from ridgeline.component import Component, ParameterError, Params, StepError, Tr
 from ridgeline.masking import known, mask
 from ridgeline.pipeline import (
     StepResult,
+    load_components,
     optional_steps,
     parse_params,
     plan,
@@ -71,7 +74,7 @@ def run_in_task(
     rerun = component.name in context["params"].get(RERUN, ())
     try:
         by = context["dag_run"].triggering_user_name or ""
-        result = run_step(settings, component, names, params, run_id, by, rerun, link_of_run(context))
+        result = run_step(settings, component, names, params, run_id, by, rerun, link_of_run(context), ask_in_task())
     except (Exception, AirflowTaskTimeout) as error:
         with contextlib.suppress(Exception):  # the error of the step matters more
             log.error("%s", _resume_command(settings, component, run_id))
@@ -262,7 +265,9 @@ def _params_of_all_steps(settings: Settings, values: Mapping[str, Any] | None = 
     declared, sent = context["dag"].params, context["dag_run"].conf or {}
     typed = () if declared.keys() <= sent.keys() else sent.keys()  # the form sends all; a command what was typed
     try:
-        return parse_form(declared, {**context["params"], **(values or {})}, settings, typed)
+        params = parse_form(declared, {**context["params"], **(values or {})}, settings, typed)
+        expect_askable([step for name, step in load_components().items() if name in params], params, ask_in_task())
+        return params
     except (ParameterError, PermissionError) as error:
         reason = message(error)
         context["ti"].xcom_push(REASON, reason)

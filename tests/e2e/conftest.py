@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Page, expect, sync_playwright
 
 from ridgeline.airflow.server import Standalone, environment, free_port
 from ridgeline.pipeline import run_records
@@ -27,6 +28,14 @@ DAG = "fashion_mnist_training"
 RUNNING = ExitStack()  # the Airflow of the fixture `airflow`
 SYNTHETIC = {"ingest.dataset": "synthetic_garments:1.0.0", "transform.validation_examples": 1000}
 BAD = {"evaluate.min_accuracy": 1}  # no model reaches it
+CHROMIUM = Path("/usr/bin/chromium")
+OPTIONS = (
+    "--no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking --disable-component-update "
+    "--disable-sync --no-first-run"
+)
+NO_NETWORK = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
+SCREENSHOTS = ROOT / "test-output"
+PAGE_SECONDS = 180  # on a slow machine; nothing waits longer than it has to
 
 
 class Airflow(Standalone):
@@ -120,7 +129,8 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
     """
     now = datetime.now(UTC).replace(second=0, microsecond=0)
     ticks = [now + timedelta(minutes=number) for number in (0, 1, 3, 6)]
-    settings = {"RIDGELINE_DEADLINE_MINUTES": "0.05"}
+    settings = {"RIDGELINE_DEADLINE_MINUTES": "0.05", "RIDGELINE_APPROVERS": "admin"}
+    settings |= {"AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,other:admin"}
     if files := os.environ.get("SCREENSHOT_DATA"):
         settings |= {"RIDGELINE_SCHEDULE": "never", "RIDGELINE_MANUAL_DIR": files}
     else:
@@ -168,3 +178,30 @@ def not_blessed(airflow: Airflow) -> str:
     run_id = airflow.trigger(DAG, BAD)
     assert airflow.wait_for_run(DAG, run_id, 300) == "success"
     return run_id
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Path:
+    if not CHROMIUM.exists():
+        missing = f"Expected Debian's Chromium at {CHROMIUM}; received none. Install it: apt-get install -y chromium"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
+    return CHROMIUM
+
+
+@pytest.fixture(scope="module")
+def page(chromium: Path, airflow: Airflow) -> Iterator[Page]:
+    """A tab in which the user ``admin`` has logged in."""
+    SCREENSHOTS.mkdir(exist_ok=True)
+    password = json.loads(airflow.password_file.read_text())["admin"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=[*OPTIONS.split(), NO_NETWORK])
+        page = browser.new_page(viewport={"width": 1280, "height": 960}, base_url=airflow.url)
+        page.set_default_timeout(1000 * PAGE_SECONDS)
+        expect.set_options(timeout=1000 * PAGE_SECONDS)
+        page.goto("/")
+        page.fill("input[name=username]", "admin")
+        page.fill("input[name=password]", password)
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("link", name="Dags").first).to_be_visible()
+        yield page
+        browser.close()

@@ -94,8 +94,8 @@ def test_a_step_reaches_only_the_declaration_the_artifacts_and_the_page_frame(st
         allowed.add("ridgeline/significance.py")
     if step.name in ("validate", "evaluate", "label_errors"):
         allowed.add("ridgeline/thumbnail.py")
-    if step.name == "export":  # it saves the model in a fresh process
-        allowed |= {"ridgeline/fresh_process.py", "ridgeline/quiet_tensorflow.py"}
+    if step.name == "export":  # it saves the model in a fresh process, and writes the model card
+        allowed |= {"ridgeline/fresh_process.py", "ridgeline/quiet_tensorflow.py", "ridgeline/markdown.py"}
     assert {name for name in framework - allowed if not name.startswith("ridgeline/artifacts/")} == set()
     has_page = step.output.report_name is not None or step.name == "export"  # the model card
     assert ("ridgeline/html_page.py" in framework) == has_page

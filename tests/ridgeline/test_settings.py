@@ -87,6 +87,8 @@ BAD = {
     "notify_about": ["everything", "pushed, refused"],
     "stale_days": ["0", "a month"],
     "refused_in_a_row": ["0", "few"],
+    "approvers": ["ann,bob", "ann; bob"],
+    "approval_hours": ["0", "-1", "a day", "inf"],
     "tensorflow_slots": ["0", "two", "99999999999999999999"],
     "maintenance_schedule": ["daily", "0 6 * * 8"],
     "keep_runs": ["-1", "all"],
