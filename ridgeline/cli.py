@@ -192,8 +192,8 @@ def step(ctx: typer.Context, name: Annotated[str, typer.Argument()] = "") -> Non
 
 @app.command()
 def infer(
-    model: Annotated[str, typer.Argument(help="The model's name, as `models list` shows it.")],
-    folder: Annotated[str, typer.Argument(help="The images, with those of subfolders: a path or a URL.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's name, as `models list` shows it.")],
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="The images, a path or a URL; with subfolders.")],
     output: Annotated[Path, typer.Option(help="The Parquet file to write; with --new-files-only, a folder.")],
     version: Annotated[
         int | None, typer.Option(min=1, help="The model's version; the champion if left out.", show_default=False)

@@ -94,6 +94,7 @@ SHARED_AIRFLOW = (
     "tests/e2e/test_dag_run.py",
     "tests/e2e/test_retry.py",
     "tests/e2e/test_rollback_model.py",
+    "tests/e2e/test_batch_inference.py",
 )
 FIRST = (
     *SHARED_AIRFLOW,

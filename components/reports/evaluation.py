@@ -296,9 +296,10 @@ least this far ahead with probability p = {{ "%.4g"|format(champion.p_value) }} 
 <p class="note">This model predicts the champion's class for {{ replay.agreement|percent(2) }} of \
 {{ "{:,}".format(replay.num_images) }} unlabelled images, 95 % Wilson interval \
 {{ "%.2f"|format(100 * replay.agreement_interval[0]) }} to {{ replay.agreement_interval[1]|percent(2) }}.\
-{% if replay.num_unreadable %} {{ "{:,}".format(replay.num_unreadable) }} files are no readable images.{% endif %}\
-{% if flips %} The table has the {{ flips|length }} most frequent differences. Nobody has said which model is right.\
-{% endif %}</p>
+{% if replay.num_unreadable %} {{ "{:,}".format(replay.num_unreadable) }} \
+{{ "file is no readable image" if replay.num_unreadable == 1 else "files are no readable images" }}.{% endif %}\
+{% if flips %} The table has the pairs of different classes, the most frequent first. No labels say which model is \
+right.{% endif %}</p>
 {% if flips %}
 <div class="scroll" tabindex="0" role="region" aria-label="Images with another class than the champion predicts">
 <table>

@@ -125,11 +125,14 @@ def write_rows(path: Path, rows: Sequence[Row], facts: PredictionsFacts) -> None
     same = {"model": facts.model_name, "version": facts.version, "model_digest": facts.model_digest}
     columns |= {name: [value] * len(rows) for name, value in same.items()}
     unfinished = path.with_name(f".{path.name}")
-    with unfinished.open("wb") as file:
-        pq.write_table(pa.table(columns, _schema()), file)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    try:
+        with unfinished.open("wb") as file:
+            pq.write_table(pa.table(columns, _schema()), file)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def join(parts: Iterable[Path], path: Path) -> dict[str, int]:

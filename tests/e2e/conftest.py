@@ -94,7 +94,8 @@ def start_airflow(folder: Path, **settings: str) -> Iterator[Airflow]:
     with Airflow(env | settings, folder / "standalone.log") as running:
         running.wait("Airflow to be healthy", running.is_healthy)
         running.wait("the password", running.password_file.exists)
-        num_dags = len({file.name for file in (ROOT / "dags").glob("[!_]*.py")} - {"training.py", "preparation.py"})
+        ignored = (ROOT / "dags" / ".airflowignore").read_text().split()
+        num_dags = len({file.name for file in (ROOT / "dags").glob("[!_]*.py")} - {*ignored})
         running.wait("the DAGs", lambda: running.call("GET", "/api/v2/dags")[1]["total_entries"] == num_dags)
         yield running
 
