@@ -197,6 +197,7 @@ def test_a_reader_reads_all_pages(server: Server) -> None:
     ("dag_id", "conf"),
     [
         ("rollback_model", {"model": "synthetic_garments", "reason": "a viewer wants it"}),
+        ("canary_model", {"model": "synthetic_garments", "action": "abort", "reason": "a viewer wants it"}),
         ("fashion_mnist_training", {**SYNTHETIC, "evaluate.force_reason": "a viewer wants it"}),
         ("maintenance", {}),
     ],
