@@ -8,7 +8,21 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import airflow, cifar, compaction, engine, faults, images, memory, records, serving, steps, sweep, tuned
+from benchmarks import (
+    airflow,
+    cifar,
+    compaction,
+    engine,
+    faults,
+    images,
+    inference,
+    memory,
+    records,
+    serving,
+    steps,
+    sweep,
+    tuned,
+)
 from ridgeline import pipeline
 from ridgeline.settings import Settings
 
@@ -25,6 +39,7 @@ PARTS = {
     "tuned": tuned.main,
     "records": records.main,
     "images": images.main,
+    "inference": inference.main,
     "cifar": cifar.main,
     "faults": faults.main,
     "serving": serving.main,

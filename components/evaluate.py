@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from components.evaluating.replay import Flipped, replay
 from components.reports.evaluation import MAX_CLASSES, CalibrationBins, render, worst_confusions
 from ridgeline.artifacts.examples import Examples, Split
 from ridgeline.artifacts.model import Model
@@ -17,10 +19,12 @@ from ridgeline.artifacts.model_evaluation import (
     Mistake,
     ModelEvaluation,
     ModelEvaluationFacts,
+    Replay,
     Verdict,
 )
-from ridgeline.component import FOR_ONE_RUN, Champion, StepError, component
+from ridgeline.component import FOR_ONE_RUN, Champion, Source, SourceFolder, StepError, component
 from ridgeline.component import Params as BaseParams
+from ridgeline.image_form import Form
 from ridgeline.significance import mcnemar_p_value, wilson_interval
 
 if TYPE_CHECKING:
@@ -64,6 +68,21 @@ class Params(BaseParams):
         "recorded, and applies once per model. Empty: the checks decide.",
         json_schema_extra=FOR_ONE_RUN,
     )
+    replay_dir: str | None = Field(
+        None,
+        exclude=True,
+        title="Replay directory",
+        description="Folder of unlabelled images, a path or URL, for which the model is compared with the champion. "
+        "Empty: no replay.",
+    )
+    min_agreement: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        title="Minimum agreement",
+        description="A model is blessed only if it predicts the champion's class for this share of the images in the "
+        "replay directory, 0 to 1. Empty: the agreement is only shown.",
+    )
     num_mistakes: int = Field(
         20,
         ge=0,
@@ -72,20 +91,41 @@ class Params(BaseParams):
         description="How many of the most confident mistakes are kept and shown, 0 to 100 images.",
     )
 
+    @model_validator(mode="after")
+    def _agreement_has_images(self) -> Self:
+        if self.min_agreement is not None and not self.replay_dir:
+            raise ValueError(
+                "min_agreement: expected a folder of unlabelled images in evaluate.replay_dir, too; received none. Set "
+                "it, or RIDGELINE_REPLAY_DIR."
+            )
+        return self
 
-@component(output=ModelEvaluation)
+
+def find_sources(params: Params) -> Mapping[str, SourceFolder]:
+    """Return the folder that `evaluate` replays, if there is one."""
+    return {"replay_dir": SourceFolder(params.replay_dir)} if params.replay_dir else {}
+
+
+@component(output=ModelEvaluation, sources=find_sources)
 def evaluate(
-    examples: Examples, model: Model, params: Params, output: Path, champion: Champion[Model] | None = None
+    examples: Examples,
+    model: Model,
+    params: Params,
+    output: Path,
+    sources: Mapping[str, Source],
+    champion: Champion[Model] | None = None,
 ) -> ModelEvaluationFacts:
     """Evaluate a model on the test split and decide whether it may be served.
 
-    If there is a champion, it is evaluated again on the same images, since its own evaluation may have used others.
+    If there is a champion, it is evaluated again on the same images, since its own evaluation may have used others. It
+    is also compared with the model on the unlabelled images, if there are any.
 
     Args:
         examples: The examples, of which only the test split is read.
         model: The trained model.
         params: The thresholds and the number of mistakes to keep.
         output: An empty directory; receives ``predictions.npy`` and ``report.html``.
+        sources: The folder of unlabelled images, as it was listed; empty if there is none.
         champion: The champion to compare with; None if there is none.
 
     Returns:
@@ -121,9 +161,15 @@ def evaluate(
 
     predicted = probabilities.argmax(axis=1)
     other = champion and champion.artifact
-    comparison = None
+    comparison = replayed = None
+    flipped: Flipped = {}
     if other and not other.facts.misfit(examples.facts):
-        comparison = _compare(other, test, labels, predicted == labels)
+        rival = other.load_keras()
+        comparison = _compare(other, rival, test, labels, predicted == labels)
+        if sources:
+            shape = examples.facts.image_shape
+            form = Form.of_shape(shape, examples.facts.resampling, examples.facts.background)
+            replayed, flipped = replay(network, rival, sources["replay_dir"], form, shape)
     classes, matrix = _class_metrics(labels, predicted, examples.facts.class_names)
     accuracy = float(np.mean(predicted == labels))
     cross_entropy = mean_cross_entropy(probabilities, labels)
@@ -140,11 +186,12 @@ def evaluate(
         classes=classes,
         confusion_matrix=tuple(map(tuple, matrix.tolist())) if len(classes) <= MAX_CLASSES else (),
         mistakes=_worst_mistakes(probabilities, labels, params.num_mistakes),
-        verdict=_judge(accuracy, classes, comparison, champion, params),
+        verdict=_judge(accuracy, classes, comparison, replayed, champion, params),
         synthetic=examples.facts.synthetic or model.facts.synthetic,
         comparison=comparison,
+        replay=replayed,
     )
-    report = render(facts, bins, examples, model, network, worst_confusions(matrix))
+    report = render(facts, bins, examples, model, network, worst_confusions(matrix), flipped)
     (output / "report.html").write_text(report, encoding="utf-8")
     return facts
 
@@ -249,8 +296,10 @@ def _worst_mistakes(probabilities: np.ndarray, labels: np.ndarray, limit: int) -
     )
 
 
-def _compare(champion: Model, test: Split, labels: np.ndarray, candidate_right: np.ndarray) -> Comparison:
-    probabilities = _predict(champion.load_keras(), test)
+def _compare(
+    champion: Model, network: keras.Model, test: Split, labels: np.ndarray, candidate_right: np.ndarray
+) -> Comparison:
+    probabilities = _predict(network, test)
     right = (probabilities.argmax(axis=1) == labels) & np.isfinite(probabilities).all(axis=1)
     only_champion, only_candidate = int(np.sum(right & ~candidate_right)), int(np.sum(candidate_right & ~right))
     counts = np.bincount(labels, minlength=len(champion.facts.class_names))
@@ -270,6 +319,7 @@ def _judge(
     accuracy: float,
     classes: tuple[ClassMetrics, ...],
     comparison: Comparison | None,
+    replayed: Replay | None,
     champion: Champion[Model] | None,
     params: Params,
 ) -> Verdict:
@@ -278,9 +328,10 @@ def _judge(
     If the champion can't be read, a model is blessed only by force, since the champion may be better.
     """
     weakest = min(classes, key=lambda c: c.recall)
+    recall = f"recall of {weakest.name}"
     checks = [
-        ("accuracy", accuracy, "min_accuracy", params.min_accuracy),
-        (f"recall of {weakest.name}", weakest.recall, "min_class_recall", params.min_class_recall),
+        ("accuracy", "accuracy", accuracy, "min_accuracy", params.min_accuracy),
+        (recall, recall, weakest.recall, "min_class_recall", params.min_class_recall),
     ]
     if comparison:
         name = comparison.model_digest[:12]
@@ -288,13 +339,24 @@ def _judge(
             f"against model {name}, which alone is right on {comparison.only_champion_right} images, this model on "
             f"{comparison.only_candidate_right}: p"
         )
-        checks.append((what, comparison.p_value, "worse_significance", params.worse_significance))
+        checks.append(
+            ("worse than the champion", what, comparison.p_value, "worse_significance", params.worse_significance)
+        )
+    if comparison and replayed:
+        low, high = replayed.agreement_interval
+        what = (
+            f"same class as model {comparison.model_digest[:12]} on {replayed.num_images} unlabelled images, "
+            f"95 % interval {low:.6g} to {high:.6g}: share"
+        )
+        agreement = ("agreement with the champion", what, replayed.agreement, "min_agreement")
+        checks.append((*agreement, params.min_agreement or 0.0))
     reasons = [
         f"{what} {value:.6g} {'>=' if value >= threshold else '<'} {threshold:.6g} ({parameter})"
-        for what, value, parameter, threshold in checks
+        for _, what, value, parameter, threshold in checks
     ]
-    phrases = ["accuracy", f"recall of {weakest.name}", "worse than the champion"]
-    unmet = [phrase for phrase, check in zip(phrases, checks, strict=False) if check[1] < check[3]]
+    unmet = [phrase for phrase, _, value, _, threshold in checks if value < threshold]
+    if params.replay_dir and not replayed:
+        reasons.append("no replay of unlabelled images: there is no champion to compare with")
     if champion is None:
         reasons.append("no other model to compare with: the thresholds decide")
     elif champion.artifact is None:

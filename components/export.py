@@ -27,8 +27,8 @@ from ridgeline.artifacts.pushed_model import (
     PushedModelFacts,
     write_form,
 )
+from ridgeline.component import Approval, PushRule, StepError, StepSkipped, component, outside_key, shown_as
 from ridgeline.component import Params as StepParams
-from ridgeline.component import StepError, StepSkipped, component
 from ridgeline.fresh_process import FreshProcessError
 from ridgeline.image_form import Form
 
@@ -41,6 +41,21 @@ log = logging.getLogger(__name__)
 class Params(StepParams):
     """How to save the model, and what to put beside it."""
 
+    approval: Approval = Field(
+        "never",
+        title="Approval",
+        description="When a person must approve the push of a blessed model, with a reason for the history. never. "
+        "forced: if a reason overrides the gate. uncertain: also if it is not significantly better than the champion. "
+        "always.",
+        json_schema_extra=outside_key(
+            **shown_as(
+                never="never",
+                forced="forced: if a reason overrides the gate",
+                uncertain="uncertain: also if it is not significantly better than the champion",
+                always="always",
+            )
+        ),
+    )
     compact: bool = Field(
         False,
         title="Compact",
@@ -61,6 +76,7 @@ class Params(StepParams):
         title="Canary share",
         description="Push the model as a canary that answers this share of the requests, until somebody promotes or "
         "aborts it; 0 to below 1. 0: it becomes the champion at once, as does the first model of a name.",
+        json_schema_extra=outside_key(),
     )
     check_images: int = Field(
         64,
@@ -89,7 +105,7 @@ class Params(StepParams):
     )
 
 
-@component(output=PushedModel, after=(LabelErrors,))
+@component(output=PushedModel, after=(LabelErrors,), push=lambda params: PushRule(params.approval, params.canary_share))
 def export(
     examples: Examples, model: Model, evaluation: ModelEvaluation, params: Params, output: Path
 ) -> PushedModelFacts:
@@ -135,7 +151,6 @@ def export(
         forced=evaluation.facts.verdict.force_reason,
         dataset=model.facts.dataset,
         exceeded_mib=exceeded,
-        canary_share=params.canary_share,
         **sizes,
     )
     (output / "saved_model" / EXTRA).mkdir()

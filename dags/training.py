@@ -21,12 +21,14 @@ import components.sweep
 import components.train
 from components.training.penalty import STRENGTHS
 from dags.preparation import PREPARATION, prepare_examples
+from ridgeline.airflow.approval import task_with_approval
 from ridgeline.airflow.form import form
 from ridgeline.airflow.notifications import Notifier, deadline
 from ridgeline.airflow.pool import TENSORFLOW
 from ridgeline.airflow.schedule import schedule as schedule_of
 from ridgeline.airflow.task import run_in_task, skip
 from ridgeline.airflow.watcher import watched_asset
+from ridgeline.settings import Settings
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -86,7 +88,7 @@ def training_dag(
         is_paused_upon_creation=False,
         catchup=False,
         max_active_runs=1,
-        dagrun_timeout=timedelta(hours=24),  # the limits of the tasks add up to 16 hours
+        dagrun_timeout=timedelta(hours=24 + Settings().approval_hours),  # the limits of the tasks add up to 16 hours
         tags=[name.replace("_", "-"), "training"],
         params={"penalty_from": _penalty_from()}
         | form(
@@ -149,7 +151,11 @@ def training_dag(
             """List the training and validation images whose label is probably wrong. They do not stop the run."""
             return run_in_task(components.label_errors.label_errors, dataset=dataset, examples=examples, model=model)
 
-        @task(execution_timeout=timedelta(minutes=30), outlets=[Asset(f"{name}_pushed_model")])
+        @task_with_approval(
+            execution_timeout=timedelta(minutes=30),
+            outlets=[Asset(f"{name}_pushed_model")],
+            retries=3,  # an answer that comes at once costs one, see `AskInAirflow`
+        )
         def export(examples: str, model: str, evaluation: str) -> str:
             """Export a blessed model, verify its predictions in a fresh process, and make it the champion."""
             return run_in_task(components.export.export, examples=examples, model=model, evaluation=evaluation)

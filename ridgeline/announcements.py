@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 from typing import Any
 
+from ridgeline.approval import figures_of
 from ridgeline.artifacts.base import Artifact
 from ridgeline.artifacts.dataset import served_name
 from ridgeline.artifacts.example_anomalies import ExampleAnomalies
@@ -66,7 +67,13 @@ def _stale_decisions(settings: Settings, known: Decisions) -> list[Decision]:
 
 
 def push_decision(
-    store: Store, inputs: Mapping[str, str], execution: Execution, pushed: Pushed | None, by: str, link: str
+    store: Store,
+    inputs: Mapping[str, str],
+    execution: Execution,
+    pushed: Pushed | None,
+    by: str,
+    link: str,
+    answer: Decision | None = None,
 ) -> Decision | None:
     """Return what was decided about the model of a step that exports it; None if nothing changed.
 
@@ -77,19 +84,16 @@ def push_decision(
         pushed: The outcome of the push; None if there was none.
         by: The user who asked for the run.
         link: URL of the run's report; empty for the path of the evaluation's.
+        answer: Who approved the push, and why; None if nobody had to.
     """
-    ref = next((ref for ref in inputs.values() if ref.startswith(f"{ModelEvaluation.__name__}/")), "")
-    if not ref:  # another pipeline's step
+    evaluation = find_evaluation(store, inputs)
+    if evaluation is None:  # another pipeline's step
         return None
-    evaluation = store.open(ref, ModelEvaluation)
-    facts = evaluation.facts
+    ref, facts = evaluation.ref, evaluation.facts
     name = served_name(facts.dataset)
-    figures = {"accuracy": facts.accuracy}
-    if facts.comparison:
-        figures["accuracy of the champion"] = facts.comparison.accuracy
     shared: dict[str, Any] = {
         "model": name,
-        "figures": figures,
+        "figures": figures_of(evaluation),
         "report": link or str(evaluation.report or ""),
         "run_id": execution.run_id,
         "by": by,
@@ -103,13 +107,27 @@ def push_decision(
         title = f"{name}: version {pushed.version} was pushed"
         title += f" as a canary for {pushed.share:.3g} of the requests" if pushed.share else ""
         subject = f"version {pushed.version}"
-        kind: Kind = "canary" if pushed.share else "pushed"
-        return Decision(kind=kind, subject=subject, title=title, reasons=facts.verdict.reasons, **shared)
+        approved = (f"approved by {answer.answered_by}: {'; '.join(answer.reasons)}",) if answer else ()
+        reasons = (*approved, *facts.verdict.reasons)
+        return Decision(
+            kind="canary" if pushed.share else "pushed", subject=subject, title=title, reasons=reasons, **shared
+        )
     if pushed.unchanged:
         return None
     title = f"{name}: model {facts.model_digest[:12]} was not pushed"
     reason = pushed.reason.removeprefix("not pushed: ")
     return Decision(kind="not_pushed", subject=f"{ref}: {reason}", title=title, reasons=(reason,), **shared)
+
+
+def find_evaluation(store: Store, inputs: Mapping[str, str]) -> ModelEvaluation | None:
+    """Return the evaluation among a step's inputs; None if there is none.
+
+    Args:
+        store: The store.
+        inputs: Store-relative artifact names by input name.
+    """
+    ref = next((ref for ref in inputs.values() if ref.startswith(f"{ModelEvaluation.__name__}/")), None)
+    return store.open(ref, ModelEvaluation) if ref else None
 
 
 def data_decision(artifact: Artifact[Any], run_id: str, by: str, link: str) -> Decision | None:

@@ -1,4 +1,4 @@
-"""The command line: ``ridgeline run | explain | step | show | lineage | diff | rebuild | models | serve | gc``."""
+"""The command line ``ridgeline``: its commands are the functions here, and those of `ridgeline.models_cli`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from typer.core import TyperCommand, TyperGroup
 
 from ridgeline import comparison_text, models_cli, pipeline, step_cli
 from ridgeline.access import message
+from ridgeline.approval import Terminal
 from ridgeline.artifacts.base import MANIFEST, ArtifactError, verify
+from ridgeline.artifacts.predictions import Predictions
 from ridgeline.compare import CompareError, compare, find_side
 from ridgeline.component import ParameterError, Params, StepError
 from ridgeline.gc import RECENT, collect_garbage
 from ridgeline.lineage import Origin
 from ridgeline.lineage import lineage as lineage_of
 from ridgeline.masking import mask
+from ridgeline.predictions_output import expect_output, write_output
 from ridgeline.rebuild import RebuildError, Rebuilt
 from ridgeline.rebuild import rebuild as rebuild_version
 from ridgeline.registry import RegistryError
@@ -143,17 +146,22 @@ def _parse(
 @app.command(cls=_PipelineCommand)
 def run(target: Target = "", extra: With = [], assignments: Set = [], rerun: Rerun = []) -> None:  # noqa: B006
     """Run the pipeline up to a step; steps whose inputs, parameters and code are unchanged are reused."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    _log_to_standard_output()
     settings = Settings()
     run_id = models_cli.new_run_id()
     steps, params = _parse(target, extra, assignments, settings)
-    results = pipeline.run(settings, steps, params, run_id, by=models_cli.user(), rerun=rerun)
+    by = models_cli.user()
+    results = pipeline.run(settings, steps, params, run_id, by=by, rerun=rerun, ask=Terminal(by))
     executions = {result.execution.component: result.execution for result in results}
     typer.echo("")
     for line in summary(settings, executions):
         typer.echo(line)
+
+
+def _log_to_standard_output() -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("absl").setLevel(logging.WARNING)
 
 
 @app.command(cls=_PipelineCommand)
@@ -180,6 +188,41 @@ def step(ctx: typer.Context, name: Annotated[str, typer.Argument()] = "") -> Non
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     artifact = step_cli.run_step(steps[name], ctx.args)
     typer.echo(f"{artifact.ref} in {artifact.path}")
+
+
+@app.command()
+def infer(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's name, as `models list` shows it.")],
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="The images, a path or a URL; with subfolders.")],
+    output: Annotated[Path, typer.Option(help="The Parquet file to write; with --new-files-only, a folder.")],
+    version: Annotated[
+        int | None, typer.Option(min=1, help="The model's version; the champion if left out.", show_default=False)
+    ] = None,
+    new_files_only: Annotated[
+        bool, typer.Option("--new-files-only", help="Predict only for files without a row in earlier predictions.")
+    ] = False,
+) -> None:
+    """Predict the class of each image in a folder with a served model, into a Parquet file. Nothing is trained."""
+    _log_to_standard_output()
+    settings, steps = Settings(), pipeline.plan("infer")
+    expect_output(output, folder, new_files_only)
+    given = {"model": model, "folder": folder, "version": version, "new_files_only": new_files_only}
+    params = pipeline.parse_params(steps, {f"infer.{name}": value for name, value in given.items()}, settings)
+    (result,) = pipeline.run(settings, steps, params, models_cli.new_run_id())
+    ref = result.execution.output or result.execution.inputs.get("earlier")
+    store = settings.open_store()
+    files = write_output(store, ref, output, new_files_only) if ref else []
+    typer.echo("")
+    if result.execution.output is None:
+        typer.echo(result.execution.reason)
+    for file in files:
+        typer.echo(f"written: {file}")
+    if result.execution.output:
+        facts = store.open(result.execution.output, Predictions).facts
+        typer.echo(
+            f"{facts.num_files:,} files, of which {facts.num_unreadable:,} are unreadable (column error); predicted by "
+            f"{facts.model_name} version {facts.version}"
+        )
 
 
 @app.command()

@@ -13,11 +13,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
-from typing import Any, ClassVar, Generic, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import to_jsonable_python
+from pydantic_core import ErrorDetails, to_jsonable_python
 
 from ridgeline.artifacts.base import Artifact, Facts, digest_of_mapping
 
@@ -42,6 +42,43 @@ class Params(BaseModel):
     decided: ClassVar[Mapping[str, str]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def in_key(self) -> dict[str, Any]:
+        """Return the values that are part of the step's key, as JSON values by dotted name.
+
+        Left out are locations and what `outside_key` marks.
+        """
+        marked = {
+            name
+            for name, field in type(self).model_fields.items()
+            if isinstance(extra := field.json_schema_extra, dict) and OUTSIDE_KEY in extra
+        }
+        return dict(flatten(self.model_dump(mode="json", exclude=marked)))
+
+
+OUTSIDE_KEY = "outside_key"
+
+
+def outside_key(**extra: Any) -> dict[str, Any]:
+    """Return a field's ``json_schema_extra`` for a value that decides what happens to the output, not what it is.
+
+    Args:
+        **extra: More members, such as those of `shown_as`.
+    """
+    return {OUTSIDE_KEY: True, **extra}
+
+
+class ServedParams(Params):
+    """The parameters of a step that uses a served model: the pipeline takes its `PushedModel` from the registry.
+
+    No step before it yields that. Before the step runs, `version` becomes the number of the champion if it is None. So
+    the key has the number.
+    """
+
+    model: str | None = Field(None, title="Model", description="Name of the served model. It has no default.")
+    version: int | None = Field(
+        None, ge=1, title="Version", description="Version of the model, from 1. Empty: the champion."
+    )
 
 
 def shown_as(**labels: str) -> dict[str, Any]:
@@ -138,6 +175,23 @@ class Champion(Generic[A]):
     def digest(self) -> str:
         """Its entry in a key: the artifact's digest, marked if it can't be read."""
         return self.artifact_digest if self.artifact else f"unreadable ({self.problem}) {self.artifact_digest}"
+
+
+# When a person must approve the push of a model, see `ridgeline.approval`.
+Approval = Literal["never", "forced", "uncertain", "always"]
+
+
+@dataclass(frozen=True)
+class PushRule:
+    """What happens to a servable model after its step. It does not shape the model, so it is part of no key.
+
+    Attributes:
+        approval: When a person must approve the push.
+        canary_share: The share of the requests that it answers as a canary, 0 to below 1; 0 to become the champion.
+    """
+
+    approval: Approval = "never"
+    canary_share: float = 0.0
 
 
 class StepError(ValueError):
@@ -260,8 +314,16 @@ def _no_sources(params: Params) -> Mapping[str, SourceFolder]:
     return {}
 
 
+def _adds_to_nothing(params: Params) -> None:
+    return None
+
+
 def _no_code(params: Params | None) -> Iterable[str]:
     return ()
+
+
+def _push_at_once(params: Params) -> PushRule:
+    return PushRule()
 
 
 class StepSkipped(Exception):
@@ -287,9 +349,13 @@ class Component:
             content is part of the key; `run` takes them as ``sources``, a mapping of names to `Source`.
         code: Returns, for the step's parameters, modules that the step imports only under these parameters, such as an
             extension that they name; for None, all such modules. Their code is part of the key, too.
+        adds_to: Returns, for the step's parameters, the parameters, with their values, of those of its own earlier
+            outputs that it adds to; None if it adds to none. `run` takes the last of them as its optional input of
+            its own output type, which is part of the key.
         continues: Whether `run` takes ``previous``: its last output with the same parameters and code, but other
             content of the sources, or None. It saves work; the output may not depend on it.
         after: Artifact types whose steps run before this one; nothing of them is in its key.
+        push: Returns, for the parameters of a step that yields servable models, what happens to them.
         resumes: Whether `run` takes ``scratch``: a folder that survives a failed or killed attempt and is handed
             to the next one with the same key, or None where there is none.
     """
@@ -305,8 +371,10 @@ class Component:
     uses_champion: Callable[[Any], bool] = _always
     sources: Callable[[Any], Mapping[str, SourceFolder]] = _no_sources
     code: Callable[[Any], Iterable[str]] = _no_code
+    adds_to: Callable[[Any], Mapping[str, Any] | None] = _adds_to_nothing
     continues: bool = False
     after: tuple[type[Artifact[Any]], ...] = ()
+    push: Callable[[Any], PushRule] = _push_at_once
     resumes: bool = False
 
     @property
@@ -384,14 +452,24 @@ class Component:
                     if decided
                     else f"Unknown parameter {name}. {_suggestion(name, known)}"
                 )
-            elif item["type"] == "value_error":  # from a step's validator: its message starts with the field's name
-                lines.append(f"Parameter {name}.{item['ctx']['error']}")
             else:
-                expected = (
-                    item["msg"].replace("Input should be", "expected").replace("String should", "expected text to")
-                )
-                lines.append(f"Parameter {name}: {expected}; received {item['input']!r}.")
+                lines.append(f"Parameter {describe_problem(name, item)}")
         return "\n".join(lines)
+
+
+def describe_problem(name: str, problem: ErrorDetails) -> str:
+    """Return a problem that pydantic found as a sentence: what was expected and what was received.
+
+    Args:
+        name: The parameter.
+        problem: One of `ValidationError.errors`.
+    """
+    if problem["type"] == "extra_forbidden":
+        return f"{name}: expected no such parameter; received {problem['input']!r}."
+    if problem["type"] == "value_error":  # from a step's validator: its message starts with the field's name
+        return ".".join(filter(None, [name, str(problem["ctx"]["error"])]))
+    expected = problem["msg"].replace("Input should be", "expected").replace("String should", "expected text to")
+    return f"{name}: {expected}; received {problem['input']!r}."
 
 
 def component(
@@ -401,6 +479,8 @@ def component(
     sources: Callable[[Any], Mapping[str, SourceFolder]] = _no_sources,
     uses_champion: Callable[[Any], bool] = _always,
     code: Callable[[Any], Iterable[str]] = _no_code,
+    push: Callable[[Any], PushRule] = _push_at_once,
+    adds_to: Callable[[Any], Mapping[str, Any] | None] = _adds_to_nothing,
 ) -> Callable[[Callable[..., Facts]], Component]:
     """Declare a function as a pipeline step; its annotations name the inputs and the parameters.
 
@@ -409,6 +489,8 @@ def component(
     ``sweep: SweepResult | None = None``         one that may be left out
     ``trials: tuple[Trials, ...]``               any number of artifacts
     ``champion: Champion[Model] | None = None``  the served artifact, which the pipeline fills in
+    ``pushed: PushedModel``                      a served version, if ``params`` are `ServedParams`
+    ``earlier: Predictions | None = None``       an output of the step itself that it adds to, see `adds_to`
     ``scratch: Path | None``                     a folder for unfinished work: the step resumes from it
     ``sources: Mapping[str, Source]``            the folders outside the store, for a step that declares `sources`
     ``previous: Dataset | None``                 the step's own last output, before the sources changed
@@ -421,8 +503,11 @@ def component(
             it may take a champion of its own output type, to start from.
         code: Returns, for the parameters, modules that the function imports only under these parameters, such as an
             extension that they name; for None, all such modules. Their code is part of the key.
+        adds_to: Returns, for the parameters, the parameters, with their values, of the earlier outputs that the step
+            adds to, see `Component`; None if it adds to none.
         after: Artifact types whose steps run before this one, such as checks of its inputs. If one of these artifacts
             states a problem, the run stops there.
+        push: Returns, for the parameters of a step that yields servable models, what happens to them.
 
     Returns:
         A decorator that turns ``def train(examples: Examples, params: Params, output: Path) -> ModelFacts``
@@ -463,8 +548,10 @@ def component(
             uses_champion=uses_champion,
             sources=sources,
             code=code,
+            adds_to=adds_to,
             continues="previous" in hints,
             after=after,
+            push=push,
             resumes="scratch" in hints,
         )
 

@@ -6,10 +6,12 @@ import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.example_statistics import ExampleStatistics
 from ridgeline.artifacts.model import Model
+from ridgeline.artifacts.predictions import Predictions
 from ridgeline.artifacts.schema import Schema
 from ridgeline.lineage import producers
 from ridgeline.records import RecordFile, described, short_ref, short_run
@@ -23,6 +25,8 @@ RECENT = timedelta(hours=24)  # longer than a run may take: between two steps, n
 
 # What new examples are compared with; each kind is made from the examples and those before it.
 COMPARED = (ExampleStatistics.__name__, Schema.__name__)
+# Kept for years, without what they were made from.
+WHOLE = tuple(f"{kind.__name__}/" for kind in (Schema, Predictions))
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ def collect_garbage(
 
     A version that was deleted from the registry needs nothing. A needed artifact is kept with all artifacts that it
     was made from, but not with those of a model that it was started from. A served version is kept with the statistics
-    and the schema of its examples, which new examples are compared with. Scratch folders of unfinished executions are
+    and the schema of its examples, which new examples are compared with. Of each model and folder, the last predictions
+    are kept, which those of new files add to. Scratch folders of unfinished executions are
     deleted if unchanged for `SCRATCH_AGE`.
 
     What is unneeded is found before the store's lock is taken. Under the lock, only what changed meanwhile is read.
@@ -137,7 +142,7 @@ def _unneeded(
         for ref in refs:
             if ref not in needed:
                 needed.add(ref)
-                if ref.startswith(f"{Schema.__name__}/"):  # whole by itself, and kept for years
+                if ref.startswith(WHOLE):
                     continue
                 inputs = list(made.inputs.values()) if (made := producer(ref)) else []
                 # A model needs the one that it was started from, but not what that one was made from.
@@ -169,6 +174,14 @@ def _unneeded(
             if made.output and served.issuperset(others):
                 need([made.output])
                 served.add(made.output)
+
+    # Predictions of new files add to the last ones of the same model and folder.
+    outputs = {short_ref(ref) for ref in store.refs() if ref.startswith(f"{Predictions.__name__}/")}
+    last: dict[tuple[Any, ...], str] = {}
+    for made in filter(None, (read(file) for file in files if file.output in outputs)):
+        if made.output:
+            last.setdefault(tuple(made.parts.params.get(name) for name in ("model", "folder")), made.output)
+    need(last.values())
 
     makes_needed = {short_ref(ref) for ref in needed}
     records = [

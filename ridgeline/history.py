@@ -37,6 +37,8 @@ class HistoryEntry(BaseModel):
         at: When, UTC.
         reason: Why; for a push, also as a canary, the reason that a person gave for serving it by force, or empty.
         by: The user who asked for it; empty for a scheduled run, or if the user is not known.
+        approved_by: The user who approved the push; empty if nobody had to.
+        approval: Why; empty if nobody had to.
         computes: Digest of what the model computes, see `ridgeline.model_function`; empty if it is not known.
         files: Digest of the version's files; empty in entries of earlier releases.
         dataset: Name of the dataset that the model was trained on; empty in entries of earlier releases.
@@ -55,6 +57,8 @@ class HistoryEntry(BaseModel):
     at: datetime = Field(default_factory=lambda: datetime.now(UTC))
     reason: str = ""
     by: str = ""
+    approved_by: str = ""
+    approval: str = ""
     computes: str = ""
     files: str = ""
     dataset: str = ""
@@ -64,6 +68,12 @@ class HistoryEntry(BaseModel):
     def makes_champion(self) -> bool:
         """Whether the version became the champion."""
         return self.action in ("push", "rollback", "promote")
+
+    @property
+    def reasons(self) -> str:
+        """Its reason and its approval, in one line; empty if there is neither."""
+        approved = f"approved by {self.approved_by}: {self.approval}" if self.approved_by else ""
+        return "; ".join(" ".join(text.split()) for text in (self.reason, approved) if text)
 
     def line(self) -> str:
         """Return the entry as a line of the history, with its checksum."""
@@ -80,7 +90,8 @@ class HistoryEntry(BaseModel):
             share: Of the requests that it answers as a canary.
         """
         now = {"action": action, "reason": reason, "by": by, "run_id": run_id, "share": share, "at": datetime.now(UTC)}
-        return self.model_copy(update=now | {"schema_version": 2 if action in CANARY_ACTIONS else 1})
+        now |= {"schema_version": 2 if action in CANARY_ACTIONS else 1, "approved_by": "", "approval": ""}
+        return self.model_copy(update=now)
 
 
 def champions(history: Iterable[HistoryEntry]) -> list[HistoryEntry]:

@@ -14,7 +14,7 @@ import grimp
 from pydantic import BaseModel, ConfigDict
 
 from ridgeline.artifacts.base import Artifact, digest_of, file_entry
-from ridgeline.component import Champion, Component, Params, Source, flatten
+from ridgeline.component import Champion, Component, Params, Source
 
 # Distributions whose name differs from their package's. Any other is found by a search that takes 0.3 s.
 OTHER_NAMES = {"sklearn": "scikit-learn", "PIL": "pillow", "markdown_it": "markdown-it-py"}
@@ -103,7 +103,7 @@ def key_parts(
     return KeyParts(
         component=component.name,
         inputs={name: artifact.digest for name, artifact in inputs.items()},
-        params=dict(flatten(params.model_dump(mode="json"))),
+        params=params.in_key(),
         code=code,
         libraries=libraries,
         sources={name: source.digest for name, source in (sources or {}).items()},

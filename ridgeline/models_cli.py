@@ -77,8 +77,8 @@ def show(name: Name) -> None:
     for entry in history:
         mark = "*" if entry is champions(history)[-1] else "c" if entry is canary_of(history) else " "
         gone = "" if entry.version in present else " (version deleted)"
-        share = f"{entry.share:.3g} of the requests{': ' if entry.reason else ''}" if entry.share else ""
-        reason = f"{share}{' '.join(entry.reason.split())}{gone}"
+        share = f"{entry.share:.3g} of the requests{': ' if entry.reasons else ''}" if entry.share else ""
+        reason = f"{share}{entry.reasons}{gone}"
         typer.echo(
             f"{mark} {entry.version:>7}  {entry.action:<8}  {entry.accuracy:>8.4f}  {entry.at:%Y-%m-%d %H:%M}  "
             f"{entry.by:<{width}}  {entry.model_digest[:12]}  {reason}".rstrip()

@@ -13,17 +13,20 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from ridgeline import fresh_process, mlflow_export
-from ridgeline.announcements import announce, data_decision, push_decision
+from ridgeline.announcements import announce, data_decision, find_evaluation, push_decision
+from ridgeline.approval import Ask, expect_askable, find_answer, question, why_needed
 from ridgeline.artifacts.base import Artifact, ArtifactError
 from ridgeline.artifacts.dataset import served_name
 from ridgeline.artifacts.model import Model
+from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModel
-from ridgeline.component import Component, ParameterError, Params, StepError, flatten
+from ridgeline.component import Approval, Component, ParameterError, Params, ServedParams, StepError
+from ridgeline.decisions import Decision, Decisions
 from ridgeline.executor import decide, execute, list_sources, open_inputs
 from ridgeline.keys import reachable_code
 from ridgeline.lineage import lineage, producers
 from ridgeline.masking import mask
-from ridgeline.registry import Pushed
+from ridgeline.registry import Pushed, RegistryError
 from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store, StoreError
 
@@ -118,7 +121,7 @@ def plan(target: str, extra: Collection[str] = ()) -> list[Component]:
             )
         open_steps.append(component.name)
         steps: dict[str, Component] = {}
-        for kind in (*component.inputs.values(), *component.groups.values(), *component.after):
+        for kind in (*_wired(component).values(), *component.groups.values(), *component.after):
             steps |= with_needed(_producer(producers, component, kind))
         for kind in component.optional.values():
             known = kind in producers and producers[kind].name not in open_steps
@@ -159,11 +162,58 @@ def _producer(
     return producers[kind]
 
 
+def _served(component: Component) -> dict[str, type[Artifact[Any]]]:
+    """Return the inputs of a step that are taken from the registry, see `ServedParams`, by name."""
+    takes = issubclass(component.params, ServedParams)
+    return {name: kind for name, kind in component.inputs.items() if takes and kind is PushedModel}
+
+
+def _wired(component: Component) -> dict[str, type[Artifact[Any]]]:
+    """Return the inputs of a step that must come from steps before it, by name."""
+    return {name: kind for name, kind in component.inputs.items() if name not in _served(component)}
+
+
 def _inputs(component: Component, outputs: Mapping[type[Artifact[Any]], T]) -> dict[str, T]:
     """Return a step's inputs by name, from what earlier steps yielded."""
-    inputs = {name: outputs[kind] for name, kind in component.inputs.items()}
+    inputs = {name: outputs[kind] for name, kind in _wired(component).items()}
     inputs |= {name: outputs[kind] for name, kind in component.optional.items() if kind in outputs}
     return inputs | {f"{name}.0": outputs[kind] for name, kind in component.groups.items() if kind in outputs}
+
+
+def _filled_in(
+    settings: Settings, component: Component, inputs: Mapping[str, str], params: Params
+) -> tuple[dict[str, str], Params]:
+    """Return a step's inputs with those that the pipeline finds itself, and its parameters with the served version.
+
+    Raises:
+        StepError: If there is no such served version, or it is damaged.
+    """
+    found = {**inputs, **_champions(settings, component, inputs, params)}
+    if isinstance(params, ServedParams) and (served := _served(component)).keys() - inputs.keys():
+        if not params.model:
+            raise ParameterError(
+                f"Parameter {component.name}.model: expected the name of a served model; received none. `ridgeline "
+                "models list` shows them."
+            )
+        try:
+            entry, _ = settings.open_registry().open_version(settings.open_store(), params.model, params.version)
+        except (RegistryError, ArtifactError) as error:
+            raise StepError(str(error)) from error
+        found |= dict.fromkeys(served, entry.artifact)
+        params = params.model_copy(update={"version": entry.version})
+    return {**found, **_added_to(settings.open_store(), component, params)}, params
+
+
+def _added_to(store: Store, component: Component, params: Params) -> dict[str, str]:
+    """Return the last output that a step adds to, by input name; empty if there is none."""
+    name = next((name for name, kind in component.optional.items() if kind is component.output), None)
+    wanted = component.adds_to(params)
+    for made in store.executions(component.name, with_output=True) if name and wanted is not None else ():
+        if made.output and wanted.items() <= made.parts.params.items():  # type: ignore[union-attr]
+            if store.holds(made.output):
+                return {name: made.output}  # type: ignore[dict-item]
+            log.warning("%s can't add to %s, which was deleted", component.name, made.output)
+    return {}
 
 
 def _champions(settings: Settings, component: Component, inputs: Mapping[str, str], params: Params) -> dict[str, str]:
@@ -214,7 +264,7 @@ def _start(
         ref = _made_beside(store, component, champion.model_digest)
     if ref is None:
         return {}
-    wanted = dict(flatten(params.model_dump(mode="json")))
+    wanted = params.in_key()
     for made in store.executions(component.name, with_output=True):
         if (made.output, made.state, made.parts.params, made.parts.sources) == (ref, "complete", wanted, {}):
             earlier = dict(made.inputs)
@@ -392,10 +442,12 @@ def run_step(
     by: str = "",
     rerun: bool = False,
     link: str = "",
+    ask: Ask | None = None,
 ) -> StepResult:
     """Run or reuse one step, and serve its output if it is a servable model.
 
-    A step that declares a champion receives it. A model that `Registry.decide_push` refuses is not pushed. An artifact
+    A step that declares a champion receives it. A model that `Registry.decide_push` refuses is not pushed, nor one that
+    a person must approve and does not. An artifact
     that states a problem is kept and recorded, so that its report can be read, and ends the run. What is decided about
     the model or the data is announced. After the step that yields servable models, the run is exported to MLflow, if
     that is set up.
@@ -409,23 +461,36 @@ def run_step(
         by: The user who asked for it, if one did.
         rerun: Run it even if nothing changed.
         link: URL of the run's report, for messages about decisions; empty if there is none.
+        ask: How a person is asked for approval; None if that is not possible.
 
     Raises:
         StepError: If the output, new or reused, states a problem.
+        ParameterError: If a person must approve the push, and nobody can be asked.
     """
+    expect_askable([component], {component.name: params}, ask)
     store = settings.open_store()
     pushes = component.output is PushedModel
     with store.lease(run_id) if pushes else contextlib.nullcontext():  # a step has a lease of its own, a push has none
-        if component.champions:
+        if component.champions or _served(component):
             settings.open_registry().recover()
-        champions = _champions(settings, component, inputs, params)
-        execution = execute(store, component, {**inputs, **champions}, params, run_id, rerun)
-        pushed = None
+        given, params = _filled_in(settings, component, inputs, params)
+        execution = execute(store, component, given, params, run_id, rerun)
+        pushed, answer = None, None
         if execution.output and pushes:
-            pushed = settings.open_registry().push(store.open(execution.output, PushedModel), run_id, by)
-            log.info("%s: %s; served from %s", component.name, pushed.reason, pushed.path)
+            model = store.open(execution.output, PushedModel)
+            evaluation, rule = find_evaluation(store, inputs), component.push(params)
+            if ask and evaluation and rule.approval != "never":
+                answer = _approval(settings, model, evaluation, rule.approval, run_id, by, link, ask)
+            if answer is None or answer.kind == "approved":
+                pushed = settings.open_registry().push(model, run_id, by, rule.canary_share, answer)
+                log.info("%s: %s; served from %s", component.name, pushed.reason, pushed.path)
         if pushes:
-            announce(settings, push_decision(store, inputs, execution, pushed, by, link))
+            rejected = answer is not None and answer.kind != "approved"
+            announce(
+                settings,
+                answer,
+                None if rejected else push_decision(store, inputs, execution, pushed, by, link, answer),
+            )
             mlflow_export.export_run(store, run_id, pushed.version if pushed and pushed.new else None)
         if execution.output and component.output.problem is not Artifact.problem:
             artifact = store.open(execution.output, component.output)
@@ -435,6 +500,31 @@ def run_step(
         return StepResult(execution, pushed)
 
 
+def _approval(
+    settings: Settings,
+    model: PushedModel,
+    evaluation: ModelEvaluation,
+    policy: Approval,
+    run_id: str,
+    by: str,
+    link: str,
+    ask: Ask,
+) -> Decision | None:
+    """Return a person's answer whether a model is to be pushed, recorded; None if nobody must be asked."""
+    why = why_needed(policy, model, evaluation)
+    if not why or not settings.open_registry().decide_push(model, by).push:
+        return None
+    decisions = Decisions(settings.open_store())
+    asked = question(model, evaluation, why, run_id, by, link)
+    answer = find_answer(asked, decisions.all())
+    if answer is None:
+        announce(settings, asked)
+        answer = ask(asked, evaluation)
+        decisions.add(answer)
+    log.info("%s: %s", answer.title, "; ".join(answer.reasons))
+    return answer
+
+
 def run(
     settings: Settings,
     steps: list[Component],
@@ -442,6 +532,7 @@ def run(
     run_id: str,
     by: str = "",
     rerun: Collection[str] = (),
+    ask: Ask | None = None,
 ) -> Iterator[StepResult]:
     """Run steps in order, yielding each result; stops after a step that was skipped.
 
@@ -452,13 +543,15 @@ def run(
         run_id: Name of this run.
         by: The user who asked for it, if one did.
         rerun: Names of steps to run even if nothing changed.
+        ask: How a person is asked for approval; None if that is not possible.
     """
     expect_steps(rerun, steps)
+    expect_askable(steps, params, ask)
     outputs: dict[type[Artifact[Any]], str] = {}
     with settings.open_store().lease(run_id):
         for step in steps:
             inputs = _inputs(step, outputs)
-            result = run_step(settings, step, inputs, params[step.name], run_id, by, step.name in rerun)
+            result = run_step(settings, step, inputs, params[step.name], run_id, by, step.name in rerun, ask=ask)
             yield result
             if result.execution.output is None:
                 return
@@ -503,9 +596,10 @@ def explain(
         known = {name: artifact for name, artifact in inputs.items() if artifact is not None}
         if len(known) == len(inputs):
             refs = {name: artifact.ref for name, artifact in known.items()}
-            artifacts = open_inputs(store, step, refs | _champions(settings, step, refs, params[step.name]))
-            sources = list_sources(store, step, params[step.name], keep=False)
-            decision = decide(store, step, artifacts, params[step.name], step.name in rerun, sources)
+            refs, values = _filled_in(settings, step, refs, params[step.name])
+            artifacts = open_inputs(store, step, refs)
+            sources = list_sources(store, step, values, keep=False)
+            decision = decide(store, step, artifacts, values, step.name in rerun, sources)
             outputs[step.output] = decision.output
             yield step.name, str(decision)
         else:

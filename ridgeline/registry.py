@@ -31,6 +31,7 @@ from ridgeline.artifacts.pushed_model import (
     read_form,
 )
 from ridgeline.component import StepError
+from ridgeline.decisions import Decision
 from ridgeline.history import (
     CHAMPION,
     COPY,
@@ -439,16 +440,25 @@ class Registry:
 
     # --- changes
 
-    def push(self, model: PushedModel, run_id: str, by: str = "") -> Pushed:
+    def push(
+        self,
+        model: PushedModel,
+        run_id: str,
+        by: str = "",
+        canary_share: float = 0.0,
+        approval: Decision | None = None,
+    ) -> Pushed:
         """Serve a model: copy it, check the copy in a fresh process, append to the history, rename it into place.
 
-        Nothing is done if `decide_push` refuses. It becomes the champion, or a canary if its facts state a share and
-        there is a champion to compare it with. After a push, old versions are deleted.
+        Nothing is done if `decide_push` refuses. It becomes the champion, or a canary if a share is given and there is
+        a champion. After a push, old versions are deleted.
 
         Args:
             model: The servable model.
             run_id: The pipeline run that pushes it.
             by: The user who asked for it, if one did.
+            canary_share: The share of the requests that it answers as a canary, 0 to below 1; 0 for a champion.
+            approval: Who approved the push and why, for the history; None if nobody had to.
 
         Returns:
             The version that is served now: a new one, or the champion if nothing was pushed.
@@ -477,10 +487,14 @@ class Registry:
             except BaseException:
                 files.remove(staging)
                 raise
-            share = model.facts.canary_share if history and not decision.repair else 0.0
+            share = canary_share if history and not decision.repair else 0.0
             action: Action = "canary" if share else "push"
             entry = self._push_entry(model, version, run_id)
-            self._append(name, entry.again(action, reason=entry.reason, by=by, run_id=run_id, share=share))
+            entry = entry.again(action, reason=entry.reason, by=by, run_id=run_id, share=share)
+            if approval:
+                approved = {"approved_by": approval.answered_by, "approval": "; ".join(approval.reasons)}
+                entry = entry.model_copy(update=approved)
+            self._append(name, entry)
             self._prune(name)
         what = f"pushed as version {version}{f', a canary for {share:.3g} of the requests' if share else ''}"
         return Pushed(folder / str(version), version, what, new=True, share=share)

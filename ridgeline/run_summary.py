@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ridgeline.approval import refusal
 from ridgeline.artifacts.base import Artifact
 from ridgeline.artifacts.example_anomalies import ExampleAnomalies
 from ridgeline.artifacts.label_errors import LabelErrors
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
+from ridgeline.artifacts.predictions import Predictions
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.artifacts.sweep_result import SweepResult
+from ridgeline.decisions import Decisions
 from ridgeline.pipeline import output_types
 from ridgeline.registry import Registry
 from ridgeline.settings import Settings
-from ridgeline.store import Execution
+from ridgeline.store import Execution, Store
 
 
 def summary(settings: Settings, outcomes: Mapping[str, Execution | tuple[str, str]]) -> Iterator[str]:
@@ -37,11 +40,11 @@ def summary(settings: Settings, outcomes: Mapping[str, Execution | tuple[str, st
     for outcome in outcomes.values():
         ref = outcome.output if isinstance(outcome, Execution) else None
         kind = types[ref.partition("/")[0]] if ref else Artifact
-        if ref and (kind.report_name or kind is PushedModel):
+        if ref and (kind.report_name or kind in (PushedModel, Predictions)):
             artifact = store.open(ref, kind)
             rows = list(_rows(artifact))
             if isinstance(artifact, PushedModel):
-                rows += _served(settings.open_registry(), artifact)
+                rows += _served(settings.open_registry(), store, artifact)
             if artifact.report:
                 rows.append(("report", str(artifact.report)))
             yield from (f"{label:<12} {text}" for label, text in rows)
@@ -64,6 +67,18 @@ def _rows(artifact: Artifact[Any]) -> Iterator[tuple[str, str]]:
                 f"{other.accuracy:.4f}, model {other.model_digest[:12]}: alone right on {other.only_champion_right} "
                 f"images, this model on {other.only_candidate_right}; p = {other.p_value:.4g}",
             )
+        if replay := facts.replay:
+            flips = [
+                f"; most often {flip.count:,} {facts.classes[flip.champion].name} become "
+                f"{facts.classes[flip.candidate].name}"
+                for flip in replay.flips[:1]
+            ]
+            (low, high) = replay.agreement_interval
+            yield (
+                "replay",
+                f"agrees with the champion on {replay.agreement:.4f}, 95 % interval {low:.4f} to {high:.4f}, of "
+                f"{replay.num_images:,} unlabelled images{''.join(flips)}",
+            )
         blessed = f"{'' if facts.verdict.blessed else 'not '}blessed{' by force' if facts.verdict.forced else ''}"
         yield "verdict", f"{blessed}: {'; '.join(facts.verdict.reasons)}"
     elif isinstance(artifact, ExampleAnomalies):
@@ -79,20 +94,25 @@ def _rows(artifact: Artifact[Any]) -> Iterator[tuple[str, str]]:
             for pair in labels.pairs[:1]
         ]
         yield "labels", f"{found:,} of {total:,} suspicious{''.join(often)}"
+    elif isinstance(artifact, Predictions):
+        rows = artifact.facts
+        yield "predicted", f"{rows.num_files:,} files, {rows.num_unreadable:,} unreadable: {artifact.parquet}"
     elif isinstance(artifact, SweepResult):
         yield "chosen", f"{artifact.facts.trials[artifact.facts.winner]}: {artifact.facts.reason}"
 
 
-def _served(registry: Registry, model: PushedModel) -> Iterator[tuple[str, str]]:
-    name = model.facts.model_name
-    if champion := registry.champion(name):
+def _served(registry: Registry, store: Store, model: PushedModel) -> Iterator[tuple[str, str]]:
+    name, champion = model.facts.model_name, registry.champion(model.facts.model_name)
+    serving = registry.serving(name) if champion else None
+    if champion is None or champion.artifact != model.ref:
         decision = registry.decide_push(model)
-        serving = registry.serving(name)
         is_canary = decision.unchanged and serving is not None and serving.canary is not None
-        if champion.artifact != model.ref and not decision.push and not is_canary:
-            yield "not pushed", decision.reason
+        reason = refusal(model, Decisions(store).all()) if decision.push else decision.reason
+        if reason and not is_canary:
+            yield "not pushed", reason
+    if champion:
         yield "served", f"{name} version {champion.version} in {registry.root / name / str(champion.version)}"
-        if serving and serving.canary:
-            yield "canary", f"{name} version {serving.canary}, for {serving.share:.3g} of the requests"
+    if serving and serving.canary:
+        yield "canary", f"{name} version {serving.canary}, for {serving.share:.3g} of the requests"
     if size := model.facts.size_in_words:
         yield "size", size

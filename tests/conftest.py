@@ -90,9 +90,11 @@ def pytest_configure() -> None:
 SHARED_AIRFLOW = (
     "tests/e2e/test_schedule.py",  # first: it counts the runs of the shared Airflow
     "tests/e2e/test_browser.py",
+    "tests/e2e/test_approval.py",
     "tests/e2e/test_dag_run.py",
     "tests/e2e/test_retry.py",
     "tests/e2e/test_rollback_model.py",
+    "tests/e2e/test_batch_inference.py",
 )
 FIRST = (
     *SHARED_AIRFLOW,

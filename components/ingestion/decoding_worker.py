@@ -11,12 +11,14 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 from ridgeline.image_decoding import UnreadableImage, decode, quiet_pillow, shape_of
 from ridgeline.image_form import Form
 
 REPORTED_FILES = 100
 WORK = "import sys; from components.ingestion.decoding_worker import work; work(sys.argv[1])"
+ANSWER = "import sys; from components.ingestion.decoding_worker import answer; answer(sys.argv[1])"
 
 Kind = tuple[tuple[int, ...] | None, str]  # of images: shape, and what the file is; else None, and why it is unreadable
 
@@ -31,12 +33,21 @@ class Task:
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
-        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        path.write_text(self.text(), encoding="utf-8")
+
+    def text(self) -> str:
+        """Return it as JSON."""
+        return json.dumps(asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> Task:
         """Return what `save` wrote."""
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        return cls.parse(path.read_text(encoding="utf-8"))
+
+    @classmethod
+    def parse(cls, text: str) -> Task:
+        """Return what `text` returned."""
+        fields = json.loads(text)
         form = fields.pop("form")
         size = form.pop("image_size")
         return cls(**fields, form=Form(**form, image_size=size and tuple(size)))
@@ -56,14 +67,19 @@ class Task:
         return Source(self.name, self.location, {file: digest}).read(file)
 
 
-def run_job(job: Path, contents: Mapping[str, str], task: Task, report: bool = False) -> None:
-    """Decode files into ``<job>.pixels``, one after another, and ``<job>.json``: their kinds, and each file's kind.
+def decode_files(
+    contents: Mapping[str, str], task: Task, pixels: IO[bytes], report: bool = False
+) -> tuple[list[Kind], list[int]]:
+    """Decode files.
 
     Args:
-        job: Path of the job, without a suffix.
         contents: The files, and the content of each as it was listed.
         task: Where they are, and what they become.
+        pixels: Receives the images, one after another; if they have several shapes, only those with the first one's.
         report: Write a byte to the standard output for each `REPORTED_FILES`.
+
+    Returns:
+        The kinds of the files, and for each file its place among them.
 
     Raises:
         TransientStepError: If a file was changed or removed since.
@@ -71,7 +87,7 @@ def run_job(job: Path, contents: Mapping[str, str], task: Task, report: bool = F
     kinds: dict[Kind, int] = {}
     codes: list[int] = []
     first = None
-    with job.with_suffix(".pixels").open("wb", buffering=2**20) as pixels, quiet_pillow():
+    with quiet_pillow():
         for file, digest in contents.items():
             content = task.read(file, digest)
             try:
@@ -86,7 +102,24 @@ def run_job(job: Path, contents: Mapping[str, str], task: Task, report: bool = F
             codes.append(kinds.setdefault(key, len(kinds)))
             if report and len(codes) % REPORTED_FILES == 0:
                 os.write(1, b".")
-    job.with_suffix(".json").write_text(json.dumps([list(kinds), codes]), encoding="utf-8")
+    return list(kinds), codes
+
+
+def run_job(job: Path, contents: Mapping[str, str], task: Task, report: bool = False) -> None:
+    """Decode files into ``<job>.pixels``, one after another, and ``<job>.json``: their kinds, and each file's kind.
+
+    Args:
+        job: Path of the job, without a suffix.
+        contents: As for `decode_files`.
+        task: As for `decode_files`.
+        report: As for `decode_files`.
+
+    Raises:
+        TransientStepError: If a file was changed or removed since.
+    """
+    with job.with_suffix(".pixels").open("wb", buffering=2**20) as pixels:
+        found = decode_files(contents, task, pixels, report)
+    job.with_suffix(".json").write_text(json.dumps(found), encoding="utf-8")
 
 
 def work(folder: str) -> None:
@@ -113,6 +146,33 @@ def work(folder: str) -> None:
         unfinished.write_text(json.dumps([type(error).__name__, str(error)]), encoding="utf-8")
         unfinished.rename(scratch / "error.json")
         sys.exit(1)
+
+
+def answer(text: str) -> None:
+    """Decode the files that each line of the standard input names, in a process of its own; end with the input.
+
+    The answer to a line, a JSON object of files and contents, is a JSON line on the standard output, followed by the
+    pixels: the number of their bytes, the kinds of the files and the place of each file's kind. If the source changed,
+    it is the name of the error and its text, and the process ends.
+
+    Args:
+        text: The task, as `Task.text` returns it.
+    """
+    task, output = Task.parse(text), sys.stdout.buffer
+    for line in sys.stdin.buffer:
+        pixels = io.BytesIO()
+        try:
+            kinds, codes = decode_files(json.loads(line), task, pixels)
+        except ValueError as error:
+            from ridgeline.component import StepError
+
+            if not isinstance(error, StepError):
+                raise
+            output.write(json.dumps([type(error).__name__, str(error)]).encode() + b"\n")
+            return
+        output.write(json.dumps([len(pixels.getbuffer()), kinds, codes]).encode() + b"\n")
+        output.write(pixels.getbuffer())
+        output.flush()
 
 
 def _take_jobs(scratch: Path) -> Iterator[tuple[Path, dict[str, str]]]:

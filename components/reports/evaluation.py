@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from components.evaluating.replay import Flipped
 from components.reports.figures import BLUE, GREY, VERMILION, Picture, flat, new_figure, plot_style, svg
 from ridgeline.artifacts.examples import Examples, Split
 from ridgeline.artifacts.model import Model, eliminated_pixels, kernels
-from ridgeline.artifacts.model_evaluation import Mistake, ModelEvaluationFacts
+from ridgeline.artifacts.model_evaluation import Flip, Mistake, ModelEvaluationFacts
 from ridgeline.html_page import render_page
 from ridgeline.thumbnail import thumbnail
 
@@ -54,6 +55,7 @@ def render(
     model: Model,
     network: keras.Model,
     confusions: Sequence[Confusion] = (),
+    flipped: Flipped | None = None,
 ) -> str:
     """Return the report as one HTML document. Its size is bounded, whatever the number of classes.
 
@@ -64,6 +66,7 @@ def render(
         model: The evaluated model, for its training history, parameters and digest.
         network: The same model as loaded by Keras, for its kernels.
         confusions: The most frequent confusions, shown where the matrix is left out.
+        flipped: Some of the unlabelled images for which the champion predicts another class.
 
     Returns:
         HTML that opens without a network; the same text for the same arguments.
@@ -91,6 +94,7 @@ def render(
             eliminated=_eliminated(eliminated_pixels(network)),
             mistakes=[(mistake, _mistake(mistake, facts, examples.split("test"))) for mistake in facts.mistakes],
             params=flat(model.facts.params),
+            flips=_flips(facts, flipped or {}),
         )
 
 
@@ -184,6 +188,14 @@ def _mistake(mistake: Mistake, facts: ModelEvaluationFacts, test: Split) -> Pict
     return Picture(thumbnail(test.rows(mistake.index, mistake.index + 1)[0][0]), alt)
 
 
+def _flips(facts: ModelEvaluationFacts, flipped: Flipped) -> list[tuple[Flip, list[Picture]]]:
+    """Return the most frequent flips with their images."""
+    return [
+        (flip, [Picture(thumbnail(pixels), name) for name, pixels in flipped.get((flip.champion, flip.candidate), [])])
+        for flip in (facts.replay.flips if facts.replay else ())
+    ]
+
+
 TEMPLATE = """\
 {% extends "page" %}
 {% from "macros" import figure %}
@@ -209,6 +221,7 @@ background:#000;border-radius:6px}
 .mistakes li{font-size:.875rem;line-height:1.35;overflow-wrap:anywhere}
 .mistakes li img{margin-bottom:6px}
 .mistakes strong{font-weight:600;color:#a84a00}
+.flips img{width:48px;height:48px;object-fit:contain;image-rendering:pixelated;background:#000;margin-right:4px}
 @media(max-width:600px){.mistakes{grid-template-columns:repeat(3,1fr)}}
 {% endblock %}
 {% block body %}
@@ -273,6 +286,36 @@ least this far ahead with probability p = {{ "%.4g"|format(champion.p_value) }} 
 </tbody>
 </table>
 </div>
+</section>
+{% endif %}
+
+{% if facts.replay %}
+{% set replay = facts.replay %}
+<section>
+<h2>Replay of unlabelled images</h2>
+<p class="note">This model predicts the champion's class for {{ replay.agreement|percent(2) }} of \
+{{ "{:,}".format(replay.num_images) }} unlabelled images, 95 % Wilson interval \
+{{ "%.2f"|format(100 * replay.agreement_interval[0]) }} to {{ replay.agreement_interval[1]|percent(2) }}.\
+{% if replay.num_unreadable %} {{ "{:,}".format(replay.num_unreadable) }} \
+{{ "file is no readable image" if replay.num_unreadable == 1 else "files are no readable images" }}.{% endif %}\
+{% if flips %} The table has the pairs of different classes, the most frequent first. No labels say which model is \
+right.{% endif %}</p>
+{% if flips %}
+<div class="scroll" tabindex="0" role="region" aria-label="Images with another class than the champion predicts">
+<table>
+<thead><tr><th scope="col">Champion</th><th scope="col">This model</th><th scope="col">Images</th>\
+<th scope="col">Examples</th></tr></thead>
+<tbody>
+{% for flip, pictures in flips %}
+<tr><th scope="row">{{ facts.classes[flip.champion].name }}</th><td>{{ facts.classes[flip.candidate].name }}</td>\
+<td>{{ "{:,}".format(flip.count) }}</td><td class="flips">\
+{% for picture in pictures %}<img src="{{ picture.uri }}" alt="{{ picture.alt }}" title="{{ picture.alt }}">\
+{% endfor %}</td></tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+{% endif %}
 </section>
 {% endif %}
 

@@ -6,7 +6,6 @@ for Model Reporting", FAT* 2019, 220-229. The card has no date and no version nu
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,11 @@ from ridgeline.artifacts.model_evaluation import ClassMetrics, ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModelFacts
 from ridgeline.component import flatten
 from ridgeline.html_page import render_page
+from ridgeline.markdown import escape
 from ridgeline.significance import wilson_interval
 
 MAX_CLASSES = 100  # with more, the worst are shown
 NUM_CONFUSIONS = 5
-SPECIAL = re.compile(r"([\\`*\[\]<#|&]|(?<![^\W_])_|_(?![^\W_]))")  # inside a word, _ is not special
 
 
 def markdown(
@@ -94,16 +93,6 @@ def html(card: str, facts: PushedModelFacts) -> str:
 
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(card)
     return render_page(PAGE, body=Markup(body), name=facts.model_name, synthetic=facts.synthetic)  # nosec B704 - no HTML
-
-
-def escape(text: str) -> str:
-    r"""Return a text on one line that Markdown, also in a table, shows as it is.
-
-    Example:
-        >>> print(escape("a|b <script>\n[x](javascript:1)"))
-        a\|b \<script> \[x\](javascript:1)
-    """
-    return SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 
 def _escaped(value: Any) -> str:

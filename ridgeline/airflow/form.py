@@ -21,6 +21,7 @@ from ridgeline.component import (
     applies,
     conditions,
     flatten,
+    outside_key,
     with_option,
 )
 from ridgeline.pipeline import load_components, parse_params, shared_params
@@ -62,7 +63,7 @@ def form(
             full_name, field = f"{component.name}.{name}", _field_schema(schema, name)
             if full_name.startswith(shared):
                 continue
-            for key in ("default", APPLIES_WITH, *FOR_ONE_RUN, *with_option("")):
+            for key in ("default", APPLIES_WITH, *FOR_ONE_RUN, *outside_key(), *with_option("")):
                 field.pop(key, None)
             value, field = _form_field(values.get(full_name, default), field)
             field |= {OWN_DEFAULT: True} if full_name in own else {}

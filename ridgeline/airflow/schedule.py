@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from airflow.sdk import Asset, AssetOrTimeSchedule, CronTriggerTimetable
 
-from ridgeline.settings import Settings, check_schedule
+from ridgeline.settings import PUSHED, Settings, check_schedule
 
 
 def schedule(*assets: Asset, expression: str | None = None) -> AssetOrTimeSchedule | list[Asset]:
@@ -21,6 +21,20 @@ def schedule(*assets: Asset, expression: str | None = None) -> AssetOrTimeSchedu
     """
     timetable = cron(Settings().schedule if expression is None else check_schedule(expression))
     return AssetOrTimeSchedule(timetable=timetable, assets=list(assets)) if timetable else list(assets)
+
+
+def inference_schedule(pushed: Asset, expression: str | None = None) -> CronTriggerTimetable | list[Asset] | None:
+    """Return the schedule of a DAG that predicts: times, each push of its model, or none.
+
+    Args:
+        pushed: The asset that has an event for each push.
+        expression: A cron expression or preset in UTC, ``pushed`` or ``never``; `Settings.inference_schedule` if None.
+
+    Raises:
+        ValueError: If the expression is none of these.
+    """
+    expression = Settings().inference_schedule if expression is None else expression
+    return [pushed] if expression == PUSHED else cron(check_schedule(expression))
 
 
 def cron(expression: str) -> CronTriggerTimetable | None:

@@ -28,14 +28,14 @@ def environment(folder: Path, name: str, outer: Mapping[str, str], port: int = 8
     Args:
         folder: Holds ``dags/``; receives ``var/``.
         name: The name of Airflow's folder inside ``var/``.
-        outer: The user's environment; its Airflow variables are omitted.
+        outer: The user's environment; its Airflow variables are omitted, except connections (``AIRFLOW_CONN_*``).
         port: The port of the web server.
     """
     home = folder / "var" / name
     direct = _direct_hosts(outer)
     return {
         "RIDGELINE_STORE": str(folder / "var" / "store"),
-        **{key: value for key, value in outer.items() if not key.startswith("AIRFLOW_")},
+        **{key: value for key, value in outer.items() if _is_passed_on(key)},
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{outer.get('PATH', os.defpath)}",
         "NO_PROXY": direct,
         "no_proxy": direct,
@@ -61,6 +61,10 @@ def environment(folder: Path, name: str, outer: Mapping[str, str], port: int = 8
         "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
     }
+
+
+def _is_passed_on(name: str) -> bool:
+    return not name.startswith("AIRFLOW_") or name.startswith("AIRFLOW_CONN_")
 
 
 def make_private(folder: Path) -> None:
@@ -99,13 +103,15 @@ class Standalone:
     Args:
         env: The environment, see `environment`.
         log_file: Receives the output; its folder is created.
+        user: The user of `call`.
     """
 
-    def __init__(self, env: Mapping[str, str], log_file: Path) -> None:
+    def __init__(self, env: Mapping[str, str], log_file: Path, user: str = "admin") -> None:
         self.env = env
         self.log_file = log_file
         self.home = Path(env["AIRFLOW_HOME"])
         self.url = env["AIRFLOW__API__BASE_URL"]
+        self.user = user
         self._token = ""
 
     def __enter__(self) -> Self:
@@ -143,7 +149,7 @@ class Standalone:
         )
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """Call Airflow's REST API as the user ``admin``; return the status and the response.
+        """Call Airflow's REST API as `user`; return the status and the response.
 
         Args:
             method: ``GET``, ``POST`` and so on.
@@ -151,8 +157,8 @@ class Standalone:
             body: Sent as JSON; None for no body.
         """
         if not self._token:
-            password = json.loads(self.password_file.read_text(encoding="utf-8"))["admin"]
-            response = self._request("POST", "/auth/token", {"username": "admin", "password": password})[1]
+            password = json.loads(self.password_file.read_text(encoding="utf-8"))[self.user]
+            response = self._request("POST", "/auth/token", {"username": self.user, "password": password})[1]
             self._token = response["access_token"]
         return self._request(method, path, body)
 

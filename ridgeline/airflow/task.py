@@ -7,6 +7,7 @@ import json
 import logging
 import shlex
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from airflow.sdk import get_current_context
@@ -15,15 +16,20 @@ from airflow.sdk.log import mask_secret
 
 from ridgeline.access import message
 from ridgeline.airflow import REASON, RERUN
+from ridgeline.airflow.approval import ask_in_task
 from ridgeline.airflow.form import default_values, flat_params, parse_form, refuse_unknown
 from ridgeline.airflow.openlineage import emit_lineage
+from ridgeline.airflow.settings import AirflowSettings
 from ridgeline.announcements import announce, change_decision
+from ridgeline.approval import expect_askable
 from ridgeline.artifacts.base import ArtifactError
+from ridgeline.artifacts.predictions import Predictions
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.component import Component, ParameterError, Params, StepError, TransientStepError, flatten
 from ridgeline.masking import known, mask
 from ridgeline.pipeline import (
     StepResult,
+    load_components,
     optional_steps,
     parse_params,
     plan,
@@ -31,6 +37,7 @@ from ridgeline.pipeline import (
     run_step,
     shared_params,
 )
+from ridgeline.predictions_output import expect_output, write_output
 from ridgeline.registry import RegistryError
 from ridgeline.settings import Settings, SettingsError
 from ridgeline.store import StoreError
@@ -68,7 +75,7 @@ def run_in_task(
     rerun = component.name in context["params"].get(RERUN, ())
     try:
         by = context["dag_run"].triggering_user_name or ""
-        result = run_step(settings, component, names, params, run_id, by, rerun, link_of_run(context))
+        result = run_step(settings, component, names, params, run_id, by, rerun, link_of_run(context), ask_in_task())
     except (Exception, AirflowTaskTimeout) as error:
         with contextlib.suppress(Exception):  # the error of the step matters more
             log.error("%s", _resume_command(settings, component, run_id))
@@ -90,6 +97,39 @@ def run_in_task(
     return result.execution.output
 
 
+def infer_in_task(component: Component, output: str | None) -> str:
+    """Run the step that predicts, as `run_in_task` does, and write its rows.
+
+    Args:
+        component: The step.
+        output: The file or, with new files only, the folder to write them to, see `write_output`; None for neither.
+
+    Returns:
+        The store-relative name of the predictions.
+
+    Raises:
+        AirflowFailException: As for `run_in_task`, or if there can't be an output there; not retried.
+        AirflowSkipException: If there are no new files.
+    """
+    settings, params = settings_in_task(), params_in_task(component)
+    if output and params.folder:
+        try:
+            expect_output(Path(output), params.folder, params.new_files_only)
+        except ParameterError as error:
+            raise AirflowFailException(mask(error)) from error
+    try:
+        return run_in_task(component)
+    finally:
+        record = run_records(settings, get_current_context()["run_id"]).get(component.name)
+        # also without new files: an earlier run may have been killed before it wrote its rows
+        ref = record and (record.output or (record.inputs.get("earlier") if record.state == "skipped" else None))
+        if ref and output:
+            for file in write_output(settings.open_store(), ref, Path(output), params.new_files_only):
+                log.info("written: %s", file)
+        elif record and record.output:
+            log.info("the rows are in %s", settings.open_store().open(record.output, Predictions).parquet)
+
+
 def link_of_run(context: Any) -> str:
     """Return the URL of a DAG run in Airflow's interface, whose tab Ridgeline shows the report; empty if it has none.
 
@@ -107,7 +147,7 @@ def settings_in_task() -> Settings:
         AirflowFailException: If an environment variable is bad; not retried.
     """
     try:
-        settings = Settings()
+        settings = AirflowSettings()
     except SettingsError as error:
         raise AirflowFailException(str(error)) from None
     for secret in known():
@@ -231,7 +271,9 @@ def _params_of_all_steps(settings: Settings, values: Mapping[str, Any] | None = 
     declared, sent = context["dag"].params, context["dag_run"].conf or {}
     typed = () if declared.keys() <= sent.keys() else sent.keys()  # the form sends all; a command what was typed
     try:
-        return parse_form(declared, {**context["params"], **(values or {})}, settings, typed)
+        params = parse_form(declared, {**context["params"], **(values or {})}, settings, typed)
+        expect_askable([step for name, step in load_components().items() if name in params], params, ask_in_task())
+        return params
     except (ParameterError, PermissionError) as error:
         reason = message(error)
         context["ti"].xcom_push(REASON, reason)

@@ -55,6 +55,32 @@ class Comparison(Facts):
     p_value: float
 
 
+class Flip(Facts):
+    """How many replayed images the champion and the evaluated model put into two given classes, by their numbers."""
+
+    champion: int
+    candidate: int
+    count: int
+
+
+class Replay(Facts):
+    """What the champion and the evaluated model predict for the same unlabelled images.
+
+    Attributes:
+        num_images: Number of images.
+        num_unreadable: Number of files that are no readable image.
+        agreement: Share of the images for which both predict the same class, in [0, 1].
+        agreement_interval: 95 % Wilson score interval of that.
+        flips: The most frequent pairs of different classes, most frequent first, at most 100.
+    """
+
+    num_images: int
+    num_unreadable: int
+    agreement: float
+    agreement_interval: tuple[float, float]
+    flips: tuple[Flip, ...]
+
+
 class Verdict(Facts):
     """Whether the model may be served, always with the reasons.
 
@@ -93,6 +119,7 @@ class ModelEvaluationFacts(Facts):
         verdict: Blessed or not, with reasons.
         synthetic: Whether the project itself drew the test images or the training images.
         comparison: The champion on the same images; None if there was none to compare with.
+        replay: Both on the unlabelled images of ``replay_dir``; None without them, or without a champion.
     """
 
     dataset: str
@@ -109,6 +136,7 @@ class ModelEvaluationFacts(Facts):
     verdict: Verdict
     synthetic: bool
     comparison: Comparison | None = None
+    replay: Replay | None = None
 
 
 class ModelEvaluation(Artifact[ModelEvaluationFacts]):

@@ -52,7 +52,6 @@ class PushedModelFacts(Facts):
         dataset: Name of the dataset that it was trained on; empty in artifacts of earlier releases.
         size: Its size; None in artifacts of earlier releases.
         trained_size: The trained model's size if compaction removed a part of it; None if it is served as trained.
-        canary_share: The share of the requests that it is to answer as a canary, below 1; 0 to become the champion.
         exceeded_mib: The limit in MiB that its size exceeds by force; None if it is within the limit or has none.
     """
 
@@ -69,7 +68,6 @@ class PushedModelFacts(Facts):
     size: ModelSize | None = None
     trained_size: ModelSize | None = None
     exceeded_mib: float | None = None
-    canary_share: float = 0.0
 
     @property
     def sizes(self) -> dict[str, str]:

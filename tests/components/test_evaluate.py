@@ -1,6 +1,7 @@
 import html
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from components.evaluate import (
     Params,
@@ -20,8 +22,12 @@ from components.evaluate import (
 from ridgeline.artifacts.examples import Examples, ExamplesFacts, Normalization, write_split
 from ridgeline.artifacts.model import Model, ModelFacts
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
-from ridgeline.component import Champion, ParameterError
-from ridgeline.significance import mcnemar_p_value
+from ridgeline.component import Champion, ParameterError, StepError
+from ridgeline.image_decoding import decode
+from ridgeline.image_form import Form
+from ridgeline.keys import key_parts
+from ridgeline.significance import mcnemar_p_value, wilson_interval
+from ridgeline.sources import read_sources
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("cat", "<b>&", "dog")
@@ -515,3 +521,97 @@ def test_importing_the_step_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.fixture(scope="module")
+def unlabelled(tmp_path_factory):
+    """A folder with forty images, of the model's size and of others, and a text."""
+    folder = tmp_path_factory.mktemp("unlabelled") / "images"
+    folder.mkdir()
+    for number in range(40):
+        pixels = np.random.default_rng(number).integers(0, 256, (4 + number % 2, 4), np.uint8)
+        Image.fromarray(pixels).save(folder / f"<{number:02}>.png")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def replay(folder, examples, model, champion, unlabelled, **params):
+    folder.mkdir()
+    parsed = Params(**{"replay_dir": str(unlabelled), "min_class_recall": 0} | params)
+    champion = champion and Champion(champion.digest, champion)
+    given = {"examples": examples, "model": model, "champion": champion}
+    sources = read_sources(evaluate, parsed, None)
+    return evaluate(params=parsed, output=folder, sources=sources, **given)
+
+
+def test_unlabelled_images_are_replayed_by_both_models(tmp_path, solved, model, indifferent_model, unlabelled):
+    evaluation = replay(tmp_path / "a", solved, model, indifferent_model, unlabelled)
+    names = [name for name in sorted(os.listdir(unlabelled)) if name.endswith(".png")]
+    images = np.stack([np.asarray(decode((unlabelled / n).read_bytes(), Form.of_shape(SHAPE))[0]) for n in names])
+    before, after = (m.load_keras().predict(images, verbose=0).argmax(axis=1) for m in (indifferent_model, model))
+    assert 0 < np.sum(before == after) < len(images)
+    found = evaluation.facts.replay
+    assert (found.num_images, found.num_unreadable) == (40, 1)
+    assert found.agreement == np.mean(before == after)
+    assert found.agreement_interval == wilson_interval(int(np.sum(before == after)), 40)
+    pairs = Counter((int(a), int(b)) for a, b in zip(before, after, strict=True) if a != b)
+    assert {(flip.champion, flip.candidate): flip.count for flip in found.flips} == dict(pairs)
+    assert [flip.count for flip in found.flips] == sorted(pairs.values(), reverse=True)
+    verdict = evaluation.facts.verdict
+    assert verdict.blessed  # it is not asked to agree
+    low, high = found.agreement_interval
+    assert verdict.reasons[3] == (
+        f"same class as model {indifferent_model.digest[:12]} on 40 unlabelled images, 95 % interval {low:.6g} to "
+        f"{high:.6g}: share {found.agreement:.6g} >= 0 (min_agreement)"
+    )
+    page = evaluation.report.read_text()
+    assert "Replay of unlabelled images" in page
+    for flip in found.flips:
+        pair = (flip.champion, flip.candidate)
+        shown = [name for name, a, b in zip(names, before, after, strict=True) if (a, b) == pair]
+        for name in shown[:3]:
+            assert f'title="{html.escape(name)}"' in page
+        assert not [name for name in shown[3:] if html.escape(name) in page]
+
+
+def test_a_model_that_disagrees_with_the_champion_is_not_blessed_if_asked_to(
+    tmp_path, solved, model, indifferent_model, unlabelled
+):
+    facts = replay(tmp_path / "a", solved, model, indifferent_model, unlabelled, min_agreement=0.9).facts
+    assert not facts.verdict.blessed
+    assert facts.verdict.unmet == ("agreement with the champion",)
+    assert facts.verdict.reasons[3].endswith(f"share {facts.replay.agreement:.6g} < 0.9 (min_agreement)")
+    same = replay(tmp_path / "b", solved, model, model, unlabelled, min_agreement=1).facts
+    assert (same.replay.agreement, same.replay.flips, same.verdict.blessed) == (1, (), True)
+
+
+def test_without_a_champion_nothing_is_replayed_and_the_verdict_says_so(tmp_path, solved, model, unlabelled):
+    facts = replay(tmp_path / "a", solved, model, None, unlabelled, min_agreement=1).facts
+    assert facts.replay is None
+    assert facts.verdict.blessed
+    assert "no replay of unlabelled images: there is no champion to compare with" in facts.verdict.reasons
+
+
+def test_a_folder_without_readable_images_cannot_be_replayed(tmp_path, solved, model, unlabelled):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "notes.txt").write_text("no image")
+    with pytest.raises(StepError, match=r"received 1 files, none of which is a\s+readable image"):
+        replay(tmp_path / "a", solved, model, model, tmp_path / "texts")
+
+
+def test_a_minimum_agreement_needs_images(unlabelled):
+    with pytest.raises(ParameterError, match=r"^Parameter evaluate\.min_agreement: expected a folder of unlabelled"):
+        evaluate.parse({"min_agreement": 0.5})
+    assert Params(replay_dir=str(unlabelled), min_agreement=0.5).min_agreement == 0.5
+
+
+def test_the_content_of_the_replayed_folder_is_in_the_key_and_its_place_is_not(tmp_path, examples, model, unlabelled):
+    def key(folder):
+        params = evaluate.parse({"replay_dir": folder and str(folder)})
+        sources = read_sources(evaluate, params, None)
+        return key_parts(evaluate, {"examples": examples, "model": model}, params, sources).key()
+
+    moved = shutil.copytree(unlabelled, tmp_path / "moved")
+    assert key(moved) == key(unlabelled) != key(None)
+    (moved / "notes.txt").write_text("other")
+    assert key(moved) != key(unlabelled)

@@ -99,6 +99,7 @@ RETRIES = {  # of a task, and the seconds between two tries
     "fashion_mnist_training": [1, 10],
     "regularization_path": [1, 10],
     "maintenance": [1, 60],
+    "batch_inference": [1, 10],
     "rollback_model": [0, 0],  # a second try might roll back once more
     "canary_model": [0, 0],
 }
@@ -112,13 +113,15 @@ MINUTES = {
         "sweep": 360, "select": 30,
     },
     "maintenance": {"collect_garbage": 60, "delete_logs": 60, "clean_metadata": 60, "announce_stale": 60},
+    "batch_inference": {"infer": 720},
     "rollback_model": {"rollback": 30},
     "canary_model": {"decide": 30},
 }  # fmt: skip
 HOURS = {
-    "fashion_mnist_training": 24,
+    "fashion_mnist_training": 24 + 12,
     "regularization_path": 24,
     "maintenance": 6,
+    "batch_inference": 24,
     "rollback_model": 3,
     "canary_model": 3,
 }
@@ -128,7 +131,8 @@ def test_every_task_of_every_dag_has_its_retries_and_its_time_limit(dags: dict[s
     assert {dag_id: dag["limits"] for dag_id, dag in dags.items()} == MINUTES
     assert {dag_id: dag["timeout"] / 3600 for dag_id, dag in dags.items()} == HOURS
     for dag_id, dag in dags.items():
-        assert dag["retries"] == {task: RETRIES[dag_id] for task in MINUTES[dag_id]}, dag_id
+        retries = {task: RETRIES[dag_id] for task in MINUTES[dag_id]}
+        assert dag["retries"] == retries | ({"export": [3, 10]} if "export" in retries else {}), dag_id
 
 
 def test_every_task_reports_its_own_failure_and_every_dag_its_failed_and_late_runs(dags: dict[str, Any]) -> None:

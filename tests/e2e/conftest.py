@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Page, expect, sync_playwright
 
 from ridgeline.airflow.server import Standalone, environment, free_port
 from ridgeline.pipeline import run_records
@@ -27,6 +28,14 @@ DAG = "fashion_mnist_training"
 RUNNING = ExitStack()  # the Airflow of the fixture `airflow`
 SYNTHETIC = {"ingest.dataset": "synthetic_garments:1.0.0", "transform.validation_examples": 1000}
 BAD = {"evaluate.min_accuracy": 1}  # no model reaches it
+CHROMIUM = Path("/usr/bin/chromium")
+OPTIONS = (
+    "--no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking --disable-component-update "
+    "--disable-sync --no-first-run"
+)
+NO_NETWORK = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
+SCREENSHOTS = ROOT / "test-output"
+PAGE_SECONDS = 180  # on a slow machine; nothing waits longer than it has to
 
 
 class Airflow(Standalone):
@@ -34,6 +43,7 @@ class Airflow(Standalone):
 
     ticks: list[datetime]  # when the training DAG's schedule starts a run
     messages: list[dict[str, Any]]  # what the webhook of RIDGELINE_NOTIFY received
+    messages_by_connection: list[dict[str, Any]]  # what the webhook of a connection in Airflow's database received
 
     @property
     def store(self) -> str:
@@ -84,7 +94,8 @@ def start_airflow(folder: Path, **settings: str) -> Iterator[Airflow]:
     with Airflow(env | settings, folder / "standalone.log") as running:
         running.wait("Airflow to be healthy", running.is_healthy)
         running.wait("the password", running.password_file.exists)
-        num_dags = len({file.name for file in (ROOT / "dags").glob("[!_]*.py")} - {"training.py", "preparation.py"})
+        ignored = (ROOT / "dags" / ".airflowignore").read_text().split()
+        num_dags = len({file.name for file in (ROOT / "dags").glob("[!_]*.py")} - {*ignored})
         running.wait("the DAGs", lambda: running.call("GET", "/api/v2/dags")[1]["total_entries"] == num_dags)
         yield running
 
@@ -119,7 +130,8 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
     """
     now = datetime.now(UTC).replace(second=0, microsecond=0)
     ticks = [now + timedelta(minutes=number) for number in (0, 1, 3, 6)]
-    settings = {"RIDGELINE_DEADLINE_MINUTES": "0.05"}
+    settings = {"RIDGELINE_DEADLINE_MINUTES": "0.05", "RIDGELINE_APPROVERS": "admin"}
+    settings |= {"AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,other:admin"}
     if files := os.environ.get("SCREENSHOT_DATA"):
         settings |= {"RIDGELINE_SCHEDULE": "never", "RIDGELINE_MANUAL_DIR": files}
     else:
@@ -127,9 +139,14 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
         settings |= {"RIDGELINE_SCHEDULE": f"{minutes} * * * *", "RIDGELINE_DEFAULTS": json.dumps(SYNTHETIC)}
     with RUNNING:
         address, messages = RUNNING.enter_context(webhook())
-        settings["RIDGELINE_NOTIFY"] = address
+        other_address, others = RUNNING.enter_context(webhook())
+        settings["RIDGELINE_NOTIFY"] = "airflow://environment airflow://database"
+        connection = {"conn_type": "apprise", "extra": json.dumps({"config": {"path": address}})}
+        settings["AIRFLOW_CONN_ENVIRONMENT"] = json.dumps(connection)
         running = RUNNING.enter_context(start_airflow(tmp_path_factory.mktemp("airflow"), **settings))
-        running.ticks, running.messages = ticks, messages
+        connection |= {"connection_id": "database", "extra": json.dumps({"config": {"path": other_address}})}
+        assert running.call("POST", "/api/v2/connections", connection)[0] == 201
+        running.ticks, running.messages, running.messages_by_connection = ticks, messages, others
         yield running
 
 
@@ -167,3 +184,30 @@ def not_blessed(airflow: Airflow) -> str:
     run_id = airflow.trigger(DAG, BAD)
     assert airflow.wait_for_run(DAG, run_id, 300) == "success"
     return run_id
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Path:
+    if not CHROMIUM.exists():
+        missing = f"Expected Debian's Chromium at {CHROMIUM}; received none. Install it: apt-get install -y chromium"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
+    return CHROMIUM
+
+
+@pytest.fixture(scope="module")
+def page(chromium: Path, airflow: Airflow) -> Iterator[Page]:
+    """A tab in which the user ``admin`` has logged in."""
+    SCREENSHOTS.mkdir(exist_ok=True)
+    password = json.loads(airflow.password_file.read_text())["admin"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=[*OPTIONS.split(), NO_NETWORK])
+        page = browser.new_page(viewport={"width": 1280, "height": 960}, base_url=airflow.url)
+        page.set_default_timeout(1000 * PAGE_SECONDS)
+        expect.set_options(timeout=1000 * PAGE_SECONDS)
+        page.goto("/")
+        page.fill("input[name=username]", "admin")
+        page.fill("input[name=password]", password)
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("link", name="Dags").first).to_be_visible()
+        yield page
+        browser.close()

@@ -6,56 +6,20 @@ It works on drawn images, in the Airflow that the other tests used; `make screen
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import FrameLocator, Page, expect, sync_playwright
+from playwright.sync_api import FrameLocator, Page, expect
 
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.settings import Settings
 
 DAG = "fashion_mnist_training"
-CHROMIUM = Path("/usr/bin/chromium")
-OPTIONS = (
-    "--no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking --disable-component-update "
-    "--disable-sync --no-first-run"
-)
-NO_NETWORK = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
 BAD = {"evaluate.min_accuracy": 1}  # no model is that good
 SCREENSHOTS = Path(__file__).resolve().parents[2] / "test-output"
-PAGE_SECONDS = 180  # on a slow machine; nothing waits longer than it has to
 RUN_SECONDS = 600
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Path:
-    if not CHROMIUM.exists():
-        missing = f"Expected Debian's Chromium at {CHROMIUM}; received none. Install it: apt-get install -y chromium"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
-    return CHROMIUM
-
-
-@pytest.fixture(scope="module")
-def page(chromium: Path, airflow: Any) -> Iterator[Page]:
-    """A tab in which the user ``admin`` has logged in."""
-    SCREENSHOTS.mkdir(exist_ok=True)
-    password = json.loads(airflow.password_file.read_text())["admin"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=[*OPTIONS.split(), NO_NETWORK])
-        page = browser.new_page(viewport={"width": 1280, "height": 960}, base_url=airflow.url)
-        page.set_default_timeout(1000 * PAGE_SECONDS)
-        expect.set_options(timeout=1000 * PAGE_SECONDS)
-        page.goto("/")
-        page.fill("input[name=username]", "admin")
-        page.fill("input[name=password]", password)
-        page.keyboard.press("Enter")
-        expect(page.get_by_role("link", name="Dags").first).to_be_visible()
-        yield page
-        browser.close()
 
 
 def shoot(page: Page, name: str) -> None:

@@ -28,12 +28,12 @@ def push(registry, store, publish_servable):
     """Push a model by number, judged against the champion."""
     models = {}
 
-    def push(number, by="ann", **facts):
+    def push(number, by="ann", canary_share=0.0, **facts):
         champion = registry.champion(NAME)
         key = (number, *facts.items(), champion and champion.model_digest)
         if key not in models:
             models[key] = publish_servable(store, number, **facts, champion=champion and champion.model_digest)
-        return registry.push(models[key], f"run {number}", by)
+        return registry.push(models[key], f"run {number}", by, canary_share)
 
     return push
 

@@ -88,14 +88,14 @@ def test_texts_of_reports_are_in_the_key_of_no_training():
 def test_a_step_reaches_only_the_declaration_the_artifacts_and_the_page_frame(step):
     framework = {name for name in reachable_code(step.module)[0] if name.startswith("ridgeline/")}
     allowed = {f"ridgeline/{name}.py" for name in ("__init__", "component", "html_page", "image_form")}
-    if step.name == "ingest":
+    if step.name in ("ingest", "infer", "evaluate"):
         allowed.add("ridgeline/image_decoding.py")
     if step.name in ("validate", "evaluate", "export"):
         allowed.add("ridgeline/significance.py")
     if step.name in ("validate", "evaluate", "label_errors"):
         allowed.add("ridgeline/thumbnail.py")
-    if step.name == "export":  # it saves the model in a fresh process
-        allowed |= {"ridgeline/fresh_process.py", "ridgeline/quiet_tensorflow.py"}
+    if step.name == "export":  # it saves the model in a fresh process, and writes the model card
+        allowed |= {"ridgeline/fresh_process.py", "ridgeline/quiet_tensorflow.py", "ridgeline/markdown.py"}
     assert {name for name in framework - allowed if not name.startswith("ridgeline/artifacts/")} == set()
     has_page = step.output.report_name is not None or step.name == "export"  # the model card
     assert ("ridgeline/html_page.py" in framework) == has_page
@@ -154,6 +154,7 @@ LIBRARIES = {
     "label_errors": {
         "h5py", "jinja2", "keras", "matplotlib", "numpy", "pillow", "scipy", "tensorflow",
     },
+    "infer": {"numpy", "pillow", "pyarrow", "tensorflow"},
     "export": {"h5py", "jinja2", "keras", "markdown-it-py", "markupsafe", "numpy", "scipy", "tensorflow"},
 }  # fmt: skip
 

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from ridgeline.airflow.plugin.compare_page import link as link_to_comparison
 from ridgeline.airflow.plugin.models_page import DONE
 from ridgeline.airflow.plugin.template import render_template
+from ridgeline.approval import refusal
 from ridgeline.artifacts.base import Artifact, ArtifactError
 from ridgeline.artifacts.dataset import served_name
 from ridgeline.artifacts.example_anomalies import ExampleAnomalies, ExampleAnomaliesFacts
@@ -32,7 +33,13 @@ from ridgeline.store import Execution, Store, StoreError
 
 ENDED = ("success", "skipped", "failed", "up_for_retry")
 WORDS = {"complete": "ran", "cached": "reused", "skipped": "skipped", "failed": "failed"}
-WAITING = {"running": "running", "upstream_failed": "not run", "removed": "removed", "up_for_reschedule": "waiting"}
+WAITING = {
+    "running": "running",
+    "upstream_failed": "not run",
+    "removed": "removed",
+    "awaiting_input": "waiting for approval",
+    "up_for_reschedule": "waiting",
+}
 NO_REASON = {"failed": "The error is in the task's log.", "not run": "An upstream step failed."}
 
 
@@ -186,7 +193,8 @@ def _served(settings: Settings, pushed: PushedModel, run_id: str) -> str:
     pushes = list({entry.version: entry for entry in reversed(own)}.values())  # the first entry of each version
     champion = registry.champion(name)
     if not pushes or champion is None:
-        return f"Exported, but not pushed: {registry.decide_push(pushed).reason or f'there is no {name} yet'}."
+        reason = registry.decide_push(pushed).reason or refusal(pushed, Decisions(settings.open_store()).all())
+        return f"Exported, but not pushed: {reason or f'there is no {name} yet'}."
     last = pushes[0]
     text = f"Pushed as version {last.version} of {name}."
     if last.run_id != run_id:

@@ -355,3 +355,47 @@ def test_a_push_records_the_user_who_started_the_run_and_none_for_a_scheduled_on
     task_module.run_in_task(serve)
     history = Settings().open_registry().history("shoes")
     assert [(entry.by, entry.run_id) for entry in history] == [("ann", "run-1"), ("", "scheduled__1")]
+
+
+def test_predictions_are_written_where_the_dag_says(
+    task_module: ModuleType, synthetic: tuple[Settings, list[Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import shutil
+
+    import numpy as np
+    from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+    from PIL import Image
+
+    from components.infer import infer
+
+    shutil.copytree(synthetic[0].store, tmp_path / "store")
+    monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path / "store"))
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / "photos" / "dark.png")
+    given = {
+        "infer.model": "synthetic_garments",
+        "infer.folder": str(tmp_path / "photos"),
+        "infer.new_files_only": True,
+    }
+    task = Task(task_module, monkeypatch, [infer])
+
+    def predict(output: Path | None, **values: Any) -> str:
+        monkeypatch.setattr(task_module, "run_in_task", run_in_task)
+        with monkeypatch.context() as patch:
+            patch.setattr(task_module, "run_in_task", lambda component: component)
+            task(infer, given | values)  # sets the context
+        found: str = task_module.infer_in_task(infer, output and str(output))
+        return found
+
+    run_in_task = task_module.run_in_task
+    predicted = predict(None)
+    output = tmp_path / "classes"
+    with pytest.raises(AirflowSkipException, match="no new files"):
+        predict(output)
+    (file,) = output.iterdir()  # although there is nothing new: no run has written it
+    store = Settings().open_store()
+    assert file.read_bytes() == (store.path(predicted) / "predictions.parquet").read_bytes()
+    with pytest.raises(AirflowFailException, match="outside the folder of the images"):
+        predict(tmp_path / "photos" / "classes")
+    assert predict(tmp_path / "all.parquet", **{"infer.new_files_only": False}) == predicted
+    assert (tmp_path / "all.parquet").read_bytes() == file.read_bytes()

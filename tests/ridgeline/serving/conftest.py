@@ -27,7 +27,7 @@ def registry(tmp_path, store, monkeypatch):
 def push(registry, store, model, tmp_path):
     """Push another model with the same SavedModel, judged against the champion."""
 
-    def push(form=None, **facts):
+    def push(form=None, canary_share=0.0, **facts):
         number = next(RUNS)
         champion = registry.champion(facts.get("model_name", NAME))
         folder = tmp_path / f"model {number}"
@@ -37,6 +37,6 @@ def push(registry, store, model, tmp_path):
             write_form(folder / "saved_model", form)
         facts = {"model_digest": f"{number:064x}", "champion": champion and champion.model_digest} | facts
         ref = store.publish(PushedModel.seal(folder, model.facts.model_copy(update=facts)))
-        return registry.push(store.open(ref, PushedModel), f"run {number}", "ann").version
+        return registry.push(store.open(ref, PushedModel), f"run {number}", "ann", canary_share).version
 
     return push

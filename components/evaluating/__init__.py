@@ -1,0 +1,1 @@
+"""What `evaluate` needs beside the test images: the replay check."""
