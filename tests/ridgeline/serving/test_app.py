@@ -228,13 +228,18 @@ def test_several_models_are_served(push, serve):
 
 def test_metadata_is_that_of_tf_serving(push, serve):
     push()
-    found = serve().get(f"{URL}/metadata").json()
+    client = serve()
+    found = client.get(f"{URL}/metadata").json()
     assert found["model_spec"] == {"name": NAME, "signature_name": "", "version": "1"}
     signature = found["metadata"]["signature_def"]["signature_def"]["serving_default"]
     assert signature["method_name"] == "tensorflow/serving/predict"
     assert signature["inputs"]["images"]["dtype"] == "DT_UINT8"
     assert [d["size"] for d in signature["inputs"]["images"]["tensor_shape"]["dim"]] == ["-1", "28", "28"]
     assert signature["outputs"]["class_name"]["dtype"] == "DT_STRING"
+    push(canary_share=0.5)
+    until(lambda: client.get(f"{URL}/labels/canary").status_code == 200)
+    for place, version in (("", "1"), ("/versions/2", "2"), ("/labels/canary", "2"), ("/labels/stable", "1")):
+        assert client.get(f"{URL}{place}/metadata").json()["model_spec"]["version"] == version
 
 
 def test_bad_requests_have_a_reason_and_are_counted(push, serve):
