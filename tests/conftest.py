@@ -105,6 +105,8 @@ FIRST = (
     "tests/ridgeline/airflow/plugin/test_app.py",
     "tests/e2e/test_regularization_path.py",
     "tests/ridgeline/test_gate.py",
+    "tests/ridgeline/serving/test_server.py",
+    "tests/ridgeline/serving/test_app.py",
     "tests/docs/test_extending.py",
     "tests/components/test_train.py",
     "tests/ridgeline/test_registry.py",
