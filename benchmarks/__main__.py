@@ -18,6 +18,7 @@ from benchmarks import (
     inference,
     memory,
     records,
+    serving,
     steps,
     sweep,
     tuned,
@@ -41,6 +42,7 @@ PARTS = {
     "inference": inference.main,
     "cifar": cifar.main,
     "faults": faults.main,
+    "serving": serving.main,
 }
 
 

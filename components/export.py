@@ -27,7 +27,7 @@ from ridgeline.artifacts.pushed_model import (
     PushedModelFacts,
     write_form,
 )
-from ridgeline.component import Approval, StepError, StepSkipped, component, outside_key, shown_as
+from ridgeline.component import Approval, PushRule, StepError, StepSkipped, component, outside_key, shown_as
 from ridgeline.component import Params as StepParams
 from ridgeline.fresh_process import FreshProcessError
 from ridgeline.image_form import Form
@@ -69,6 +69,15 @@ class Params(StepParams):
         description="A model is exported only if its weights, as they would be served, take at most this many MiB, "
         "above 0. Empty: any size.",
     )
+    canary_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        title="Canary share",
+        description="Push the model as a canary that answers this share of the requests, until somebody promotes or "
+        "aborts it; 0 to below 1. 0: it becomes the champion at once, as does the first model of a name.",
+        json_schema_extra=outside_key(),
+    )
     check_images: int = Field(
         64,
         ge=8,
@@ -96,7 +105,7 @@ class Params(StepParams):
     )
 
 
-@component(output=PushedModel, after=(LabelErrors,), approval=lambda params: params.approval)
+@component(output=PushedModel, after=(LabelErrors,), push=lambda params: PushRule(params.approval, params.canary_share))
 def export(
     examples: Examples, model: Model, evaluation: ModelEvaluation, params: Params, output: Path
 ) -> PushedModelFacts:

@@ -15,7 +15,7 @@ from datetime import timedelta
 from airflow.sdk import Param, dag, task
 
 from ridgeline.airflow.notifications import Notifier, deadline
-from ridgeline.airflow.task import rollback_in_task
+from ridgeline.airflow.task import change_in_task
 
 
 @dag(
@@ -60,7 +60,7 @@ def rollback_model() -> None:
     @task(execution_timeout=timedelta(minutes=30))
     def rollback() -> str:
         """Verify the version, make it the champion, and record who rolled back and why."""
-        return rollback_in_task()
+        return change_in_task("rollback")
 
     rollback()
 

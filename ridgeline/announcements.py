@@ -13,8 +13,8 @@ from ridgeline.artifacts.base import Artifact
 from ridgeline.artifacts.dataset import served_name
 from ridgeline.artifacts.example_anomalies import ExampleAnomalies
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
-from ridgeline.decisions import Decision, Decisions
-from ridgeline.history import HistoryEntry
+from ridgeline.decisions import Decision, Decisions, Kind
+from ridgeline.history import Action, HistoryEntry, champions
 from ridgeline.masking import mask
 from ridgeline.registry import Pushed
 from ridgeline.settings import Settings
@@ -23,6 +23,12 @@ from ridgeline.store import Execution, Store
 log = logging.getLogger(__name__)
 
 SENT_FOR = timedelta(days=1)  # an undelivered message is tried again for this long, with each further decision
+CHANGES: dict[Action, tuple[Kind, str]] = {
+    "rollback": ("rolled_back", "rolled back to"),
+    "canary": ("canary", "started the canary"),
+    "promote": ("promoted", "promoted the canary"),
+    "abort": ("aborted", "aborted the canary"),
+}
 
 
 def announce(settings: Settings, *decisions: Decision | None) -> None:
@@ -99,10 +105,13 @@ def push_decision(
         return Decision(kind="refused", subject=subject, title=title, reasons=reasons, causes=causes, **shared)
     if pushed.new:
         title = f"{name}: version {pushed.version} was pushed"
+        title += f" as a canary for {pushed.share:.3g} of the requests" if pushed.share else ""
         subject = f"version {pushed.version}"
         approved = (f"approved by {answer.answered_by}: {'; '.join(answer.reasons)}",) if answer else ()
         reasons = (*approved, *facts.verdict.reasons)
-        return Decision(kind="pushed", subject=subject, title=title, reasons=reasons, **shared)
+        return Decision(
+            kind="canary" if pushed.share else "pushed", subject=subject, title=title, reasons=reasons, **shared
+        )
     if pushed.unchanged:
         return None
     title = f"{name}: model {facts.model_digest[:12]} was not pushed"
@@ -145,19 +154,20 @@ def data_decision(artifact: Artifact[Any], run_id: str, by: str, link: str) -> D
     )
 
 
-def rollback_decision(name: str, entry: HistoryEntry, link: str = "") -> Decision:
-    """Return that a model was rolled back.
+def change_decision(name: str, entry: HistoryEntry, link: str = "") -> Decision:
+    """Return that a model was rolled back, or what was decided about its canary.
 
     Args:
         name: The model's name.
         entry: The entry of its history.
         link: URL of the run's page; empty if there is none.
     """
+    kind, done = CHANGES[entry.action]
     return Decision(
-        kind="rolled_back",
+        kind=kind,
         model=name,
         subject=f"version {entry.version}, {entry.at.isoformat()}",
-        title=f"{name}: rolled back to version {entry.version}",
+        title=f"{name}: {done} version {entry.version}{f', {entry.share:.3g} of the requests' if entry.share else ''}",
         reasons=(entry.reason,),
         figures={"accuracy": entry.accuracy},
         report=link,
@@ -180,7 +190,7 @@ def stale_decision(
     """
     if not history:
         return None
-    champion = history[-1]
+    champion = champions(history)[-1]
     days = (now - champion.at).days
     refused = [d for d in decisions if (d.kind, d.model) == ("refused", name) and d.at > champion.at]
     causes = refused[0].causes if refused else ()

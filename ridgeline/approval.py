@@ -170,7 +170,7 @@ def expect_askable(steps: Iterable[Component], params: Mapping[str, Params], ask
         ParameterError: If nobody can be asked.
     """
     for step in steps:
-        policy = step.approval(params[step.name])
+        policy = step.push(params[step.name]).approval
         if policy != "never":
             if ask is None:
                 raise ParameterError(

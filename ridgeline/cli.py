@@ -1,4 +1,4 @@
-"""The command line: ``ridgeline run | explain | step | infer | show | lineage | diff | rebuild | models | gc``."""
+"""The command line ``ridgeline``: its commands are the functions here, and those of `ridgeline.models_cli`."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ from ridgeline.rebuild import RebuildError, Rebuilt
 from ridgeline.rebuild import rebuild as rebuild_version
 from ridgeline.registry import RegistryError
 from ridgeline.run_summary import summary
+from ridgeline.serving.errors import ServeError
 from ridgeline.settings import Settings, SettingsError
 from ridgeline.store import Execution, Store, StoreError
 
-KNOWN_ERRORS = (ArtifactError, StoreError, RegistryError, SettingsError, CompareError, RebuildError)
+KNOWN_ERRORS = (ArtifactError, StoreError, RegistryError, SettingsError, CompareError, RebuildError, ServeError)
 
 
 class _PlainErrors(TyperGroup):
@@ -327,6 +328,29 @@ def _conclusion(outcomes: list[Rebuilt]) -> Iterator[str]:
             f"{last.step} yields other bytes, although its parameters, code files, libraries and sources are those of "
             "its record. The record names no processor, no system library and no library of a library: compare these."
         )
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="The address; all but loopback addresses need a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="The port; 0 for a free one.")] = 8501,
+    max_request_mib: Annotated[float, typer.Option(min=0.001, help="The largest body of a request.")] = 16.0,
+    max_batch: Annotated[int, typer.Option(min=1, help="The most images of a request, and of a batch.")] = 256,
+    max_seconds: Annotated[float, typer.Option(min=0.1, help="Until the body of a request has arrived.")] = 30.0,
+    token_file: Annotated[
+        Path | None, typer.Option(help="A file with the token that clients send: Authorization: Bearer TOKEN.")
+    ] = None,
+) -> None:
+    """Serve all models over the REST API of TensorFlow Serving; pushes, rollbacks and canaries take effect at once.
+
+    Requests also take image files: curl --data-binary @photo.jpg http://127.0.0.1:8501/v1/models/NAME:predict
+    """
+    from ridgeline.serving.app import Limits  # with FastAPI, which no other command needs
+    from ridgeline.serving.server import serve as run_server
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    limits = Limits(max_request_mib, max_batch, max_seconds)
+    run_server(Settings().open_registry(), host, port, limits, token_file)
 
 
 @app.command()

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, cast, get_args, get
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import to_jsonable_python
+from pydantic_core import ErrorDetails, to_jsonable_python
 
 from ridgeline.artifacts.base import Artifact, Facts, digest_of_mapping
 
@@ -95,9 +95,6 @@ def shown_as(**labels: str) -> dict[str, Any]:
 
 
 FILLED_IN = ("scratch", "previous")  # arguments that the executor provides, or None
-
-# When a person must approve the push of a model, see `ridgeline.approval`.
-Approval = Literal["never", "forced", "uncertain", "always"]
 
 # A field's ``json_schema_extra`` for a value that applies to one run: it can't be made a default of scheduled runs.
 FOR_ONE_RUN: dict[str, Any] = {"for_one_run": True}
@@ -178,6 +175,23 @@ class Champion(Generic[A]):
     def digest(self) -> str:
         """Its entry in a key: the artifact's digest, marked if it can't be read."""
         return self.artifact_digest if self.artifact else f"unreadable ({self.problem}) {self.artifact_digest}"
+
+
+# When a person must approve the push of a model, see `ridgeline.approval`.
+Approval = Literal["never", "forced", "uncertain", "always"]
+
+
+@dataclass(frozen=True)
+class PushRule:
+    """What happens to a servable model after its step. It does not shape the model, so it is part of no key.
+
+    Attributes:
+        approval: When a person must approve the push.
+        canary_share: The share of the requests that it answers as a canary, 0 to below 1; 0 to become the champion.
+    """
+
+    approval: Approval = "never"
+    canary_share: float = 0.0
 
 
 class StepError(ValueError):
@@ -308,8 +322,8 @@ def _no_code(params: Params | None) -> Iterable[str]:
     return ()
 
 
-def _no_approval(params: Params) -> Approval:
-    return "never"
+def _push_at_once(params: Params) -> PushRule:
+    return PushRule()
 
 
 class StepSkipped(Exception):
@@ -341,7 +355,7 @@ class Component:
         continues: Whether `run` takes ``previous``: its last output with the same parameters and code, but other
             content of the sources, or None. It saves work; the output may not depend on it.
         after: Artifact types whose steps run before this one; nothing of them is in its key.
-        approval: Returns, for the parameters of a step that yields servable models, when a person must approve a push.
+        push: Returns, for the parameters of a step that yields servable models, what happens to them.
         resumes: Whether `run` takes ``scratch``: a folder that survives a failed or killed attempt and is handed
             to the next one with the same key, or None where there is none.
     """
@@ -360,7 +374,7 @@ class Component:
     adds_to: Callable[[Any], Mapping[str, Any] | None] = _adds_to_nothing
     continues: bool = False
     after: tuple[type[Artifact[Any]], ...] = ()
-    approval: Callable[[Any], Approval] = _no_approval
+    push: Callable[[Any], PushRule] = _push_at_once
     resumes: bool = False
 
     @property
@@ -438,14 +452,24 @@ class Component:
                     if decided
                     else f"Unknown parameter {name}. {_suggestion(name, known)}"
                 )
-            elif item["type"] == "value_error":  # from a step's validator: its message starts with the field's name
-                lines.append(f"Parameter {name}.{item['ctx']['error']}")
             else:
-                expected = (
-                    item["msg"].replace("Input should be", "expected").replace("String should", "expected text to")
-                )
-                lines.append(f"Parameter {name}: {expected}; received {item['input']!r}.")
+                lines.append(f"Parameter {describe_problem(name, item)}")
         return "\n".join(lines)
+
+
+def describe_problem(name: str, problem: ErrorDetails) -> str:
+    """Return a problem that pydantic found as a sentence: what was expected and what was received.
+
+    Args:
+        name: The parameter.
+        problem: One of `ValidationError.errors`.
+    """
+    if problem["type"] == "extra_forbidden":
+        return f"{name}: expected no such parameter; received {problem['input']!r}."
+    if problem["type"] == "value_error":  # from a step's validator: its message starts with the field's name
+        return ".".join(filter(None, [name, str(problem["ctx"]["error"])]))
+    expected = problem["msg"].replace("Input should be", "expected").replace("String should", "expected text to")
+    return f"{name}: {expected}; received {problem['input']!r}."
 
 
 def component(
@@ -455,8 +479,8 @@ def component(
     sources: Callable[[Any], Mapping[str, SourceFolder]] = _no_sources,
     uses_champion: Callable[[Any], bool] = _always,
     code: Callable[[Any], Iterable[str]] = _no_code,
+    push: Callable[[Any], PushRule] = _push_at_once,
     adds_to: Callable[[Any], Mapping[str, Any] | None] = _adds_to_nothing,
-    approval: Callable[[Any], Approval] = _no_approval,
 ) -> Callable[[Callable[..., Facts]], Component]:
     """Declare a function as a pipeline step; its annotations name the inputs and the parameters.
 
@@ -483,7 +507,7 @@ def component(
             adds to, see `Component`; None if it adds to none.
         after: Artifact types whose steps run before this one, such as checks of its inputs. If one of these artifacts
             states a problem, the run stops there.
-        approval: Returns, for the parameters of a step that yields servable models, when a person must approve a push.
+        push: Returns, for the parameters of a step that yields servable models, what happens to them.
 
     Returns:
         A decorator that turns ``def train(examples: Examples, params: Params, output: Path) -> ModelFacts``
@@ -527,7 +551,7 @@ def component(
             adds_to=adds_to,
             continues="previous" in hints,
             after=after,
-            approval=approval,
+            push=push,
             resumes="scratch" in hints,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,9 +20,11 @@ from ridgeline.store import Store, translate_os_errors
 log = logging.getLogger(__name__)
 
 Answer = Literal["approved", "rejected", "approval_expired"]
-Kind = Literal["pushed", "refused", "not_pushed", "rolled_back", "data_blocked", "stale", "approval_asked", Answer]
+Change = Literal["pushed", "rolled_back", "canary", "promoted", "aborted"]
+Kind = Literal[Change, "refused", "not_pushed", "data_blocked", "stale", "approval_asked", Answer]
 ANSWERS: tuple[Answer, ...] = get_args(Answer)
 KINDS: tuple[Kind, ...] = get_args(Kind)
+MAX_FAILURES = 2  # messages that a recipient does not take, before the others wait for the next call
 SHORT = 16  # hexadecimal digits in a name
 
 
@@ -42,7 +45,8 @@ class Decision(BaseModel):
     Attributes:
         schema_version: Version of this layout.
         kind: What was decided. ``refused``: the gate did not bless a model, or it is too large. ``not_pushed``: a model
-            that passed the gate is not served, because of the history. ``data_blocked``: the data stopped the run.
+            that passed the gate is not served, because of the history. ``canary``: a version answers a share of the
+            requests, until it is ``promoted`` or ``aborted``. ``data_blocked``: the data stopped the run.
             ``stale``: what is served is old, or its successors were refused. ``approval_asked``: a person must approve
             a push. ``approved``, ``rejected``: a person has decided. ``approval_expired``: nobody did so in time.
         model: The model's name.
@@ -144,9 +148,11 @@ class Decisions:
         return found
 
     def deliver(self, recipients: Iterable[Recipient], kinds: Iterable[str], since: datetime) -> int:
-        """Send what recipients have not received yet, each decision once to each.
+        """Send what recipients have not received yet, newest first, each decision once to each.
 
-        If another process does so at present, it is left to that.
+        After `MAX_FAILURES` failures of a recipient, its other messages wait for the next call: one that hangs would
+        delay the run by minutes. Newest first, so that messages that it refuses do not block later ones. If another
+        process sends at present, it is left to that.
 
         Args:
             recipients: To whom.
@@ -156,21 +162,25 @@ class Decisions:
         Returns:
             The number of messages that were not delivered.
         """
-        failed, wanted, recipients = 0, set(kinds), list(recipients)
+        failures, wanted, recipients = Counter[str](), set(kinds), list(recipients)
         try:
             with FileLock(self._store.local / "decisions.lock", timeout=0):
-                for decision in reversed(self.all(since)):
+                for decision in self.all(since):
                     missing = [r for r in recipients if r.digest not in decision.delivered]
                     if decision.kind not in wanted or not missing:
                         continue
-                    done = [r.digest for r in missing if r.send(decision.title, decision.body)]
-                    failed += len(missing) - len(done)
+                    done = []
+                    for recipient in missing:
+                        if failures[recipient.digest] < MAX_FAILURES and recipient.send(decision.title, decision.body):
+                            done.append(recipient.digest)
+                        else:
+                            failures[recipient.digest] += 1
                     if done:
                         with self._store.lock():
                             self._write(decision.model_copy(update={"delivered": (*decision.delivered, *done)}))
         except Timeout:
             log.info("another process sends messages at present")
-        return failed
+        return failures.total()
 
     def _names(self) -> list[str]:
         return [path.name for path in self._folder.glob("*.json")] if self._folder.exists() else []

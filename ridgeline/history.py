@@ -16,35 +16,40 @@ from ridgeline import files
 from ridgeline.store import StoreError
 
 HISTORY, COPY, CHAMPION = "history.jsonl", "history-copy.jsonl", "champion.json"
-SCHEMA_VERSION = 1  # of an entry; the newest that this release knows
+SCHEMA_VERSION = 2  # of an entry; the newest that this release knows
+
+Action = Literal["push", "rollback", "canary", "promote", "abort"]
+CANARY_ACTIONS = ("canary", "promote", "abort")  # unknown to releases that know schema version 1 alone
 
 
 class HistoryEntry(BaseModel):
     """One line of a model's history.
 
     Attributes:
-        schema_version: Version of this entry's layout.
-        version: The version that became the champion.
-        action: What happened.
+        schema_version: Version of this entry's layout: 2 for the actions of canaries, else 1.
+        version: The version that it is about.
+        action: What happened to it. ``push``, ``rollback`` and ``promote`` make it the champion. ``canary`` lets it
+            answer a share of the requests, until the next entry. ``abort`` ends that.
         artifact: Store-relative name of the `PushedModel`.
         model_digest: The trained model's digest.
         accuracy: Its accuracy on the test split, in [0, 1].
-        run_id: The pipeline run that pushed it, or the run that rolled back.
+        run_id: The pipeline run that pushed it, or the run that did the rest.
         at: When, UTC.
-        reason: Why it was rolled back, or the reason that a person gave for serving it by force; else empty.
+        reason: Why; for a push, also as a canary, the reason that a person gave for serving it by force, or empty.
         by: The user who asked for it; empty for a scheduled run, or if the user is not known.
         approved_by: The user who approved the push; empty if nobody had to.
         approval: Why; empty if nobody had to.
         computes: Digest of what the model computes, see `ridgeline.model_function`; empty if it is not known.
         files: Digest of the version's files; empty in entries of earlier releases.
         dataset: Name of the dataset that the model was trained on; empty in entries of earlier releases.
+        share: Of the requests that a canary answers, above 0, below 1; 0 for other actions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 1
     version: int
-    action: Literal["push", "rollback"]
+    action: Action
     artifact: str
     model_digest: str
     accuracy: float
@@ -57,6 +62,12 @@ class HistoryEntry(BaseModel):
     computes: str = ""
     files: str = ""
     dataset: str = ""
+    share: float = Field(0.0, ge=0, lt=1)
+
+    @property
+    def makes_champion(self) -> bool:
+        """Whether the version became the champion."""
+        return self.action in ("push", "rollback", "promote")
 
     @property
     def reasons(self) -> str:
@@ -66,7 +77,39 @@ class HistoryEntry(BaseModel):
 
     def line(self) -> str:
         """Return the entry as a line of the history, with its checksum."""
-        return files.sign(self.model_dump_json())
+        return files.sign(self.model_dump_json(exclude=None if self.share else {"share"}))
+
+    def again(self, action: Action, *, reason: str, by: str, run_id: str, share: float = 0.0) -> HistoryEntry:
+        """Return an entry about the same version: what happens to it now.
+
+        Args:
+            action: What happens.
+            reason: Why.
+            by: Who asked for it.
+            run_id: The run that does it.
+            share: Of the requests that it answers as a canary.
+        """
+        now = {"action": action, "reason": reason, "by": by, "run_id": run_id, "share": share, "at": datetime.now(UTC)}
+        now |= {"schema_version": 2 if action in CANARY_ACTIONS else 1, "approved_by": "", "approval": ""}
+        return self.model_copy(update=now)
+
+
+def champions(history: Iterable[HistoryEntry]) -> list[HistoryEntry]:
+    """Return the entries that made a champion, oldest first; the last one made the present champion.
+
+    Args:
+        history: Entries, oldest first.
+    """
+    return [entry for entry in history if entry.makes_champion]
+
+
+def canary(history: Sequence[HistoryEntry]) -> HistoryEntry | None:
+    """Return the entry that made the present canary; None if there is none. Any further entry ends a canary.
+
+    Args:
+        history: Entries, oldest first.
+    """
+    return history[-1] if history and history[-1].action == "canary" else None
 
 
 @dataclass(frozen=True)
@@ -159,7 +202,7 @@ def rebuild(
         find: Returns the entry of a version's push as records tell it; None if they don't.
     """
     rebuilt = list(entries)
-    known = {entry.version for entry in rebuilt if entry and entry.action == "push"}
+    known = {entry.version for entry in rebuilt if entry and entry.action in ("push", "canary")}
     last_is_lost = not rebuilt or rebuilt[-1] is None
     for version in versions:
         if version in known or not (entry := find(version)):
@@ -167,7 +210,7 @@ def rebuild(
         end = next((i for i, e in enumerate(rebuilt) if e and e.version >= version), len(rebuilt))
         if not last_is_lost:
             end = min(end, len(rebuilt) - 1)
-        start = max((i for i, e in enumerate(rebuilt[:end]) if e and e.action == "push"), default=-1) + 1
+        start = max((i for i, e in enumerate(rebuilt[:end]) if e and e.action in ("push", "canary")), default=-1) + 1
         place = next((i for i in range(start, end) if rebuilt[i] is None), None)
         if place is None:
             rebuilt.insert(end, entry)
@@ -175,9 +218,13 @@ def rebuild(
             rebuilt[place] = entry
     found = [entry for entry in rebuilt if entry]
     served = next((entry for entry in found if entry.version == champion), None)
-    if last_is_lost and served and found[-1].version != champion:
-        now = {"action": "rollback", "at": datetime.now(UTC), "run_id": "", "by": "", "reason": f"{CHAMPION} named it"}
-        found.append(served.model_copy(update=now))
+    made = champions(found)
+    if last_is_lost and served and (not made or made[-1].version != champion):
+        found.append(served.again("rollback", reason=f"{CHAMPION} named it", by="", run_id=""))
+    elif found and not made:
+        found.append(found[0].again("rollback", reason="the history lost its champions", by="", run_id=""))
+    elif last_is_lost and (pending := canary(found)):
+        found.append(pending.again("abort", reason="the history is damaged", by="", run_id=""))
     return found
 
 

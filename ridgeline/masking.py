@@ -26,8 +26,18 @@ def remember(url: str) -> None:
             _known.update(text for text in (secret, unquote(secret)) if len(text) >= MIN_LENGTH and text != HIDDEN)
 
 
+def remember_secret(text: str) -> None:
+    """Hide a text from now on in every text that `mask` returns, unless it is shorter than `MIN_LENGTH`.
+
+    Args:
+        text: The text.
+    """
+    if len(text) >= MIN_LENGTH:
+        _known.add(text)
+
+
 def known() -> list[str]:
-    """Return the secrets of all remembered URLs, longest first."""
+    """Return all remembered secrets, longest first."""
     return sorted(_known, key=len, reverse=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 log = logging.getLogger(__name__)
 
@@ -17,20 +17,19 @@ class Recipient:
     """A recipient.
 
     Attributes:
-        url: Its Apprise URL, a secret.
+        url: Its Apprise URL, a secret; empty if there is a problem.
+        name: What the settings call it, if that is not the URL: an Airflow connection, such as ``airflow://ops``.
+        problem: Why nothing can be sent to it; empty if nothing prevents that.
     """
 
-    url: str
+    url: str = field(repr=False)
+    name: str = ""
+    problem: str = ""
 
     @property
     def digest(self) -> str:
-        """A name that tells nothing about the URL: 16 hexadecimal digits."""
-        return hashlib.sha256(self.url.encode()).hexdigest()[:16]
-
-    @property
-    def scheme(self) -> str:
-        """The kind of service, such as ``mailto``."""
-        return self.url.partition("://")[0]
+        """A name that tells nothing about the URL: 16 hexadecimal digits. A new password of a connection keeps it."""
+        return hashlib.sha256((self.name or self.url).encode()).hexdigest()[:16]
 
     def send(self, title: str, body: str, waits_seconds: tuple[float, ...] = WAITS_SECONDS) -> bool:
         """Send a message; try again if that fails. Nothing is raised.
@@ -46,6 +45,9 @@ class Recipient:
         Returns:
             Whether the recipient took it.
         """
+        if self.problem:
+            log.error("Cannot deliver the message %r: %s", title, self.problem)
+            return False
         from apprise import Apprise, NotifyFormat
 
         service = Apprise()
@@ -58,9 +60,9 @@ class Recipient:
             except Exception as error:  # whatever a service's code raises
                 log.debug("%s", type(error).__name__)
         log.error(
-            "Cannot deliver the message %r: a recipient in RIDGELINE_NOTIFY or RIDGELINE_NOTIFY_FILE (%s://) refused "
-            "it or did not respond. Check the URL.",
+            "Cannot deliver the message %r: a recipient in RIDGELINE_NOTIFY or RIDGELINE_NOTIFY_FILE (%s) refused "
+            "it or did not respond. Check it.",
             title,
-            self.scheme,
+            self.name or f"{self.url.partition('://')[0]}://",
         )
         return False

@@ -1,4 +1,4 @@
-"""The commands ``ridgeline models list | show | verify | latency | rollback``: the served models."""
+"""The commands ``ridgeline models``: list, show, verify and measure versions; roll back; decide about canaries."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from typing import Annotated
 
 import typer
 
-from ridgeline.announcements import announce, rollback_decision
+from ridgeline.announcements import announce, change_decision
 from ridgeline.artifacts.pushed_model import PushedModel
+from ridgeline.history import canary as canary_of
+from ridgeline.history import champions
 from ridgeline.latency import BATCHES, measure
 from ridgeline.registry import RegistryError
 from ridgeline.serving_check import ServingError
 from ridgeline.settings import Settings
 from ridgeline.store import StoreError
 
-app = typer.Typer(no_args_is_help=True, help="The served models: list, show, verify, measure, roll back.")
+app = typer.Typer(no_args_is_help=True, help="The served models: list, show, verify, measure, roll back, canaries.")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The model's name, as `list` shows it.")]
+Reason = Annotated[str, typer.Option(help="Why; it is recorded in the history.")]
 Version = Annotated[
     int | None, typer.Argument(metavar="VERSION", min=1, help="The version's number.", show_default=False)
 ]
@@ -50,7 +53,7 @@ def list_models() -> None:
     typer.echo(f"{'model':<{width}}  champion  accuracy  since             versions  MiB")
     for name in names:
         try:
-            champion = registry.known_history(name)[-1]
+            champion = champions(registry.known_history(name))[-1]
             facts = registry.facts(champion)
         except StoreError as error:
             typer.echo(f"{name:<{width}}  {error}")
@@ -63,15 +66,19 @@ def list_models() -> None:
 
 @app.command()
 def show(name: Name) -> None:
-    """Print a model's history, oldest first; * marks the champion. Times are UTC. Also print sizes and model cards."""
+    """Print a model's history, oldest first; * marks the champion, c the canary. Times are UTC.
+
+    Also print sizes and model cards.
+    """
     registry = Settings().open_registry()
     history, present = registry.known_history(name), registry.versions(name)
     width = max(3, *(len(entry.by) for entry in history))
     typer.echo(f"  version  action    accuracy  when              {'who':<{width}}  model         reason")
     for entry in history:
-        mark = "*" if entry is history[-1] else " "
+        mark = "*" if entry is champions(history)[-1] else "c" if entry is canary_of(history) else " "
         gone = "" if entry.version in present else " (version deleted)"
-        reason = f"{entry.reasons}{gone}"
+        share = f"{entry.share:.3g} of the requests{': ' if entry.reasons else ''}" if entry.share else ""
+        reason = f"{share}{entry.reasons}{gone}"
         typer.echo(
             f"{mark} {entry.version:>7}  {entry.action:<8}  {entry.accuracy:>8.4f}  {entry.at:%Y-%m-%d %H:%M}  "
             f"{entry.by:<{width}}  {entry.model_digest[:12]}  {reason}".rstrip()
@@ -83,7 +90,10 @@ def show(name: Name) -> None:
             typer.echo(f"version {version}: {facts.size_in_words}")
         if card := registry.card(name, version):
             typer.echo(f"version {version}: model card {card}")
-    typer.echo(f"served from {registry.root / name / str(history[-1].version)}")
+    typer.echo(f"served from {registry.root / name / str(champions(history)[-1].version)}")
+    if pending := canary_of(history):
+        typer.echo(f"canary from {registry.root / name / str(pending.version)}: {pending.share:.3g} of the requests")
+        typer.echo(f"`ridgeline models promote {name} --reason ...` or `abort` decides about it")
     if previous := registry.previous(name):
         typer.echo(f"`ridgeline models rollback {name} --reason ...` goes back to version {previous.version}")
 
@@ -123,7 +133,7 @@ def latency(
 @app.command()
 def rollback(
     name: Name,
-    reason: Annotated[str, typer.Option(help="Why; it is recorded in the history.")],
+    reason: Reason,
     version: Version = None,
 ) -> None:
     """Verify an earlier version and make it the champion.
@@ -133,5 +143,43 @@ def rollback(
     settings = Settings()
     registry, store = settings.open_registry(), settings.open_store()
     entry = registry.rollback(store, name, version, reason=reason, by=user(), run_id=new_run_id())
-    announce(settings, rollback_decision(name, entry))
+    announce(settings, change_decision(name, entry))
     typer.echo(f"{name} is served by version {entry.version}, accuracy {entry.accuracy:.4f}: {entry.reason}")
+
+
+@app.command()
+def canary(
+    name: Name,
+    share: Annotated[float, typer.Option(help="Of the requests, above 0, below 1.")],
+    reason: Reason,
+    version: Version = None,
+) -> None:
+    """Verify VERSION and let it answer a share of the requests beside the champion.
+
+    Without VERSION, change the share of the present canary.
+    """
+    settings = Settings()
+    registry, store = settings.open_registry(), settings.open_store()
+    entry = registry.start_canary(store, name, version, share, reason=reason, by=user(), run_id=new_run_id())
+    announce(settings, change_decision(name, entry))
+    typer.echo(f"version {entry.version} of {name} answers {share:.3g} of the requests: {entry.reason}")
+
+
+@app.command()
+def promote(name: Name, reason: Reason) -> None:
+    """Verify the canary and make it the champion."""
+    settings = Settings()
+    registry, store = settings.open_registry(), settings.open_store()
+    entry = registry.promote(store, name, reason=reason, by=user(), run_id=new_run_id())
+    announce(settings, change_decision(name, entry))
+    typer.echo(f"{name} is served by version {entry.version}, accuracy {entry.accuracy:.4f}: {entry.reason}")
+
+
+@app.command()
+def abort(name: Name, reason: Reason) -> None:
+    """End the canary: the champion answers all requests."""
+    settings = Settings()
+    registry, store = settings.open_registry(), settings.open_store()
+    entry = registry.abort(store, name, reason=reason, by=user(), run_id=new_run_id())
+    announce(settings, change_decision(name, entry))
+    typer.echo(f"version {entry.version} of {name} is no canary any more: {entry.reason}")

@@ -490,11 +490,11 @@ def run_step(
         pushed, answer = None, None
         if execution.output and pushes:
             model = store.open(execution.output, PushedModel)
-            evaluation, policy = find_evaluation(store, inputs), component.approval(params)
-            if ask and evaluation and policy != "never":
-                answer = _approval(settings, model, evaluation, policy, run_id, by, link, ask)
+            evaluation, rule = find_evaluation(store, inputs), component.push(params)
+            if ask and evaluation and rule.approval != "never":
+                answer = _approval(settings, model, evaluation, rule.approval, run_id, by, link, ask)
             if answer is None or answer.kind == "approved":
-                pushed = settings.open_registry().push(model, run_id, by, answer)
+                pushed = settings.open_registry().push(model, run_id, by, rule.canary_share, answer)
                 log.info("%s: %s; served from %s", component.name, pushed.reason, pushed.path)
         if pushes:
             rejected = answer is not None and answer.kind != "approved"

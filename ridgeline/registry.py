@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
@@ -35,7 +36,10 @@ from ridgeline.history import (
     CHAMPION,
     COPY,
     HISTORY,
+    Action,
     HistoryEntry,
+    canary,
+    champions,
     merge,
     parse,
     pointed_version,
@@ -56,9 +60,12 @@ MODEL_CONFIG = """\
     name: {name}
     base_path: {base_path}
     model_platform: "tensorflow"
-    model_version_policy {{ specific {{ versions: {version} }} }}
-  }}
+    model_version_policy {{ specific {{ {versions} }} }}
+{labels}  }}
 """
+LABEL = '    version_labels {{ key: "{label}" value: {version} }}\n'
+STABLE, CANARY = "stable", "canary"
+NOUNS: dict[Action, str] = {"rollback": "rollback", "canary": "canary", "promote": "promotion", "abort": "abort"}
 
 
 class RegistryError(RuntimeError):
@@ -75,6 +82,7 @@ class PushDecision:
 
     Attributes:
         push: True if it is.
+        repair: True if it is because other files of the champion are served.
         reason: Why it is not, as a sentence; empty if it is.
         unchanged: True if it is not, because it is served already.
     """
@@ -82,6 +90,22 @@ class PushDecision:
     push: bool
     reason: str = ""
     unchanged: bool = False
+    repair: bool = False
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What of a model is served.
+
+    Attributes:
+        champion: The champion's version, labelled ``stable``.
+        canary: The version that answers a share of the requests, labelled ``canary``; None if there is none.
+        share: The share of the requests without a version or a label that the canary answers; 0 without a canary.
+    """
+
+    champion: int
+    canary: int | None = None
+    share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +118,7 @@ class Pushed:
         reason: What was done and why, as a sentence.
         new: False if nothing was pushed.
         unchanged: True if nothing was pushed because the model is served already.
+        share: The share of the requests that it answers as a canary; 0 if it is the champion.
     """
 
     path: Path
@@ -101,6 +126,7 @@ class Pushed:
     reason: str
     new: bool
     unchanged: bool = False
+    share: float = 0.0
 
 
 class Registry:
@@ -108,11 +134,12 @@ class Registry:
 
     On disk::
 
-        <root>/models.config                TF Serving's own configuration: every model, its champion alone
+        <root>/models.config                TF Serving's own configuration: each model's champion, and its canary
         <root>/<model name>/<version>/      SavedModel and model card; integers that only grow, never rewritten
-        <root>/<model name>/history.jsonl   one `HistoryEntry` a line, append-only; the last one made the champion
+        <root>/<model name>/history.jsonl   one `HistoryEntry` a line, append-only; see `ridgeline.history`
         <root>/<model name>/history-copy.jsonl   the same lines, from which a damaged history is repaired
-        <root>/<model name>/champion.json   {"version": 3}: the same, for other readers
+        <root>/<model name>/champion.json   {"version": 3}, with a canary {"version": 3, "canary": {"version": 4,
+                                            "share": 0.1}}: the same, for servers
         <root>/<model name>/.push-<version>/   being copied and checked; TF Serving ignores it
         <root>/<model name>/.pruned-<id>/   being deleted
 
@@ -170,6 +197,40 @@ class Registry:
         folders = (path for path in (self.root / name).glob("*") if path.is_dir())
         return sorted(int(path.name) for path in folders if path.name.isdecimal())
 
+    def serving(self, name: str) -> Serving | None:
+        """Return what of a model is served; None if the model was never pushed.
+
+        A change counts once its folder is in place, a moment after the history has it.
+
+        Args:
+            name: The model's name.
+
+        Raises:
+            StoreError: If nothing tells it.
+        """
+        try:
+            pointer = json.loads((self.root / name / CHAMPION).read_text(encoding="utf-8"))
+            pending = pointer.get("canary") or {"version": None, "share": 0.0}
+            return Serving(int(pointer["version"]), pending["version"], float(pending["share"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            history = self.history(name)
+            found = _serving(history) if history else None
+            return found if found and found.champion in self.versions(name) else None  # the first push is not done yet
+
+    def expect_whole(self, name: str, version: int) -> None:
+        """Check that a version's folder holds the files that were pushed, as far as the history or the store tells it.
+
+        Args:
+            name: The model's name.
+            version: The version.
+
+        Raises:
+            RegistryError: If there is no such version, or its files differ.
+        """
+        folder = self.root / name / str(version)
+        if not self._was_pushed(folder, self.entry(name, version)):
+            raise RegistryError(f"Expected {folder} to hold the files that were pushed; received others.")
+
     def champion(self, name: str) -> HistoryEntry | None:
         """Return the entry that made the champion, or None if there is none."""
         return next(_succession(self.history(name)), None)
@@ -213,7 +274,7 @@ class Registry:
         Versions that were rolled back from are left out.
         """
         history, present = self.history(name), self.versions(name)
-        own = self._twins(history, history[-1].model_digest) if history else set()
+        own = self._twins(history, champions(history)[-1].model_digest) if history else set()
         others = (e for e in _succession(history) if e.model_digest not in own)
         return next((e for e in others if e.version in present), None)
 
@@ -228,7 +289,7 @@ class Registry:
             RegistryError: If there is no such model or version, or the version was deleted.
         """
         history = self.known_history(name)
-        wanted = history[-1].version if version is None else version
+        wanted = champions(history)[-1].version if version is None else version
         entry = next((entry for entry in history if entry.version == wanted), None)
         if entry is None or wanted not in self.versions(name):
             what = "does not exist" if entry is None else "was deleted"
@@ -313,8 +374,10 @@ class Registry:
         it is the champion's model                             not pushed, unless other files are served or a file is
                                                                damaged; another model card alone is no reason,
                                                                another preparation of images is one
+        a canary was neither promoted nor aborted yet          not pushed
         it was judged against another model than the champion  not pushed: the champion may be better
         it was champion until somebody rolled back from it     not pushed: that would undo the rollback
+        it was a canary until somebody aborted it              not pushed: that would undo the abort
         it was champion, was replaced; the run is scheduled     not pushed: that would undo what a person pushed
         else                                                   pushed
         =====================================================  ===================================================
@@ -327,18 +390,25 @@ class Registry:
         history = self.history(name)
         twins = self._twins(history, facts.model_digest)
         own = [i for i, entry in enumerate(history) if entry.model_digest in twins]
-        used = {history[i].reason for i in own if history[i].action == "push"}
+        used = {history[i].reason for i in own if history[i].action in ("push", "canary")}
         if not history or (facts.forced and facts.forced not in used):
             return PushDecision(True)
-        champion = history[-1]
+        champion, pending = champions(history)[-1], canary(history)
         if champion.model_digest in twins:
             folder = self.root / name / str(champion.version)
             different = _different(folder, model)
             if different and not (
                 _same_but_for_the_card(folder, model, different) and self._was_pushed(folder, champion)
             ):
-                return PushDecision(True)
+                return PushDecision(True, repair=True)
             return PushDecision(False, f"version {champion.version} serves this model already", unchanged=True)
+        if pending:
+            unchanged = pending.model_digest in twins
+            whose = "this model already" if unchanged else f"another model since {pending.at:%Y-%m-%d}"
+            advice = f"`ridgeline models promote {name} --reason ...` or `abort` decides about it"
+            return PushDecision(
+                False, f"version {pending.version} is a canary of {whose}; {advice}", unchanged=unchanged
+            )
         if facts.champion not in self._twins(history, champion.model_digest):
             judged = f"against model {facts.champion[:12]}" if facts.champion else "without a champion"
             return PushDecision(
@@ -348,11 +418,14 @@ class Registry:
             )
         if not own:
             return PushDecision(True)
-        left, successor = history[own[-1]], history[own[-1] + 1]
-        if successor.action == "rollback":
+        left, later = history[own[-1]], history[own[-1] + 1 :]
+        successor = next((e for e in later if e.makes_champion), left)
+        if left.action == "abort":
+            end = f"was aborted as a canary on {left.at:%Y-%m-%d}: {left.reason}"
+        elif successor.action == "rollback":
             end = f"was rolled back from on {successor.at:%Y-%m-%d}: {successor.reason}"
         elif not by:
-            end = f"was replaced by version {successor.version} on {successor.at:%Y-%m-%d}, and this run is scheduled"
+            end = f"was replaced by version {later[0].version} on {successor.at:%Y-%m-%d}, and this run is scheduled"
         else:
             return PushDecision(True)
         if left.version in self.versions(name):
@@ -363,15 +436,24 @@ class Registry:
 
     # --- changes
 
-    def push(self, model: PushedModel, run_id: str, by: str = "", approval: Decision | None = None) -> Pushed:
+    def push(
+        self,
+        model: PushedModel,
+        run_id: str,
+        by: str = "",
+        canary_share: float = 0.0,
+        approval: Decision | None = None,
+    ) -> Pushed:
         """Serve a model: copy it, check the copy in a fresh process, append to the history, rename it into place.
 
-        Nothing is done if `decide_push` refuses. After a push, old versions are deleted.
+        Nothing is done if `decide_push` refuses. It becomes the champion, or a canary if a share is given and there is
+        a champion. After a push, old versions are deleted.
 
         Args:
             model: The servable model.
             run_id: The pipeline run that pushes it.
             by: The user who asked for it, if one did.
+            canary_share: The share of the requests that it answers as a canary, 0 to below 1; 0 for a champion.
             approval: Who approved the push and why, for the history; None if nobody had to.
 
         Returns:
@@ -388,7 +470,7 @@ class Registry:
             self._expect_same_dataset(model, history)
             decision = self.decide_push(model, by)
             if not decision.push:
-                version = history[-1].version
+                version = champions(history)[-1].version
                 reason = f"not pushed: {decision.reason}"
                 return Pushed(folder / str(version), version, reason, new=False, unchanged=decision.unchanged)
             version = 1 + max([*(entry.version for entry in history), *self.versions(name)], default=0)
@@ -401,12 +483,17 @@ class Registry:
             except BaseException:
                 files.remove(staging)
                 raise
-            asked = {"by": by}
+            share = canary_share if history and not decision.repair else 0.0
+            action: Action = "canary" if share else "push"
+            entry = self._push_entry(model, version, run_id)
+            entry = entry.again(action, reason=entry.reason, by=by, run_id=run_id, share=share)
             if approval:
-                asked |= {"approved_by": approval.answered_by, "approval": "; ".join(approval.reasons)}
-            self._make_champion(name, self._push_entry(model, version, run_id).model_copy(update=asked))
+                approved = {"approved_by": approval.answered_by, "approval": "; ".join(approval.reasons)}
+                entry = entry.model_copy(update=approved)
+            self._append(name, entry)
             self._prune(name)
-        return Pushed(folder / str(version), version, f"pushed as version {version}", new=True)
+        what = f"pushed as version {version}{f', a canary for {share:.3g} of the requests' if share else ''}"
+        return Pushed(folder / str(version), version, what, new=True, share=share)
 
     def rollback(
         self, store: Store, name: str, version: int | None, *, reason: str, by: str, run_id: str
@@ -433,25 +520,10 @@ class Registry:
             ArtifactError: If the artifact is missing or damaged.
             StoreError: If the folder can't be written.
         """
-        if not reason.strip():
-            raise RegistryError("Expected a reason for the rollback; received none. Give one for the history.")
-        if reason != reason.encode(errors="replace").decode():
-            raise RegistryError(f"Expected a reason in UTF-8; received {reason!r}. Type it again.")
-        self.known_history(name)
-        with suppress(StoreError):  # a store that can't be written can still be read
-            store.clear_leftovers()
-        with self._locked(name):
-            history = self.known_history(name)
-            champion = history[-1]
-            done = next((entry for entry in history if (entry.action, entry.run_id) == ("rollback", run_id)), None)
-            if done == champion:
-                return champion
+        with self._change(name, "rollback", store, reason, run_id) as (history, done):
             if done:
-                raise RegistryError(
-                    f"Expected a run that has not rolled back {name} yet; received {run_id}, which rolled back to "
-                    f"version {done.version} on {done.at:%Y-%m-%d}, before version {champion.version} became the "
-                    "champion. Start a new run to roll back again."
-                )
+                return done
+            champion = champions(history)[-1]
             target = self.previous(name) if version is None else self.entry(name, version)
             if target is None:
                 raise RegistryError(
@@ -464,13 +536,146 @@ class Registry:
                     f"champion. There {self._present(name)}."
                 )
             self.verify(store, name, target.version)
-            now = {"action": "rollback", "at": datetime.now(UTC), "reason": reason.strip(), "by": by, "run_id": run_id}
-            now |= {"approved_by": "", "approval": ""}  # those of the push
-            entry = target.model_copy(update=now)
-            self._make_champion(name, entry)
+            entry = target.again("rollback", reason=reason.strip(), by=by, run_id=run_id)
+            self._append(name, entry)
+        return entry
+
+    def start_canary(
+        self, store: Store, name: str, version: int | None, share: float, *, reason: str, by: str, run_id: str
+    ) -> HistoryEntry:
+        """Let a version answer a share of the requests beside the champion, or change the share of the canary.
+
+        Servers that know the share send it that part of the requests that name neither a version nor a label. It ends
+        with any further change: `promote`, `abort`, a rollback, or a push that a person forces.
+
+        Args:
+            store: Holds the artifact that the version is verified against.
+            name: The model's name.
+            version: The version; None for the present canary.
+            share: Of the requests, above 0, below 1.
+            reason: Why; it is recorded in the history.
+            by: The user who asked for it.
+            run_id: The run that does it; it does so once.
+
+        Returns:
+            The run's entry of the history, its last.
+
+        Raises:
+            RegistryError: If no reason is given, the share is out of its range, the version does not exist, is the
+                champion, or has files or responses that differ from what was pushed, or another version is a canary.
+            ArtifactError: If the artifact is missing or damaged.
+            StoreError: If the folder can't be written.
+        """
+        if not 0 < share < 1:
+            raise RegistryError(f"Expected a share above 0 and below 1; received {share}. Give one such as 0.1.")
+        with self._change(name, "canary", store, reason, run_id) as (history, done):
+            if done:
+                return done
+            pending, champion = canary(history), champions(history)[-1]
+            if version is None and pending is None:
+                raise RegistryError(
+                    f"Expected a version, since {name} has no canary; received none. There {self._present(name)}."
+                )
+            target = self.entry(name, pending.version if version is None and pending else version)
+            if pending and target.version != pending.version:
+                raise RegistryError(
+                    f"Expected no other canary of {name} than version {pending.version}; received {target.version}. "
+                    f"Promote or abort version {pending.version} first."
+                )
+            if target.version == champion.version:
+                raise RegistryError(
+                    f"Expected a version of {name} other than the champion; received {target.version}, which is the "
+                    f"champion. There {self._present(name)}."
+                )
+            self.verify(store, name, target.version)
+            entry = target.again("canary", reason=reason.strip(), by=by, run_id=run_id, share=share)
+            self._append(name, entry)
+        return entry
+
+    def promote(self, store: Store, name: str, *, reason: str, by: str, run_id: str) -> HistoryEntry:
+        """Make the canary the champion, once it is verified.
+
+        Args:
+            store: Holds the artifact that the version is verified against.
+            name: The model's name.
+            reason: Why; it is recorded in the history.
+            by: The user who asked for it.
+            run_id: The run that does it; it does so once.
+
+        Returns:
+            The run's entry of the history, its last.
+
+        Raises:
+            RegistryError: If no reason is given, there is no canary, or its files or responses differ from what was
+                pushed.
+            ArtifactError: If the artifact is missing or damaged.
+            StoreError: If the folder can't be written.
+        """
+        return self._end_canary("promote", store, name, reason, by, run_id)
+
+    def abort(self, store: Store, name: str, *, reason: str, by: str, run_id: str) -> HistoryEntry:
+        """End the canary: the champion answers all requests again. The version stays.
+
+        Args:
+            store: As for `promote`; nothing is read from it.
+            name: The model's name.
+            reason: Why; it is recorded in the history.
+            by: The user who asked for it.
+            run_id: The run that does it; it does so once.
+
+        Returns:
+            The run's entry of the history, its last.
+
+        Raises:
+            RegistryError: If no reason is given, or there is no canary.
+            StoreError: If the folder can't be written.
+        """
+        return self._end_canary("abort", store, name, reason, by, run_id)
+
+    def _end_canary(self, action: Action, store: Store, name: str, reason: str, by: str, run_id: str) -> HistoryEntry:
+        with self._change(name, action, store, reason, run_id) as (history, done):
+            if done:
+                return done
+            pending = canary(history)
+            if pending is None:
+                raise RegistryError(
+                    f"Expected a canary of {name} to {action}; there is none: version "
+                    f"{champions(history)[-1].version} answers all requests."
+                )
+            if action == "promote":
+                self.verify(store, name, pending.version)
+            entry = pending.again(action, reason=reason.strip(), by=by, run_id=run_id)
+            self._append(name, entry)
         return entry
 
     # --- internals
+
+    @contextmanager
+    def _change(
+        self, name: str, action: Action, store: Store, reason: str, run_id: str
+    ) -> Iterator[tuple[list[HistoryEntry], HistoryEntry | None]]:
+        """Yield a model's history, for this process alone to change, and the run's entry if the run was repeated.
+
+        Raises:
+            RegistryError: If no reason is given, or the run did this before the last change.
+        """
+        if not reason.strip():
+            raise RegistryError(f"Expected a reason for the {NOUNS[action]}; received none. Give one for the history.")
+        if reason != reason.encode(errors="replace").decode():
+            raise RegistryError(f"Expected a reason in UTF-8; received {reason!r}. Type it again.")
+        self.known_history(name)
+        with suppress(StoreError):  # a store that can't be written can still be read
+            store.clear_leftovers()
+        with self._locked(name):
+            history = self.known_history(name)
+            done = next((entry for entry in history if (entry.action, entry.run_id) == (action, run_id)), None)
+            if done and done != history[-1]:
+                raise RegistryError(
+                    f"Expected a run without a {NOUNS[action]} of {name} yet; received {run_id}, whose {NOUNS[action]} "
+                    f"of {done.at:%Y-%m-%d} concerned version {done.version}; version {history[-1].version} was "
+                    "changed since. Start a new run."
+                )
+            yield history, done
 
     def _lines(self, name: str) -> tuple[list[str], str]:
         """Return the lines of a model's history, and what had to be repaired; empty if nothing.
@@ -620,7 +825,7 @@ class Registry:
             files.remove(leftover)
         self._follow(name)
 
-    def _make_champion(self, name: str, entry: HistoryEntry) -> None:
+    def _append(self, name: str, entry: HistoryEntry) -> None:
         files.write(self.root / name / HISTORY, _text([*self._lines(name)[0], entry.line()]))
         self._follow(name)
 
@@ -638,7 +843,11 @@ class Registry:
                 files.remove(staging)
         if history:
             _update(folder / COPY, _text(lines))
-            _update(folder / CHAMPION, json.dumps({"version": history[-1].version}) + "\n")
+            served = _serving(history)
+            pointer: dict[str, Any] = {"version": served.champion}
+            if served.canary:
+                pointer["canary"] = {"version": served.canary, "share": served.share}
+            _update(folder / CHAMPION, json.dumps(pointer) + "\n")
             self._write_models_config()
 
     def _write_models_config(self) -> None:
@@ -647,30 +856,38 @@ class Registry:
             configs = []
             for model in self.model_names():
                 try:
-                    version: int | None = self.history(model)[-1].version
+                    served: Serving | None = _serving(self.history(model))
                 except StoreError as error:  # TF Serving keeps the version that it served last
                     log.error("%s", error)
                     version = pointed_version(self.root / model)
-                if version is None:
+                    served = Serving(version) if version else None
+                if served is None:
                     log.error(
                         "models.config leaves out %s until its history is restored: its champion is unknown", model
                     )
                     continue
                 base_path = f"{self.base_path.rstrip('/')}/{model}"
+                labels = {STABLE: served.champion, CANARY: served.canary} if served.canary else {}
+                numbers = labels.values() or [served.champion]
                 configs.append(
-                    MODEL_CONFIG.format(name=json.dumps(model), base_path=json.dumps(base_path), version=version)
+                    MODEL_CONFIG.format(
+                        name=json.dumps(model),
+                        base_path=json.dumps(base_path),
+                        versions=" ".join(f"versions: {number}" for number in numbers),
+                        labels="".join(LABEL.format(label=k, version=v) for k, v in labels.items()),
+                    )
                 )
             _update(self.root / "models.config", f"model_config_list {{\n{''.join(configs)}}}\n")
 
     def _prune(self, name: str) -> None:
         """Delete old versions; each is first hidden by one rename.
 
-        The champion, the version that it would be rolled back to, versions that a server may still load, and what was
-        not pushed are left.
+        The champion, the canary, the version that would be rolled back to, versions that a server may still load, and
+        what was not pushed are left.
         """
         history = self.history(name)
-        needed = {entry.version for entry in (history[-1], self.previous(name)) if entry}
-        for entry, successor in pairwise(history):
+        needed = {entry.version for entry in (champions(history)[-1], canary(history), self.previous(name)) if entry}
+        for entry, successor in [*pairwise(history), *pairwise(champions(history))]:
             if successor.at > datetime.now(UTC) - STILL_LOADED:
                 needed.add(entry.version)
         pushes = {entry.version: entry for entry in reversed(history)}
@@ -696,8 +913,14 @@ class Registry:
         return not expected or expected == _files_digest({n: file_entry(p) for n, p in _found(folder).items()})
 
 
+def _serving(history: list[HistoryEntry]) -> Serving:
+    pending, version = canary(history), champions(history)[-1].version
+    return Serving(version, pending.version, pending.share) if pending else Serving(version)
+
+
 def _succession(history: list[HistoryEntry]) -> Iterator[HistoryEntry]:
     """Yield the champion, the champion that it replaced when its version was pushed, and so on."""
+    history = champions(history)
     while history:
         yield history[-1]
         pushed = next(i for i, entry in enumerate(history) if entry.version == history[-1].version)

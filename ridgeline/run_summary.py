@@ -103,11 +103,16 @@ def _rows(artifact: Artifact[Any]) -> Iterator[tuple[str, str]]:
 
 def _served(registry: Registry, store: Store, model: PushedModel) -> Iterator[tuple[str, str]]:
     name, champion = model.facts.model_name, registry.champion(model.facts.model_name)
-    if not (champion and champion.artifact == model.ref):
+    serving = registry.serving(name) if champion else None
+    if champion is None or champion.artifact != model.ref:
         decision = registry.decide_push(model)
-        if reason := refusal(model, Decisions(store).all()) if decision.push else decision.reason:
+        is_canary = decision.unchanged and serving is not None and serving.canary is not None
+        reason = refusal(model, Decisions(store).all()) if decision.push else decision.reason
+        if reason and not is_canary:
             yield "not pushed", reason
     if champion:
         yield "served", f"{name} version {champion.version} in {registry.root / name / str(champion.version)}"
+    if serving and serving.canary:
+        yield "canary", f"{name} version {serving.canary}, for {serving.share:.3g} of the requests"
     if size := model.facts.size_in_words:
         yield "size", size

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ridgeline.access import expect_readable
 from ridgeline.component import Component
+from ridgeline.connections import ENTRY, ENTRY_FORM, Connection, apprise_urls, storage_options
 from ridgeline.decisions import KINDS
 from ridgeline.masking import HIDDEN, mask, remember
 from ridgeline.messages import Recipient
@@ -23,6 +26,7 @@ from ridgeline.store import Store, StoreError
 
 PREFIX = "RIDGELINE_"
 BASE_PATH = f"{PREFIX}SERVING_BASE_PATH"
+AIRFLOW = "airflow://"  # begins what names an Airflow connection
 PATTERN = "*?[\\"
 MAX_DEADLINE_MINUTES = 10 * 366 * 24 * 60
 MAX_NAME_BYTES = 255  # of a file or folder, in the usual file systems
@@ -94,26 +98,35 @@ def _inference_schedule(value: str) -> str:
         raise ValueError(f"{error}; or {PUSHED}, for each push of the model") from None
 
 
-def _recipients(urls: str) -> None:
-    """Refuse URLs that Apprise can't use; they are never shown, since any part of one may be secret."""
-    if not urls.split():
-        return
+def _expect_recipients(text: str) -> None:
+    """Refuse recipients that can't be used; URLs are never shown, since any part of one may be secret."""
+    entries = text.split()
+    for entry in entries:
+        if entry.startswith(AIRFLOW) and not ENTRY.fullmatch(entry):
+            raise ValueError(f"{ENTRY_FORM}; received {AIRFLOW}{HIDDEN}")
+    for url in _unusable(entry for entry in entries if not entry.startswith(AIRFLOW)):
+        shown = f"{url.partition('://')[0]}://{HIDDEN}" if "://" in url else "a text that is no URL"
+        raise ValueError(f"Apprise URLs, separated by spaces; received {shown}")
+
+
+def _unusable(urls: Iterable[str]) -> list[str]:
+    """Return the URLs that Apprise can't use."""
+    urls = list(urls)
+    if not urls:
+        return []
     log = logging.getLogger("apprise")  # prints the URLs that it refuses
     before, log.disabled = log.disabled, True
     try:
         with warnings.catch_warnings(action="ignore"):
             from apprise import Apprise
 
-            for url in urls.split():
-                if Apprise.instantiate(url) is None:
-                    shown = f"{url.partition('://')[0]}://{HIDDEN}" if "://" in url else "a text that is no URL"
-                    raise ValueError(f"Apprise URLs, separated by spaces; received {shown}")
+            return [url for url in urls if Apprise.instantiate(url) is None]
     finally:
         log.disabled = before
 
 
 def _notify(value: SecretStr) -> SecretStr:
-    _recipients(value.get_secret_value())
+    _expect_recipients(value.get_secret_value())
     return value
 
 
@@ -122,7 +135,7 @@ def _notify_file(value: Path) -> Path:
         text = value.read_text(encoding="utf-8")
         for url in text.split():
             remember(url)
-        _recipients(text)
+        _expect_recipients(text)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ValueError(f"a file that can be read ({reason})") from None
@@ -142,6 +155,12 @@ def _users(value: Any) -> Any:
     return tuple(value.split()) if isinstance(value, str) else value
 
 
+def _store_connection(value: str, info: ValidationInfo) -> str:
+    if "://" not in info.data.get("store", "://"):
+        raise ValueError("none, since RIDGELINE_STORE is a folder")
+    return value
+
+
 Folder = Annotated[Path | None, BeforeValidator(_folder)]
 Schedule = Annotated[str, AfterValidator(check_schedule)]
 
@@ -153,6 +172,7 @@ class Settings(BaseSettings):
 
     Attributes:
         store: The store's root: a folder or any `universal_pathlib` URL.
+        store_connection: The Airflow connection that holds the options of the store's driver, such as its credentials.
         serving: The folder that TF Serving reads; ``serving`` inside a local store if None.
         serving_base_path: The same folder as TF Serving sees it, for example inside its container; `serving` if None.
         keep_versions: How many of the newest versions of a model a push keeps.
@@ -169,7 +189,8 @@ class Settings(BaseSettings):
             scheduled runs.
         deadline_minutes: Minutes after a DAG run was queued until it is reported as late.
         notify: Recipients of messages about decisions, failures and missed deadlines, besides the log: Apprise URLs,
-            separated by spaces, such as ``mailto://user:password@example.org`` or, for a webhook, ``jsons://example.org/path``.
+            separated by spaces, such as ``mailto://user:password@example.org`` or, for a webhook, ``jsons://example.org/path``,
+            or Airflow connections, ``airflow://CONN_ID``.
         notify_file: A file with further recipients, so that no environment variable holds a password.
         notify_about: What is sent, separated by spaces: ``failed`` (tasks and runs), ``late`` (runs), and kinds of
             `ridgeline.decisions.Decision`. By default all of them.
@@ -193,6 +214,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True)
 
     store: Annotated[str, AfterValidator(_store)] = "var/store"
+    store_connection: Annotated[str, AfterValidator(_store_connection)] | None = None
     serving: Folder = None
     serving_base_path: str | None = None
     keep_versions: int = Field(10, ge=1)
@@ -230,15 +252,62 @@ class Settings(BaseSettings):
     def recipients(self) -> list[Recipient]:
         """The recipients that `notify` and `notify_file` name."""
         further = self.notify_file.read_text(encoding="utf-8") if self.notify_file else ""
-        return [Recipient(url) for url in dict.fromkeys([*self.notify.get_secret_value().split(), *further.split()])]
+        entries = dict.fromkeys([*self.notify.get_secret_value().split(), *further.split()])
+        return [recipient for entry in entries for recipient in self._recipients_of(entry)]
+
+    def _recipients_of(self, entry: str) -> list[Recipient]:
+        """Return the recipients that a URL names; one with a problem if it names a connection that can't be used."""
+        if not entry.startswith(AIRFLOW):
+            return [Recipient(entry)]
+        conn_id, to = cast("re.Match[str]", ENTRY.fullmatch(entry)).groups("")
+        try:
+            urls = apprise_urls(self.look_up(conn_id), to)
+            for url in urls:
+                remember(url)
+            if _unusable(urls):
+                raise ValueError("expected an Apprise URL in it; received something else")
+        except ValueError as error:
+            problem = f"Cannot use the Airflow connection {conn_id!r} in RIDGELINE_NOTIFY: {mask(error)}."
+            return [Recipient("", entry, problem)]
+        names = [entry, *(f"{entry} ({number})" for number in range(2, len(urls) + 1))]
+        return [Recipient(url, name) for url, name in zip(urls, names, strict=True)]
+
+    def look_up(self, conn_id: str) -> Connection:
+        """Return an Airflow connection. Only a class of `ridgeline.airflow` can.
+
+        Args:
+            conn_id: Its id.
+
+        Raises:
+            ValueError: If there is none, or it can't be looked up.
+        """
+        raise ValueError("only Airflow can look it up, and this command runs outside of it")
+
+    @cached_property
+    def storage_options(self) -> dict[str, Any]:
+        """The options of the store's driver that `store_connection` holds; they may be secret.
+
+        Raises:
+            SettingsError: If the connection can't be used.
+        """
+        if not self.store_connection:
+            return {}
+        try:
+            return storage_options(self.look_up(self.store_connection), self.store.partition("://")[0])
+        except ValueError as error:
+            raise SettingsError(
+                f"Cannot use the Airflow connection {self.store_connection!r} for the store: {mask(error)}. Correct "
+                "it, or unset RIDGELINE_STORE_CONNECTION and give the driver its credentials in the environment."
+            ) from None
 
     def open_store(self) -> Store:
         """Return the store.
 
         Raises:
             PermissionError: If this user may not list it.
+            SettingsError: If the connection that holds its driver's options can't be used.
         """
-        store = Store(self.store)
+        store = Store(self.store, options=self.storage_options)
         if not store.remote:
             expect_readable(store.local, depth=0)
             for name in ("artifacts", "executions"):

@@ -12,10 +12,11 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 from filelock import FileLock, Timeout
@@ -189,12 +190,15 @@ class Store:
         root: The root as a path or URL.
         mirror: Local folder for the copies of a remote root's artifacts; a folder in the user's cache,
             named after the root, if None.
+        options: Options of the driver of a remote root, such as its credentials.
     """
 
-    def __init__(self, root: str | Path, mirror: Path | None = None) -> None:
+    def __init__(
+        self, root: str | Path, mirror: Path | None = None, options: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         remember(str(root))
         try:
-            path = UPath(root)
+            path = UPath(root, **options)
             self.remote = path.protocol not in ("", "file", "local")
             if self.remote:
                 assert path.fs is not None

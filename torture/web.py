@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from torture import whole_runs
 from torture.report import Options, Row, run_cases, skipped
@@ -207,6 +207,9 @@ def _generated(options: Options, url: str, tokens: dict[str, str], schema: dict[
             path = "/ridgeline" + route  # noqa: B023
             for name, value in given.items():
                 path = path.replace(f"{{{name}}}", quote(str(value), safe=""))
+            query = {**(case.query or {}), **({"a": "Model", "b": "Model"} if real else {})}
+            if query:
+                path += "?" + urlencode(query, doseq=True)
             headers = {name: quote(str(value)) for name, value in (case.headers or {}).items()}
             headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
             headers |= {"Authorization": f"Bearer {tokens[user]}"} if user else {}
@@ -245,7 +248,8 @@ def _tricks(options: Options, url: str, token: str, run_id: str) -> Row:
     ups = ("..", "%2e%2e", "%252e%252e", "..%2f..", "..%5c..", "%c0%ae%c0%ae", "....//", "%00", ".%2e")
     targets = ("secret.txt", "secret.html", "etc/passwd", "evaluate/report.html", "manifest.json", "airflow.cfg")
     roots = (f"/ridgeline/dags/{TRAINING}/runs/{run}/reports/", f"/ridgeline/dags/{TRAINING}/runs/", "/ridgeline/dags/",
-             "/ridgeline/models/", "/ridgeline/compare?b=Model&a=", "/ridgeline/")  # fmt: skip
+             "/ridgeline/models/", "/ridgeline/compare?b=Model&a=", "/ridgeline/compare?a=Model&b=",
+             "/ridgeline/")  # fmt: skip
 
     def trick(case: int, rng: random.Random) -> list[str]:
         slash = rng.choice(("/", "%2f", "%2F", "\\", "%5c"))

@@ -11,16 +11,18 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     ValidationError,
     create_model,
+    field_validator,
     model_serializer,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from components.training.engine import Recipe
 from components.training.installed_networks import load_networks
 from components.training.penalties import KINDS
 from components.training.penalty import Penalty
 from ridgeline.component import Params as StepParams
-from ridgeline.component import applies, applies_with, shown_as, with_option
+from ridgeline.component import applies, applies_with, describe_problem, shown_as, with_option
 
 SPARSE = [name for name, kind in KINDS.items() if kind.sparse]
 MAX_SHIFT = 64
@@ -184,6 +186,15 @@ class Training(Optimization, NetworkChoice):
         """The options of the network."""
         return getattr(self, self.network)
 
+    @field_validator("network", mode="before")
+    @classmethod
+    def _network_is_known(cls, value: Any) -> Any:
+        if not isinstance(value, str) or value not in NETWORKS:  # by default, those that can't be used are named, too
+            *others, last = [repr(name) for name, network in NETWORKS.items() if not network.problem]
+            expected = " or ".join(filter(None, [", ".join(others), last]))
+            raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
+        return value
+
     @model_validator(mode="after")
     def _network_is_usable(self) -> Self:
         if problem := NETWORKS[self.network].problem:
@@ -211,7 +222,8 @@ class Training(Optimization, NetworkChoice):
             tuned = type(self).model_validate({"network": self.network, **required, **named})
         except ValidationError as error:
             raise ValueError(
-                f"profile: cannot use the tuned values of network={self.network!r}: {_problems(error)}"
+                f"profile: cannot use the tuned values of network={self.network!r}: {_problems(error)} Correct `tuned` "
+                "of its options, or leave profile out."
             ) from error
         values = {name: getattr(tuned, name) for name in named.keys() - self.model_fields_set}
         self.__dict__.update(values, **{self.network: self._tuned_options(tuned.options)})  # the model is frozen
@@ -227,7 +239,7 @@ class Training(Optimization, NetworkChoice):
         except ValidationError as error:
             raise ValueError(
                 f"{self.network}: expected options that fit the tuned values of the others; received {given}: "
-                f"{_problems(error)}. Set the others, too, or profile=seed."
+                f"{_problems(error)} Set the others, too, or profile=seed."
             ) from error
 
     @model_validator(mode="after")
@@ -278,7 +290,7 @@ class Training(Optimization, NetworkChoice):
 
 
 def _problems(error: ValidationError) -> str:
-    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+    return " ".join(describe_problem(".".join(map(str, item["loc"])), item) for item in error.errors())
 
 
 def network_code(training: Training | None) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Ridgeline in Airflow, and the only package that imports Airflow.
 
 - `form`: the params of a DAG, from the parameters of its steps
+- `settings`: settings inside of Airflow, where connections can be looked up
 - `schedule`: the schedules of the DAGs
 - `task`: the work of tasks: run a step, or roll back a model
 - `maintenance`: the tasks that delete old artifacts, logs and metadata; `metadata` cleans Airflow's database

@@ -13,6 +13,7 @@ from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import TaskAwaitingInput
 from airflow.sdk.execution_time.hitl import HITLUser, upsert_hitl_detail
 
+from ridgeline.airflow.settings import AirflowSettings
 from ridgeline.announcements import announce
 from ridgeline.approval import Ask, answer, markdown
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
@@ -100,7 +101,11 @@ class _TaskWithApproval(DecoratedOperator, PythonOperator):
             event: The answer, as Airflow gives it.
             asked: The question.
         """
-        settings, user, question = Settings(), event.get("responded_by_user") or {}, Decision.model_validate(asked)
+        settings, user, question = (
+            AirflowSettings(),
+            event.get("responded_by_user") or {},
+            Decision.model_validate(asked),
+        )
         if event.get("timedout"):
             late = f"nobody answered within {settings.approval_hours:g} hours"
             given = answer(question, "approval_expired", reason=late)

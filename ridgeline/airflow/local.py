@@ -28,6 +28,7 @@ from ridgeline.airflow import RERUN
 from ridgeline.airflow.local_data import choose_data, find_official_files
 from ridgeline.airflow.reasons import find_reasons
 from ridgeline.airflow.server import Standalone, environment, make_private, private_opener
+from ridgeline.airflow.settings import AirflowSettings
 from ridgeline.approval import Terminal
 from ridgeline.component import ParameterError
 from ridgeline.masking import mask
@@ -124,13 +125,13 @@ def _run_dag(dag_id: str, conf: Mapping[str, Any], log_file: Path) -> int:
             dag.deadline = None  # dag.test fails where a DAG with a deadline succeeds
             dag_run = dag.test(run_conf=dict(conf))
             states = {task.task_id: str(task.state) for task in dag_run.get_task_instances()}
-            records = run_records(Settings(), dag_run.run_id)
+            records = run_records(AirflowSettings(), dag_run.run_id)
             names = [task.task_id for task in dag.topological_sort()]  # type: ignore[no-untyped-call]
             done = {name: record for name, record in records.items() if states.get(name) in ("success", "skipped")}
             with create_session() as session:
                 reasons = find_reasons(session, dag_id, dag_run.run_id)
             outcomes = {name: done.get(name) or (states[name], reasons.get(name, "")) for name in names}
-            lines = summary(Settings(), outcomes)
+            lines = summary(AirflowSettings(), outcomes)
             print("", *lines, sep="\n", file=terminal)
             failed = dag_run.state != "success"
         except KeyboardInterrupt:

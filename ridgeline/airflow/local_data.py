@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ridgeline.airflow.settings import AirflowSettings
 from ridgeline.pipeline import explain, load_components, parse_params
-from ridgeline.settings import Settings
 
 DATA_FOLDERS = ("data/fashion-mnist", "../shared/data/fashion-mnist")
 OFFICIAL_FILES = (
@@ -86,7 +86,7 @@ def choose_data(dag_id: str, folder: Path, values: Mapping[str, Any]) -> dict[st
 
 
 def _is_prepared(values: Mapping[str, Any]) -> bool:
-    settings, ingest = Settings(), load_components()["ingest"]
+    settings, ingest = AirflowSettings(), load_components()["ingest"]
     params = parse_params([ingest], {n: v for n, v in values.items() if n.startswith("ingest.")}, settings)
     return all(sentence.startswith("reused") for _, sentence in explain(settings, [ingest], params))
 

@@ -10,6 +10,7 @@ from airflow.sdk import BaseNotifier
 from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 
+from ridgeline.airflow.settings import AirflowSettings
 from ridgeline.masking import mask
 from ridgeline.settings import Settings
 
@@ -38,7 +39,7 @@ class Notifier(BaseNotifier):
         await asyncio.to_thread(self._send, *self._message(context))
 
     def _send(self, title: str, body: str) -> None:
-        settings = Settings()
+        settings = AirflowSettings()
         if ("late" if self.event == "late" else "failed") in settings.notify_about:
             for recipient in settings.recipients:
                 recipient.send(title, body)

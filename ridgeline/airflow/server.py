@@ -28,14 +28,14 @@ def environment(folder: Path, name: str, outer: Mapping[str, str], port: int = 8
     Args:
         folder: Holds ``dags/``; receives ``var/``.
         name: The name of Airflow's folder inside ``var/``.
-        outer: The user's environment; its Airflow variables are omitted.
+        outer: The user's environment; its Airflow variables are omitted, except connections (``AIRFLOW_CONN_*``).
         port: The port of the web server.
     """
     home = folder / "var" / name
     direct = _direct_hosts(outer)
     return {
         "RIDGELINE_STORE": str(folder / "var" / "store"),
-        **{key: value for key, value in outer.items() if not key.startswith("AIRFLOW_")},
+        **{key: value for key, value in outer.items() if _is_passed_on(key)},
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{outer.get('PATH', os.defpath)}",
         "NO_PROXY": direct,
         "no_proxy": direct,
@@ -61,6 +61,10 @@ def environment(folder: Path, name: str, outer: Mapping[str, str], port: int = 8
         "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
     }
+
+
+def _is_passed_on(name: str) -> bool:
+    return not name.startswith("AIRFLOW_") or name.startswith("AIRFLOW_CONN_")
 
 
 def make_private(folder: Path) -> None:

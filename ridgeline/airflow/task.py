@@ -19,7 +19,8 @@ from ridgeline.airflow import REASON, RERUN
 from ridgeline.airflow.approval import ask_in_task
 from ridgeline.airflow.form import default_values, flat_params, parse_form, refuse_unknown
 from ridgeline.airflow.openlineage import emit_lineage
-from ridgeline.announcements import announce, rollback_decision
+from ridgeline.airflow.settings import AirflowSettings
+from ridgeline.announcements import announce, change_decision
 from ridgeline.approval import expect_askable
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.predictions import Predictions
@@ -146,7 +147,7 @@ def settings_in_task() -> Settings:
         AirflowFailException: If an environment variable is bad; not retried.
     """
     try:
-        settings = Settings()
+        settings = AirflowSettings()
     except SettingsError as error:
         raise AirflowFailException(str(error)) from None
     for secret in known():
@@ -216,33 +217,38 @@ def _resume_command(settings: Settings, component: Component, run_id: str) -> st
     )
 
 
-def rollback_in_task() -> str:
-    """Make an earlier version the champion. The DAG has the params `model`, `version` and `reason`.
+def change_in_task(action: str) -> str:
+    """Roll a model back, or decide about its canary.
+
+    Args:
+        action: ``rollback``, ``canary``, ``promote`` or ``abort``. The DAG has the params `model` and `reason`;
+            the first two also use `version`, and the second `share`.
 
     Returns:
-        A summary of the rollback.
+        A summary of what was done.
 
     Raises:
-        AirflowFailException: If the registry refuses the rollback; not retried.
+        AirflowFailException: If the registry refuses it; not retried.
     """
     context = get_current_context()
     params, run, settings = context["params"], context["dag_run"], settings_in_task()
+    who = {"reason": params["reason"], "by": run.triggering_user_name or "", "run_id": run.run_id}
     try:
         refuse_unknown(context["dag"].params, params)
-        entry = settings.open_registry().rollback(
-            settings.open_store(),
-            params["model"],
-            params["version"],
-            reason=params["reason"],
-            by=run.triggering_user_name or "",
-            run_id=run.run_id,
-        )
+        registry, store, name = settings.open_registry(), settings.open_store(), params["model"]
+        if action == "rollback":
+            entry = registry.rollback(store, name, params["version"], **who)
+        elif action == "canary":
+            entry = registry.start_canary(store, name, params["version"], params["share"], **who)
+        else:
+            entry = {"promote": registry.promote, "abort": registry.abort}[action](store, name, **who)
     except (ParameterError, RegistryError, ArtifactError, StoreError) as error:
         raise AirflowFailException(mask(error)) from error
     except PermissionError as error:
         raise AirflowFailException(message(error)) from error
-    announce(settings, rollback_decision(params["model"], entry, link_of_run(context)))
-    summary = f"rolled back {params['model']} to version {entry.version}, accuracy {entry.accuracy:.4f}: {entry.reason}"
+    decision = change_decision(name, entry, link_of_run(context))
+    announce(settings, decision)
+    summary = f"{decision.title}, accuracy {entry.accuracy:.4f}: {entry.reason}"
     log.info("%s", summary)
     return summary
 

@@ -11,6 +11,7 @@ from airflow.sdk import Asset, AssetWatcher
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from ridgeline.access import message
+from ridgeline.airflow.settings import AirflowSettings
 from ridgeline.component import SourceFolder
 from ridgeline.masking import mask
 from ridgeline.settings import Settings
@@ -89,4 +90,4 @@ class FolderTrigger(BaseEventTrigger):
 
 
 def _fingerprint(folder: str) -> str:
-    return fingerprint(SourceFolder(folder), Settings().open_store().local / "sources")
+    return fingerprint(SourceFolder(folder), AirflowSettings().open_store().local / "sources")

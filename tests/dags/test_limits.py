@@ -89,7 +89,7 @@ def test_the_metadata_of_a_run_in_progress_is_never_old(dags: dict[str, Any]) ->
 
 def test_tasks_with_tensorflow_use_the_pool_and_the_others_do_not(dags: dict[str, Any]) -> None:
     pools = {(dag_id, task): pool for dag_id, dag in dags.items() for task, pool in dag["pools"].items()}
-    outside = {("rollback_model", "rollback"), ("regularization_path", "split")}
+    outside = {("rollback_model", "rollback"), ("canary_model", "decide"), ("regularization_path", "split")}
     outside |= {("maintenance", name) for name in dags["maintenance"]["pools"]}
     assert {key for key, pool in pools.items() if pool == "default_pool"} == outside
     assert {pools[key] for key in pools.keys() - outside} == {"tensorflow"}
@@ -101,6 +101,7 @@ RETRIES = {  # of a task, and the seconds between two tries
     "maintenance": [1, 60],
     "batch_inference": [1, 10],
     "rollback_model": [0, 0],  # a second try might roll back once more
+    "canary_model": [0, 0],
 }
 MINUTES = {
     "fashion_mnist_training": {
@@ -114,6 +115,7 @@ MINUTES = {
     "maintenance": {"collect_garbage": 60, "delete_logs": 60, "clean_metadata": 60, "announce_stale": 60},
     "batch_inference": {"infer": 720},
     "rollback_model": {"rollback": 30},
+    "canary_model": {"decide": 30},
 }  # fmt: skip
 HOURS = {
     "fashion_mnist_training": 24 + 12,
@@ -121,6 +123,7 @@ HOURS = {
     "maintenance": 6,
     "batch_inference": 24,
     "rollback_model": 3,
+    "canary_model": 3,
 }
 
 

@@ -43,6 +43,7 @@ class Airflow(Standalone):
 
     ticks: list[datetime]  # when the training DAG's schedule starts a run
     messages: list[dict[str, Any]]  # what the webhook of RIDGELINE_NOTIFY received
+    messages_by_connection: list[dict[str, Any]]  # what the webhook of a connection in Airflow's database received
 
     @property
     def store(self) -> str:
@@ -138,9 +139,14 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
         settings |= {"RIDGELINE_SCHEDULE": f"{minutes} * * * *", "RIDGELINE_DEFAULTS": json.dumps(SYNTHETIC)}
     with RUNNING:
         address, messages = RUNNING.enter_context(webhook())
-        settings["RIDGELINE_NOTIFY"] = address
+        other_address, others = RUNNING.enter_context(webhook())
+        settings["RIDGELINE_NOTIFY"] = "airflow://environment airflow://database"
+        connection = {"conn_type": "apprise", "extra": json.dumps({"config": {"path": address}})}
+        settings["AIRFLOW_CONN_ENVIRONMENT"] = json.dumps(connection)
         running = RUNNING.enter_context(start_airflow(tmp_path_factory.mktemp("airflow"), **settings))
-        running.ticks, running.messages = ticks, messages
+        connection |= {"connection_id": "database", "extra": json.dumps({"config": {"path": other_address}})}
+        assert running.call("POST", "/api/v2/connections", connection)[0] == 201
+        running.ticks, running.messages, running.messages_by_connection = ticks, messages, others
         yield running
 
 

@@ -79,6 +79,17 @@ def test_a_failure_is_reported_with_the_field_at_fault(airflow: Any, two_runs: A
     assert airflow.records(run) == {}
 
 
+def test_messages_reach_the_recipient_of_a_connection_in_the_database(airflow: Any, two_runs: Any) -> None:
+    run = airflow.trigger(DAG, {"train.penalty.l1": "1e-3"})
+
+    def titles() -> set[str]:
+        return {m["title"] for m in airflow.messages_by_connection if run in m["message"]}
+
+    airflow.wait("the message of the task", lambda: f"{DAG} failed at ingest" in titles(), 120)
+    run = airflow.trigger(DAG, {"train.epochs": 2})
+    airflow.wait("the message of the triggerer", lambda: f"{DAG} is late" in titles(), 120)
+
+
 def test_the_asset_of_the_source_starts_a_run(airflow: Any, two_runs: Any) -> None:
     status, found = airflow.call("GET", "/api/v2/assets?name_pattern=fashion_mnist_source")
     assert status == 200, found

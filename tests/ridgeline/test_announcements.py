@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from ridgeline import pipeline
-from ridgeline.announcements import announce, rollback_decision, stale_decision
+from ridgeline.announcements import announce, change_decision, stale_decision
 from ridgeline.component import StepError
 from ridgeline.decisions import Decision, Decisions
 from ridgeline.history import HistoryEntry
@@ -90,7 +90,7 @@ class Later(datetime):
 
 
 def test_a_rollback_is_announced_with_its_reason(settings: Settings) -> None:
-    announce(settings, rollback_decision("shoes", entry(2, action="rollback", reason="wrong labels", by="ann")))
+    announce(settings, change_decision("shoes", entry(2, action="rollback", reason="wrong labels", by="ann")))
     (found,) = Decisions(settings.open_store()).all()
     assert (found.title, found.reasons, found.by) == ("shoes: rolled back to version 2", ("wrong labels",), "ann")
 
@@ -111,7 +111,7 @@ def test_messages_about_other_kinds_are_not_sent(tmp_path: Path, monkeypatch: An
 
     monkeypatch.setattr(Recipient, "send", send)
     settings = Settings(store=str(tmp_path), notify=SecretStr("json://127.0.0.1"), notify_about=("failed", "refused"))
-    announce(settings, refused("model 1"), rollback_decision("shoes", entry(2, action="rollback")))
+    announce(settings, refused("model 1"), change_decision("shoes", entry(2, action="rollback")))
     assert sent == []  # the refusal was long ago
     now = Decision(kind="refused", model="shoes", subject="model 2", title="model 2 was refused")
     announce(settings, now, None, now)

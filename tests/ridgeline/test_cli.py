@@ -294,6 +294,24 @@ def test_models_verify_and_rollback(synthetic_store, refs, tmp_path, monkeypatch
     assert shown[3].startswith("*       1  rollback")
     assert shown[3].endswith("worse in production")
 
+    started = invoke(app, ["models", "canary", "synthetic_garments", "2", "--share", "0.1", "--reason", "try it"])
+    assert started.stdout == "version 2 of synthetic_garments answers 0.1 of the requests: try it\n"
+    text = invoke(app, ["models", "show", "synthetic_garments"]).stdout
+    marked = [line for line in text.splitlines() if line[:2] in ("* ", "c ")]
+    assert marked[0].startswith("*       1  rollback ")
+    assert marked[1].startswith("c       2  canary ")
+    assert marked[1].endswith(" 0.1 of the requests: try it")
+    assert f"canary from {registry.root}/synthetic_garments/2: 0.1 of the requests" in text
+    assert invoke(app, ["models", "list"]).stdout.splitlines()[1].split()[1] == "1"
+    ended = invoke(app, ["models", "abort", "synthetic_garments", "--reason", "slow"])
+    assert ended.stdout == "version 2 of synthetic_garments is no canary any more: slow\n"
+    refused = invoke(app, ["models", "promote", "synthetic_garments", "--reason", "fast"])
+    assert refused.stderr.startswith("error: Expected a canary of synthetic_garments to promote; there is none")
+    invoke(app, ["models", "canary", "synthetic_garments", "2", "--share", "0.1", "--reason", "again"])
+    promoted = invoke(app, ["models", "promote", "synthetic_garments", "--reason", "fast"])
+    assert promoted.stdout == "synthetic_garments is served by version 2, accuracy 0.5000: fast\n"
+    assert registry.champion("synthetic_garments").by == "ann"
+
 
 @pytest.mark.parametrize(
     ("assignment", "message"),

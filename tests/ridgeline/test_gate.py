@@ -16,7 +16,7 @@ from ridgeline.artifacts.model_evaluation import ModelEvaluation, ModelEvaluatio
 from ridgeline.artifacts.pushed_model import ModelSize
 from ridgeline.decisions import Decisions
 from ridgeline.pipeline import StepResult
-from ridgeline.registry import Registry
+from ridgeline.registry import Registry, Serving
 from ridgeline.run_summary import summary
 from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store
@@ -118,6 +118,8 @@ def runs(sequence: RunSequence, first_export_again: StepResult) -> dict[str, Run
     runs["without champion, forced"] = sequence.run({**WORSE, "evaluate.force_blessing": "the files are lost"})
     runs["too large"] = sequence.run({**OTHER, "train.seed": 7, "export.max_size_mib": 0.3})
     runs["without what it replaced"] = sequence.run({**WORSE, "evaluate.num_mistakes": 2})
+    runs["canary"] = sequence.run({**OTHER, "train.seed": 7, "export.canary_share": 0.1})
+    runs["canary again"] = sequence.run({**OTHER, "train.seed": 7, "export.canary_share": 0.1})
     return runs
 
 
@@ -140,6 +142,7 @@ def test_each_decision_of_the_sequence_is_recorded_once(runs, sequence):
         ("refused", ("the champion can't be read",)),
         ("pushed", ()),
         ("refused", ("too large",)),
+        ("canary", ()),
     ]
     assert decisions[1].title == f"{NAME}: version 2 was pushed"
     assert decisions[1].figures == {
@@ -238,3 +241,15 @@ def test_a_repeated_export_does_not_replace_a_newer_champion(first_export_again,
     assert "was judged without a champion, but the champion is model" in pushed.reason
     assert [entry.version for entry in sequence.registry.history(NAME)[:3]] == [1, 2, 3]
     assert runs["other again"].served == (False, 2)
+
+
+def test_a_model_is_pushed_as_a_canary(runs, sequence):
+    pushed = runs["canary"].results[-1].pushed
+    assert (pushed.new, pushed.version, pushed.share) == (True, 5, 0.1)
+    assert sequence.registry.serving(NAME) == Serving(4, 5, 0.1)
+    assert f"{NAME} version 5, for 0.1 of the requests" in runs["canary"].lines
+    again = runs["canary again"]
+    assert set(again.states) == {"cached"}
+    assert again.results[-1].pushed.unchanged
+    decision = Decisions(sequence.store).all()[0]
+    assert decision.title == f"{NAME}: version 5 was pushed as a canary for 0.1 of the requests"

@@ -71,6 +71,7 @@ def test_a_remote_store_without_a_folder_for_served_models_is_refused_before_wor
 
 BAD = {
     "store": ["foo://bucket/store", "~no_such_user/store", "a" * 300, "\udc80"],
+    "store_connection": ["team_store"],  # the store is a folder
     "serving": ["s3://bucket/serving", "~no_such_user/serving"],
     "serving_base_path": [],  # any text: it is a path or URL on another machine
     "keep_versions": ["abc", "0", "2.5", "[]"],
@@ -82,7 +83,7 @@ BAD = {
     "still_seconds": ["0", "nan", "100000", "a minute"],
     "defaults": ["[1", "[1]", "1", '"text"', "train.epochs=3"],
     "deadline_minutes": ["inf", "-inf", "nan", "0", "1e300", "soon"],
-    "notify": ["foo://token", "hunter2", "jsons://example.org mailto://", "://"],
+    "notify": ["foo://token", "hunter2", "jsons://example.org mailto://", "://", "airflow://", "airflow://mail?cc=x"],
     "notify_file": ["/nowhere", "/"],
     "notify_about": ["everything", "pushed, refused"],
     "stale_days": ["0", "a month"],
@@ -115,6 +116,20 @@ def test_a_bad_value_is_refused_in_one_line_when_settings_are_read(monkeypatch, 
     assert capfd.readouterr() == ("", "")  # no library prints the value
 
 
+def test_a_connection_can_be_looked_up_in_airflow_alone(monkeypatch, caplog):
+    settings = Settings(
+        store="s3://bucket/store", store_connection="team_store", notify="airflow://ops json://127.0.0.1"
+    )
+    with pytest.raises(
+        SettingsError, match="Cannot use the Airflow connection 'team_store' for the store: only Airflow"
+    ):
+        settings.open_store()
+    connection, webhook = settings.recipients
+    assert webhook.url == "json://127.0.0.1"
+    assert not connection.send("shoes: version 1 was pushed", "", waits_seconds=())
+    assert "pushed': Cannot use the Airflow connection 'ops' in RIDGELINE_NOTIFY: only Airflow can look" in caplog.text
+
+
 def test_all_bad_values_are_named_in_one_line(monkeypatch):
     for field, values in BAD.items():
         if values:
@@ -122,7 +137,8 @@ def test_all_bad_values_are_named_in_one_line(monkeypatch):
     with pytest.raises(SettingsError) as caught:
         Settings()
     named = [word for word in str(caught.value).split() if word.startswith("RIDGELINE_")]
-    assert named == [f"RIDGELINE_{field.upper()}:" for field, values in BAD.items() if values]
+    expected = [f"RIDGELINE_{field.upper()}:" for field, values in BAD.items() if values]
+    assert named == [name for name in expected if name != "RIDGELINE_STORE_CONNECTION:"]  # of a good store alone
     assert "\n" not in str(caught.value)
 
 

@@ -33,11 +33,12 @@ from ridgeline.airflow.plugin import compare_page, models_page, run_page
 from ridgeline.airflow.plugin.run_page import Run, Task
 from ridgeline.airflow.plugin.template import render_template
 from ridgeline.airflow.reasons import find_reasons
+from ridgeline.airflow.settings import AirflowSettings
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.compare import CompareError, compare, find_side
 from ridgeline.registry import RegistryError
-from ridgeline.settings import Settings, SettingsError
+from ridgeline.settings import SettingsError
 from ridgeline.store import StoreError
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def create() -> FastAPI:
         if run is None:
             return _no_such_run(dag_id, run_id)
         refresh = {"Refresh": str(REFRESH_SECONDS)} if run.in_progress else {}
-        return HTMLResponse(run_page.render(Settings(), run), headers=refresh)
+        return HTMLResponse(run_page.render(AirflowSettings(), run), headers=refresh)
 
     @app.get("/dags/{dag_id}/runs/{run_id}/reports/{task_id}", dependencies=[readers_of_runs])
     def step_report(
@@ -105,7 +106,7 @@ def create() -> FastAPI:
         run = _find_run(session, dag_id, run_id)
         if run is None:
             return _no_such_run(dag_id, run_id)
-        artifact = run_page.reported(Settings().open_store(), run, task_id)
+        artifact = run_page.reported(AirflowSettings().open_store(), run, task_id)
         if artifact is None or artifact.report is None:
             return _message("No such report", f"Expected a task with a report; received {task_id!r}.", 404)
         # The artifact never changes, but permissions do: browsers keep it, and revalidate it at each request.
@@ -119,23 +120,24 @@ def create() -> FastAPI:
         def dag_of(run_ids: Collection[str]) -> dict[str, str]:
             return _readable_dags(session, user, run_ids)
 
-        return HTMLResponse(models_page.render(Settings().open_registry(), dag_of))
+        return HTMLResponse(models_page.render(AirflowSettings().open_registry(), dag_of))
 
     @app.get("/compare", dependencies=[readers_of_assets])
     def comparison(session: SessionDep, user: GetUserDep, a: str = "", b: str = "") -> Response:
-        settings = Settings()
+        settings = AirflowSettings()
         store, registry = settings.open_store(), settings.open_registry()
         sides = [find_side(store, registry, name) for name in (a, b)]
         run_ids = {run_id for side in sides for run_id in side.run_ids}
         readable = _readable_dags(session, user, run_ids)
-        known = session.scalars(select(DagRun.run_id).where(DagRun.run_id.in_(run_ids)))
-        if set(known) - readable.keys():
+        # Scheduled runs of several DAGs can have one id: all of these must be readable.
+        dags = set(session.scalars(select(DagRun.dag_id).where(DagRun.run_id.in_(run_ids))))
+        if dags - get_auth_manager().get_authorized_dag_ids(user=user, session=session):
             return _message("Not allowed", "A run of the comparison is of a DAG whose runs you may not read.", 403)
         return HTMLResponse(compare_page.render(compare(*sides), readable))
 
     @app.get("/models/{name}/{version}/card", dependencies=[readers_of_assets])
     def model_card(name: str, version: int) -> Response:
-        settings = Settings()
+        settings = AirflowSettings()
         registry = settings.open_registry()
         history = registry.history(name) if name in registry.model_names() else []
         push = next((entry for entry in history if entry.version == version), None)

@@ -9,12 +9,19 @@ from urllib.parse import quote
 
 from ridgeline.airflow.plugin.compare_page import link
 from ridgeline.airflow.plugin.template import render_template
-from ridgeline.history import HistoryEntry
+from ridgeline.history import HistoryEntry, canary, champions
 from ridgeline.registry import Registry
 from ridgeline.store import StoreError
 
 SHOWN = 30  # the latest entries; the history keeps all
 WIDTH, HEIGHT, MARGIN = 720, 200, 40
+DONE = {
+    "push": "pushed",
+    "rollback": "rolled back to",
+    "canary": "canary",
+    "promote": "promoted",
+    "abort": "aborted the canary",
+}
 SIZES = {"Weights": "weights", "MiB": "MiB", "Multiply-adds": "multiply-adds an image"}  # columns
 
 
@@ -73,16 +80,18 @@ def render(registry: Registry, dag_of: Callable[[Collection[str]], Mapping[str, 
             models.append({"name": name, "problem": str(error)})
             continue
         run_ids |= {entry.run_id for entry in history}
-        pushes = {entry.version: entry for entry in history if entry.action == "push"}
+        pushes = {entry.version: entry for entry in reversed(history)}  # the first entry of each version
+        served = champions(history)
         versions = [(version, pushes.get(version)) for version in reversed(registry.versions(name))]
         models.append(
             {
                 "name": name,
                 "problem": "",
                 "champion": registry.champion(name),
-                "chart": _chart(history[-SHOWN:]),
+                "canary": canary(history),
+                "chart": _chart(served[-SHOWN:]),
                 "versions": versions,
-                "comparisons": _comparisons(name, [v for v, push in reversed(versions) if push], history[-1].version),
+                "comparisons": _comparisons(name, [v for v, push in reversed(versions) if push], served[-1].version),
                 "sizes": {v: facts.sizes for v, push in versions if push and (facts := registry.facts(push))},
                 "cards": {v: f"models/{quote(name)}/{v}/card" for v, _ in versions if registry.card(name, v)},
                 "history": history[: -SHOWN - 1 : -1],
@@ -93,5 +102,5 @@ def render(registry: Registry, dag_of: Callable[[Collection[str]], Mapping[str, 
     links = {run: f"dags/{quote(dag, safe='')}/runs/{quote(run, safe='')}" for run, dag in dag_of(run_ids).items()}
     size = {"width": WIDTH, "height": HEIGHT, "margin": MARGIN}
     return render_template(
-        "models", models=models, links=links, root=registry.root, size=size, columns=SIZES, synthetic=False
+        "models", models=models, done=DONE, links=links, root=registry.root, size=size, columns=SIZES, synthetic=False
     )

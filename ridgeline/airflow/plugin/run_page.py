@@ -14,6 +14,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from ridgeline.airflow.plugin.compare_page import link as link_to_comparison
+from ridgeline.airflow.plugin.models_page import DONE
 from ridgeline.airflow.plugin.template import render_template
 from ridgeline.approval import refusal
 from ridgeline.artifacts.base import Artifact, ArtifactError
@@ -189,15 +190,17 @@ def _served(settings: Settings, pushed: PushedModel, run_id: str) -> str:
     """Return whether the model of a run is served, in one or two sentences."""
     registry, name = settings.open_registry(), pushed.facts.model_name
     own = registry.entries_of(name, pushed.facts.model_digest)
-    pushes = [entry for entry in own if entry.action == "push"]
+    pushes = list({entry.version: entry for entry in reversed(own)}.values())  # the first entry of each version
     champion = registry.champion(name)
     if not pushes or champion is None:
         reason = registry.decide_push(pushed).reason or refusal(pushed, Decisions(settings.open_store()).all())
         return f"Exported, but not pushed: {reason or f'there is no {name} yet'}."
-    last = pushes[-1]
+    last = pushes[0]
     text = f"Pushed as version {last.version} of {name}."
     if last.run_id != run_id:
         text = f"Nothing was pushed: version {last.version} of {name} holds this model."
+    if (serving := registry.serving(name)) and serving.canary == last.version:
+        return f"{text} It is a canary: it answers {serving.share:.3g} of the requests."
     if champion.version == last.version:
         return f"{text} It is the champion."
     return f"{text} The champion is version {champion.version} now."
@@ -217,11 +220,11 @@ def _comparison(settings: Settings, evaluation: ModelEvaluation) -> tuple[str, s
 
 
 def _rollbacks(settings: Settings, run: Run) -> Iterator[tuple[str, HistoryEntry]]:
-    """Yield the rollbacks of a run: the name of the model and the entry of its history."""
+    """Yield the rollbacks and decisions about canaries of a run: the model's name, the entry of its history."""
     registry, started_at = settings.open_registry(), run.started_at
     for name in registry.model_names():
         for entry in registry.history(name):
-            if (entry.action, entry.run_id) == ("rollback", run.run_id) and started_at and started_at <= entry.at:
+            if entry.action != "push" and entry.run_id == run.run_id and started_at and started_at <= entry.at:
                 yield name, entry
 
 
@@ -296,6 +299,7 @@ def render(settings: Settings, run: Run) -> str:
         decisions=decisions,
         has_recipients=bool(settings.recipients),
         rollbacks=rollbacks,
+        done=DONE,
         run=run,
         steps=steps,
         records=records,

@@ -190,6 +190,8 @@ def test_a_network_that_cannot_be_imported_is_named_by_explain(folder):
     chosen = python(folder, *explain, "--set", "train.network=lost")
     assert chosen.returncode == 1
     assert "Parameter train.network: cannot use lost: its entry point further_net.lost:lost" in chosen.stderr
+    unknown = python(folder, *explain, "--set", "train.network=nosuch")
+    assert "Parameter train.network: expected 'cnn', 'mlp' or 'wide'; received 'nosuch'." in unknown.stderr
     assert python(folder, *explain, "--set", "train.network=wide", "--set", "train.wide.depth=2").returncode == 0
     deep = python(folder, *explain, "--set", "train.network=wide", "--set", "train.wide.depth=4")
     assert "train.wide.depth: expected less than or equal to 3; received 4" in deep.stderr

@@ -49,11 +49,13 @@ def test_a_request_waits_for_another_process_s_write_as_long_as_it_may_take(tmp_
 def test_settings_of_another_airflow_are_omitted_and_those_of_ridgeline_kept(tmp_path: Path) -> None:
     outer = {
         "AIRFLOW_CONFIG": "/etc/airflow.cfg",
+        "AIRFLOW_CONN_OPS": "apprise://",
         "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
         "RIDGELINE_STORE": "s3://b",
     }
     env = environment(tmp_path, "airflow-run", outer)
     assert "AIRFLOW_CONFIG" not in env
+    assert env["AIRFLOW_CONN_OPS"] == "apprise://"
     assert "AIRFLOW__CORE__EXECUTOR" not in env
     assert env["RIDGELINE_STORE"] == "s3://b"
 

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk.exceptions import AirflowFailException
 
 from ridgeline import pipeline
 from ridgeline.artifacts.base import ArtifactError
@@ -252,12 +255,12 @@ def test_importing_it_does_not_import_tensorflow(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], env=env, timeout=120, check=False).returncode == 0
 
 
-# --- the rollback
+# --- the rollback, canaries
 
 
-def test_a_rollback_has_no_user_if_the_user_is_unknown(
-    task_module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def change(task_module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
+    """Change one of two versions of a model in a task; return what the task returns."""
     monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path))
     monkeypatch.setattr(Registry, "verify", lambda *_: None)  # there is nothing to load
     lines = []
@@ -266,16 +269,45 @@ def test_a_rollback_has_no_user_if_the_user_is_unknown(
         values = {"version": version, "action": "push", "model_digest": str(version), "artifact": "", "accuracy": 0.8}
         lines.append(HistoryEntry.model_validate(values | {"run_id": "run"}).model_dump_json())
     (tmp_path / "serving" / "shoes" / "history.jsonl").write_text("\n".join(lines) + "\n")
-    params = {"model": "shoes", "version": None, "reason": "worse"}
-    run = SimpleNamespace(triggering_user_name=None, run_id="manual__1")
-    ti = SimpleNamespace(log_url="http://host/dags/rollback_model/runs/manual__1/tasks/rollback?try_number=1")
-    context = {"dag": SimpleNamespace(params=params), "params": params, "dag_run": run, "ti": ti}
-    monkeypatch.setattr(task_module, "get_current_context", lambda: context)
-    task_module.rollback_in_task()
+    numbers = itertools.count(1)
+
+    def change(action: str, user: str | None = None, **values: Any) -> str:
+        params = {"model": "shoes", "version": None, "share": 0.1, "reason": "worse"} | values
+        run = SimpleNamespace(triggering_user_name=user, run_id=f"manual__{next(numbers)}")
+        url = f"http://host/dags/rollback_model/runs/{run.run_id}/tasks/rollback?try_number=1"
+        context = {"dag": SimpleNamespace(params=params), "params": params, "dag_run": run}
+        monkeypatch.setattr(task_module, "get_current_context", lambda: context | {"ti": SimpleNamespace(log_url=url)})
+        done: str = task_module.change_in_task(action)
+        return done
+
+    return change
+
+
+def test_a_rollback_has_no_user_if_the_user_is_unknown(change: Callable[..., str]) -> None:
+    assert change("rollback") == "shoes: rolled back to version 1, accuracy 0.8000: worse"
     (decision,) = Decisions(Settings().open_store()).all()
     assert (decision.kind, decision.report) == ("rolled_back", "http://host/dags/rollback_model/runs/manual__1")
     entry = Settings().open_registry().history("shoes")[-1]
     assert (entry.version, entry.by, entry.run_id) == (1, "", "manual__1")
+
+
+def test_a_canary_is_started_and_promoted_or_aborted_in_tasks(change: Callable[..., str]) -> None:
+    assert change("canary", "ann", version=1) == (
+        "shoes: started the canary version 1, 0.1 of the requests, accuracy 0.8000: worse"
+    )
+    assert change("canary", "ann", share=0.5).startswith("shoes: started the canary version 1, 0.5 of the requests")
+    assert change("abort", "bob").startswith("shoes: aborted the canary version 1, ")
+    with pytest.raises(AirflowFailException, match="Expected a canary of shoes to promote; there is none"):
+        change("promote")
+    change("canary", version=1)
+    assert change("promote", "bob").startswith("shoes: promoted the canary version 1, ")
+    settings = Settings()
+    history = settings.open_registry().history("shoes")[2:]
+    assert [(entry.action, entry.by) for entry in history] == [
+        ("canary", "ann"), ("canary", "ann"), ("abort", "bob"), ("canary", ""), ("promote", "bob")
+    ]  # fmt: skip
+    kinds = [decision.kind for decision in Decisions(settings.open_store()).all()]
+    assert kinds == ["promoted", "canary", "aborted", "canary", "canary"]
 
 
 # --- the push

@@ -39,6 +39,15 @@ def other():
 
 other()
 """
+# Who may not read the runs of one DAG: Airflow's own simple manager knows roles alone.
+AUTH_MANAGER = """
+from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
+
+class Manager(SimpleAuthManager):
+    def is_authorized_dag(self, *, user, details=None, **given):
+        hidden = user.username == "outsider" and details is not None and details.id == "fashion_mnist_training"
+        return not hidden and super().is_authorized_dag(user=user, details=details, **given)
+"""
 # A run that is in progress is one that ended, with its last tasks put back by hand.
 MAKE_RUNS = """
 import json, sys
@@ -111,10 +120,14 @@ def server(synthetic: tuple[Settings, list[Execution]], tmp_path_factory: pytest
     shutil.copytree(synthetic[0].store, folder / "store")
     shutil.copytree(ROOT / "dags", folder / "dags", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "dags" / "other.py").write_text(OTHER_DAG)
+    (folder / "code").mkdir()
+    (folder / "code" / "partial_access.py").write_text(AUTH_MANAGER)
     port = free_port()
     env = environment(folder, "airflow", os.environ, port) | {
         "RIDGELINE_STORE": str(folder / "store"),
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "reader:viewer,stranger:",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "reader:viewer,stranger:,outsider:viewer",
+        "AIRFLOW__CORE__AUTH_MANAGER": "partial_access.Manager",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(folder / "code"), os.environ.get("PYTHONPATH")])),
     }
     for name in ("RIDGELINE_MANUAL_DIR", "RIDGELINE_SERVING"):
         env.pop(name, None)
@@ -184,6 +197,7 @@ def test_a_reader_reads_all_pages(server: Server) -> None:
     ("dag_id", "conf"),
     [
         ("rollback_model", {"model": "synthetic_garments", "reason": "a viewer wants it"}),
+        ("canary_model", {"model": "synthetic_garments", "action": "abort", "reason": "a viewer wants it"}),
         ("fashion_mnist_training", {**SYNTHETIC, "evaluate.force_reason": "a viewer wants it"}),
         ("maintenance", {}),
     ],
@@ -314,6 +328,18 @@ def test_a_run_is_compared_with_a_version(server: Server) -> None:
     assert "<code>evaluate.min_accuracy</code></th><td>0.75</td><td>1.0</td>" in page
     assert "The models are the same, byte for byte." in page
     assert f'<a href="dags/fashion_mnist_training/runs/{run_id.replace(":", "%3A").replace("+", "%2B")}">' in page
+
+
+def test_a_user_sees_no_comparison_of_runs_that_the_user_may_not_read(server: Server) -> None:
+    run_id = server.runs["not blessed"][1]
+    with server.client("outsider") as client:
+        found = [
+            client.get("/ridgeline/compare", params={"a": a, "b": run_id}) for a in ("synthetic_garments/1", run_id)
+        ]
+        assert client.get("/ridgeline/models").status_code == 200
+    assert [(answer.status_code, "Not allowed" in answer.text) for answer in found] == [(403, True)] * 2
+    assert "evaluate.min_accuracy" not in found[0].text
+    assert server.get(server.path("reused"), "outsider").status_code == 403
 
 
 @pytest.mark.parametrize("b", ["", "nowhere", "synthetic_garments/9", "..%2F..%2Fsecrets", "Dataset", "*"])

@@ -75,6 +75,20 @@ def test_the_chart_has_a_point_for_each_entry(registry: Registry) -> None:
     assert chart.count('class="rollback now"') == 1
 
 
+def test_it_shows_a_canary_and_how_to_decide_about_it(registry: Registry) -> None:
+    assert "Canary" not in render(registry, lambda run_ids: {})
+    path = registry.root / "garments" / "history.jsonl"
+    canary = entry(3, "canary", reason="try it", by="bob", share=0.25, run_id="start")
+    path.write_text(path.read_text() + canary.model_dump_json() + "\n")
+    page = render(registry, lambda run_ids: {})
+    assert re.search(r"<dt>Champion</dt><dd>Version 2<", page)
+    assert re.search(r"<dt>Canary</dt><dd>Version 3<small>0.25 of the requests since", page)
+    assert '<th scope="row">3 <span class="champion">canary</span></th>' in page
+    assert "<td>canary version 3, 0.25 of the requests</td><td>bob</td>" in page
+    assert "ridgeline models promote garments" in page
+    assert page.count("<circle") == 4  # those that became the champion
+
+
 def test_it_tells_how_to_roll_back(registry: Registry) -> None:
     assert "ridgeline models rollback garments 1 --reason" not in render(registry, lambda run_ids: {})
     assert "rollback_model" in render(registry, lambda run_ids: {})

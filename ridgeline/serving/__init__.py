@@ -1,0 +1,1 @@
+"""`ridgeline serve`: champions and canaries over the REST API of TensorFlow Serving."""

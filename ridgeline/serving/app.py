@@ -1,0 +1,262 @@
+"""The HTTP routes: TensorFlow Serving's REST API, image files, health and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import HTTPException
+from pydantic_core import to_json
+from starlette.requests import ClientDisconnect
+
+from ridgeline.registry import STABLE, Registry
+from ridgeline.serving.batching import Batcher, Outputs, OverloadedError
+from ridgeline.serving.instances import BadRequestError, Instances, read_instances
+from ridgeline.serving.metrics import Metrics
+from ridgeline.serving.versions import Models, Predictor, SavedModel
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0
+MODEL = "/v1/models/{name}"
+PLACES = (MODEL, f"{MODEL}/versions/{{version:int}}", f"{MODEL}/labels/{{label}}")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may take.
+
+    Attributes:
+        request_mib: Size of its body.
+        batch: Number of its images; also of a batch of several requests.
+        seconds: Until its body has arrived.
+    """
+
+    request_mib: float = 16.0
+    batch: int = 256
+    seconds: float = 30.0
+
+
+class Batched:
+    """A SavedModel that answers several requests at once.
+
+    Args:
+        model: The SavedModel.
+        batcher: Joins the requests.
+    """
+
+    def __init__(self, model: SavedModel, batcher: Batcher) -> None:
+        self.image_shape, self.form, self.metadata = model.image_shape, model.form, model.metadata
+        self.predict = batcher.predict
+
+
+def create_app(
+    registry: Registry,
+    limits: Limits = Limits(),
+    token: str | None = None,
+    load: Callable[[str, Path], Predictor] | None = None,
+    draw: Callable[[], float] | None = None,
+) -> FastAPI:
+    """Return the application that serves the models of a registry.
+
+    Args:
+        registry: The registry; it is only read.
+        limits: What one request may take.
+        token: What clients must send as ``Authorization: Bearer TOKEN``, except to ``/health``; None for no check.
+        load: Returns the loaded version of a folder, by the model's name; a batched SavedModel if None.
+        draw: See `Models`.
+    """
+    metrics = Metrics()
+    cores = os.cpu_count() or 1
+    models_pool = ThreadPoolExecutor(cores, "model")  # each version computes one batch at a time
+    requests_pool = ThreadPoolExecutor(cores, "request")  # so many bodies at a time are in memory as images
+    refresh_pool = ThreadPoolExecutor(1, "refresh")
+
+    def load_batched(name: str, folder: Path) -> Batched:
+        model = SavedModel(folder)
+        observe = metrics.batch_images.labels(name).observe
+        return Batched(model, Batcher(model.compute, models_pool, limits.batch, observe))
+
+    models = Models(registry, load or load_batched, metrics, **({"draw": draw} if draw else {}))
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(refresh_pool, models.refresh)
+
+        async def poll() -> None:
+            while True:
+                await asyncio.sleep(POLL_SECONDS)
+                try:
+                    await loop.run_in_executor(refresh_pool, models.refresh)
+                except Exception:
+                    log.exception("Cannot look for new versions; the present ones stay")
+
+        task = loop.create_task(poll())
+        yield
+        task.cancel()
+        for pool in (refresh_pool, requests_pool, models_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    app = FastAPI(title="ridgeline serve", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.exception_handler(HTTPException)
+    async def refuse(request: Request, error: HTTPException) -> Response:
+        message = f"Expected a request as in docs/serving.md; received {request.method} {request.url.path}."
+        return _json({"error": message}, error.status_code, error.headers)
+
+    @app.exception_handler(404)
+    @app.exception_handler(405)
+    async def not_found(request: Request, error: HTTPException) -> Response:
+        return await refuse(request, error)
+
+    @app.exception_handler(Exception)
+    async def fail(request: Request, error: Exception) -> Response:
+        return _json({"error": "Cannot answer: an error of the server, which its log explains."}, 500)
+
+    def authorize(request: Request) -> None:
+        given = request.headers.get("authorization", "").encode()
+        if token is not None and not hmac.compare_digest(given, f"Bearer {token}".encode()):
+            raise BadRequestError("Expected the header Authorization: Bearer TOKEN; received none or another.", 401)
+
+    async def predict(request: Request) -> Response:
+        start = time.monotonic()
+        name, number = "", ""
+        try:
+            authorize(request)
+            path = request.path_params
+            version, label, predictor = models.choose(path["name"], path.get("version"), path.get("label"))
+            name, number = path["name"], str(version)
+            body = await _body(request, limits)
+            is_json = "json" in request.headers.get("content-type", "")
+            loop = asyncio.get_running_loop()
+            shape, form = predictor.image_shape, predictor.form
+            given = await loop.run_in_executor(requests_pool, read_instances, body, is_json, shape, form, limits.batch)
+            del body
+            outputs = await predictor.predict(given.images)
+            answer = _answer(outputs, given)
+            response = _json(answer, 200, {"X-Model-Version": number, "X-Model-Label": label})
+        except BadRequestError as error:
+            response = _refusal(error)
+        except OverloadedError as error:
+            message = f"Too many requests at present: {error}. Try again later."
+            response = _json({"error": message}, 503, {"Retry-After": "1"})
+        except Exception:
+            log.exception("Cannot answer a request to %s, version %s", name, number)
+            response = _json({"error": "Cannot predict: an error of the server, which its log explains."}, 500)
+        metrics.requests.labels(name, number, str(response.status_code)).inc()
+        if name:
+            metrics.seconds.labels(name).observe(time.monotonic() - start)
+        return response
+
+    async def status(request: Request) -> Response:
+        try:
+            authorize(request)
+            path = request.path_params
+            served = models.status(path["name"])
+            if "version" in path or "label" in path or not served:
+                number, label, _ = models.choose(path["name"], path.get("version"), path.get("label"))
+                served = [(number, label)]
+        except BadRequestError as error:
+            return _refusal(error)
+        fine = {"error_code": "OK", "error_message": ""}
+        found = [{"version": str(number), "state": "AVAILABLE", "status": fine} for number, _ in served]
+        return _json({"model_version_status": found})
+
+    async def metadata(request: Request) -> Response:
+        try:
+            authorize(request)
+            path = request.path_params
+            number, _, predictor = models.choose(path["name"], path.get("version"), path.get("label") or STABLE)
+        except BadRequestError as error:
+            return _refusal(error)
+        spec = {"name": path["name"], "signature_name": "", "version": str(number)}
+        return _json({"model_spec": spec, "metadata": predictor.metadata})
+
+    for place in PLACES:
+        app.add_api_route(f"{place}:predict", predict, methods=["POST"])
+        app.add_api_route(f"{place}/metadata", metadata, methods=["GET"])
+        app.add_api_route(place, status, methods=["GET"])
+
+    @app.get("/health/live")
+    async def live() -> Response:
+        return _json({"status": "alive"})
+
+    @app.get("/health/ready")
+    async def ready() -> Response:
+        is_ready = models.is_ready()
+        text = "ready" if is_ready else "not ready"
+        return _json({"status": text, "problems": models.problems()}, 200 if is_ready else 503)
+
+    @app.get("/metrics")
+    async def scrape(request: Request) -> Response:
+        try:
+            authorize(request)
+        except BadRequestError as error:
+            return _refusal(error)
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return app
+
+
+async def _body(request: Request, limits: Limits) -> bytes:
+    """Return the body of a request.
+
+    Raises:
+        BadRequestError: If it is too large, encoded, or does not arrive in time.
+    """
+    if encoding := request.headers.get("content-encoding"):
+        raise BadRequestError(f"Expected a body without Content-Encoding; received {encoding!r}.", 415)
+    limit = int(limits.request_mib * 2**20)
+    too_large = BadRequestError(
+        f"Expected a body of at most {limits.request_mib:g} MiB; received a larger one. Send several requests.", 413
+    )
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit:
+        raise too_large
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(limits.seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    raise too_large
+                parts.append(part)
+    except TimeoutError:
+        message = f"Expected the whole body within {limits.seconds:g} s; received {size} bytes of it."
+        raise BadRequestError(message, 408) from None
+    except ClientDisconnect:
+        raise BadRequestError("The client left before its body had arrived.") from None
+    return b"".join(parts)
+
+
+def _answer(outputs: Outputs, given: Instances) -> dict[str, Any]:
+    values = {name: _plain(column) for name, column in outputs.items()}
+    if given.columns:
+        return {"outputs": values}
+    return {"predictions": [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]}
+
+
+def _plain(column: np.ndarray) -> list[Any]:
+    return [text.decode() for text in column] if column.dtype == object else column.tolist()
+
+
+def _refusal(error: BadRequestError) -> Response:
+    headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(error.status, {})
+    unread = {"Connection": "close"} if error.status in (401, 408, 413, 415) else {}  # the body was not read
+    return _json({"error": str(error)}, error.status, headers | unread)
+
+
+def _json(content: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(to_json(content), status, headers, "application/json")

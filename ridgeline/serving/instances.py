@@ -1,0 +1,160 @@
+"""The body of a request becomes images, or a refusal that says what was expected: JSON as for TF Serving, or a file."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import reprlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic_core import from_json
+
+from ridgeline.image_decoding import UnreadableImage, decode, shape_of
+from ridgeline.image_form import Form
+
+SIGNATURE = "serving_default"
+INPUT = "images"
+EXAMPLES = '{"instances": [...]}, {"inputs": [...]}, or the bytes of an image file'
+
+
+class BadRequestError(Exception):
+    """A request that can't be answered; the message says what was expected and received.
+
+    Attributes:
+        status: The HTTP status.
+    """
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Instances:
+    """The images of a request.
+
+    Attributes:
+        images: uint8 ``[n, *image_shape]``.
+        columns: Whether the response has a list for each output, instead of an object for each image.
+    """
+
+    images: np.ndarray
+    columns: bool = False
+
+
+def read_instances(
+    body: bytes, is_json: bool, image_shape: tuple[int, ...], form: Form, max_instances: int
+) -> Instances:
+    """Return the images of a request's body.
+
+    An image is a nested list of pixels from 0 to 255 in the model's shape; or ``{"b64": "..."}``, an image file of any
+    size and colours in base64; or an object with either as ``images``. A body that is no JSON is one image file.
+
+    Args:
+        body: The body.
+        is_json: Whether the client says that it is JSON; it is, too, if it begins with a brace or a bracket.
+        image_shape: ``(h, w)`` or ``(h, w, 3)`` of the model's input.
+        form: How to prepare image files.
+        max_instances: The largest number of images.
+
+    Raises:
+        BadRequestError: If there are none or too many, or one of them can't be used.
+    """
+    if not body:
+        raise BadRequestError(f"Expected {EXAMPLES}; received an empty body.")
+    if not is_json and not body.lstrip(b" \t\r\n").startswith((b"{", b"[")):
+        return Instances(_decoded(body, form, EXAMPLES)[None])
+    try:
+        request = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise BadRequestError(f"Expected JSON, without NaN and Infinity; received a body with {error}.") from None
+    if not isinstance(request, dict):
+        raise BadRequestError(f"Expected {EXAMPLES}; received {_shown(request)}.")
+    if unknown := request.keys() - {"instances", "inputs", "signature_name"}:
+        raise BadRequestError(f"Expected instances or inputs, and signature_name; received also {', '.join(unknown)}.")
+    if request.get("signature_name", SIGNATURE) not in (SIGNATURE, ""):
+        raise BadRequestError(f"Expected signature_name {SIGNATURE!r}; received {_shown(request['signature_name'])}.")
+    columns = "inputs" in request
+    if columns == ("instances" in request):
+        raise BadRequestError(f"Expected either instances or inputs; received {'both' if columns else 'neither'}.")
+    given = request["inputs" if columns else "instances"]
+    if columns and isinstance(given, dict):
+        given = _only_input(given)
+    if not isinstance(given, list) or not given:
+        what = "an empty list" if given == [] else _shown(given)
+        raise BadRequestError(f"Expected a list of at least one image; received {what}.")
+    if len(given) > max_instances:
+        raise BadRequestError(
+            f"Expected at most {max_instances} images in a request; received {len(given)}. Send several requests.", 413
+        )
+    if not any(isinstance(image, dict) for image in given):
+        return Instances(_pixels(given, image_shape, "images"), columns)
+    images = [_image(image, number, image_shape, form) for number, image in enumerate(given)]
+    return Instances(np.stack(images), columns)
+
+
+def _image(given: Any, number: int, image_shape: tuple[int, ...], form: Form) -> np.ndarray:
+    where = f"image {number}"
+    if isinstance(given, dict) and "b64" not in given:
+        given = _only_input(given)
+    if not isinstance(given, dict):
+        single: np.ndarray = _pixels([given], image_shape, where)[0]
+        return single
+    text = given["b64"]
+    if len(given) > 1 or not isinstance(text, str):
+        raise BadRequestError(f'Expected {{"b64": "..."}} as {where}; received {_shown(given)}.')
+    try:
+        content = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadRequestError(f"Expected base64 as {where}; received a text that is not: {error}.") from None
+    return _decoded(content, form, f"an image file as {where}")
+
+
+def _only_input(given: dict[str, Any]) -> Any:
+    if given.keys() != {INPUT}:
+        raise BadRequestError(f"Expected the input {INPUT!r}; received {_shown(sorted(given))}.")
+    return given[INPUT]
+
+
+def _decoded(content: bytes, form: Form, expected: str) -> np.ndarray:
+    try:
+        image, _ = decode(content, form)
+    except UnreadableImage as error:
+        raise BadRequestError(f"Expected {expected}; received {len(content)} bytes that are none: {error}.") from None
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(shape_of(image))
+
+
+def _pixels(given: list[Any], image_shape: tuple[int, ...], where: str) -> np.ndarray:
+    try:
+        images = np.asarray(given)
+    except (ValueError, OverflowError):
+        shape = f"({', '.join(map(str, image_shape))})"
+        raise BadRequestError(f"Expected {where} of shape {shape}; received lists of different lengths.") from None
+    if images.dtype == object or images.dtype.kind not in "iu":
+        raise BadRequestError(
+            f"Expected pixels as integers from 0 to 255 (uint8) in {where}; received {_shown(_first_other(given))}. "
+            "Send them as they are: normalization is part of the model."
+        )
+    if images.shape[1:] != image_shape:
+        raise BadRequestError(f"Expected {where} of shape {image_shape}; received {images.shape[1:]}.")
+    if images.min() < 0 or images.max() > 255:
+        raise BadRequestError(f"Expected pixels from 0 to 255 (uint8) in {where}; received {_first_other(given)}.")
+    return images.astype(np.uint8)
+
+
+def _first_other(values: Iterable[Any]) -> Any:
+    """Return the first value in nested lists that is no integer from 0 to 255."""
+    for value in values:
+        if isinstance(value, list):
+            if (found := _first_other(value)) is not None:
+                return found
+        elif type(value) is not int or not 0 <= value <= 255:
+            return "null" if value is None else value
+    return None
+
+
+def _shown(value: Any) -> str:
+    return reprlib.repr(value)
