@@ -336,7 +336,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65_535, help="The port; 0 for a free one.")] = 8501,
     max_request_mib: Annotated[float, typer.Option(min=0.001, help="The largest body of a request.")] = 16.0,
     max_batch: Annotated[int, typer.Option(min=1, help="The most images of a request, and of a batch.")] = 256,
-    max_seconds: Annotated[float, typer.Option(min=0.1, help="Until the body of a request has arrived.")] = 30.0,
+    max_seconds: Annotated[float, typer.Option(min=0.1, help="Until a request has arrived; also to decode it.")] = 30.0,
     token_file: Annotated[
         Path | None, typer.Option(help="A file with the token that clients send: Authorization: Bearer TOKEN.")
     ] = None,

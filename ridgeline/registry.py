@@ -228,7 +228,11 @@ class Registry:
             RegistryError: If there is no such version, or its files differ.
         """
         folder = self.root / name / str(version)
-        if not self._was_pushed(folder, self.entry(name, version)):
+        try:
+            entry = self.entry(name, version)
+        except StoreError:  # the history is lost, or of a later release
+            return
+        if not self._was_pushed(folder, entry):
             raise RegistryError(f"Expected {folder} to hold the files that were pushed; received others.")
 
     def champion(self, name: str) -> HistoryEntry | None:

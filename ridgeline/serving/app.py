@@ -40,7 +40,7 @@ class Limits:
     Attributes:
         request_mib: Size of its body.
         batch: Number of its images; also of a batch of several requests.
-        seconds: Until its body has arrived.
+        seconds: Until its body has arrived; also to decode its images.
     """
 
     request_mib: float = 16.0
@@ -142,7 +142,9 @@ def create_app(
             is_json = "json" in request.headers.get("content-type", "")
             loop = asyncio.get_running_loop()
             shape, form = predictor.image_shape, predictor.form
-            given = await loop.run_in_executor(requests_pool, read_instances, body, is_json, shape, form, limits.batch)
+            given = await loop.run_in_executor(
+                requests_pool, read_instances, body, is_json, shape, form, limits.batch, limits.seconds
+            )
             del body
             outputs = await predictor.predict(given.images)
             answer = _answer(outputs, given)

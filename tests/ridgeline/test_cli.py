@@ -274,7 +274,7 @@ def test_models_verify_and_rollback(synthetic_store, refs, tmp_path, monkeypatch
     shutil.copytree(model.path, tmp_path / "second")
     champion = registry.champion("synthetic_garments").model_digest
     facts = model.facts.model_copy(update={"model_digest": "0" * 64, "accuracy": 0.5, "champion": champion})
-    second = PushedModel.seal(tmp_path / "second", facts)
+    second = store.open(store.publish(PushedModel.seal(tmp_path / "second", facts)), PushedModel)
     checked = []
     monkeypatch.setattr("ridgeline.registry.check", lambda *arguments: checked.append(arguments))
     registry.push(second, "run 2")

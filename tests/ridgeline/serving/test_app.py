@@ -196,6 +196,14 @@ def test_a_damaged_version_is_served_once_it_is_restored(push, serve, registry, 
     until(lambda: client.get("/health/ready").status_code == 200)
 
 
+def test_a_model_whose_history_is_lost_is_served(push, serve, registry):
+    push()
+    for file in ("history.jsonl", "history-copy.jsonl"):
+        (registry.root / NAME / file).write_text("damaged\n")
+    registry.store = None
+    assert version_of(serve()) == (1, "stable")
+
+
 def test_an_unreachable_registry_leaves_what_is_served(push, serve, registry):
     push()
     client = serve()
