@@ -204,10 +204,11 @@ def infer(
 ) -> None:
     """Predict the class of each image in a folder with a served model, into a Parquet file. Nothing is trained."""
     _log_to_standard_output()
-    settings, steps = Settings(), pipeline.plan("infer")
+    settings, step = Settings(), pipeline.step_that_yields(Predictions)
     expect_output(output, folder, new_files_only)
     given = {"model": model, "folder": folder, "version": version, "new_files_only": new_files_only}
-    params = pipeline.parse_params(steps, {f"infer.{name}": value for name, value in given.items()}, settings)
+    steps = pipeline.plan(step)
+    params = pipeline.parse_params(steps, {f"{step}.{name}": value for name, value in given.items()}, settings)
     (result,) = pipeline.run(settings, steps, params, models_cli.new_run_id())
     ref = result.execution.output or result.execution.inputs.get("earlier")
     store = settings.open_store()

@@ -80,12 +80,12 @@ def test_explain_with_a_sweep_and_a_profile(invoke):
 def test_help_names_the_installed_steps_and_the_options_that_their_parameters_declare(invoke):
     words = " ".join(invoke("run", "--help").stdout.replace("│", " ").split())
     assert (
-        "evaluate, export, ingest, label_errors, schema, select, statistics, sweep, train, transform, validate. export "
-        "if left out." in words
+        "evaluate, export, infer, ingest, label_errors, schema, select, statistics, sweep, train, transform, validate. "
+        "export if left out." in words
     )
     assert "A step that is left out by default: select, sweep." in words
     assert "--profile VALUE is short for --set train.profile=VALUE." in words
-    assert "NAME is one of evaluate, export, ingest" in invoke("step", "--help").stdout
+    assert "NAME is one of evaluate, export, infer, ingest" in invoke("step", "--help").stdout
 
 
 @pytest.mark.parametrize("profile", [["--profile", "tuned"], ["--profile=tuned"], ["--set", "train.profile=tuned"]])
