@@ -78,6 +78,7 @@ def test_responses_are_the_evaluations_predictions(push, serve, model, images):
     assert [row["class_id"] for row in rows] == expected.argmax(axis=1).tolist()
     assert [row["class_name"] for row in rows] == [model.facts.class_names[row["class_id"]] for row in rows]
     columns = client.post(f"{URL}:predict", json={"inputs": images.tolist()}).json()["outputs"]
+    assert list(rows[0]) == list(columns) == ["class_id", "class_name", "probabilities"]
     assert columns == {name: [row[name] for row in rows] for name in ("class_id", "class_name", "probabilities")}
     file = client.post(f"{URL}:predict", content=png(images[0])).json()["predictions"]
     assert file[0]["class_name"] == rows[0]["class_name"]
