@@ -107,6 +107,7 @@ FIRST = (
     "tests/ridgeline/test_gate.py",
     "tests/docs/test_extending.py",
     "tests/components/test_train.py",
+    "tests/components/test_infer.py",
     "tests/ridgeline/test_registry.py",
     "tests/ridgeline/test_cli.py",
     "tests/components/training/test_engine.py",
