@@ -109,6 +109,7 @@ FIRST = (
     "tests/ridgeline/serving/test_app.py",
     "tests/docs/test_extending.py",
     "tests/components/test_train.py",
+    "tests/components/test_infer.py",
     "tests/ridgeline/test_registry.py",
     "tests/ridgeline/test_cli.py",
     "tests/components/training/test_engine.py",
