@@ -214,6 +214,7 @@ def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     name = uuid.uuid4().hex
+    s3fs.S3FileSystem.clear_instance_cache()  # another test may have had other credentials
     s3fs.S3FileSystem().mkdir(name)
     return f"s3://{name}"
 
