@@ -88,7 +88,7 @@ def training_dag(
         is_paused_upon_creation=False,
         catchup=False,
         max_active_runs=1,
-        dagrun_timeout=timedelta(hours=24 + Settings().approval_hours),  # the limits of the tasks add up to 16 hours
+        dagrun_timeout=Settings().longest_run,  # the limits of the tasks add up to 16 hours
         tags=[name.replace("_", "-"), "training"],
         params={"penalty_from": _penalty_from()}
         | form(

@@ -12,20 +12,17 @@ from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.component import Approval, Component, ParameterError, Params, StepError
 from ridgeline.decisions import ANSWERS, Answer, Decision
 from ridgeline.markdown import escape
+from ridgeline.masking import mask
 from ridgeline.significance import mcnemar_p_value
 
 SIGNIFICANCE = 0.05  # a gain over the champion is significant if its p-value is below this
-WAITS = " waits for approval"
 
 
 class Ask(Protocol):
     """How a person is asked."""
 
-    def expect_possible(self, parameter: str) -> None:
+    def expect_possible(self) -> None:
         """Refuse a run that may have to ask, if nobody can be asked.
-
-        Args:
-            parameter: Dotted name of the parameter that says when a person must approve a push.
 
         Raises:
             ParameterError: If nobody can be asked.
@@ -70,24 +67,29 @@ def why_needed(policy: Approval, model: PushedModel, evaluation: ModelEvaluation
     return "every push needs it" if policy == "always" else ""
 
 
-def question(model: PushedModel, evaluation: ModelEvaluation, why: str, run_id: str, by: str, link: str) -> Decision:
+def question(
+    model: PushedModel, evaluation: ModelEvaluation, why: str, canary_share: float, run_id: str, by: str, link: str
+) -> Decision:
     """Return the question whether a model is to be pushed.
 
     Args:
         model: The model.
         evaluation: Its evaluation.
         why: Why a person must approve it.
+        canary_share: The share of the requests that it would answer as a canary; 0 if it would be the champion.
         run_id: The run that asks.
         by: The user who started the run.
         link: URL of the run's page; empty for the path of the evaluation's report.
     """
     facts, name = evaluation.facts, model.facts.model_name
+    canary = (f"it would answer {canary_share:.3g} of the requests, as a canary",) if canary_share else ()
     return Decision(
         kind="approval_asked",
         model=name,
         subject=f"{model.ref} in {run_id}",
-        title=f"{name}: model {facts.model_digest[:12]}{WAITS}",
-        reasons=(f"approval is needed: {why}", *facts.verdict.reasons),
+        model_digest=facts.model_digest,
+        title=f"{name}: model {facts.model_digest[:12]} waits for approval",
+        reasons=(f"approval is needed: {why}", *canary, *facts.verdict.reasons),
         figures=figures_of(evaluation),
         report=link or str(evaluation.report or ""),
         run_id=run_id,
@@ -110,16 +112,17 @@ def answer(asked: Decision, kind: Answer, by: str = "", reason: str = "") -> Dec
         asked: The question.
         kind: What was answered.
         by: The user who answered; empty if nobody did.
-        reason: Why.
+        reason: Why; secrets in it are hidden.
     """
-    model = asked.title.removesuffix(WAITS)
+    model = f"{asked.model}: model {asked.model_digest[:12]}"
     titles = {
         "approved": f"{model} was approved by {by}",
         "rejected": f"{model} was rejected by {by}, and not pushed",
         "approval_expired": f"{model} was not pushed: nobody approved it in time",
     }
     given = {"kind": kind, "title": titles[kind], "answered_by": by, "at": datetime.now(UTC)}
-    return asked.model_copy(update={**given, "reasons": (reason or "no reason given",)})
+    reason = mask(reason.encode(errors="replace").decode()) or "no reason given"
+    return asked.model_copy(update={**given, "reasons": (reason,)})
 
 
 def find_answer(asked: Decision, decisions: Iterable[Decision]) -> Decision | None:
@@ -131,11 +134,15 @@ def find_answer(asked: Decision, decisions: Iterable[Decision]) -> Decision | No
         asked: The question.
         decisions: The recorded decisions, newest first.
     """
-    model = asked.subject.partition(" in ")[0]
+    model = asked.model, asked.model_digest
     for decision in decisions:
         if decision.kind in ANSWERS and decision.subject == asked.subject:
             return decision
-        if decision.kind in ("approved", "rejected") and decision.subject.startswith(f"{model} in ") and not asked.by:
+        if (
+            decision.kind in ("approved", "rejected")
+            and (decision.model, decision.model_digest) == model
+            and not asked.by
+        ):
             return decision if decision.kind == "rejected" else None
     return None
 
@@ -150,8 +157,8 @@ def refusal(model: PushedModel, decisions: Iterable[Decision]) -> str:
     Returns:
         A sentence; empty if nobody rejected the model.
     """
-    about = (d for d in decisions if d.kind in ANSWERS and d.subject.startswith(f"{model.ref} in "))
-    last = next(about, None)
+    about = model.facts.model_name, model.facts.model_digest
+    last = next((d for d in decisions if d.kind in ANSWERS and (d.model, d.model_digest) == about), None)
     if last is None or last.kind == "approved":
         return ""
     who = f"rejected by {last.answered_by}" if last.answered_by else "not approved in time"
@@ -170,13 +177,15 @@ def expect_askable(steps: Iterable[Component], params: Mapping[str, Params], ask
         ParameterError: If nobody can be asked.
     """
     for step in steps:
-        policy = step.push(params[step.name]).approval
-        if policy != "never":
-            if ask is None:
-                raise ParameterError(
-                    f"Expected {step.name}.approval=never where nobody can be asked; received {policy}."
-                )
-            ask.expect_possible(f"{step.name}.approval")
+        if step.push(params[step.name]).approval == "never":
+            continue
+        if ModelEvaluation not in step.inputs.values():
+            raise ParameterError(
+                f"Expected a ModelEvaluation among the inputs of {step.name}, which asks for approval."
+            )
+        if ask is None:
+            raise ParameterError(f"Expected {step.name} to need no approval, since nobody can be asked.")
+        ask.expect_possible()
 
 
 class Terminal:
@@ -191,11 +200,8 @@ class Terminal:
         self._user = user
         self._output = output or sys.stdout
 
-    def expect_possible(self, parameter: str) -> None:
+    def expect_possible(self) -> None:
         """Refuse a run without a terminal.
-
-        Args:
-            parameter: Dotted name of the parameter that says when a person must approve a push.
 
         Raises:
             ParameterError: If there is none.
@@ -203,7 +209,7 @@ class Terminal:
         if not (sys.stdin and sys.stdin.isatty() and self._output.isatty()):
             raise ParameterError(
                 "Expected a terminal to ask for approval of the push at; received none. Run the command at a terminal, "
-                f"run the DAG in Airflow's web interface, or set {parameter}=never."
+                "run the DAG in Airflow's web interface, or set the parameter approval to never."
             )
 
     def __call__(self, asked: Decision, evaluation: ModelEvaluation) -> Decision:

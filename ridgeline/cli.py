@@ -21,7 +21,7 @@ from ridgeline.artifacts.base import MANIFEST, ArtifactError, verify
 from ridgeline.artifacts.predictions import Predictions
 from ridgeline.compare import CompareError, compare, find_side
 from ridgeline.component import ParameterError, Params, StepError
-from ridgeline.gc import RECENT, collect_garbage
+from ridgeline.gc import collect_garbage
 from ridgeline.lineage import Origin
 from ridgeline.lineage import lineage as lineage_of
 from ridgeline.masking import mask
@@ -357,16 +357,20 @@ def serve(
 def gc(
     keep_runs: Annotated[int, typer.Option(min=1, help="How many of the latest runs to keep whole.")] = 10,
     keep_hours: Annotated[
-        float,
-        typer.Option(min=0, help="Keep also the runs whose last step ended in these hours: they may be in progress."),
-    ] = RECENT / timedelta(hours=1),
+        float | None,
+        typer.Option(
+            min=0,
+            help="Keep also the runs whose last step ended in these hours: they may be in progress. 24 hours and "
+            "RIDGELINE_APPROVAL_HOURS if left out.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be deleted.")] = False,
 ) -> None:
     """Delete artifacts that no served version, none of the last runs and no run in progress need."""
     settings = Settings()
-    garbage = collect_garbage(
-        settings.open_store(), settings.open_registry(), keep_runs, dry_run, timedelta(hours=keep_hours)
-    )
+    recent = settings.longest_run if keep_hours is None else timedelta(hours=keep_hours)
+    garbage = collect_garbage(settings.open_store(), settings.open_registry(), keep_runs, dry_run, recent)
     for ref, size in garbage.artifacts.items():
         typer.echo(f"{'would delete' if dry_run else 'deleted'} {ref}  {size / 1e6:.1f} MB")
     typer.echo(

@@ -46,7 +46,7 @@ class Params(BaseModel):
     def in_key(self) -> dict[str, Any]:
         """Return the values that are part of the step's key, as JSON values by dotted name.
 
-        Left out are locations and what `outside_key` marks.
+        Left out are locations, and fields of this model itself that `outside_key` marks.
         """
         marked = {
             name

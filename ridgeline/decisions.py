@@ -58,6 +58,7 @@ class Decision(BaseModel):
         report: Path or URL of the report; empty if there is none.
         run_id: The run that decided.
         by: The user who asked for it; empty for a scheduled run.
+        model_digest: Digest of the trained model that an approval is about; empty for other decisions.
         answered_by: The user who approved or rejected a push; empty for other decisions.
         at: When, UTC.
         delivered: Digests of the recipients that have received it.
@@ -76,6 +77,7 @@ class Decision(BaseModel):
     report: str = ""
     run_id: str = ""
     by: str = ""
+    model_digest: str = ""
     answered_by: str = ""
     at: datetime = Field(default_factory=lambda: datetime.now(UTC))
     delivered: tuple[str, ...] = ()

@@ -18,9 +18,8 @@ from ridgeline.approval import Ask, expect_askable, find_answer, question, why_n
 from ridgeline.artifacts.base import Artifact, ArtifactError
 from ridgeline.artifacts.dataset import served_name
 from ridgeline.artifacts.model import Model
-from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModel
-from ridgeline.component import Approval, Component, ParameterError, Params, ServedParams, StepError
+from ridgeline.component import Component, ParameterError, Params, PushRule, ServedParams, StepError
 from ridgeline.decisions import Decision, Decisions
 from ridgeline.executor import decide, execute, list_sources, open_inputs
 from ridgeline.keys import reachable_code
@@ -490,11 +489,8 @@ def run_step(
         pushed, answer = None, None
         if execution.output and pushes:
             model = store.open(execution.output, PushedModel)
-            evaluation, rule = find_evaluation(store, inputs), component.push(params)
-            if ask and evaluation and rule.approval != "never":
-                answer = _approval(settings, model, evaluation, rule.approval, run_id, by, link, ask)
-            if answer is None or answer.kind == "approved":
-                pushed = settings.open_registry().push(model, run_id, by, rule.canary_share, answer)
+            pushed, answer = _push(settings, component.push(params), model, inputs, run_id, by, link, ask)
+            if pushed:
                 log.info("%s: %s; served from %s", component.name, pushed.reason, pushed.path)
         if pushes:
             rejected = answer is not None and answer.kind != "approved"
@@ -512,29 +508,40 @@ def run_step(
         return StepResult(execution, pushed)
 
 
-def _approval(
+def _push(
     settings: Settings,
+    rule: PushRule,
     model: PushedModel,
-    evaluation: ModelEvaluation,
-    policy: Approval,
+    inputs: Mapping[str, str],
     run_id: str,
     by: str,
     link: str,
-    ask: Ask,
-) -> Decision | None:
-    """Return a person's answer whether a model is to be pushed, recorded; None if nobody must be asked."""
-    why = why_needed(policy, model, evaluation)
-    if not why or not settings.open_registry().decide_push(model, by).push:
-        return None
-    decisions = Decisions(settings.open_store())
-    asked = question(model, evaluation, why, run_id, by, link)
+    ask: Ask | None,
+) -> tuple[Pushed | None, Decision | None]:
+    """Push a model, if need be after a person approved it.
+
+    Returns:
+        The outcome of the push, None if it was not approved; and the answer, None if nobody was asked.
+    """
+    store, registry = settings.open_store(), settings.open_registry()
+    evaluation = find_evaluation(store, inputs)
+    why = why_needed(rule.approval, model, evaluation) if evaluation else ""
+    if not (why and evaluation and ask):
+        return registry.push(model, run_id, by, rule.canary_share), None
+    name = model.facts.model_name
+    if not (decision := registry.decide_push(model, by)).push and (champion := registry.champion(name)):
+        path, reason = registry.root / name / str(champion.version), f"not pushed: {decision.reason}"
+        return Pushed(path, champion.version, reason, new=False, unchanged=decision.unchanged), None
+    decisions = Decisions(store)
+    share = rule.canary_share if registry.champion(name) else 0.0
+    asked = question(model, evaluation, why, share, run_id, by, link)
     answer = find_answer(asked, decisions.all())
     if answer is None:
         announce(settings, asked)
         answer = ask(asked, evaluation)
         decisions.add(answer)
     log.info("%s: %s", answer.title, "; ".join(answer.reasons))
-    return answer
+    return registry.push(model, run_id, by, rule.canary_share, answer) if answer.kind == "approved" else None, answer
 
 
 def run(

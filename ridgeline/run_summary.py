@@ -106,7 +106,8 @@ def _served(registry: Registry, store: Store, model: PushedModel) -> Iterator[tu
     serving = registry.serving(name) if champion else None
     if champion is None or champion.artifact != model.ref:
         decision = registry.decide_push(model)
-        is_canary = decision.unchanged and serving is not None and serving.canary is not None
+        own = {entry.version for entry in registry.entries_of(name, model.facts.model_digest)}
+        is_canary = serving is not None and serving.canary in own
         reason = refusal(model, Decisions(store).all()) if decision.push else decision.reason
         if reason and not is_canary:
             yield "not pushed", reason

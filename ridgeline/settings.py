@@ -8,6 +8,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -31,6 +32,8 @@ PATTERN = "*?[\\"
 MAX_DEADLINE_MINUTES = 10 * 366 * 24 * 60
 MAX_NAME_BYTES = 255  # of a file or folder, in the usual file systems
 MAX_RETENTION_DAYS = 100 * 366
+MAX_APPROVAL_HOURS = 72  # a weekend
+MIN_RETENTION_DAYS = 5  # longer than a run may take, so that none in progress is deleted
 PUSHED = "pushed"  # the schedule of a DAG that runs after each push of a model
 MESSAGES = ("failed", "late", *KINDS)
 
@@ -232,12 +235,12 @@ class Settings(BaseSettings):
     stale_days: int = Field(30, ge=1, le=100 * 366)
     refused_in_a_row: int = Field(3, ge=1, le=1_000)
     approvers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_users)] = ()
-    approval_hours: float = Field(12.0, gt=0.0, le=24 * 366, allow_inf_nan=False)
+    approval_hours: float = Field(12.0, gt=0.0, le=MAX_APPROVAL_HOURS, allow_inf_nan=False)
     tensorflow_slots: int = Field(2, ge=1, le=10_000)
     maintenance_schedule: Schedule = "0 6 * * 0"
     keep_runs: int = Field(50, ge=1)
     log_retention_days: int = Field(30, ge=1, le=MAX_RETENTION_DAYS)
-    metadata_retention_days: int = Field(90, ge=2, le=MAX_RETENTION_DAYS)
+    metadata_retention_days: int = Field(90, ge=MIN_RETENTION_DAYS, le=MAX_RETENTION_DAYS)
 
     def __init__(self, **values: Any) -> None:
         for name in type(self).model_fields:
@@ -299,6 +302,11 @@ class Settings(BaseSettings):
                 f"Cannot use the Airflow connection {self.store_connection!r} for the store: {mask(error)}. Correct "
                 "it, or unset RIDGELINE_STORE_CONNECTION and give the driver its credentials in the environment."
             ) from None
+
+    @property
+    def longest_run(self) -> timedelta:
+        """How long a run may take: its steps, and the wait for an approval."""
+        return timedelta(hours=24 + self.approval_hours)
 
     def open_store(self) -> Store:
         """Return the store.

@@ -18,7 +18,6 @@ from ridgeline.announcements import announce
 from ridgeline.approval import Ask, answer, markdown
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.decisions import Decision, Decisions
-from ridgeline.masking import mask
 
 APPROVE, REJECT = "Approve", "Reject"
 MAX_REASON = 500  # characters
@@ -27,7 +26,7 @@ MAX_REASON = 500  # characters
 class AskInAirflow:
     """Asks in Airflow's web interface, inside a task that `task_with_approval` declares."""
 
-    def expect_possible(self, parameter: str) -> None:
+    def expect_possible(self) -> None:
         """Do nothing: Airflow can always ask."""
 
     def __call__(self, asked: Decision, evaluation: ModelEvaluation) -> NoReturn:
@@ -44,7 +43,7 @@ class AskInAirflow:
         upsert_hitl_detail(
             ti_id=get_current_context()["ti"].id,
             options=[APPROVE, REJECT],
-            subject=f"Push {asked.title.partition(' waits')[0]}?",
+            subject=f"Push model {asked.model_digest[:12]} of {asked.model}?",
             body=markdown(asked, evaluation),
             defaults=[REJECT],
             params={"reason": ParamsDict({"reason": reason}).get_param("reason").serialize()},
@@ -60,13 +59,10 @@ class AskInAirflow:
 def _answer(asked: Decision, options: Sequence[str], params: Mapping[str, Any] | None, user: str) -> Decision:
     """Return what a person chose, as the answer to a question."""
     reason = " ".join(str((params or {}).get("reason") or "").split())[:MAX_REASON]
-    return answer(asked, "approved" if list(options) == [APPROVE] else "rejected", user, mask(reason))
+    return answer(asked, "approved" if list(options) == [APPROVE] else "rejected", user, reason)
 
 
-class _AskNow:
-    """How the tasks of this process ask, if not in Airflow's web interface; see `ask_at`."""
-
-    ask: Ask | None = None
+_ask_here: Ask | None = None  # how the tasks of this process ask, if not in Airflow's web interface
 
 
 def ask_at(ask: Ask) -> None:
@@ -75,12 +71,13 @@ def ask_at(ask: Ask) -> None:
     Args:
         ask: For example a `Terminal`.
     """
-    _AskNow.ask = ask
+    global _ask_here
+    _ask_here = ask
 
 
 def ask_in_task() -> Ask:
     """Return how a task asks."""
-    return _AskNow.ask or AskInAirflow()
+    return _ask_here or AskInAirflow()
 
 
 class _TaskWithApproval(DecoratedOperator, PythonOperator):

@@ -24,7 +24,7 @@ from ridgeline.airflow.task import settings_in_task, skip
 from ridgeline.announcements import announce
 from ridgeline.component import ParameterError
 from ridgeline.gc import collect_garbage
-from ridgeline.settings import MAX_RETENTION_DAYS
+from ridgeline.settings import MAX_RETENTION_DAYS, MIN_RETENTION_DAYS
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def form() -> dict[str, Param]:
             "Metadata retention (days)",
             "Older runs are deleted from Airflow's database. The last scheduled run of each DAG stays.",
             settings.metadata_retention_days,
-            minimum=2,  # longer than any run may take: a run in progress is never deleted
+            minimum=MIN_RETENTION_DAYS,
             maximum=MAX_RETENTION_DAYS,
         ),
         "dry_run": Param(
@@ -95,7 +95,9 @@ def collect_garbage_in_task() -> str:
     """
     params, settings = _params(), settings_in_task()
     dry_run = params["dry_run"]
-    garbage = collect_garbage(settings.open_store(), settings.open_registry(), params["keep_runs"], dry_run)
+    garbage = collect_garbage(
+        settings.open_store(), settings.open_registry(), params["keep_runs"], dry_run, settings.longest_run
+    )
     for ref, size in garbage.artifacts.items():
         log.info("%s %s, %.1f MB", _verb(dry_run), ref, size / 1e6)
     return _report(

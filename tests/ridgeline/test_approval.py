@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 
 from ridgeline import pipeline
-from ridgeline.approval import Terminal, answer, markdown, why_needed
+from ridgeline.approval import Terminal, answer, find_answer, markdown, why_needed
 from ridgeline.artifacts.model_evaluation import Comparison, ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.component import ParameterError, StepError
 from ridgeline.decisions import Answer, Decision, Decisions
 from ridgeline.history import HistoryEntry
+from ridgeline.masking import remember
 from ridgeline.pipeline import StepResult
+from ridgeline.registry import PushDecision
 from ridgeline.run_summary import summary
 from ridgeline.settings import Settings
 
@@ -31,7 +33,7 @@ class Person:
         self.kind, self.reason = kind, reason
         self.asked: list[Decision] = []
 
-    def expect_possible(self, parameter: str) -> None:
+    def expect_possible(self) -> None:
         pass
 
     def __call__(self, asked: Decision, evaluation: ModelEvaluation) -> Decision:
@@ -120,6 +122,40 @@ def test_a_run_that_nobody_started_does_not_ask_again_about_a_rejected_model(
     late = Person("approval_expired")
     export(settings, refs, late, "third", by="bob")
     assert len(late.asked) == 1
+
+
+def test_a_rejection_is_about_the_model_whatever_its_evaluation_says(settings: Settings, refs: dict[str, str]) -> None:
+    store, person = settings.open_store(), Person("rejected")
+    export(settings, refs, person, "first", by="")
+    (asked,) = person.asked
+    rejected = Decisions(store).all()[0]
+    later = asked.model_copy(update={"subject": "PushedModel/another in second", "run_id": "second"})
+    assert find_answer(later, [rejected]) == rejected
+    assert find_answer(later.model_copy(update={"by": "bob"}), [rejected]) is None
+    assert find_answer(later.model_copy(update={"model_digest": "another"}), [rejected]) is None
+
+
+def test_nobody_is_asked_about_a_model_that_would_not_be_pushed_and_it_stays_so(
+    settings: Settings, refs: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(settings, refs, Person("approved"))
+    answers = iter([PushDecision(False, "a canary waits")])
+    monkeypatch.setattr("ridgeline.registry.Registry.decide_push", lambda *_: next(answers, PushDecision(True)))
+    person = Person("approved")
+    pushed = export(settings, refs, person, "second").pushed  # what refused it ends at that moment
+    assert pushed
+    assert (pushed.new, pushed.version, pushed.reason) == (False, 1, "not pushed: a canary waits")
+    assert person.asked == []
+    assert len(history(settings)) == 1
+
+
+def test_a_reason_is_text_without_secrets() -> None:
+    remember("json://user:s3cret-word@example.org")
+    asked = Decision(kind="approval_asked", model="shoes", model_digest="ab" * 32, subject="s", title="t")
+    given = answer(asked, "approved", "ann", "bad \ud800 s3cret-word")
+    assert given.reasons == ("bad ? ***",)
+    assert given.title == "shoes: model abababababab was approved by ann"
+    assert given.model_dump_json()
 
 
 def evaluation_with(

@@ -89,12 +89,12 @@ BAD = {
     "stale_days": ["0", "a month"],
     "refused_in_a_row": ["0", "few"],
     "approvers": ["ann,bob", "ann; bob"],
-    "approval_hours": ["0", "-1", "a day", "inf"],
+    "approval_hours": ["0", "-1", "a day", "inf", "73"],
     "tensorflow_slots": ["0", "two", "99999999999999999999"],
     "maintenance_schedule": ["daily", "0 6 * * 8"],
     "keep_runs": ["-1", "all"],
     "log_retention_days": ["0", "999999999", "1 week"],
-    "metadata_retention_days": ["1", "999999999", "ninety"],
+    "metadata_retention_days": ["4", "999999999", "ninety"],
 }
 
 
