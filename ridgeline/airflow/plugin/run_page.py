@@ -298,6 +298,7 @@ def render(settings: Settings, run: Run) -> str:
         "run",
         decisions=decisions,
         has_recipients=bool(settings.recipients),
+        sent_kinds=settings.notify_about,
         rollbacks=rollbacks,
         done=DONE,
         run=run,
