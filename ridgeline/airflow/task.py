@@ -65,6 +65,13 @@ def run_in_task(
         AirflowFailException: If a parameter is bad, or the step cannot process its inputs; not retried.
         AirflowSkipException: If the step has no output.
     """
+    return _pass_on(_run(component, values, inputs))
+
+
+def _run(
+    component: Component, values: Mapping[str, Any] | None, inputs: Mapping[str, str | Iterable[str] | None]
+) -> StepResult:
+    """Run or reuse a step, as `run_in_task` does, and return its result; also that of a step without an output."""
     context, settings = get_current_context(), settings_in_task()
     params, run_id = params_in_task(component, values), context["run_id"]
     shown = flatten(params.model_dump(mode="json"))
@@ -90,11 +97,21 @@ def run_in_task(
         states = {record.state for record in run_records(settings, run_id).values()}
         if states <= {"cached", "skipped"}:
             log.info("nothing changed: every step was reused, and the served version stays the same")
-    if result.execution.output is None:
-        raise AirflowSkipException(result.execution.reason)
+    return result
+
+
+def _pass_on(result: StepResult) -> str:
+    """Create the events of the task's assets, and return the name of the output.
+
+    Raises:
+        AirflowSkipException: If there is none.
+    """
+    context, settings, execution = get_current_context(), settings_in_task(), result.execution
+    if execution.output is None:
+        raise AirflowSkipException(execution.reason)
     for asset in context["task"].outlets:
         context["outlet_events"][asset].extra = _facts(settings, result)
-    return result.execution.output
+    return execution.output
 
 
 def infer_in_task(component: Component, output: str | None) -> str:
@@ -117,17 +134,16 @@ def infer_in_task(component: Component, output: str | None) -> str:
             expect_output(Path(output), params.folder, params.new_files_only)
         except ParameterError as error:
             raise AirflowFailException(mask(error)) from error
-    try:
-        return run_in_task(component)
-    finally:
-        record = run_records(settings, get_current_context()["run_id"]).get(component.name)
-        # also without new files: an earlier run may have been killed before it wrote its rows
-        ref = record and (record.output or (record.inputs.get("earlier") if record.state == "skipped" else None))
-        if ref and output:
-            for file in write_output(settings.open_store(), ref, Path(output), params.new_files_only):
-                log.info("written: %s", file)
-        elif record and record.output:
-            log.info("the rows are in %s", settings.open_store().open(record.output, Predictions).parquet)
+    result = _run(component, None, {})
+    execution, store = result.execution, settings.open_store()
+    # also without new files: an earlier run may have been killed before it wrote its rows
+    ref = execution.output or execution.inputs.get("earlier")
+    if ref and output:
+        for file in write_output(store, ref, Path(output), params.new_files_only):
+            log.info("written: %s", file)
+    elif execution.output:
+        log.info("the rows are in %s", store.open(execution.output, Predictions).parquet)
+    return _pass_on(result)
 
 
 def link_of_run(context: Any) -> str:

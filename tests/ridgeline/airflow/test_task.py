@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -42,16 +43,20 @@ class Task:
         self.events: dict[Any, Any] = {}
         self.xcoms: dict[str, str] = {}
 
-    def __call__(
-        self, component: Component, values: dict[str, Any], conf: dict[str, Any] | None = None, **inputs: str
-    ) -> str:
+    def start(self, values: dict[str, Any], conf: dict[str, Any] | None = None, run_id: str = "run-1") -> None:
+        """Give the context of a task in a run with these parameters."""
         params = {name: param.value for name, param in self.declared.items()} | values
-        context = {"dag": SimpleNamespace(params=self.declared), "params": params, "run_id": "run-1"}
+        context = {"dag": SimpleNamespace(params=self.declared), "params": params, "run_id": run_id}
         self.events = {asset: SimpleNamespace(extra={}) for asset in self.outlets}
         context |= {"task": SimpleNamespace(outlets=self.outlets), "outlet_events": self.events}
         context |= {"dag_run": SimpleNamespace(triggering_user_name="ann", conf=params if conf is None else conf)}
         context |= {"ti": SimpleNamespace(xcom_push=lambda key, value: self.xcoms.update({key: value}))}
         self.patch.setattr(self.module, "get_current_context", lambda: context)
+
+    def __call__(
+        self, component: Component, values: dict[str, Any], conf: dict[str, Any] | None = None, **inputs: str
+    ) -> str:
+        self.start(values, conf)
         return self.module.run_in_task(component, **inputs)
 
 
@@ -360,8 +365,6 @@ def test_a_push_records_the_user_who_started_the_run_and_none_for_a_scheduled_on
 def test_predictions_are_written_where_the_dag_says(
     task_module: ModuleType, synthetic: tuple[Settings, list[Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import shutil
-
     import numpy as np
     from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
     from PIL import Image
@@ -380,14 +383,10 @@ def test_predictions_are_written_where_the_dag_says(
     task = Task(task_module, monkeypatch, [infer])
 
     def predict(output: Path | None, **values: Any) -> str:
-        monkeypatch.setattr(task_module, "run_in_task", run_in_task)
-        with monkeypatch.context() as patch:
-            patch.setattr(task_module, "run_in_task", lambda component: component)
-            task(infer, given | values)  # sets the context
+        task.start(given | values)
         found: str = task_module.infer_in_task(infer, output and str(output))
         return found
 
-    run_in_task = task_module.run_in_task
     predicted = predict(None)
     output = tmp_path / "classes"
     with pytest.raises(AirflowSkipException, match="no new files"):
@@ -399,3 +398,34 @@ def test_predictions_are_written_where_the_dag_says(
         predict(tmp_path / "photos" / "classes")
     assert predict(tmp_path / "all.parquet", **{"infer.new_files_only": False}) == predicted
     assert (tmp_path / "all.parquet").read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("new_files_only", [False, True])
+def test_a_task_never_writes_the_predictions_of_another_dag_whose_run_has_the_same_name(
+    task_module: ModuleType,
+    synthetic: tuple[Settings, list[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    new_files_only: bool,
+) -> None:
+    import numpy as np
+    from PIL import Image
+
+    from components.infer import infer
+
+    shutil.copytree(synthetic[0].store, tmp_path / "store")
+    monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path / "store"))
+    (tmp_path / "shoes").mkdir()
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / "shoes" / "shoe.png")
+    task = Task(task_module, monkeypatch, [infer])
+
+    def predict(name: str) -> None:
+        values = {"model": "synthetic_garments", "folder": str(tmp_path / name), "new_files_only": new_files_only}
+        task.start({f"infer.{name}": value for name, value in values.items()}, run_id="scheduled__2026-11-28")
+        task_module.infer_in_task(infer, str(tmp_path / f"{name}.out"))
+
+    predict("shoes")
+    assert (tmp_path / "shoes.out").exists()
+    with pytest.raises(AirflowFailException, match="No such file"):
+        predict("bags")
+    assert not (tmp_path / "bags.out").exists()
