@@ -218,11 +218,14 @@ class SourceFolder:
         location: A folder, or a `universal_pathlib` URL of an object store's prefix.
         outside_links: Whether links in it may lead out of it.
         only: The one file of it that is read; None for all.
+        used_with: Name of the optional input without which the step does not use the folder: then it is not read, and
+            not in the key; None if it is always used.
     """
 
     location: Path | str
     outside_links: bool = False
     only: str | None = None
+    used_with: str | None = None
 
 
 def source_file(location: str) -> SourceFolder:
@@ -236,7 +239,7 @@ def source_file(location: str) -> SourceFolder:
 
     Example:
         >>> source_file("schemas/shop.json")
-        SourceFolder(location='schemas', outside_links=True, only='shop.json')
+        SourceFolder(location='schemas', outside_links=True, only='shop.json', used_with=None)
     """
     folder, slash, name = location.rpartition("/")
     if not name:
