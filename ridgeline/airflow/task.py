@@ -138,17 +138,16 @@ def infer_in_task(component: Component, output: str | None) -> str:
         AirflowSkipException: If there are no new files.
     """
     settings, params = settings_in_task(), params_in_task(component)
-    if output and params.folder:
+    if output:
         try:
-            expect_output(Path(output), params.folder, params.new_files_only)
+            expect_output(Path(output), component, params)
         except ParameterError as error:
+            get_current_context()["ti"].xcom_push(REASON, mask(error))
             raise AirflowFailException(mask(error)) from error
     result = _run(component, None, {})
     execution, store = result.execution, settings.open_store()
-    # also without new files: an earlier run may have been killed before it wrote its rows
-    ref = execution.output or execution.inputs.get("earlier")
-    if ref and output:
-        for file in write_output(store, ref, Path(output), params.new_files_only):
+    if output:  # also without new files: an earlier run may have been killed before it wrote its rows
+        for file in write_output(store, component, params, execution, Path(output)):
             log.info("written: %s", file)
     elif execution.output:
         log.info("the rows are in %s", store.open(execution.output, Predictions).parquet)
