@@ -195,9 +195,9 @@ def _emit_champion(model: str, champion: HistoryEntry, facts: Mapping[str, Any])
     """Create an event that a model has another champion, with facts about it, if the task declares `CHAMPIONS`."""
     context = get_current_context()
     if CHAMPIONS in context["task"].outlets:
-        served = {"artifact": champion.artifact, "served_version": champion.version}
-        how = {"action": champion.action, "pushed": champion.action == "push"}
-        context["outlet_events"][CHAMPIONS].add(pushed_model(model), extra={**facts, **served, **how})
+        extra = dict(facts) | {"artifact": champion.artifact, "served_version": champion.version}
+        extra |= {"action": champion.action, "pushed": champion.action == "push"}
+        context["outlet_events"][CHAMPIONS].add(pushed_model(model), extra)
 
 
 def skip(reason: str) -> NoReturn:

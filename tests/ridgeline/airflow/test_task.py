@@ -311,7 +311,8 @@ def change(
         monkeypatch.setattr(task_module, "get_current_context", lambda: context | {"ti": SimpleNamespace(log_url=url)})
         done: str = task_module.change_in_task(action)
         for event in accessors[CHAMPIONS].asset_alias_events:
-            events.append((event.dest_asset_key.name, event.extra["action"], event.extra["served_version"]))
+            extra: dict[str, Any] = event.extra
+            events.append((event.dest_asset_key.name, extra["action"], extra["served_version"]))
         return done
 
     return change
@@ -469,7 +470,11 @@ def test_a_reused_model_that_a_person_decides_about(
     monkeypatch.setattr(task_module, "ask_in_task", Person)
     task = Task(task_module, monkeypatch, [export])
     task.outlets = [CHAMPIONS]
-    inputs = {"examples": refs["transform"], "model": refs["train"], "evaluation": refs["evaluate"]}
+    inputs: dict[str, Any] = {
+        "examples": refs["transform"],
+        "model": refs["train"],
+        "evaluation": refs["evaluate"],
+    }
     with caplog.at_level("INFO", logger="ridgeline"):
         task(export, {"export.approval": "always"}, **inputs)
     assert [name for name, _ in task.champions()] == ["synthetic_garments_pushed_model"] * created
