@@ -209,9 +209,9 @@ class Terminal:
         """
         if not (sys.stdin and sys.stdin.isatty() and self._output.isatty()):
             raise ParameterError(
-                "Expected a terminal as input and output, to ask for approval of the push; received none, or a redirected "
-                "one. Run the command at a terminal, run the DAG in Airflow's web interface, or set the parameter approval "
-                "to never."
+                "Expected a terminal as input and output, to ask for approval of the push; received none, or a "
+                "redirected one. Run the command at a terminal, run the DAG in Airflow's web interface, or set the "
+                "parameter approval to never."
             )
 
     def __call__(self, asked: Decision, evaluation: ModelEvaluation) -> Decision:
