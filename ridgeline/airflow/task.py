@@ -1,4 +1,4 @@
-"""The work of tasks: run a step with the parameters of the DAG run, or roll back a model."""
+"""The work of tasks: run a step with the parameters of the DAG run, or change which version of a model is served."""
 
 from __future__ import annotations
 
