@@ -49,7 +49,8 @@ class HistoryEntry(BaseModel):
         computes: Digest of what the model computes, see `ridgeline.model_function`; empty if it is not known.
         files: Digest of the version's files; empty in entries of earlier releases.
         dataset: Name of the dataset that the model was trained on; empty in entries of earlier releases.
-        share: Of the requests that a canary answers, above 0, below 1; 0 for other actions.
+        share: Of the requests that a canary answers, above 0, below 1; 0 for other actions, and for a lost
+            canary that ended.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -302,7 +303,8 @@ def _follow(history: Sequence[HistoryEntry], pointer: Serving) -> list[HistoryEn
     followed = list(history)
     made = champions(followed)
     if pointer.champion in known and not (made and made[-1].version == pointer.champion):
-        followed.append(known[pointer.champion].again("rollback", **why))
+        last = known[pointer.champion]
+        followed.append(last.again("promote" if last.action == "canary" else "rollback", **why))
     pending = canary(followed)
     if pointer.canary is not None and pointer.canary in known:
         if not pending or (pending.version, pending.share) != (pointer.canary, pointer.share):

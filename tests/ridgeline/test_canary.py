@@ -363,8 +363,9 @@ def test_a_lost_promotion_is_read_from_the_pointer_without_records_too(registry,
     damage(registry, 2)
     registry.recover()
     assert registry.serving(NAME) == Serving(2, 3, 0.1)
-    assert changes(registry) == [("push", 1), ("canary", 2), ("canary", 3), ("rollback", 2), ("canary", 3)]
+    assert changes(registry) == [("push", 1), ("canary", 2), ("canary", 3), ("promote", 2), ("canary", 3)]
     assert {entry.reason for entry in registry.history(NAME)[3:]} == {"champion.json named it"}
+    assert registry.previous(NAME).version == 1
 
 
 @pytest.mark.parametrize("pointer", [True, False])
