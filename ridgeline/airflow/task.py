@@ -1,4 +1,4 @@
-"""The work of tasks: run a step with the parameters of the DAG run, or roll back a model."""
+"""The work of tasks: run a step with the parameters of the DAG run, or change which version of a model is served."""
 
 from __future__ import annotations
 
@@ -251,8 +251,8 @@ def change_in_task(action: str) -> str:
     """Roll a model back, or decide about its canary.
 
     Args:
-        action: ``rollback``, ``canary``, ``promote`` or ``abort``. The DAG has the params `model` and `reason`;
-            the first two also use `version`, and the second `share`.
+        action: ``rollback``, ``canary``, ``promote`` or ``abort``. The DAG has the params `model`, `version` and
+            `reason`; ``canary`` also uses `share`.
 
     Returns:
         A summary of what was done.
@@ -266,12 +266,15 @@ def change_in_task(action: str) -> str:
     try:
         refuse_unknown(context["dag"].params, params)
         registry, store, name = settings.open_registry(), settings.open_store(), params["model"]
+        version = params["version"]
         if action == "rollback":
-            entry = registry.rollback(store, name, params["version"], **who)
+            entry = registry.rollback(store, name, version, **who)
         elif action == "canary":
-            entry = registry.start_canary(store, name, params["version"], params["share"], **who)
+            entry = registry.start_canary(store, name, version, params["share"], **who)
+        elif action == "promote":
+            entry = registry.promote(store, name, version, **who)
         else:
-            entry = {"promote": registry.promote, "abort": registry.abort}[action](store, name, **who)
+            entry = registry.abort(name, version, **who)
     except (ParameterError, RegistryError, ArtifactError, StoreError) as error:
         raise AirflowFailException(mask(error)) from error
     except PermissionError as error:

@@ -335,7 +335,10 @@ def test_a_canary_is_started_and_promoted_or_aborted_in_tasks(change: Callable[.
     with pytest.raises(AirflowFailException, match="Expected a canary of shoes to promote; there is none"):
         change("promote")
     change("canary", version=1)
-    assert change("promote", "bob").startswith("shoes: promoted the canary version 1, ")
+    for action in ("promote", "abort"):
+        with pytest.raises(AirflowFailException, match="Expected the present canary of shoes, version 1; received 2"):
+            change(action, version=2)
+    assert change("promote", "bob", version=1).startswith("shoes: promoted the canary version 1, ")
     settings = Settings()
     history = settings.open_registry().history("shoes")[2:]
     assert [(entry.action, entry.by) for entry in history] == [
