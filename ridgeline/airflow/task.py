@@ -22,7 +22,7 @@ from ridgeline.airflow.form import default_values, flat_params, parse_form, refu
 from ridgeline.airflow.openlineage import emit_lineage
 from ridgeline.airflow.settings import AirflowSettings
 from ridgeline.announcements import announce, change_decision
-from ridgeline.approval import expect_askable
+from ridgeline.approval import Terminal, expect_askable
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.predictions import Predictions
 from ridgeline.artifacts.pushed_model import PushedModel
@@ -83,8 +83,12 @@ def _run(
         names |= {name: given} if isinstance(given, str) else {f"{name}.{i}": n for i, n in enumerate(given or ())}
     rerun = component.name in context["params"].get(RERUN, ())
     try:
-        by = context["dag_run"].triggering_user_name or ""
-        result = run_step(settings, component, names, params, run_id, by, rerun, link_of_run(context), ask_in_task())
+        ask = ask_in_task()
+        if isinstance(ask, Terminal):  # no web interface shows the run, and Airflow does not know the user
+            by, link = ask.user, ""
+        else:
+            by, link = context["dag_run"].triggering_user_name or "", link_of_run(context)
+        result = run_step(settings, component, names, params, run_id, by, rerun, link, ask)
     except (Exception, AirflowTaskTimeout) as error:
         with contextlib.suppress(Exception):  # the error of the step matters more
             log.error("%s", _resume_command(settings, component, run_id))

@@ -194,8 +194,10 @@ def _waits(run: Run, decisions: Collection[Decision]) -> bool:
     return run.in_progress and bool(asked - answered)
 
 
-def _served(settings: Settings, pushed: PushedModel, run_id: str) -> str:
+def _served(settings: Settings, pushed: PushedModel, run_id: str, decisions: list[Decision]) -> str:
     """Return whether the model of a run is served, in one or two sentences."""
+    if rejected := refusal(pushed, decisions):
+        return f"Exported, but not pushed: {rejected}."
     registry, name = settings.open_registry(), pushed.facts.model_name
     own = registry.entries_of(name, pushed.facts.model_digest)
     pushes = list({entry.version: entry for entry in reversed(own)}.values())  # the first entry of each version
@@ -286,7 +288,7 @@ def render(settings: Settings, run: Run) -> str:
         try:
             artifact = _open(store, ref)
             if isinstance(artifact, PushedModel):
-                served = _served(settings, artifact, run.run_id)
+                served = _served(settings, artifact, run.run_id, decisions)
             if isinstance(artifact, ModelEvaluation):
                 compared = _comparison(settings, artifact)
         except (ArtifactError, StoreError) as error:
