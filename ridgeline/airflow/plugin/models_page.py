@@ -9,8 +9,7 @@ from urllib.parse import quote
 
 from ridgeline.airflow.plugin.compare_page import link
 from ridgeline.airflow.plugin.template import render_template
-from ridgeline.history import DONE as DONE
-from ridgeline.history import HistoryEntry, canary, champions
+from ridgeline.history import DONE, HistoryEntry, canary, champions
 from ridgeline.registry import Registry
 from ridgeline.store import StoreError
 

@@ -14,7 +14,6 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from ridgeline.airflow.plugin.compare_page import link as link_to_comparison
-from ridgeline.airflow.plugin.models_page import DONE
 from ridgeline.airflow.plugin.template import render_template
 from ridgeline.approval import refusal
 from ridgeline.artifacts.base import Artifact, ArtifactError
@@ -24,7 +23,7 @@ from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.artifacts.sweep_result import SweepResult
 from ridgeline.decisions import ANSWERS, Change, Decision, Decisions
-from ridgeline.history import HistoryEntry
+from ridgeline.history import DONE, HistoryEntry
 from ridgeline.lineage import Origin, lineage
 from ridgeline.masking import mask
 from ridgeline.pipeline import default_target, output_types

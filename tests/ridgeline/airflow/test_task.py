@@ -464,7 +464,7 @@ def test_a_reused_model_that_a_person_decides_about(
     monkeypatch.setattr("ridgeline.registry.check", lambda *_: None)
 
     class Person:
-        def expect_possible(self, parameter: str) -> None:
+        def expect_possible(self) -> None:
             pass
 
         def __call__(self, asked: Any, evaluation: Any) -> Any:
