@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from upath import UPath
 
-from ridgeline import files
+from ridgeline import files, object_store
 from ridgeline.artifacts.base import MANIFEST, Artifact, ArtifactError, Manifest, verify
 from ridgeline.keys import KeyParts
 from ridgeline.masking import mask, remember
@@ -198,15 +198,13 @@ class Store:
     ) -> None:
         remember(str(root))
         try:
-            path = UPath(root, **options)
-            self.remote = path.protocol not in ("", "file", "local")
-            if self.remote:
-                assert path.fs is not None
+            path = object_store.open_url(root, options)
         except (ImportError, ValueError, TypeError) as error:
             raise StoreError(
                 f"Expected a folder or a URL that fsspec can open; received {str(root)!r}: {error}. Install the "
                 "driver, for example s3fs for s3://, or correct RIDGELINE_STORE."
             ) from error
+        self.remote = path.protocol not in ("", "file", "local")
         self.root = path if self.remote else UPath(Path(path.path).expanduser().absolute())
         if not self.remote:
             self.local = Path(self.root.path)
@@ -259,20 +257,19 @@ class Store:
         if not self.remote:
             return self.path(ref)
         source, manifest = self.root / "artifacts" / ref, self.manifest(ref)
-        for name, entry in manifest.files.items():
-            if not (source / name).exists() or (source / name).stat().st_size != entry.bytes:
-                raise ArtifactError(
-                    mask(f"Expected {source / name} with {entry.bytes} bytes; it is missing or damaged.")
-                )
+        expected = {(source / name).path: entry.bytes for name, entry in manifest.files.items()}
+        found = self.root.fs.find(source.path, detail=True)
+        for path, size in expected.items():
+            if path not in found or found[path]["size"] != size:
+                raise ArtifactError(mask(f"Expected {path} with {size} bytes; it is missing or damaged."))
         try:
             if verify(self.path(ref)) == manifest:
                 return self.path(ref)
         except ArtifactError:
             pass
         with self.stage() as folder:
-            for name in [*manifest.files, MANIFEST]:
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_bytes((source / name).read_bytes())
+            object_store.download(source, folder, {name: entry.bytes for name, entry in manifest.files.items()})
+            (folder / MANIFEST).write_bytes((source / MANIFEST).read_bytes())
             verify(folder)
             with self.lock():
                 shutil.rmtree(self.path(ref), ignore_errors=True)
@@ -729,11 +726,8 @@ class Store:
 
     def _upload(self, ref: str) -> None:
         source, target = self.path(ref), self.root / "artifacts" / ref
-        files = sorted(path for path in source.rglob("*") if path.is_file() and path != source / MANIFEST)
-        for path in [*files, source / MANIFEST]:
-            copy = target / path.relative_to(source).as_posix()
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(path.read_bytes())
+        object_store.upload(source, target, Manifest.model_validate_json((source / MANIFEST).read_bytes()).files)
+        object_store.upload(source, target, [MANIFEST])  # last: with it, the artifact is complete
 
 
 def _names(folder: Path) -> list[str]:

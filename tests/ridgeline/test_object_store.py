@@ -1,0 +1,128 @@
+"""Against a server of the S3 protocol in a process of its own, behind a proxy that injects faults."""
+
+import importlib
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+
+from ridgeline import object_store
+from ridgeline.store import Store
+from tests.faulty_proxy import Faults
+from tests.ridgeline.test_store import execution, publish
+
+
+def read(path):
+    found = object_store.read(path)
+    assert found
+    return found
+
+
+@pytest.fixture
+def number(toy_steps):
+    return importlib.import_module("toy_steps.number")
+
+
+RECORD = """
+    import sys
+    from pathlib import Path
+    from tests.ridgeline.test_store import execution
+    from ridgeline.store import Store
+    store = Store(sys.argv[1], mirror=Path(sys.argv[2]))
+    store.record(execution(run_id=sys.argv[3], minutes=int(sys.argv[3])))
+    """
+
+
+def test_a_long_lived_process_sees_what_others_write(bucket, tmp_path):
+    store = Store(f"{bucket}/store", mirror=tmp_path / "here")
+    seen = []
+    for number in range(2):
+        command = [
+            sys.executable,
+            "-c",
+            textwrap.dedent(RECORD),
+            f"{bucket}/store",
+            str(tmp_path / "there"),
+            str(number),
+        ]
+        subprocess.run(command, check=True)
+        seen.append([len(list(store.executions())), len(list(Store(f"{bucket}/store", tmp_path / "x").executions()))])
+    assert seen == [[1, 1], [2, 2]]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_faults_of_the_network_cost_time_only(bucket, proxy, tmp_path, number, seed):
+    proxy.faults = Faults(seed=seed, rate=0.15)
+    store = Store(f"{bucket}/store", mirror=tmp_path / "here")
+    values = ["7" * 3_000_000, *map(str, range(5))]
+    refs = [publish(store, number, value) for value in values]
+    for minutes, ref in enumerate(refs):
+        store.record(execution(output=ref, minutes=minutes))
+    elsewhere = Store(f"{bucket}/store", mirror=tmp_path / "there")
+    assert [elsewhere.open(ref, number.Number).facts.digits for ref in refs] == [len(value) for value in values]
+    assert [e.output for e in elsewhere.executions()] == refs[::-1]
+    elsewhere.delete(refs[0])
+    assert sorted(store.refs()) == sorted(refs[1:])
+    assert proxy.faults.counts["requests"] > 50
+
+
+def test_an_upload_is_repeated_after_each_kind_of_fault(bucket, proxy, tmp_path, number):
+    class All(Faults):
+        def draw(self):
+            self.counts["requests"] += 1
+            kinds = ("latency", "reset_before", "reset_after", "500", "503", "truncation")
+            return kinds[self.counts["requests"] // 2 % 6] if self.counts["requests"] % 2 else ""
+
+    proxy.faults = All()
+    store = Store(f"{bucket}/store", mirror=tmp_path / "here")
+    ref = publish(store, number)
+    assert Store(f"{bucket}/store", mirror=tmp_path / "there").open(ref, number.Number).facts.digits == 1
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_of_writes_at_the_same_time_none_is_lost(bucket, proxy, seed):
+    proxy.faults = Faults(seed=seed, rate=0.1)
+    path = object_store.open_url(f"{bucket}/lines")
+
+    def add(number):
+        done = False
+        while not done:
+            content, tag = object_store.read(path) or (b"", None)
+            done = object_store.write_if_unchanged(path, content + b"%d\n" % number, tag)
+
+    threads = [threading.Thread(target=add, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    content, _ = read(path)
+    assert sorted(map(int, content.split())) == list(range(6))
+
+
+def test_a_write_whose_answer_was_lost_took_place(bucket, proxy):
+    class Lost(Faults):
+        def draw(self):
+            self.counts["requests"] += 1
+            return "reset_after" if self.counts["requests"] == 1 else ""
+
+    path = object_store.open_url(f"{bucket}/object")
+    proxy.faults = Lost()
+    assert object_store.write_if_unchanged(path, b"first", None)
+    _, tag = read(path)
+    proxy.faults = Lost()
+    assert object_store.write_if_unchanged(path, b"second", tag)
+    assert not object_store.write_if_unchanged(path, b"third", tag)
+    assert read(path)[0] == b"second"
+
+
+def test_an_object_store_without_conditional_writes_is_recognized(bucket, proxy):
+    folder = object_store.open_url(f"{bucket}/serving")
+    object_store.expect_conditional_writes(folder)
+    proxy.faults = Faults(unconditional=True)
+    with pytest.raises(object_store.ConditionalWritesError, match="ignores the condition If-None-Match"):
+        object_store.expect_conditional_writes(folder)
+    with pytest.raises(object_store.ConditionalWritesError, match="only s3://"):
+        object_store.expect_conditional_writes(object_store.open_url("memory://bucket"))
+    assert folder.fs.find(folder.path) == []
