@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
@@ -30,7 +31,14 @@ ATTEMPTS, FIRST_WAIT_SECONDS = 4, 0.2  # of a transfer
 NUM_TRANSFERS = 8  # at a time
 PROGRESS_SECONDS = 10.0  # between two lines in the log about a transfer
 TRANSIENT = (errno.EIO, errno.EBUSY, errno.ETIMEDOUT, errno.EAGAIN, getattr(errno, "EREMOTEIO", errno.EIO))
-TRANSIENT_KINDS = ("HTTPClientError", "ClientError", "IncompleteRead", "IncompleteReadError", "ResponseParserError")
+TRANSIENT_KINDS = (
+    "ConnectionError",
+    "HTTPClientError",
+    "ClientError",
+    "IncompleteRead",
+    "IncompleteReadError",
+    "ResponseParserError",
+)
 
 T = TypeVar("T")
 
@@ -163,6 +171,88 @@ def delete(folder: UPath) -> None:
         repeated(remove)
 
 
+def write(path: UPath, content: bytes) -> None:
+    """Create or replace an object.
+
+    Args:
+        path: The object.
+        content: Its content.
+    """
+    repeated(lambda: path.fs.pipe_file(path.path, content))
+
+
+def sizes(folder: UPath) -> dict[str, int]:
+    """Return the sizes in bytes of all objects in a folder and below, by their names there.
+
+    A listing that fails is an error. fsspec's `glob` and `walk` return nothing then, and what is there looks deleted.
+
+    Args:
+        folder: The folder; one that is missing has no objects.
+    """
+    prefix = f"{folder.path.rstrip('/')}/"
+    found = repeated(lambda: folder.fs.find(folder.path, detail=True))
+    return {path.removeprefix(prefix): info["size"] for path, info in found.items()}
+
+
+def entries(folder: UPath) -> list[UPath]:
+    """Return the objects and folders in a folder, which may be missing.
+
+    Args:
+        folder: The folder.
+    """
+    try:
+        found = repeated(lambda: folder.fs.ls(folder.path, detail=False))
+    except FileNotFoundError as error:
+        if _status(error)[1] == "NoSuchBucket":
+            raise
+        return []
+    return [folder / name for path in found if (name := path.rstrip("/").rpartition("/")[2])]
+
+
+def modified_at(path: UPath) -> datetime:
+    """Return when an object was written, by the clock of the object store.
+
+    Args:
+        path: The object.
+    """
+    return cast(datetime, repeated(lambda: path.fs.modified(path.path)))
+
+
+def clock(folder: UPath) -> datetime:
+    """Return the time by the clock of an object store, so that the hosts' own clocks do not matter.
+
+    Args:
+        folder: Where a small object is written, and deleted.
+    """
+    probe = folder / f".probe-{uuid.uuid4().hex}"
+    try:
+        write(probe, b"1")
+        return modified_at(probe)
+    finally:
+        delete(probe)
+
+
+def explain(error: BaseException) -> tuple[str, str] | None:
+    """Return what is wrong with an object store and what to do about it; None if an error is about something else.
+
+    Args:
+        error: An error of a driver.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, PermissionError) and error.errno is None:
+        if "time" in text:
+            return text, "Set the clock of this machine"
+        return text, "Correct the credentials, or grant them the rights to list, read, write and delete"
+    if isinstance(error, FileNotFoundError) and _status(error)[1] == "NoSuchBucket":
+        return text, "Create the bucket, or correct its name"
+    if any(kind.__module__.partition(".")[0] in ("botocore", "aiobotocore") for kind in type(error).__mro__):
+        advice = "Try again when it can be reached" if is_transient(error) else "Correct the credentials or the address"
+        return f"{type(error).__name__}: {text}", advice
+    if isinstance(error, OSError) and error.filename is None and is_transient(error):
+        return text or type(error).__name__, "Try again later"
+    return None
+
+
 # --- conditional writes
 
 
@@ -170,16 +260,17 @@ class ConditionalWritesError(RuntimeError):
     """An object store can't change an object only if nobody else did so meanwhile."""
 
 
-def read(path: UPath) -> tuple[bytes, str] | None:
+def read(path: UPath, known: tuple[bytes, str] | None = None) -> tuple[bytes, str] | None:
     """Return an object's content and the tag of just this content; None if there is no such object.
 
     Args:
         path: An object in S3.
+        known: What was read before; if the object has the same tag still, its content is not read again.
     """
 
     def consistent() -> tuple[bytes, str]:
         with path.fs.open(path.path, "rb") as file:  # each part is read only if the tag is still the same
-            return file.read(), file.details["ETag"]
+            return known if known and known[1] == file.details["ETag"] else (file.read(), file.details["ETag"])
 
     for _ in range(ATTEMPTS):
         try:

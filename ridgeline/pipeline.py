@@ -483,7 +483,7 @@ def run_step(
                 answer = _approval(settings, model, evaluation, rule.approval, run_id, by, link, ask)
             if answer is None or answer.kind == "approved":
                 pushed = settings.open_registry().push(model, run_id, by, rule.canary_share, answer)
-                log.info("%s: %s; served from %s", component.name, pushed.reason, pushed.path)
+                log.info("%s: %s; served from %s", component.name, pushed.reason, pushed.place)
         if pushes:
             rejected = answer is not None and answer.kind != "approved"
             announce(

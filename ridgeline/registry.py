@@ -38,6 +38,7 @@ from ridgeline.history import (
     HISTORY,
     Action,
     HistoryEntry,
+    Lines,
     canary,
     champions,
     merge,
@@ -54,6 +55,7 @@ log = logging.getLogger(__name__)
 
 # A version is not deleted while a server may still load it: for this long after it was the champion.
 STILL_LOADED = timedelta(minutes=10)
+PUSH_ATTEMPTS = 10  # while other hosts push, too
 
 MODEL_CONFIG = """\
   config {{
@@ -70,6 +72,10 @@ NOUNS: dict[Action, str] = {"rollback": "rollback", "canary": "canary", "promote
 
 class RegistryError(RuntimeError):
     """A version is missing or serves other predictions than its evaluation, or a request is refused."""
+
+
+class HistoryChangedError(RegistryError):
+    """Another host changed a model's history meanwhile. Nothing was changed."""
 
 
 class OtherDatasetError(RegistryError, StepError):
@@ -113,7 +119,7 @@ class Pushed:
     """The outcome of a push.
 
     Attributes:
-        path: The folder of the version that is served now.
+        place: The folder, or the URL, of the version that is served now.
         version: Its number.
         reason: What was done and why, as a sentence.
         new: False if nothing was pushed.
@@ -121,7 +127,7 @@ class Pushed:
         share: The share of the requests that it answers as a canary; 0 if it is the champion.
     """
 
-    path: Path
+    place: str
     version: int
     reason: str
     new: bool
@@ -146,6 +152,10 @@ class Registry:
     The history decides: with its new line, a push or a rollback is done. All else follows from it, the name of the
     pushed folder, too. If a process is killed before, the next one that may write undoes or completes what it began.
 
+    Attributes:
+        root: The serving folder.
+        place: What people know it by.
+
     Args:
         root: The serving folder, on a local file system.
         keep_versions: How many of the newest versions of a model a push keeps. The champion and the version that it
@@ -159,6 +169,7 @@ class Registry:
         self, root: Path, keep_versions: int = 10, base_path: str | None = None, store: Store | None = None
     ) -> None:
         self.root = root
+        self.place = str(root)
         self.keep_versions = keep_versions
         self.base_path = base_path or str(root.absolute())
         self.store = store
@@ -214,8 +225,26 @@ class Registry:
             return Serving(int(pointer["version"]), pending["version"], float(pending["share"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             history = self.history(name)
-            found = _serving(history) if history else None
+            found = serving_of(history) if history else None
             return found if found and found.champion in self.versions(name) else None  # the first push is not done yet
+
+    def folder(self, name: str, version: int) -> Path:
+        """Return the local folder of a version's files, whether or not it exists.
+
+        Args:
+            name: The model's name.
+            version: The version.
+        """
+        return self.root / name / str(version)
+
+    def place_of(self, name: str, version: int) -> str:
+        """Return the folder of a version as people know it.
+
+        Args:
+            name: The model's name.
+            version: The version.
+        """
+        return f"{self.place}/{name}/{version}"
 
     def expect_whole(self, name: str, version: int) -> None:
         """Check that a version's folder holds the files that were pushed, as far as the history or the store tells it.
@@ -227,9 +256,11 @@ class Registry:
         Raises:
             RegistryError: If there is no such version, or its files differ.
         """
-        folder = self.root / name / str(version)
-        if not self._was_pushed(folder, self.entry(name, version)):
-            raise RegistryError(f"Expected {folder} to hold the files that were pushed; received others.")
+        entry = self.entry(name, version)
+        if not self._was_pushed(self.folder(name, version), entry):
+            raise RegistryError(
+                f"Expected {self.place_of(name, version)} to hold the files that were pushed; received others."
+            )
 
     def champion(self, name: str) -> HistoryEntry | None:
         """Return the entry that made the champion, or None if there is none."""
@@ -324,11 +355,11 @@ class Registry:
             ArtifactError: If the artifact is missing or damaged.
         """
         entry = self.entry(name, version)
-        folder = self.root / name / str(entry.version)
         model = store.open(entry.artifact, PushedModel)
-        if different := _different(folder, model):
+        if different := _different(self.folder(name, entry.version), model):
+            place = self.place_of(name, entry.version)
             raise RegistryError(
-                f"Expected {folder} to hold the files of {entry.artifact}, byte for byte; they were changed: "
+                f"Expected {place} to hold the files of {entry.artifact}, byte for byte; they were changed: "
                 f"{', '.join(different)}. Roll back to another version; the next run of the pipeline "
                 "pushes a damaged champion again."
             )
@@ -341,8 +372,10 @@ class Registry:
             name: The name of a model that was pushed.
             version: The version.
         """
-        card = self.root / name / str(version) / EXTRA / CARD_HTML
-        return card if version in self.versions(name) and card.exists() else None
+        if version not in self.versions(name):
+            return None
+        card = self.folder(name, version) / EXTRA / CARD_HTML
+        return card if card.exists() else None
 
     def verify(self, store: Store, name: str, version: int | None = None) -> HistoryEntry:
         """Check a version's bytes against the pushed artifact, and its responses in a fresh process.
@@ -360,7 +393,7 @@ class Registry:
             ArtifactError: If the artifact is missing or damaged.
         """
         entry, model = self.open_version(store, name, version)
-        _check(self.root / name / str(entry.version), model)
+        _check(self.folder(name, entry.version), model)
         return entry
 
     def decide_push(self, model: PushedModel, by: str = "") -> PushDecision:
@@ -395,7 +428,7 @@ class Registry:
             return PushDecision(True)
         champion, pending = champions(history)[-1], canary(history)
         if champion.model_digest in twins:
-            folder = self.root / name / str(champion.version)
+            folder = self.folder(name, champion.version)
             different = _different(folder, model)
             if different and not (
                 _same_but_for_the_card(folder, model, different) and self._was_pushed(folder, champion)
@@ -464,6 +497,14 @@ class Registry:
             RegistryError: If the copy does not serve the evaluation's own predictions.
             StoreError: If the folder can't be written.
         """
+        for _ in range(PUSH_ATTEMPTS - 1):
+            try:
+                return self._push(model, run_id, by, canary_share, approval)
+            except HistoryChangedError as error:
+                log.info("%s", error)
+        return self._push(model, run_id, by, canary_share, approval)
+
+    def _push(self, model: PushedModel, run_id: str, by: str, canary_share: float, approval: Decision | None) -> Pushed:
         name = model.facts.model_name
         with self._locked(name) as folder:
             history = self.history(name)
@@ -471,17 +512,17 @@ class Registry:
             decision = self.decide_push(model, by)
             if not decision.push:
                 version = champions(history)[-1].version
+                place = self.place_of(name, version)
                 reason = f"not pushed: {decision.reason}"
-                return Pushed(folder / str(version), version, reason, new=False, unchanged=decision.unchanged)
-            version = 1 + max([*(entry.version for entry in history), *self.versions(name)], default=0)
+                return Pushed(place, version, reason, new=False, unchanged=decision.unchanged)
+            version = self._new_version(name, history)
             staging = folder / f".push-{version}"
             try:
                 shutil.copytree(model.saved_model, staging, ignore=lambda _, names: list(filter(is_os_file, names)))
                 _check(staging, model)
-                files.flush_tree(staging)
-                files.flush(folder)
+                self._keep(name, version, staging)
             except BaseException:
-                files.remove(staging)
+                self._discard(name, version, staging)
                 raise
             share = canary_share if history and not decision.repair else 0.0
             action: Action = "canary" if share else "push"
@@ -490,10 +531,14 @@ class Registry:
             if approval:
                 approved = {"approved_by": approval.answered_by, "approval": "; ".join(approval.reasons)}
                 entry = entry.model_copy(update=approved)
-            self._append(name, entry)
+            try:
+                self._append(name, entry)
+            except HistoryChangedError:
+                self._discard(name, version, staging)
+                raise
             self._prune(name)
         what = f"pushed as version {version}{f', a canary for {share:.3g} of the requests' if share else ''}"
-        return Pushed(folder / str(version), version, what, new=True, share=share)
+        return Pushed(self.place_of(name, version), version, what, new=True, share=share)
 
     def rollback(
         self, store: Store, name: str, version: int | None, *, reason: str, by: str, run_id: str
@@ -687,10 +732,10 @@ class Registry:
             StoreError: If nothing is left of a history.
         """
         folder = self.root / name
-        own, copy = read_lines(folder / HISTORY), read_lines(folder / COPY)
+        own, copy, exists = self._read_lines(name)
         by_time = {parse(line).at: line for line in own.valid}  # the copy may hold another text of the same entry
         lines = merge(own.valid, [by_time.get(parse(line).at, line) for line in copy.valid])
-        lost = not own.valid and ((folder / HISTORY).exists() or (folder / CHAMPION).exists())
+        lost = not own.valid and exists
         if not own.damaged and not lost and lines == own.valid:
             return lines, ""
         total = max(len(own.lines), len(copy.lines))
@@ -715,6 +760,12 @@ class Registry:
         gone = f"; {missing} could not be restored" if missing > 0 else ""
         return lines, f"{number}, {len(lines) - len(own.valid)} restored{gone}"
 
+    def _read_lines(self, name: str) -> tuple[Lines, Lines, bool]:
+        """Return what a model's history and its copy hold, and whether the model was ever pushed."""
+        folder = self.root / name
+        own, copy = read_lines(folder / HISTORY), read_lines(folder / COPY)
+        return own, copy, bool(own.lines) or (folder / HISTORY).exists() or (folder / CHAMPION).exists()
+
     def _recorded_push(self, name: str, version: int) -> HistoryEntry | None:
         """Return the entry of a version's push as the record of the run tells it that made the version's files."""
         if self.store is None:
@@ -726,7 +777,7 @@ class Registry:
                     model = self.store.open(ref, PushedModel)
                 except ArtifactError:
                     continue
-                if model.facts.model_name == name and not _different(self.root / name / str(version), model):
+                if model.facts.model_name == name and not _different(self.folder(name, version), model):
                     at = execution.started_at + timedelta(seconds=execution.seconds)
                     return self._push_entry(model, version, execution.run_id).model_copy(update={"at": at})
         return None
@@ -809,6 +860,16 @@ class Registry:
             except (StoreError, OSError) as error:
                 log.warning("%s", error)
 
+    def adopt(self, name: str, lines: list[str]) -> None:
+        """Take over the history of a model from another registry; the caller holds the lock of the model's folder.
+
+        Args:
+            name: The model's name, whose versions' folders are in place.
+            lines: The lines of its history.
+        """
+        _update(self.root / name / HISTORY, _text(lines))
+        self._follow(name)
+
     def _repair(self, name: str) -> None:
         """Make all files of a model follow its history; the caller holds the model's lock."""
         folder = self.root / name
@@ -824,6 +885,19 @@ class Registry:
         for leftover in [*folder.glob(".pruned-*"), *(folder / f".{file}" for file in (HISTORY, COPY, CHAMPION))]:
             files.remove(leftover)
         self._follow(name)
+
+    def _new_version(self, name: str, history: list[HistoryEntry]) -> int:
+        """Return the number of a version that is going to be pushed."""
+        return 1 + max([*(entry.version for entry in history), *self.versions(name)], default=0)
+
+    def _keep(self, name: str, version: int, staging: Path) -> None:
+        """Make a version that was copied and checked survive; it is not served before the history has it."""
+        files.flush_tree(staging)
+        files.flush(staging.parent)
+
+    def _discard(self, name: str, version: int, staging: Path) -> None:
+        """Delete a version that is not pushed after all."""
+        files.remove(staging)
 
     def _append(self, name: str, entry: HistoryEntry) -> None:
         files.write(self.root / name / HISTORY, _text([*self._lines(name)[0], entry.line()]))
@@ -843,7 +917,7 @@ class Registry:
                 files.remove(staging)
         if history:
             _update(folder / COPY, _text(lines))
-            served = _serving(history)
+            served = serving_of(history)
             pointer: dict[str, Any] = {"version": served.champion}
             if served.canary:
                 pointer["canary"] = {"version": served.canary, "share": served.share}
@@ -856,7 +930,7 @@ class Registry:
             configs = []
             for model in self.model_names():
                 try:
-                    served: Serving | None = _serving(self.history(model))
+                    served: Serving | None = serving_of(self.history(model))
                 except StoreError as error:  # TF Serving keeps the version that it served last
                     log.error("%s", error)
                     version = pointed_version(self.root / model)
@@ -885,24 +959,32 @@ class Registry:
         The champion, the canary, the version that would be rolled back to, versions that a server may still load, and
         what was not pushed are left.
         """
+        needed = self._needed(name)
+        pushes = {entry.version: entry for entry in reversed(self.history(name))}
+        for version in [v for v in self.versions(name) if v in pushes][: -self.keep_versions]:
+            if version not in needed and self._delete(name, version, pushes[version]):
+                log.info("%s: deleted version %d; the newest %d are kept", name, version, self.keep_versions)
+
+    def _needed(self, name: str) -> set[int]:
+        """Return the versions that are served, may still be loaded, or would be rolled back to."""
         history = self.history(name)
         needed = {entry.version for entry in (champions(history)[-1], canary(history), self.previous(name)) if entry}
         for entry, successor in [*pairwise(history), *pairwise(champions(history))]:
             if successor.at > datetime.now(UTC) - STILL_LOADED:
                 needed.add(entry.version)
-        pushes = {entry.version: entry for entry in reversed(history)}
-        for version in [v for v in self.versions(name) if v in pushes][: -self.keep_versions]:
-            folder = self.root / name / str(version)
-            if version in needed:
-                continue
-            if not self._was_pushed(folder, pushes[version]):
-                log.warning("%s holds other files than were pushed: it is not deleted. Move it elsewhere.", folder)
-                continue
-            hidden = self.root / name / f".pruned-{uuid.uuid4().hex}"
-            folder.rename(hidden)
-            files.flush(self.root / name)
-            files.remove(hidden)
-            log.info("%s: deleted version %d; the newest %d are kept", name, version, self.keep_versions)
+        return needed
+
+    def _delete(self, name: str, version: int, pushed: HistoryEntry) -> bool:
+        """Delete a version, unless its files are not those that were pushed; return whether it was deleted."""
+        folder = self.root / name / str(version)
+        if not self._was_pushed(self.folder(name, version), pushed):
+            log.warning("%s holds other files than were pushed: it is not deleted. Move it elsewhere.", folder)
+            return False
+        hidden = self.root / name / f".pruned-{uuid.uuid4().hex}"
+        folder.rename(hidden)
+        files.flush(self.root / name)
+        files.remove(hidden)
+        return True
 
     def _was_pushed(self, folder: Path, entry: HistoryEntry) -> bool:
         """Return whether a version's folder holds what was pushed, as far as that is known."""
@@ -913,7 +995,12 @@ class Registry:
         return not expected or expected == _files_digest({n: file_entry(p) for n, p in _found(folder).items()})
 
 
-def _serving(history: list[HistoryEntry]) -> Serving:
+def serving_of(history: list[HistoryEntry]) -> Serving:
+    """Return what is served after a history.
+
+    Args:
+        history: Entries, oldest first, at least one.
+    """
     pending, version = canary(history), champions(history)[-1].version
     return Serving(version, pending.version, pending.share) if pending else Serving(version)
 

@@ -154,6 +154,8 @@ def translate_os_errors(action: str, root: object) -> Iterator[None]:
     except StoreError:
         raise
     except Exception as caught:
+        if "://" in str(root) and (found := object_store.explain(caught)):
+            raise StoreError(f"Cannot {action} {root}: {found[0]}. {found[1]}.") from caught
         error = _disk_full(caught) or caught
         if not isinstance(error, OSError) or error.errno not in advice:
             raise
@@ -209,8 +211,7 @@ class Store:
         if not self.remote:
             self.local = Path(self.root.path)
         else:
-            name = hashlib.sha256(str(root).encode()).hexdigest()[:16]
-            self.local = mirror or Path.home() / ".cache" / "ridgeline" / name
+            self.local = mirror or mirror_of(str(root))
 
     # --- artifacts
 
@@ -257,11 +258,13 @@ class Store:
         if not self.remote:
             return self.path(ref)
         source, manifest = self.root / "artifacts" / ref, self.manifest(ref)
-        expected = {(source / name).path: entry.bytes for name, entry in manifest.files.items()}
-        found = self.root.fs.find(source.path, detail=True)
-        for path, size in expected.items():
-            if path not in found or found[path]["size"] != size:
-                raise ArtifactError(mask(f"Expected {path} with {size} bytes; it is missing or damaged."))
+        with translate_os_errors("read", self.root):
+            found = object_store.sizes(source)
+        for name, entry in manifest.files.items():
+            if found.get(name) != entry.bytes:
+                raise ArtifactError(
+                    mask(f"Expected {source / name} with {entry.bytes} bytes; it is missing or damaged.")
+                )
         try:
             if verify(self.path(ref)) == manifest:
                 return self.path(ref)
@@ -284,14 +287,16 @@ class Store:
             refs = [f"{kind.name}/{name}" for kind in kinds for name in _names(kind)]
             refs = [ref for ref in refs if Path(f"{self.local}/artifacts/{ref}/{MANIFEST}").exists()]
         else:
-            found = (self.root / "artifacts").glob(f"*/*/{MANIFEST}")
-            refs = ["/".join(path.parts[-3:-1]) for path in found]
+            with translate_os_errors("read", self.root):
+                found = object_store.sizes(self.root / "artifacts")
+            refs = [name.removesuffix(f"/{MANIFEST}") for name in found if name.endswith(f"/{MANIFEST}")]
         return sorted(ref for ref in refs if REF.fullmatch(ref))
 
     def holds(self, ref: str) -> bool:
         """Return whether an artifact is in the store, without verifying it."""
         root = self.root if self.remote else self.local  # a local path that can't be read is an error, not False
-        return bool((root / "artifacts" / ref / MANIFEST).exists())
+        with translate_os_errors("read", self.root):
+            return bool((root / "artifacts" / ref / MANIFEST).exists())
 
     def find(self, name: str) -> str:
         """Return the store-relative name of the one artifact that a name matches.
@@ -390,7 +395,9 @@ class Store:
         """
         found = []
         folder, locks = self.root / "leases", self.local / "leases"
-        names = {path.stem for path in folder.glob("*.json")} | {path.stem for path in locks.glob("*.lock")}
+        with translate_os_errors("read", self.root):
+            listed = object_store.sizes(folder) if self.remote else [path.name for path in folder.glob("*.json")]
+        names = {name.removesuffix(".json") for name in listed} | {path.stem for path in locks.glob("*.lock")}
         for name in names:
             try:
                 with translate_os_errors("read", self.root):
@@ -515,7 +522,8 @@ class Store:
         """
         folder = (self.root if self.remote else self.local) / "artifacts" / ref
         try:
-            return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+            with translate_os_errors("read", self.root):
+                return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
         except (OSError, ValueError) as error:
             raise ArtifactError(mask(f"Expected an artifact at {folder}; received: {error}.")) from error
 
@@ -620,8 +628,10 @@ class Store:
         found: list[tuple[str, str]] = []
         with translate_os_errors("read", self.root):
             if self.remote:
-                paths = (self.root / "executions").glob(f"{component}/[0-9]*.json")
-                found = [(path.name, path.parent.name) for path in paths if may_match(path.name, *short)]
+                for path in object_store.sizes(self.root / "executions"):
+                    folder, _, name = path.rpartition("/")
+                    if component in ("*", folder) and name[:1].isdigit() and may_match(name, *short):
+                        found.append((name, folder))
             else:
                 for folder in (path.name for path in _folders(self.local / "executions")):
                     if component in ("*", folder):
@@ -728,6 +738,15 @@ class Store:
         source, target = self.path(ref), self.root / "artifacts" / ref
         object_store.upload(source, target, Manifest.model_validate_json((source / MANIFEST).read_bytes()).files)
         object_store.upload(source, target, [MANIFEST])  # last: with it, the artifact is complete
+
+
+def mirror_of(url: str) -> Path:
+    """Return the local folder for copies of what is at a URL.
+
+    Args:
+        url: The URL.
+    """
+    return Path.home() / ".cache" / "ridgeline" / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
 def _names(folder: Path) -> list[str]:

@@ -9,7 +9,8 @@ import threading
 import pytest
 
 from ridgeline import object_store
-from ridgeline.store import Store
+from ridgeline.decisions import Decisions
+from ridgeline.store import Store, StoreError
 from tests.faulty_proxy import Faults
 from tests.ridgeline.test_store import execution, publish
 
@@ -126,3 +127,29 @@ def test_an_object_store_without_conditional_writes_is_recognized(bucket, proxy)
     with pytest.raises(object_store.ConditionalWritesError, match="only s3://"):
         object_store.expect_conditional_writes(object_store.open_url("memory://bucket"))
     assert folder.fs.find(folder.path) == []
+
+
+def test_a_listing_that_fails_is_an_error_and_hides_nothing(bucket, proxy, tmp_path, number):
+    store = Store(f"{bucket}/store", mirror=tmp_path / "here")
+    store.record(execution(output=publish(store, number)))
+    proxy.faults = Faults(forbidden=("GET", "HEAD"))
+    for read in (store.refs, store.record_files, store.leases, Decisions(store).all):
+        with pytest.raises(StoreError, match="Cannot read s3://.*: AccessDenied. Correct the credentials, or grant"):
+            read()
+    with pytest.raises(StoreError, match="Correct the credentials"):
+        store.manifest(f"Number/{'0' * 64}")
+
+
+def test_a_bucket_that_is_missing_is_named(bucket, tmp_path, number):
+    store = Store(f"{bucket}0/store", mirror=tmp_path / "here")
+    for action in (store.refs, store.record_files, lambda: publish(store, number)):
+        with pytest.raises(StoreError, match=f"{bucket}0/store: .*bucket.*. Create the bucket, or correct its name"):
+            action()
+
+
+def test_an_endpoint_that_does_not_exist_is_an_error_after_retries(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
+    options = {"endpoint_url": "http://127.0.0.1:9", "config_kwargs": {"retries": {"max_attempts": 0}}}
+    store = Store(f"{bucket}/store", mirror=tmp_path / "here", options=options)
+    with pytest.raises(StoreError, match="Cannot read s3://.*: EndpointConnectionError.*Try again when it can be"):
+        store.refs()
