@@ -124,6 +124,10 @@ class ObjectRegistry(Registry):
             if found:
                 files.move(fetched, target)
                 files.write(state, json.dumps(found))
+                gone = set() if pushed else set(super().versions(name)) - {version, *self.versions(name)}
+                for old in gone:  # `sync` deletes them itself, last
+                    files.remove(self.root / name / f".{old}.json")
+                    files.remove(self.root / name / str(old))
         return target
 
     def card(self, name: str, version: int) -> Path | None:

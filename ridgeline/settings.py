@@ -184,6 +184,7 @@ class Settings(BaseSettings):
     Attributes:
         store: The store's root: a folder or any `universal_pathlib` URL.
         store_connection: The Airflow connection that holds the options of the store's driver, such as its credentials.
+        cache_gib: GiB that the local copies of a store at a URL may take; those in use stay beyond it.
         serving: The registry of served models: a folder, which TF Serving reads, or an s3:// URL; ``serving`` inside
             the store if None.
         serving_base_path: The same folder as TF Serving sees it, for example inside its container; `serving` if None.
@@ -227,6 +228,7 @@ class Settings(BaseSettings):
 
     store: Annotated[str, AfterValidator(_store)] = "var/store"
     store_connection: Annotated[str, AfterValidator(_store_connection)] | None = None
+    cache_gib: float = Field(20.0, gt=0.0, le=1e9, allow_inf_nan=False)
     serving: Annotated[Path | str | None, BeforeValidator(_serving)] = None
     serving_base_path: str | None = None
     keep_versions: int = Field(10, ge=1)
@@ -319,7 +321,7 @@ class Settings(BaseSettings):
             PermissionError: If this user may not list it.
             SettingsError: If the connection that holds its driver's options can't be used.
         """
-        store = Store(self.store, options=self.storage_options)
+        store = Store(self.store, options=self.storage_options, cache_bytes=int(self.cache_gib * 2**30))
         if not store.remote:
             expect_readable(store.local, depth=0)
             for name in ("artifacts", "executions"):

@@ -36,6 +36,7 @@ REF = re.compile(r"[A-Z][A-Za-z]*/[0-9a-f]{64}")
 A = TypeVar("A", bound=Artifact[Any])
 
 LEASE_AGE = timedelta(days=1)  # how long an unfinished execution on another host counts, if its lock can't be seen
+CACHE_IN_USE = timedelta(hours=1)  # after its last use, a local copy counts as read still
 WAIT_SECONDS = 0.1  # between two looks whether another execution of the same key has ended
 
 
@@ -193,12 +194,18 @@ class Store:
         mirror: Local folder for the copies of a remote root's artifacts; a folder in the user's cache,
             named after the root, if None.
         options: Options of the driver of a remote root, such as its credentials.
+        cache_bytes: How much the copies of a remote root's artifacts may take; no limit if None.
     """
 
     def __init__(
-        self, root: str | Path, mirror: Path | None = None, options: Mapping[str, Any] = MappingProxyType({})
+        self,
+        root: str | Path,
+        mirror: Path | None = None,
+        options: Mapping[str, Any] = MappingProxyType({}),
+        cache_bytes: int | None = None,
     ) -> None:
         remember(str(root))
+        self.cache_bytes = cache_bytes
         try:
             path = object_store.open_url(root, options)
         except (ImportError, ValueError, TypeError) as error:
@@ -267,6 +274,7 @@ class Store:
                 )
         try:
             if verify(self.path(ref)) == manifest:
+                os.utime(self.path(ref))  # used just now, see _evict
                 return self.path(ref)
         except ArtifactError:
             pass
@@ -278,6 +286,7 @@ class Store:
                 shutil.rmtree(self.path(ref), ignore_errors=True)
                 files.make_folder(self.path(ref).parent)
                 files.move(folder, self.path(ref))
+        self._evict()
         return self.path(ref)
 
     def refs(self) -> list[str]:
@@ -475,6 +484,7 @@ class Store:
             shutil.rmtree(artifact.path.with_name(f"{artifact.path.name}-damaged"), ignore_errors=True)
             if self.remote and not self._uploaded(artifact):
                 self._upload(artifact.ref)
+        self._evict()
         return artifact.ref
 
     def delete(self, ref: str) -> None:
@@ -726,6 +736,33 @@ class Store:
         changed = max(path.stat().st_mtime for path in [scratch, *scratch.rglob("*")])
         done = (e for e in self.executions(key=scratch.name) if e.output)
         return any(e.started_at.timestamp() + e.seconds >= changed for e in done)
+
+    def _evict(self) -> None:
+        """Delete the copies of a remote store that were not used for longest, until the others fit into the cache.
+
+        Those that a running step reads, and those used within `CACHE_IN_USE`, stay.
+        """
+        if not self.remote or self.cache_bytes is None:
+            return
+        with translate_os_errors("write to", self.local), self.lock():
+            copies = []
+            for folder in itertools.chain.from_iterable(map(_folders, _folders(self.local / "artifacts"))):
+                size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+                copies.append((folder.stat().st_mtime, size, folder))
+            excess = sum(size for _, size, _ in copies) - self.cache_bytes
+            needed = {ref for lease in self.leases() for ref in lease.artifacts} if excess > 0 else set()
+            for used_at, size, folder in sorted(copies):
+                ref = f"{folder.parent.name}/{folder.name}"
+                if excess <= 0 or time.time() - used_at < CACHE_IN_USE.total_seconds():
+                    break
+                if ref not in needed:
+                    files.make_folder(self.local / "staging")
+                    folder.rename(evicted := self.local / "staging" / uuid.uuid4().hex)
+                    files.remove(evicted)
+                    excess -= size
+                    log.info("deleted the local copy of %s: %.1f MiB", ref, size / 2**20)
+        if excess > 0:
+            log.info("the local copies in %s exceed the cache by %.1f MiB: all are in use", self.local, excess / 2**20)
 
     def _uploaded(self, artifact: Artifact[Any]) -> bool:
         try:

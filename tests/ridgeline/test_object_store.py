@@ -1,10 +1,12 @@
 """Against a server of the S3 protocol in a process of its own, behind a proxy that injects faults."""
 
 import importlib
+import os
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import pytest
 
@@ -153,3 +155,28 @@ def test_an_endpoint_that_does_not_exist_is_an_error_after_retries(bucket, tmp_p
     store = Store(f"{bucket}/store", mirror=tmp_path / "here", options=options)
     with pytest.raises(StoreError, match="Cannot read s3://.*: EndpointConnectionError.*Try again when it can be"):
         store.refs()
+
+
+def test_the_cache_is_bounded_and_keeps_what_is_in_use(bucket, tmp_path, number):
+    here = Store(f"{bucket}/store", mirror=tmp_path / "here")
+    refs = [publish(here, number, digit * 1000) for digit in "1234"]
+    there = Store(f"{bucket}/store", mirror=tmp_path / "there", cache_bytes=3_000)  # a manifest has 300 bytes
+
+    def copies():
+        return [ref for ref in refs if there.path(ref).exists()]
+
+    def used(ref, hours):
+        os.utime(there.path(ref), (time.time() - 3600 * hours,) * 2)
+
+    for ref in refs[:3]:
+        there.fetch(ref)
+    assert copies() == refs[:3]  # each was used within the hour
+    for ref, hours in zip(refs, (4, 3, 2), strict=False):
+        used(ref, hours)
+    there.fetch(refs[1])  # it was used now
+    with here.lease("run", [refs[0]]):
+        there.fetch(refs[3])
+    assert copies() == [refs[0], refs[1], refs[3]]
+    assert there.open(refs[2], number.Number).facts.digits == 1000  # copied again
+    assert copies() == refs[1:]
+    assert list((there.local / "staging").iterdir()) == []
