@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
@@ -216,6 +216,25 @@ def modified_at(path: UPath) -> datetime:
         path: The object.
     """
     return cast(datetime, repeated(lambda: path.fs.modified(path.path)))
+
+
+def ages(folder: UPath, suffix: str) -> dict[str, timedelta]:
+    """Return how long ago the objects in a folder and below were written, by the clock of the object store.
+
+    Args:
+        folder: The folder.
+        suffix: The end of the names of the objects in question.
+    """
+    prefix = f"{folder.path.rstrip('/')}/"
+    listed = repeated(lambda: folder.fs.find(folder.path, detail=True))
+    infos = {path.removeprefix(prefix): info for path, info in listed.items() if path.endswith(suffix)}
+    if not infos:
+        return {}
+    try:
+        now = clock(folder)
+    except PermissionError:  # who may only read deletes nothing by it
+        now = datetime.now(UTC)
+    return {name: now - (info.get("LastModified") or modified_at(folder / name)) for name, info in infos.items()}
 
 
 def clock(folder: UPath) -> datetime:

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -36,6 +37,8 @@ REF = re.compile(r"[A-Z][A-Za-z]*/[0-9a-f]{64}")
 A = TypeVar("A", bound=Artifact[Any])
 
 LEASE_AGE = timedelta(days=1)  # how long an unfinished execution on another host counts, if its lock can't be seen
+# In a store at a URL, a lease is renewed while its process lives, and what is new or reused is not deleted meanwhile.
+LEASE_EXPIRY, RENEWAL_SECONDS = timedelta(hours=1), 600.0  # by the clock of the object store alone
 CACHE_IN_USE = timedelta(hours=1)  # after its last use, a local copy counts as read still
 WAIT_SECONDS = 0.1  # between two looks whether another execution of the same key has ended
 
@@ -367,7 +370,8 @@ class Store:
     def lease(self, run_id: str, artifacts: Iterable[str] = ()) -> Iterator[StoreError | None]:
         """Keep artifacts, and all that a run made or used, from garbage collection while the body runs.
 
-        A lease ends with its process, however that dies.
+        A lease ends with its process, however that dies. In a store at a URL, a process that can't end its lease loses
+        it after `LEASE_EXPIRY`; it is renewed every `RENEWAL_SECONDS`.
 
         Args:
             run_id: The pipeline run.
@@ -390,14 +394,38 @@ class Store:
         except StoreError as error:
             failure = error
         try:
-            yield failure
+            with self._renewed(file, lease) if self.remote and not failure else nullcontext():
+                yield failure
         finally:
             if owner.is_locked:
                 self._end_lease(name)
                 owner.release()
 
+    @contextmanager
+    def _renewed(self, file: UPath, lease: Lease) -> Iterator[None]:
+        """Write a lease again and again while the body runs."""
+        ended = threading.Event()
+
+        def renew() -> None:
+            while not ended.wait(RENEWAL_SECONDS):
+                try:
+                    object_store.write(file, lease.model_dump_json().encode())
+                except Exception as error:  # of the driver; there are more attempts before it expires
+                    log.warning("Cannot renew the lease of %s: %s", lease.run_id, mask(error))
+
+        thread = threading.Thread(target=renew, name="lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()  # else it would write the lease again after its end
+
     def leases(self, clear: bool = False) -> list[Lease]:
         """Return the leases of running processes, on other hosts those of the last `LEASE_AGE`.
+
+        In a store at a URL, a lease counts until `LEASE_EXPIRY` after its renewal, unless this host sees that its
+        process has ended.
 
         Args:
             clear: Delete all others. The caller holds the store's lock, so that none is being made.
@@ -405,7 +433,8 @@ class Store:
         found = []
         folder, locks = self.root / "leases", self.local / "leases"
         with translate_os_errors("read", self.root):
-            listed = object_store.sizes(folder) if self.remote else [path.name for path in folder.glob("*.json")]
+            ages = object_store.ages(folder, ".json") if self.remote else {}
+        listed = ages if self.remote else [path.name for path in folder.glob("*.json")]
         names = {name.removesuffix(".json") for name in listed} | {path.stem for path in locks.glob("*.lock")}
         for name in names:
             try:
@@ -413,10 +442,14 @@ class Store:
                     lease = Lease.model_validate_json((folder / f"{name}.json").read_bytes())
             except (FileNotFoundError, ValueError):  # its process just ended, or died while it wrote
                 lease = None
-            elsewhere = lease is not None and lease.host != socket.gethostname()
-            young = elsewhere and lease is not None and datetime.now(UTC) - lease.started_at < LEASE_AGE
             # The path may differ: of a remote root between users, of a local one between mounts.
             paths = {locks / f"{name}.lock", *([Path(lease.lock)] if lease else [])}
+            if self.remote:
+                age = ages.get(f"{name}.json", LEASE_EXPIRY)
+                young = age < LEASE_EXPIRY and not any(path.exists() for path in paths)
+            else:
+                elsewhere = lease is not None and lease.host != socket.gethostname()
+                young = elsewhere and lease is not None and datetime.now(UTC) - lease.started_at < LEASE_AGE
             if young or any(_is_held(path) for path in paths):
                 found += [lease] if lease else []
             elif clear:
@@ -482,10 +515,34 @@ class Store:
             if not target.exists():
                 files.move(artifact.path, target)
             shutil.rmtree(artifact.path.with_name(f"{artifact.path.name}-damaged"), ignore_errors=True)
-            if self.remote and not self._uploaded(artifact):
+            if self.remote and not (self._uploaded(artifact) and self.reuse(artifact.ref)):
                 self._upload(artifact.ref)
         self._evict()
         return artifact.ref
+
+    def reuse(self, ref: str) -> bool:
+        """Return whether an artifact is in the store, about to be recorded as an output once more.
+
+        In a store at a URL, its manifest is written again: garbage collection on another host, which does not see the
+        record yet, keeps what is younger than `LEASE_EXPIRY`.
+
+        Args:
+            ref: The artifact's store-relative name.
+        """
+        if not self.remote or self.root.protocol not in object_store.S3:
+            return self.holds(ref)
+        place = self.root / "artifacts" / ref / MANIFEST
+        with translate_os_errors("write to", self.root):
+            found = object_store.read(place)
+            return found is not None and object_store.write_if_unchanged(place, *found)
+
+    def young(self) -> set[str]:
+        """Return the artifacts that may be about to be recorded: of a store at a URL, those of `LEASE_EXPIRY`."""
+        if not self.remote:
+            return set()
+        with translate_os_errors("read", self.root):
+            ages = object_store.ages(self.root / "artifacts", f"/{MANIFEST}")
+        return {name.removesuffix(f"/{MANIFEST}") for name, age in ages.items() if age < LEASE_EXPIRY}
 
     def delete(self, ref: str) -> None:
         """Delete an artifact; it is first hidden by one rename."""
@@ -493,18 +550,31 @@ class Store:
             hide(ref)
 
     @contextmanager
-    def deletion(self) -> Iterator[Callable[[str], None]]:
-        """Yield a function that hides an artifact by one rename; afterwards, the hidden files are deleted."""
+    def deletion(self, keep_young: bool = False) -> Iterator[Callable[[str], bool]]:
+        """Yield a function that hides an artifact by one rename; afterwards, the hidden files are deleted.
+
+        It returns whether it did.
+
+        Args:
+            keep_young: Leave what another host just wrote or reused, see `young`.
+        """
         with self._own_staging() as place:
             numbers = itertools.count()
+            with translate_os_errors("write to", self.root):
+                oldest_young = object_store.clock(self.root) - LEASE_EXPIRY if self.remote and keep_young else None
 
-            def hide(ref: str) -> None:
+            def hide(ref: str) -> bool:
                 with translate_os_errors("write to", self.root):
+                    if oldest_young:
+                        with suppress(FileNotFoundError):
+                            if object_store.modified_at(self.root / "artifacts" / ref / MANIFEST) > oldest_young:
+                                return False
                     if self.remote:
-                        (self.root / "artifacts" / ref / MANIFEST).unlink(missing_ok=True)
-                        self.root.fs.rm((self.root / "artifacts" / ref).path, recursive=True)
+                        object_store.delete(self.root / "artifacts" / ref / MANIFEST)
+                        object_store.delete(self.root / "artifacts" / ref)
                     if (path := self.path(ref)).exists():
                         path.rename(place.with_name(f"{place.name}-{next(numbers)}"))
+                return True
 
             yield hide
 
