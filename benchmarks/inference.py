@@ -15,8 +15,8 @@ from benchmarks.steps import python, row
 from ridgeline.settings import Settings
 
 TURNS = 3
-SMALL, PHOTOS = 20_000, 3_000
-SCALE = 3  # as many times the files, for the memory
+SMALL, PHOTOS = 10_000, 2_000
+SCALE = 6  # as many times the files, for the memory
 
 INFER = """
 import json, re, shutil, sys, time

@@ -167,7 +167,7 @@ def _ready(log: Path, process: subprocess.Popen[bytes]) -> str:
 
 def _start(scratch: Path, url: str, seconds: int) -> subprocess.Popen[str]:
     name = next((scratch / "serving").glob("*/champion.json")).parent.name
-    command = ["wrk", "-t1", f"-c{CLIENTS}", f"-d{seconds}s", "-s", str(scratch / "post.lua")]
+    command = ["wrk", "-t1", f"-c{CLIENTS}", f"-d{seconds}s", "--timeout", "60s", "-s", str(scratch / "post.lua")]
     return subprocess.Popen([*command, f"{url}/v1/models/{name}:predict"], stdout=subprocess.PIPE, text=True)
 
 

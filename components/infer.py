@@ -113,17 +113,17 @@ def infer(
 
     Raises:
         StepError: If the folder has no file, or the SavedModel can't be used.
-        StepSkipped: If only new files are wanted and there are none.
+        StepSkipped: If only new files are wanted, and there are none.
     """
     source = sources[SOURCE]
     wanted = dict(source.files)
     for file, content in earlier.covered() if earlier else ():
         if wanted.get(file) == content:
             del wanted[file]
-    if not source.files:
-        raise StepError(f"Expected images in {source.location}; received no file. Name another folder.")
-    if not wanted:
+    if not wanted and params.new_files_only:
         raise StepSkipped(f"no new files in {source.location}: earlier predictions have rows for all of them")
+    if not wanted:
+        raise StepError(f"Expected images in {source.location}; received no file. Name another folder.")
     model = pushed.facts
     facts = PredictionsFacts(
         model_name=model.model_name,

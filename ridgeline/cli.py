@@ -204,10 +204,11 @@ def infer(
 ) -> None:
     """Predict the class of each image in a folder with a served model, into a Parquet file. Nothing is trained."""
     _log_to_standard_output()
-    settings, steps = Settings(), pipeline.plan("infer")
+    settings, step = Settings(), pipeline.step_that_yields(Predictions)
     expect_output(output, folder, new_files_only)
     given = {"model": model, "folder": folder, "version": version, "new_files_only": new_files_only}
-    params = pipeline.parse_params(steps, {f"infer.{name}": value for name, value in given.items()}, settings)
+    steps = pipeline.plan(step)
+    params = pipeline.parse_params(steps, {f"{step}.{name}": value for name, value in given.items()}, settings)
     (result,) = pipeline.run(settings, steps, params, models_cli.new_run_id())
     ref = result.execution.output or result.execution.inputs.get("earlier")
     store = settings.open_store()
@@ -335,7 +336,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65_535, help="The port; 0 for a free one.")] = 8501,
     max_request_mib: Annotated[float, typer.Option(min=0.001, help="The largest body of a request.")] = 16.0,
     max_batch: Annotated[int, typer.Option(min=1, help="The most images of a request, and of a batch.")] = 256,
-    max_seconds: Annotated[float, typer.Option(min=0.1, help="Until the body of a request has arrived.")] = 30.0,
+    max_seconds: Annotated[float, typer.Option(min=0.1, help="Until a request has arrived; also to decode it.")] = 30.0,
     token_file: Annotated[
         Path | None, typer.Option(help="A file with the token that clients send: Authorization: Bearer TOKEN.")
     ] = None,

@@ -71,7 +71,19 @@ def output_types() -> dict[str, type[Artifact[Any]]]:
 
 def default_target() -> str:
     """Return the name of the step that yields servable models: the last one of a whole run."""
-    return next(component.name for component in load_components().values() if component.output is PushedModel)
+    return step_that_yields(PushedModel)
+
+
+def step_that_yields(kind: type[Artifact[Any]]) -> str:
+    """Return the name of the installed step that yields an artifact type.
+
+    Raises:
+        ParameterError: If there is none.
+    """
+    for component in load_components().values():
+        if component.output is kind:
+            return component.name
+    raise ParameterError(f"Expected a step that yields {kind.__name__}; received none. Install Ridgeline again.")
 
 
 def optional_steps(target: str) -> list[str]:

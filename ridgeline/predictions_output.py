@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 from ridgeline.artifacts.predictions import Predictions
@@ -46,8 +45,9 @@ def write_output(store: Store, ref: str, output: Path, each_run: bool) -> list[P
     Args:
         store: Holds the predictions.
         ref: Store-relative name of the predictions.
-        output: The file, which is replaced; with `each_run`, a folder: it gets a file for these predictions and for
-            those that they add to, unless it has them. So a run that was killed before this is made up for.
+        output: The file, which is replaced; with `each_run`, a folder: it gets a file for these predictions, unless it
+            has one. What they add to is written before, back to the first that it has: a run may have been killed
+            before it wrote its file.
         each_run: Whether `output` is a folder.
 
     Returns:
@@ -57,32 +57,28 @@ def write_output(store: Store, ref: str, output: Path, each_run: bool) -> list[P
         ArtifactError: If the predictions are missing or damaged.
         StoreError: If the disk is full, or the output can't be written.
     """
-    newest = store.open(ref, Predictions)
+    newest = asked = store.open(ref, Predictions)
     try:
         if not each_run:
             make_folder(output.absolute().parent)
             _copy(newest.parquet, output)
             return [output]
         make_folder(output.absolute())
-        files = []
-        for added in _series(store, newest):
-            file = output / f"predictions-{added.digest[:DIGITS]}.parquet"
-            if not file.exists():
-                _copy(added.parquet, file)
-                files.append(file)
-        return files
+        missing = []
+        while not (file := output / f"predictions-{newest.digest[:DIGITS]}.parquet").exists():
+            missing.append((newest.parquet, file))
+            earlier = f"{Predictions.__name__}/{newest.facts.earlier}"
+            if not newest.facts.earlier or not store.holds(earlier):  # it may have been deleted since
+                break
+            newest = store.open(earlier, Predictions)
+        for source, file in reversed(missing):
+            _copy(source, file)
+        return [file for _, file in reversed(missing)]
     except OSError as error:
         raise StoreError(
             f"Cannot write predictions to {output}: {error.strerror or error}. Free disk space there, or name another "
-            f"output, and run again. They are kept in {newest.parquet}."
+            f"output, and run again. They are kept in {asked.parquet}."
         ) from error
-
-
-def _series(store: Store, newest: Predictions) -> Iterator[Predictions]:
-    """Yield predictions, and those that they add to, as far as they were not deleted since."""
-    yield newest
-    while newest.facts.earlier and store.holds(ref := f"{Predictions.__name__}/{newest.facts.earlier}"):
-        yield (newest := store.open(ref, Predictions))
 
 
 def _copy(source: Path, target: Path) -> None:

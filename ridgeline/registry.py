@@ -256,11 +256,13 @@ class Registry:
         Raises:
             RegistryError: If there is no such version, or its files differ.
         """
-        entry = self.entry(name, version)
+        try:
+            entry = self.entry(name, version)
+        except StoreError:  # the history is lost, or of a later release
+            return
         if not self._was_pushed(self.folder(name, version), entry):
-            raise RegistryError(
-                f"Expected {self.place_of(name, version)} to hold the files that were pushed; received others."
-            )
+            place = self.place_of(name, version)
+            raise RegistryError(f"Expected {place} to hold the files that were pushed; received others.")
 
     def champion(self, name: str) -> HistoryEntry | None:
         """Return the entry that made the champion, or None if there is none."""

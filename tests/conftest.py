@@ -109,8 +109,11 @@ FIRST = (
     "tests/ridgeline/airflow/plugin/test_app.py",
     "tests/e2e/test_regularization_path.py",
     "tests/ridgeline/test_gate.py",
+    "tests/ridgeline/serving/test_server.py",
+    "tests/ridgeline/serving/test_app.py",
     "tests/docs/test_extending.py",
     "tests/components/test_train.py",
+    "tests/components/test_infer.py",
     "tests/ridgeline/test_registry.py",
     "tests/ridgeline/test_cli.py",
     "tests/components/training/test_engine.py",
@@ -220,6 +223,7 @@ def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     name = uuid.uuid4().hex
+    s3fs.S3FileSystem.clear_instance_cache()  # another test may have had other credentials
     s3fs.S3FileSystem(endpoint_url=s3_endpoint).mkdir(name)
     return f"s3://{name}"
 

@@ -65,8 +65,8 @@ class DecodingStream:
     def __init__(self, source: Source, form: Form, shape: tuple[int, ...], num_files: int) -> None:
         self._source, self._shape = source, shape
         self._task = Task(source.name, source.location, form)
-        cores = os.cpu_count() or 1
-        self._num_processes = cores if num_files >= FEW_FILES and cores > 1 else 0
+        count = min(os.cpu_count() or 1, -(-num_files // BATCH_FILES))
+        self._num_processes = count if num_files >= FEW_FILES and count > 1 else 0
         self._processes: list[_Process] = []
         self._threads: ThreadPoolExecutor | None = None
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()

@@ -19,7 +19,6 @@ from ridgeline.approval import Ask, answer, markdown
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.decisions import Decision, Decisions
 from ridgeline.masking import mask
-from ridgeline.settings import Settings
 
 APPROVE, REJECT = "Approve", "Reject"
 MAX_REASON = 500  # characters
@@ -40,7 +39,7 @@ class AskInAirflow:
         Raises:
             TaskAwaitingInput: Always. `_TaskWithApproval.resume` continues the task.
         """
-        settings = Settings()
+        settings = AirflowSettings()
         reason = Param("", "For the history.", type="string", title="Reason", minLength=3, maxLength=MAX_REASON)
         upsert_hitl_detail(
             ti_id=get_current_context()["ti"].id,

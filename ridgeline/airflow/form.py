@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
 from ridgeline.airflow import RERUN
+from ridgeline.airflow.settings import AirflowSettings
 from ridgeline.component import (
     APPLIES_WITH,
     FOR_ONE_RUN,
@@ -87,7 +88,7 @@ def form(
 
 
 def _defaults(components: Iterable[Component], own: Mapping[str, Any]) -> dict[str, Any]:
-    settings, installed = Settings(), load_components()
+    settings, installed = AirflowSettings(), load_components()
     if unknown := [name for name in settings.defaults if name.split(".")[0] not in installed]:
         raise ParameterError(
             f"Expected parameters of the steps {', '.join(installed)} in RIDGELINE_DEFAULTS; received "

@@ -35,7 +35,7 @@ from ridgeline.masking import mask
 from ridgeline.models_cli import user
 from ridgeline.pipeline import parse_assignments, run_records
 from ridgeline.run_summary import summary
-from ridgeline.settings import Settings, SettingsError
+from ridgeline.settings import SettingsError
 
 DAGS_READ_SECONDS = 60  # after this time, a healthy Airflow has read all DAG files
 app = typer.Typer(
@@ -78,7 +78,7 @@ def run(
 ) -> None:
     """Run a DAG once, to the end, without a scheduler."""
     folder = _checkout()
-    Settings()  # a bad variable is refused before anything is written
+    AirflowSettings()  # a bad variable is refused before anything is written
     os.environ |= (env := environment(folder, "airflow-run", os.environ))
     if (file := folder / "dags" / Path(f"{dag_id}.py").name).is_file():  # Airflow need not read the others
         os.environ["AIRFLOW__CORE__DAGS_FOLDER"] = str(file)
@@ -225,7 +225,7 @@ def ui(port: Annotated[int, typer.Option(help="The web server's port.")] = 8080)
     env = environment(folder, "airflow-ui", os.environ, port)
     if found := find_official_files(folder):
         env.setdefault("RIDGELINE_MANUAL_DIR", str(found))
-    Settings()  # a bad variable is refused before anything is written
+    AirflowSettings()  # a bad variable is refused before anything is written
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -19,11 +19,12 @@ from airflow.sdk.exceptions import AirflowFailException
 from ridgeline.airflow import metadata
 from ridgeline.airflow.form import refuse_unknown
 from ridgeline.airflow.schedule import cron
+from ridgeline.airflow.settings import AirflowSettings
 from ridgeline.airflow.task import settings_in_task, skip
 from ridgeline.announcements import announce
 from ridgeline.component import ParameterError
 from ridgeline.gc import collect_garbage
-from ridgeline.settings import MAX_RETENTION_DAYS, Settings
+from ridgeline.settings import MAX_RETENTION_DAYS
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +37,12 @@ PROCESSOR_LOGS = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]/**/*.log*"
 
 def schedule() -> CronTriggerTimetable | None:
     """Return the timetable of the maintenance DAG, see `Settings`."""
-    return cron(Settings().maintenance_schedule)
+    return cron(AirflowSettings().maintenance_schedule)
 
 
 def form() -> dict[str, Param]:
     """Return the params of the maintenance DAG; `Settings` gives their defaults."""
-    settings = Settings()
+    settings = AirflowSettings()
     return {
         "keep_runs": _whole_number(
             "Runs to keep",

@@ -12,7 +12,6 @@ from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 
 from ridgeline.airflow.settings import AirflowSettings
 from ridgeline.masking import mask
-from ridgeline.settings import Settings
 
 
 class Notifier(BaseNotifier):
@@ -66,6 +65,6 @@ def deadline() -> DeadlineAlert:
     """Return the alert that reports runs which miss the deadline in `Settings`."""
     return DeadlineAlert(
         reference=DeadlineReference.DAGRUN_QUEUED_AT,
-        interval=timedelta(minutes=Settings().deadline_minutes),
+        interval=timedelta(minutes=AirflowSettings().deadline_minutes),
         callback=AsyncCallback(Notifier, kwargs={"event": "late"}),
     )

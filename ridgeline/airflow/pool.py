@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ridgeline.settings import Settings
+from ridgeline.airflow.settings import AirflowSettings
 
 TENSORFLOW = "tensorflow"  # the scheduler starts no task of a pool that does not exist
 
@@ -15,5 +15,5 @@ def create_pool() -> None:
     with create_session() as session:
         if Pool.get_pool(TENSORFLOW, session=session) is None:
             description = "Tasks that use TensorFlow. One training needs about 1 GB of memory."
-            slots = Settings().tensorflow_slots
+            slots = AirflowSettings().tensorflow_slots
             session.add(Pool(pool=TENSORFLOW, slots=slots, description=description, include_deferred=False))

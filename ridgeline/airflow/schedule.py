@@ -6,7 +6,8 @@ from datetime import timedelta
 
 from airflow.sdk import Asset, AssetOrTimeSchedule, CronTriggerTimetable
 
-from ridgeline.settings import PUSHED, Settings, check_schedule
+from ridgeline.airflow.settings import AirflowSettings
+from ridgeline.settings import PUSHED, check_schedule
 
 
 def schedule(*assets: Asset, expression: str | None = None) -> AssetOrTimeSchedule | list[Asset]:
@@ -19,7 +20,7 @@ def schedule(*assets: Asset, expression: str | None = None) -> AssetOrTimeSchedu
     Raises:
         ValueError: If the expression is none of these.
     """
-    timetable = cron(Settings().schedule if expression is None else check_schedule(expression))
+    timetable = cron(AirflowSettings().schedule if expression is None else check_schedule(expression))
     return AssetOrTimeSchedule(timetable=timetable, assets=list(assets)) if timetable else list(assets)
 
 
@@ -33,7 +34,7 @@ def inference_schedule(pushed: Asset, expression: str | None = None) -> CronTrig
     Raises:
         ValueError: If the expression is none of these.
     """
-    expression = Settings().inference_schedule if expression is None else expression
+    expression = AirflowSettings().inference_schedule if expression is None else expression
     return [pushed] if expression == PUSHED else cron(check_schedule(expression))
 
 

@@ -14,7 +14,6 @@ from ridgeline.access import message
 from ridgeline.airflow.settings import AirflowSettings
 from ridgeline.component import SourceFolder
 from ridgeline.masking import mask
-from ridgeline.settings import Settings
 from ridgeline.sources import fingerprint
 
 LAST = "last_content"  # the key in Airflow's asset state store
@@ -29,7 +28,7 @@ def watched_asset(name: str, folder: str) -> Asset:
         name: The asset's name.
         folder: An absolute path, or a `universal_pathlib` URL of an object store's prefix.
     """
-    trigger = FolderTrigger(name, folder, Settings().still_seconds)
+    trigger = FolderTrigger(name, folder, AirflowSettings().still_seconds)
     return Asset(name, watchers=[AssetWatcher(name=f"{name}_watcher", trigger=trigger)])
 
 

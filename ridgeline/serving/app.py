@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import HTTPException
 from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
@@ -40,7 +40,7 @@ class Limits:
     Attributes:
         request_mib: Size of its body.
         batch: Number of its images; also of a batch of several requests.
-        seconds: Until its body has arrived.
+        seconds: Until its body has arrived; also to decode its images.
     """
 
     request_mib: float = 16.0
@@ -111,21 +111,17 @@ def create_app(
 
     app = FastAPI(title="ridgeline serve", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
 
-    @app.exception_handler(HTTPException)
-    async def refuse(request: Request, error: HTTPException) -> Response:
-        message = f"Expected a request as in docs/serving.md; received {request.method} {request.url.path}."
-        return _json({"error": message}, error.status_code, error.headers)
-
     @app.exception_handler(404)
     @app.exception_handler(405)
     async def not_found(request: Request, error: HTTPException) -> Response:
-        return await refuse(request, error)
+        message = f"Expected a request as in docs/serving.md; received {request.method} {request.url.path}."
+        return _json({"error": message}, error.status_code, error.headers)
 
-    @app.exception_handler(Exception)
-    async def fail(request: Request, error: Exception) -> Response:
-        return _json({"error": "Cannot answer: an error of the server, which its log explains."}, 500)
+    @app.exception_handler(BadRequestError)
+    async def refuse(request: Request, error: BadRequestError) -> Response:
+        return _refusal(error)
 
-    def authorize(request: Request) -> None:
+    async def authorize(request: Request) -> None:
         given = request.headers.get("authorization", "").encode()
         if token is not None and not hmac.compare_digest(given, f"Bearer {token}".encode()):
             raise BadRequestError("Expected the header Authorization: Bearer TOKEN; received none or another.", 401)
@@ -134,7 +130,6 @@ def create_app(
         start = time.monotonic()
         name, number = "", ""
         try:
-            authorize(request)
             path = request.path_params
             version, label, predictor = models.choose(path["name"], path.get("version"), path.get("label"))
             name, number = path["name"], str(version)
@@ -142,7 +137,9 @@ def create_app(
             is_json = "json" in request.headers.get("content-type", "")
             loop = asyncio.get_running_loop()
             shape, form = predictor.image_shape, predictor.form
-            given = await loop.run_in_executor(requests_pool, read_instances, body, is_json, shape, form, limits.batch)
+            given = await loop.run_in_executor(
+                requests_pool, read_instances, body, is_json, shape, form, limits.batch, limits.seconds
+            )
             del body
             outputs = await predictor.predict(given.images)
             answer = _answer(outputs, given)
@@ -161,33 +158,28 @@ def create_app(
         return response
 
     async def status(request: Request) -> Response:
-        try:
-            authorize(request)
-            path = request.path_params
-            served = models.status(path["name"])
-            if "version" in path or "label" in path or not served:
-                number, label, _ = models.choose(path["name"], path.get("version"), path.get("label"))
-                served = [(number, label)]
-        except BadRequestError as error:
-            return _refusal(error)
+        path = request.path_params
+        served = models.status(path["name"])
+        if "version" in path or "label" in path or not served:
+            number, label, _ = models.choose(path["name"], path.get("version"), path.get("label"))
+            served = [(number, label)]
         fine = {"error_code": "OK", "error_message": ""}
         found = [{"version": str(number), "state": "AVAILABLE", "status": fine} for number, _ in served]
         return _json({"model_version_status": found})
 
     async def metadata(request: Request) -> Response:
-        try:
-            authorize(request)
-            path = request.path_params
-            number, _, predictor = models.choose(path["name"], path.get("version"), path.get("label") or STABLE)
-        except BadRequestError as error:
-            return _refusal(error)
+        path = {"label": STABLE} | request.path_params
+        if "version" in path:
+            del path["label"]
+        number, _, predictor = models.choose(path["name"], path.get("version"), path.get("label"))
         spec = {"name": path["name"], "signature_name": "", "version": str(number)}
         return _json({"model_spec": spec, "metadata": predictor.metadata})
 
+    authorized = [Depends(authorize)]
     for place in PLACES:
-        app.add_api_route(f"{place}:predict", predict, methods=["POST"])
-        app.add_api_route(f"{place}/metadata", metadata, methods=["GET"])
-        app.add_api_route(place, status, methods=["GET"])
+        app.add_api_route(f"{place}:predict", predict, methods=["POST"], dependencies=authorized)
+        app.add_api_route(f"{place}/metadata", metadata, methods=["GET"], dependencies=authorized)
+        app.add_api_route(place, status, methods=["GET"], dependencies=authorized)
 
     @app.get("/health/live")
     async def live() -> Response:
@@ -199,12 +191,8 @@ def create_app(
         text = "ready" if is_ready else "not ready"
         return _json({"status": text, "problems": models.problems()}, 200 if is_ready else 503)
 
-    @app.get("/metrics")
-    async def scrape(request: Request) -> Response:
-        try:
-            authorize(request)
-        except BadRequestError as error:
-            return _refusal(error)
+    @app.get("/metrics", dependencies=authorized)
+    async def scrape() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return app

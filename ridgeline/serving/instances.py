@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import reprlib
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +47,7 @@ class Instances:
 
 
 def read_instances(
-    body: bytes, is_json: bool, image_shape: tuple[int, ...], form: Form, max_instances: int
+    body: bytes, is_json: bool, image_shape: tuple[int, ...], form: Form, max_instances: int, max_seconds: float
 ) -> Instances:
     """Return the images of a request's body.
 
@@ -59,6 +60,7 @@ def read_instances(
         image_shape: ``(h, w)`` or ``(h, w, 3)`` of the model's input.
         form: How to prepare image files.
         max_instances: The largest number of images.
+        max_seconds: The longest time to decode them.
 
     Raises:
         BadRequestError: If there are none or too many, or one of them can't be used.
@@ -92,7 +94,15 @@ def read_instances(
         )
     if not any(isinstance(image, dict) for image in given):
         return Instances(_pixels(given, image_shape, "images"), columns)
-    images = [_image(image, number, image_shape, form) for number, image in enumerate(given)]
+    deadline, images = time.monotonic() + max_seconds, []
+    for number, image in enumerate(given):
+        images.append(_image(image, number, image_shape, form))
+        if time.monotonic() > deadline:
+            raise BadRequestError(
+                f"Expected images that are decoded within {max_seconds:g} s; received larger ones: {number + 1} of "
+                f"{len(given)} took longer. Send several requests.",
+                413,
+            )
     return Instances(np.stack(images), columns)
 
 

@@ -69,8 +69,9 @@ class SavedModel:
             self.compute(np.zeros((size, *self.image_shape), np.uint8))
 
     def compute(self, images: np.ndarray) -> Outputs:
-        """Return the outputs for images, by name."""
-        return {name: value.numpy() for name, value in self._call(**{INPUT: self._constant(images)}).items()}
+        """Return the outputs for images, by name, in the order of the names."""
+        outputs = self._call(**{INPUT: self._constant(images)})
+        return {name: outputs[name].numpy() for name in sorted(outputs)}
 
 
 @dataclass(frozen=True)

@@ -263,6 +263,7 @@ def test_bad_input_is_refused_in_one_sentence(settings: Settings, folder: Path, 
     assert error(tmp_path / "empty") == (
         f"Expected images in {tmp_path / 'empty'}; received no file. Name another folder."
     )
+    assert run(settings, tmp_path / "empty", new_files_only=True).state == "skipped"
     with pytest.raises(ParameterError, match=r"^Parameter infer\.folder: expected a URL without a user"):
         run(settings, "s3://key:secret@host/bucket")
     weights = next((settings.serving_dir() / MODEL / "1" / "variables").glob("*.data*"))

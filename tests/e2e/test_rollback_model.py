@@ -1,4 +1,4 @@
-"""The DAG `rollback_model` in Airflow."""
+"""The DAGs `rollback_model` and `canary_model` in Airflow."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_it_moves_the_champion_back_and_forth_and_records_who_and_why(
 ) -> None:
     for run in ("back", "forward"):
         assert airflow.states(DAG, runs[run]) == {"rollback": "success"}
-    pushes, rollbacks = registry.history(NAME)[:2], registry.history(NAME)[2:]
+    pushes, rollbacks = registry.history(NAME)[:2], registry.history(NAME)[2:4]
     assert [entry.version for entry in pushes] == [1, 2]
     assert [(e.version, e.action, e.reason, e.run_id, e.by) for e in rollbacks] == [
         (1, "rollback", "worse in production", runs["back"], "admin"),
@@ -75,3 +75,16 @@ def test_what_the_registry_refuses_fails_without_a_retry(airflow: Any, runs: dic
 def test_a_run_without_a_reason_is_refused_before_it_starts(airflow: Any) -> None:
     with pytest.raises(ValueError, match="400, .*reason"):
         airflow.trigger(DAG, {"model": NAME})
+
+
+def test_a_canary_is_started_and_promoted(airflow: Any, runs: dict[str, str], registry: Registry) -> None:
+    ids = {}
+    for action, conf in (("canary", {"version": 1, "share": 0.25}), ("promote", {})):
+        ids[action] = airflow.trigger("canary_model", {"model": NAME, "action": action, "reason": "as decided", **conf})
+        airflow.wait_for_run("canary_model", ids[action], 120)
+        assert airflow.states("canary_model", ids[action]) == {"decide": "success"}
+    entries = registry.history(NAME)[-2:]
+    assert [(e.version, e.action, e.share, e.reason, e.run_id, e.by) for e in entries] == [
+        (1, "canary", 0.25, "as decided", ids["canary"], "admin"),
+        (1, "promote", 0.0, "as decided", ids["promote"], "admin"),
+    ]

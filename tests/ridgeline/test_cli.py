@@ -80,12 +80,12 @@ def test_explain_with_a_sweep_and_a_profile(invoke):
 def test_help_names_the_installed_steps_and_the_options_that_their_parameters_declare(invoke):
     words = " ".join(invoke("run", "--help").stdout.replace("│", " ").split())
     assert (
-        "evaluate, export, ingest, label_errors, schema, select, statistics, sweep, train, transform, validate. export "
-        "if left out." in words
+        "evaluate, export, infer, ingest, label_errors, schema, select, statistics, sweep, train, transform, validate. "
+        "export if left out." in words
     )
     assert "A step that is left out by default: select, sweep." in words
     assert "--profile VALUE is short for --set train.profile=VALUE." in words
-    assert "NAME is one of evaluate, export, ingest" in invoke("step", "--help").stdout
+    assert "NAME is one of evaluate, export, infer, ingest" in invoke("step", "--help").stdout
 
 
 @pytest.mark.parametrize("profile", [["--profile", "tuned"], ["--profile=tuned"], ["--set", "train.profile=tuned"]])
@@ -274,7 +274,7 @@ def test_models_verify_and_rollback(synthetic_store, refs, tmp_path, monkeypatch
     shutil.copytree(model.path, tmp_path / "second")
     champion = registry.champion("synthetic_garments").model_digest
     facts = model.facts.model_copy(update={"model_digest": "0" * 64, "accuracy": 0.5, "champion": champion})
-    second = PushedModel.seal(tmp_path / "second", facts)
+    second = store.open(store.publish(PushedModel.seal(tmp_path / "second", facts)), PushedModel)
     checked = []
     monkeypatch.setattr("ridgeline.registry.check", lambda *arguments: checked.append(arguments))
     registry.push(second, "run 2")

@@ -43,6 +43,7 @@ def batches(source: Source, size: int = 4) -> list[list[str]]:
 
 def in_processes(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     monkeypatch.setattr(decoding_stream, "FEW_FILES", 2)
+    monkeypatch.setattr(decoding_stream, "BATCH_FILES", 4)
     monkeypatch.setattr("os.cpu_count", lambda: number)
 
 

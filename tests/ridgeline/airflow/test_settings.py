@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ridgeline import masking
+from ridgeline import masking, pipeline
 from ridgeline.announcements import announce
 from ridgeline.decisions import Decision, Decisions
 from ridgeline.settings import Settings, SettingsError
@@ -37,6 +38,12 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
         from ridgeline.airflow import settings
     return settings
+
+
+def test_no_process_of_airflow_has_settings_that_find_no_connection() -> None:
+    folder = Path(pipeline.__file__).parent / "airflow"
+    found = [path.name for path in folder.rglob("*.py") if re.search(r"(?<!Airflow)\bSettings\(\)", path.read_text())]
+    assert found == []
 
 
 @pytest.fixture

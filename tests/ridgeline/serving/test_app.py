@@ -78,6 +78,7 @@ def test_responses_are_the_evaluations_predictions(push, serve, model, images):
     assert [row["class_id"] for row in rows] == expected.argmax(axis=1).tolist()
     assert [row["class_name"] for row in rows] == [model.facts.class_names[row["class_id"]] for row in rows]
     columns = client.post(f"{URL}:predict", json={"inputs": images.tolist()}).json()["outputs"]
+    assert list(rows[0]) == list(columns) == ["class_id", "class_name", "probabilities"]
     assert columns == {name: [row[name] for row in rows] for name in ("class_id", "class_name", "probabilities")}
     file = client.post(f"{URL}:predict", content=png(images[0])).json()["predictions"]
     assert file[0]["class_name"] == rows[0]["class_name"]
@@ -196,6 +197,14 @@ def test_a_damaged_version_is_served_once_it_is_restored(push, serve, registry, 
     until(lambda: client.get("/health/ready").status_code == 200)
 
 
+def test_a_model_whose_history_is_lost_is_served(push, serve, registry):
+    push()
+    for file in ("history.jsonl", "history-copy.jsonl"):
+        (registry.root / NAME / file).write_text("damaged\n")
+    registry.store = None
+    assert version_of(serve()) == (1, "stable")
+
+
 def test_an_unreachable_registry_leaves_what_is_served(push, serve, registry):
     push()
     client = serve()
@@ -220,13 +229,18 @@ def test_several_models_are_served(push, serve):
 
 def test_metadata_is_that_of_tf_serving(push, serve):
     push()
-    found = serve().get(f"{URL}/metadata").json()
+    client = serve()
+    found = client.get(f"{URL}/metadata").json()
     assert found["model_spec"] == {"name": NAME, "signature_name": "", "version": "1"}
     signature = found["metadata"]["signature_def"]["signature_def"]["serving_default"]
     assert signature["method_name"] == "tensorflow/serving/predict"
     assert signature["inputs"]["images"]["dtype"] == "DT_UINT8"
     assert [d["size"] for d in signature["inputs"]["images"]["tensor_shape"]["dim"]] == ["-1", "28", "28"]
     assert signature["outputs"]["class_name"]["dtype"] == "DT_STRING"
+    push(canary_share=0.5)
+    until(lambda: client.get(f"{URL}/labels/canary").status_code == 200)
+    for place, version in (("", "1"), ("/versions/2", "2"), ("/labels/canary", "2"), ("/labels/stable", "1")):
+        assert client.get(f"{URL}{place}/metadata").json()["model_spec"]["version"] == version
 
 
 def test_bad_requests_have_a_reason_and_are_counted(push, serve):

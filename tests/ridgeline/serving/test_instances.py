@@ -24,9 +24,9 @@ PNG = encoded(Image.fromarray(PIXELS))
 B64 = base64.b64encode(PNG).decode()
 
 
-def read(body, is_json=False, shape=SHAPE, form=FORM, most=3):
+def read(body, is_json=False, shape=SHAPE, form=FORM, most=3, seconds=10.0):
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return read_instances(body, is_json, shape, form, most)
+    return read_instances(body, is_json, shape, form, most, seconds)
 
 
 @pytest.mark.parametrize(
@@ -130,3 +130,9 @@ def test_more_images_than_a_batch_are_refused():
 def test_an_image_of_too_many_pixels_is_refused():
     with pytest.raises(BadRequestError, match="too large: 6×4, over 20 pixels"):
         read(PNG, form=Form(SHAPE, max_image_pixels=20))
+
+
+def test_images_that_take_too_long_are_refused():
+    with pytest.raises(BadRequestError, match="decoded within 0 s; received larger ones: 1 of 2 took") as refused:
+        read({"instances": [{"b64": B64}] * 2}, seconds=0.0)
+    assert refused.value.status == 413
