@@ -12,7 +12,7 @@ from typing import Literal, Protocol, get_args
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ridgeline import files
+from ridgeline import files, object_store
 from ridgeline.artifacts.base import digest_of
 from ridgeline.masking import mask
 from ridgeline.store import Store, translate_os_errors
@@ -191,6 +191,8 @@ class Decisions:
         return failures.total()
 
     def _names(self) -> list[str]:
+        if self._store.remote:
+            return list(object_store.sizes(self._folder))
         return [path.name for path in self._folder.glob("*.json")] if self._folder.exists() else []
 
     def _write(self, decision: Decision) -> None:

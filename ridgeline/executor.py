@@ -226,7 +226,11 @@ def execute(
         execution = ended(decision, "cached", decision.reason, ref)
         try:
             with store.lock():
-                return record(execution) if store.holds(ref) else None
+                if not store.reuse(ref):
+                    return None
+                record(execution)
+                # on another host, garbage collection may have been about to delete it
+                return None if store.remote and not store.holds(ref) else execution
         except StoreError as error:  # a full or read-only disk
             log.warning("%s is reused, but that can't be recorded: %s", component.name, error)
             return execution

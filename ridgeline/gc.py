@@ -104,12 +104,11 @@ def collect_garbage(
     artifacts, records, num_in_progress = _unneeded(store, registry, adding, keep_runs, recent, read)
     sizes = {ref: size_bytes(ref) for ref in artifacts}
     if not dry_run and (artifacts or records):
-        with store.deletion() as hide:
+        with store.deletion(keep_young=True) as hide:
             with store.lock():
                 artifacts, records, num_in_progress = _unneeded(store, registry, adding, keep_runs, recent, read)
                 sizes = {ref: size_bytes(ref) for ref in artifacts}
-                for ref in artifacts:
-                    hide(ref)
+                sizes = {ref: size for ref, size in sizes.items() if hide(ref)}
             store.delete_records(records)
     return Garbage(sizes, len(records), scratch, staging, sources, num_in_progress)
 
@@ -199,5 +198,6 @@ def _unneeded(
                 f"Cannot collect garbage: a newer version of Ridgeline wrote the record {file.component}/{file.name}. "
                 "Update Ridgeline; nothing was deleted."
             )
+    needed |= store.young()
     unneeded = [ref for ref in store.refs() if ref not in needed and short_ref(ref) not in kept]
     return unneeded, records, len(in_progress - last_runs)

@@ -194,8 +194,21 @@ def read_lines(path: Path) -> Lines:
     Raises:
         StoreError: If a later release of Ridgeline wrote it.
     """
+    return split_lines(path.read_bytes() if path.exists() else b"", path)
+
+
+def split_lines(content: bytes, place: object) -> Lines:
+    """Return the lines of a history.
+
+    Args:
+        content: Its content.
+        place: What the message of an error calls it.
+
+    Raises:
+        StoreError: If a later release of Ridgeline wrote it.
+    """
     lines: list[str | None] = []
-    for line in path.read_bytes().split(b"\n") if path.exists() else []:  # not splitlines: a reason may hold others
+    for line in content.split(b"\n"):  # not splitlines: a reason may hold others
         try:
             if line:
                 parse(text := line.decode())
@@ -203,7 +216,7 @@ def read_lines(path: Path) -> Lines:
         except ValueError:  # not UTF-8, another checksum, or no entry
             if files.is_newer(line.decode(errors="replace"), SCHEMA_VERSION):
                 raise StoreError(
-                    f"Cannot read {path}: a newer version of Ridgeline wrote line {len(lines) + 1}. Update Ridgeline; "
+                    f"Cannot read {place}: a newer version of Ridgeline wrote line {len(lines) + 1}. Update Ridgeline; "
                     "nothing was changed."
                 ) from None
             lines.append(None)

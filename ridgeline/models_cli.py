@@ -1,10 +1,12 @@
-"""The commands ``ridgeline models``: list, show, verify and measure versions; roll back; decide about canaries."""
+"""The commands ``ridgeline models``: list, show, verify and measure versions; roll back; canaries; follow."""
 
 from __future__ import annotations
 
 import getpass
 import os
+import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -47,7 +49,7 @@ def list_models() -> None:
     registry = Settings().open_registry()
     names = registry.model_names()
     if not names:
-        typer.echo(f"no model has been served from {registry.root} yet")
+        typer.echo(f"no model has been served from {registry.place} yet")
         return
     width = max(map(len, [*names, "model"]))
     typer.echo(f"{'model':<{width}}  champion  accuracy  since             versions  MiB")
@@ -90,9 +92,9 @@ def show(name: Name) -> None:
             typer.echo(f"version {version}: {facts.size_in_words}")
         if card := registry.card(name, version):
             typer.echo(f"version {version}: model card {card}")
-    typer.echo(f"served from {registry.root / name / str(champions(history)[-1].version)}")
+    typer.echo(f"served from {registry.place_of(name, champions(history)[-1].version)}")
     if pending := canary_of(history):
-        typer.echo(f"canary from {registry.root / name / str(pending.version)}: {pending.share:.3g} of the requests")
+        typer.echo(f"canary from {registry.place_of(name, pending.version)}: {pending.share:.3g} of the requests")
         typer.echo(f"`ridgeline models promote {name} {pending.version} --reason ...` or `abort` decides about it")
     if previous := registry.previous(name):
         typer.echo(f"`ridgeline models rollback {name} --reason ...` goes back to version {previous.version}")
@@ -107,6 +109,37 @@ def verify(name: Name, version: Version = None) -> None:
 
 
 @app.command()
+def sync(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that servers read.")],
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until interrupted.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks with --follow.")] = 10.0,
+) -> None:
+    """Make FOLDER equal to the registry in an object store, for TensorFlow Serving and `ridgeline serve`."""
+    settings = Settings()
+    registry = settings.open_object_registry(folder.absolute(), settings.serving_base_path)
+    before, problem = None, ""
+    while True:
+        try:
+            served, now = registry.sync(), ""
+            if served != before:
+                for name, state in sorted(served.items()):
+                    canary = f", canary version {state.canary}" if state.canary else ""
+                    typer.echo(f"{name}: version {state.champion}{canary}")
+                typer.echo(f"{folder} is equal to {registry.place}")
+            before = served
+        except (StoreError, RegistryError) as error:
+            if not follow:
+                raise
+            now = str(error)
+            if now != problem:
+                typer.echo(f"error: {now}", err=True)
+        if not follow:
+            return
+        problem = now
+        time.sleep(every)
+
+
+@app.command()
 def latency(
     name: Name,
     versions: Annotated[
@@ -118,7 +151,7 @@ def latency(
     registry, store = settings.open_registry(), settings.open_store()
     numbers: list[int | None] = [*(versions or registry.versions(name))] or [None]
     chosen = [registry.entry(name, version) for version in numbers]
-    folders = {str(entry.version): registry.root / name / str(entry.version) for entry in chosen}
+    folders = {str(entry.version): registry.folder(name, entry.version) for entry in chosen}
     images = store.open(chosen[-1].artifact, PushedModel).check / "images.npy"
     try:
         measured = measure(folders, images)

@@ -490,7 +490,7 @@ def run_step(
             model = store.open(execution.output, PushedModel)
             pushed, answer = _push(settings, component.push(params), model, inputs, run_id, by, link, ask)
             if pushed:
-                log.info("%s: %s; served from %s", component.name, pushed.reason, pushed.path)
+                log.info("%s: %s; served from %s", component.name, pushed.reason, pushed.place)
         if pushes:
             rejected = answer is not None and answer.kind != "approved"
             announce(
@@ -529,8 +529,8 @@ def _push(
         return registry.push(model, run_id, by, rule.canary_share), None
     name = model.facts.model_name
     if not (decision := registry.decide_push(model, by)).push and (champion := registry.champion(name)):
-        path, reason = registry.root / name / str(champion.version), f"not pushed: {decision.reason}"
-        return Pushed(path, champion.version, reason, new=False, unchanged=decision.unchanged), None
+        place, reason = registry.place_of(name, champion.version), f"not pushed: {decision.reason}"
+        return Pushed(place, champion.version, reason, new=False, unchanged=decision.unchanged), None
     decisions = Decisions(store)
     share = rule.canary_share if registry.champion(name) else 0.0
     asked = question(model, evaluation, why, share, run_id, by, link)

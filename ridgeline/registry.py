@@ -39,6 +39,7 @@ from ridgeline.history import (
     HISTORY,
     Action,
     HistoryEntry,
+    Lines,
     Serving,
     canary,
     champions,
@@ -57,6 +58,7 @@ log = logging.getLogger(__name__)
 
 # A version is not deleted while a server may still load it: for this long after it was the champion.
 STILL_LOADED = timedelta(minutes=10)
+PUSH_ATTEMPTS = 10  # while other hosts push, too
 
 MODEL_CONFIG = """\
   config {{
@@ -72,6 +74,10 @@ STABLE, CANARY = "stable", "canary"
 
 class RegistryError(RuntimeError):
     """A version is missing or serves other predictions than its evaluation, or a request is refused."""
+
+
+class HistoryChangedError(RegistryError):
+    """Another host changed a model's history meanwhile. Nothing was changed."""
 
 
 class OtherDatasetError(RegistryError, StepError):
@@ -100,7 +106,7 @@ class Pushed:
     """The outcome of a push.
 
     Attributes:
-        path: The folder of the version that is served now.
+        place: The folder, or the URL, of the version that is served now.
         version: Its number.
         reason: What was done and why, as a sentence.
         new: False if nothing was pushed.
@@ -108,7 +114,7 @@ class Pushed:
         share: The share of the requests that it answers as a canary; 0 if it is the champion.
     """
 
-    path: Path
+    place: str
     version: int
     reason: str
     new: bool
@@ -133,6 +139,10 @@ class Registry:
     The history decides: with its new line, a push or a rollback is done. All else follows from it, the name of the
     pushed folder, too. If a process is killed before, the next one that may write undoes or completes what it began.
 
+    Attributes:
+        root: The serving folder.
+        place: What people know it by.
+
     Args:
         root: The serving folder, on a local file system.
         keep_versions: How many of the newest versions of a model a push keeps. The champion and the version that it
@@ -146,6 +156,7 @@ class Registry:
         self, root: Path, keep_versions: int = 10, base_path: str | None = None, store: Store | None = None
     ) -> None:
         self.root = root
+        self.place = str(root)
         self.keep_versions = keep_versions
         self.base_path = base_path or str(root.absolute())
         self.store = store
@@ -200,6 +211,24 @@ class Registry:
         found = serving(self.history(name))
         return found if found and found.champion in self.versions(name) else None  # the first push is not done yet
 
+    def folder(self, name: str, version: int) -> Path:
+        """Return the local folder of a version's files, whether or not it exists.
+
+        Args:
+            name: The model's name.
+            version: The version.
+        """
+        return self.root / name / str(version)
+
+    def place_of(self, name: str, version: int) -> str:
+        """Return the folder of a version as people know it.
+
+        Args:
+            name: The model's name.
+            version: The version.
+        """
+        return f"{self.place}/{name}/{version}"
+
     def expect_whole(self, name: str, version: int) -> None:
         """Check that a version's folder holds the files that were pushed, as far as the history or the store tells it.
 
@@ -210,13 +239,13 @@ class Registry:
         Raises:
             RegistryError: If there is no such version, or its files differ.
         """
-        folder = self.root / name / str(version)
         try:
             entry = self.entry(name, version)
         except StoreError:  # the history is lost, or of a later release
             return
-        if not self._was_pushed(folder, entry):
-            raise RegistryError(f"Expected {folder} to hold the files that were pushed; received others.")
+        if not self._was_pushed(self.folder(name, version), entry):
+            place = self.place_of(name, version)
+            raise RegistryError(f"Expected {place} to hold the files that were pushed; received others.")
 
     def champion(self, name: str) -> HistoryEntry | None:
         """Return the entry that made the champion, or None if there is none."""
@@ -311,11 +340,11 @@ class Registry:
             ArtifactError: If the artifact is missing or damaged.
         """
         entry = self.entry(name, version)
-        folder = self.root / name / str(entry.version)
         model = store.open(entry.artifact, PushedModel)
-        if different := _different(folder, model):
+        if different := _different(self.folder(name, entry.version), model):
+            place = self.place_of(name, entry.version)
             raise RegistryError(
-                f"Expected {folder} to hold the files of {entry.artifact}, byte for byte; they were changed: "
+                f"Expected {place} to hold the files of {entry.artifact}, byte for byte; they were changed: "
                 f"{', '.join(different)}. Roll back to another version; the next run of the pipeline "
                 "pushes a damaged champion again."
             )
@@ -328,8 +357,10 @@ class Registry:
             name: The name of a model that was pushed.
             version: The version.
         """
-        card = self.root / name / str(version) / EXTRA / CARD_HTML
-        return card if version in self.versions(name) and card.exists() else None
+        if version not in self.versions(name):
+            return None
+        card = self.folder(name, version) / EXTRA / CARD_HTML
+        return card if card.exists() else None
 
     def verify(self, store: Store, name: str, version: int | None = None) -> HistoryEntry:
         """Check a version's bytes against the pushed artifact, and its responses in a fresh process.
@@ -347,7 +378,7 @@ class Registry:
             ArtifactError: If the artifact is missing or damaged.
         """
         entry, model = self.open_version(store, name, version)
-        _check(self.root / name / str(entry.version), model)
+        _check(self.folder(name, entry.version), model)
         return entry
 
     def decide_push(self, model: PushedModel, by: str = "") -> PushDecision:
@@ -383,7 +414,7 @@ class Registry:
             return PushDecision(True)
         champion, pending = champions(history)[-1], canary(history)
         if champion.model_digest in twins:
-            folder = self.root / name / str(champion.version)
+            folder = self.folder(name, champion.version)
             different = _different(folder, model)
             if different and not (
                 _same_but_for_the_card(folder, model, different) and self._was_pushed(folder, champion)
@@ -454,6 +485,14 @@ class Registry:
             RegistryError: If the copy does not serve the evaluation's own predictions.
             StoreError: If the folder can't be written.
         """
+        for _ in range(PUSH_ATTEMPTS - 1):
+            try:
+                return self._push(model, run_id, by, canary_share, approval)
+            except HistoryChangedError as error:
+                log.info("%s", error)
+        return self._push(model, run_id, by, canary_share, approval)
+
+    def _push(self, model: PushedModel, run_id: str, by: str, canary_share: float, approval: Decision | None) -> Pushed:
         name = model.facts.model_name
         with self._locked(name) as folder:
             history = self.history(name)
@@ -461,17 +500,17 @@ class Registry:
             decision = self.decide_push(model, by)
             if not decision.push:
                 version = champions(history)[-1].version
+                place = self.place_of(name, version)
                 reason = f"not pushed: {decision.reason}"
-                return Pushed(folder / str(version), version, reason, new=False, unchanged=decision.unchanged)
-            version = 1 + max([*(entry.version for entry in history), *self.versions(name)], default=0)
+                return Pushed(place, version, reason, new=False, unchanged=decision.unchanged)
+            version = self._new_version(name, history)
             staging = folder / f".push-{version}"
             try:
                 shutil.copytree(model.saved_model, staging, ignore=lambda _, names: list(filter(is_os_file, names)))
                 _check(staging, model)
-                files.flush_tree(staging)
-                files.flush(folder)
+                self._keep(name, version, staging)
             except BaseException:
-                files.remove(staging)
+                self._discard(name, version, staging)
                 raise
             share = canary_share if history and not decision.repair else 0.0
             action: Action = "canary" if share else "push"
@@ -485,10 +524,14 @@ class Registry:
                     f"it continues: version {version} repairs the champion, version {champions(history)[-1].version}"
                 )
                 entries.append(pending.again("canary", reason=reason, share=pending.share, **who))
-            self._append(name, *entries)
+            try:
+                self._append(name, *entries)
+            except HistoryChangedError:
+                self._discard(name, version, staging)
+                raise
             self._prune(name)
         what = f"pushed as version {version}{f', a canary for {share:.3g} of the requests' if share else ''}"
-        return Pushed(folder / str(version), version, what, new=True, share=share)
+        return Pushed(self.place_of(name, version), version, what, new=True, share=share)
 
     def rollback(
         self, store: Store, name: str, version: int | None, *, reason: str, by: str, run_id: str
@@ -701,12 +744,12 @@ class Registry:
             StoreError: If nothing is left of a history.
         """
         folder = self.root / name
-        own, copy = read_lines(folder / HISTORY), read_lines(folder / COPY)
+        own, copy, exists = self._read_lines(name)
         # the copy may hold another text of the same entry
         texts = {(entry.at, entry.version): line for line in own.valid for entry in [parse(line)]}
         copied = [(parse(line), line) for line in copy.valid]
         lines = merge(own.valid, [texts.get((entry.at, entry.version), line) for entry, line in copied])
-        lost = not own.valid and ((folder / HISTORY).exists() or (folder / CHAMPION).exists())
+        lost = not own.valid and exists
         if not own.damaged and not lost and lines == own.valid:
             return lines, ""
         total = max(len(own.lines), len(copy.lines))
@@ -731,6 +774,12 @@ class Registry:
         gone = f"; {missing} could not be restored" if missing > 0 else ""
         return lines, f"{number}, {len(lines) - len(own.valid)} restored{gone}"
 
+    def _read_lines(self, name: str) -> tuple[Lines, Lines, bool]:
+        """Return what a model's history and its copy hold, and whether the model was ever pushed."""
+        folder = self.root / name
+        own, copy = read_lines(folder / HISTORY), read_lines(folder / COPY)
+        return own, copy, bool(own.lines) or (folder / HISTORY).exists() or (folder / CHAMPION).exists()
+
     def _recorded_push(self, name: str, version: int) -> HistoryEntry | None:
         """Return the entry of a version's push as the record of the run tells it that made the version's files."""
         if self.store is None:
@@ -742,7 +791,7 @@ class Registry:
                     model = self.store.open(ref, PushedModel)
                 except ArtifactError:
                     continue
-                if model.facts.model_name == name and not _different(self.root / name / str(version), model):
+                if model.facts.model_name == name and not _different(self.folder(name, version), model):
                     at = execution.started_at + timedelta(seconds=execution.seconds)
                     return self._push_entry(model, version, execution.run_id).model_copy(update={"at": at})
         return None
@@ -825,6 +874,16 @@ class Registry:
             except (StoreError, OSError) as error:
                 log.warning("%s", error)
 
+    def adopt(self, name: str, lines: list[str]) -> None:
+        """Take over the history of a model from another registry; the caller holds the lock of the model's folder.
+
+        Args:
+            name: The model's name, whose versions' folders are in place.
+            lines: The lines of its history.
+        """
+        _update(self.root / name / HISTORY, _text(lines))
+        self._follow(name)
+
     def _repair(self, name: str) -> None:
         """Make all files of a model follow its history; the caller holds the model's lock."""
         folder = self.root / name
@@ -840,6 +899,19 @@ class Registry:
         for leftover in [*folder.glob(".pruned-*"), *(folder / f".{file}" for file in (HISTORY, COPY, CHAMPION))]:
             files.remove(leftover)
         self._follow(name)
+
+    def _new_version(self, name: str, history: list[HistoryEntry]) -> int:
+        """Return the number of a version that is going to be pushed."""
+        return 1 + max([*(entry.version for entry in history), *self.versions(name)], default=0)
+
+    def _keep(self, name: str, version: int, staging: Path) -> None:
+        """Make a version that was copied and checked survive; it is not served before the history has it."""
+        files.flush_tree(staging)
+        files.flush(staging.parent)
+
+    def _discard(self, name: str, version: int, staging: Path) -> None:
+        """Delete a version that is not pushed after all."""
+        files.remove(staging)
 
     def _append(self, name: str, *entries: HistoryEntry) -> None:
         files.write(self.root / name / HISTORY, _text([*self._lines(name)[0], *(entry.line() for entry in entries)]))
@@ -901,24 +973,32 @@ class Registry:
         The champion, the canary, the version that would be rolled back to, versions that a server may still load, and
         what was not pushed are left.
         """
+        needed = self._needed(name)
+        pushes = {entry.version: entry for entry in reversed(self.history(name))}
+        for version in [v for v in self.versions(name) if v in pushes][: -self.keep_versions]:
+            if version not in needed and self._delete(name, version, pushes[version]):
+                log.info("%s: deleted version %d; the newest %d are kept", name, version, self.keep_versions)
+
+    def _needed(self, name: str) -> set[int]:
+        """Return the versions that are served, may still be loaded, or would be rolled back to."""
         history = self.history(name)
         needed = {entry.version for entry in (champions(history)[-1], canary(history), self.previous(name)) if entry}
         for entry, successor in [*pairwise(history), *pairwise(champions(history))]:
             if successor.at > datetime.now(UTC) - STILL_LOADED:
                 needed.add(entry.version)
-        pushes = {entry.version: entry for entry in reversed(history)}
-        for version in [v for v in self.versions(name) if v in pushes][: -self.keep_versions]:
-            folder = self.root / name / str(version)
-            if version in needed:
-                continue
-            if not self._was_pushed(folder, pushes[version]):
-                log.warning("%s holds other files than were pushed: it is not deleted. Move it elsewhere.", folder)
-                continue
-            hidden = self.root / name / f".pruned-{uuid.uuid4().hex}"
-            folder.rename(hidden)
-            files.flush(self.root / name)
-            files.remove(hidden)
-            log.info("%s: deleted version %d; the newest %d are kept", name, version, self.keep_versions)
+        return needed
+
+    def _delete(self, name: str, version: int, pushed: HistoryEntry) -> bool:
+        """Delete a version, unless its files are not those that were pushed; return whether it was deleted."""
+        folder = self.root / name / str(version)
+        if not self._was_pushed(self.folder(name, version), pushed):
+            log.warning("%s holds other files than were pushed: it is not deleted. Move it elsewhere.", folder)
+            return False
+        hidden = self.root / name / f".pruned-{uuid.uuid4().hex}"
+        folder.rename(hidden)
+        files.flush(self.root / name)
+        files.remove(hidden)
+        return True
 
     def _was_pushed(self, folder: Path, entry: HistoryEntry) -> bool:
         """Return whether a version's folder holds what was pushed, as far as that is known."""

@@ -112,7 +112,7 @@ def _served(registry: Registry, store: Store, model: PushedModel) -> Iterator[tu
         if reason and not is_canary:
             yield "not pushed", reason
     if champion:
-        yield "served", f"{name} version {champion.version} in {registry.root / name / str(champion.version)}"
+        yield "served", f"{name} version {champion.version} in {registry.place_of(name, champion.version)}"
     if serving and serving.canary:
         yield "canary", f"{name} version {serving.canary}, for {serving.share:.3g} of the requests"
     if size := model.facts.size_in_words:

@@ -22,8 +22,10 @@ from ridgeline.connections import ENTRY, ENTRY_FORM, Connection, apprise_urls, s
 from ridgeline.decisions import KINDS
 from ridgeline.masking import HIDDEN, mask, remember
 from ridgeline.messages import Recipient
+from ridgeline.object_registry import ObjectRegistry
+from ridgeline.object_store import S3, open_url
 from ridgeline.registry import Registry
-from ridgeline.store import Store, StoreError
+from ridgeline.store import Store, StoreError, mirror_of
 
 PREFIX = "RIDGELINE_"
 BASE_PATH = f"{PREFIX}SERVING_BASE_PATH"
@@ -76,6 +78,15 @@ def _folder(value: Any) -> Any:
         return Path(value).expanduser() if isinstance(value, str | Path) else value
     except RuntimeError:  # ~name of an unknown user
         raise ValueError("a folder; there is no such user") from None
+
+
+def _serving(value: Any) -> Any:
+    if str(value).partition("://")[0] in S3:
+        return _store(str(value)).rstrip("/")
+    try:
+        return _folder(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or an s3:// URL") from None
 
 
 def check_schedule(value: str) -> str:
@@ -176,7 +187,9 @@ class Settings(BaseSettings):
     Attributes:
         store: The store's root: a folder or any `universal_pathlib` URL.
         store_connection: The Airflow connection that holds the options of the store's driver, such as its credentials.
-        serving: The folder that TF Serving reads; ``serving`` inside a local store if None.
+        cache_gib: GiB that the local copies of a store at a URL may take; those in use stay beyond it.
+        serving: The registry of served models: a folder, which TF Serving reads, or an s3:// URL; ``serving`` inside
+            the store if None.
         serving_base_path: The same folder as TF Serving sees it, for example inside its container; `serving` if None.
         keep_versions: How many of the newest versions of a model a push keeps.
         manual_dir: The folder with the dataset's downloaded files, for machines without a network.
@@ -218,7 +231,8 @@ class Settings(BaseSettings):
 
     store: Annotated[str, AfterValidator(_store)] = "var/store"
     store_connection: Annotated[str, AfterValidator(_store_connection)] | None = None
-    serving: Folder = None
+    cache_gib: float = Field(20.0, gt=0.0, le=1e9, allow_inf_nan=False)
+    serving: Annotated[Path | str | None, BeforeValidator(_serving)] = None
     serving_base_path: str | None = None
     keep_versions: int = Field(10, ge=1)
     manual_dir: Folder = None
@@ -321,7 +335,7 @@ class Settings(BaseSettings):
         """
         options = self.storage_options
         try:
-            store = Store(self.store, options=options)
+            store = Store(self.store, options=options, cache_bytes=int(self.cache_gib * 2**30))
             if options and store.root.protocol in ("s3", "s3a"):
                 store.root.fs.connect()  # before this, s3fs looks at no option; it sends no request to the store
         except Exception as error:
@@ -337,19 +351,28 @@ class Settings(BaseSettings):
                 expect_readable(store.local / name, depth=1)
         return store
 
+    @property
+    def serving_url(self) -> str:
+        """The URL of the served models; empty if they are in a folder."""
+        if self.serving is None and self.store.partition("://")[0] in S3:
+            return f"{self.store.rstrip('/')}/serving"
+        return self.serving if isinstance(self.serving, str) else ""
+
     def serving_dir(self) -> Path:
-        """Return the folder of the served models.
+        """Return the folder of the served models; of those at a URL, the folder for their local copies.
 
         Raises:
-            StoreError: If the store is remote and no folder is set.
+            StoreError: If the store is at a URL other than s3://, and no folder is set.
         """
+        if self.serving_url:
+            return mirror_of(self.serving_url) / "serving"
         if self.serving is not None:
-            return self.serving.absolute()
+            return Path(self.serving).absolute()
         store = self.open_store()
         if store.remote:
             raise StoreError(
-                f"Expected a local folder for served models with the remote store {self.store}; received none. "
-                "Set RIDGELINE_SERVING."
+                f"Expected a local folder or an s3:// URL for served models with the store {self.store}; received "
+                "none. Set RIDGELINE_SERVING."
             )
         return store.local / "serving"
 
@@ -371,11 +394,33 @@ class Settings(BaseSettings):
         """Return the served models.
 
         Raises:
-            StoreError: If the store is remote and no folder is set.
+            StoreError: If the store is at a URL other than s3://, and no folder is set.
             PermissionError: If this user may not list the served models.
         """
+        if self.serving_url:
+            return self.open_object_registry(self.serving_dir())
         expect_readable(self.serving_dir(), depth=1)
         return Registry(self.serving_dir(), self.keep_versions, self.serving_base_path, self.open_store())
+
+    def open_object_registry(self, mirror: Path, base_path: str | None = None) -> ObjectRegistry:
+        """Return the served models at a URL.
+
+        Args:
+            mirror: The folder for local copies.
+            base_path: This folder as TF Serving sees it; the folder's path if None.
+
+        Raises:
+            StoreError: If no URL is set.
+        """
+        url = self.serving_url
+        if not url:
+            raise StoreError(
+                f"Expected an s3:// URL of served models in RIDGELINE_SERVING or RIDGELINE_STORE; received the folder "
+                f"{self.serving_dir()}. Servers can read this folder itself."
+            )
+        same_driver = url.partition("://")[0] == self.store.partition("://")[0]
+        path = open_url(url, self.storage_options if same_driver else {})
+        return ObjectRegistry(path, mirror, self.keep_versions, base_path, self.open_store())
 
     def locations(self, component: Component) -> dict[str, Any]:
         """Return the values of a component's location parameters (``exclude=True``) that are set here."""

@@ -203,10 +203,10 @@ def _read(name: str, folder: SourceFolder, cache: Path | None, keep: bool) -> So
 
 def _list(name: str, folder: SourceFolder, cache: Path | None, keep: bool = True) -> tuple[Source, Path | None]:
     """Return a source, and its own folder in the cache."""
-    from upath import UPath
+    from ridgeline.object_store import open_url
 
     try:
-        path = UPath(folder.location)
+        path = open_url(folder.location)
     except (ImportError, ValueError, TypeError) as error:
         raise SourceError(
             f"Expected a folder or a URL that fsspec can open; received {str(folder.location)!r}: {error}. Correct it."
@@ -444,7 +444,6 @@ def _hash(root: Path, names: list[str], sizes: list[int]) -> np.ndarray:
 def _list_objects(path: Any, location: str, only: str | None) -> dict[str, str]:
     """Return the ETag, or what the file system has in its place, and the size of each object."""
     try:
-        path.fs.invalidate_cache()  # a listing may be as old as the process
         listed = path.fs.find((path / only if only else path).path, detail=True)
         if only:
             listed = {name: info for name, info in listed.items() if name.rpartition("/")[2] == only}

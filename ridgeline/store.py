@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,7 +24,7 @@ from filelock import FileLock, Timeout
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from upath import UPath
 
-from ridgeline import files
+from ridgeline import files, object_store
 from ridgeline.artifacts.base import MANIFEST, Artifact, ArtifactError, Manifest, verify
 from ridgeline.keys import KeyParts
 from ridgeline.masking import mask, remember
@@ -36,6 +37,9 @@ REF = re.compile(r"[A-Z][A-Za-z]*/[0-9a-f]{64}")
 A = TypeVar("A", bound=Artifact[Any])
 
 LEASE_AGE = timedelta(days=1)  # how long an unfinished execution on another host counts, if its lock can't be seen
+# In a store at a URL, a lease is renewed while its process lives, and what is new or reused is not deleted meanwhile.
+LEASE_EXPIRY, RENEWAL_SECONDS = timedelta(hours=1), 600.0  # by the clock of the object store alone
+CACHE_IN_USE = timedelta(hours=1)  # after its last use, a local copy counts as read still
 WAIT_SECONDS = 0.1  # between two looks whether another execution of the same key has ended
 
 
@@ -154,6 +158,8 @@ def translate_os_errors(action: str, root: object) -> Iterator[None]:
     except StoreError:
         raise
     except Exception as caught:
+        if "://" in str(root) and (found := object_store.explain(caught)):
+            raise StoreError(f"Cannot {action} {root}: {found[0]}. {found[1]}.") from caught
         error = _disk_full(caught) or caught
         if not isinstance(error, OSError) or error.errno not in advice:
             raise
@@ -191,28 +197,31 @@ class Store:
         mirror: Local folder for the copies of a remote root's artifacts; a folder in the user's cache,
             named after the root, if None.
         options: Options of the driver of a remote root, such as its credentials.
+        cache_bytes: How much the copies of a remote root's artifacts may take; no limit if None.
     """
 
     def __init__(
-        self, root: str | Path, mirror: Path | None = None, options: Mapping[str, Any] = MappingProxyType({})
+        self,
+        root: str | Path,
+        mirror: Path | None = None,
+        options: Mapping[str, Any] = MappingProxyType({}),
+        cache_bytes: int | None = None,
     ) -> None:
         remember(str(root))
+        self.cache_bytes = cache_bytes
         try:
-            path = UPath(root, **options)
-            self.remote = path.protocol not in ("", "file", "local")
-            if self.remote:
-                assert path.fs is not None
+            path = object_store.open_url(root, options)
         except (ImportError, ValueError, TypeError) as error:
             raise StoreError(
                 f"Expected a folder or a URL that fsspec can open; received {str(root)!r}: {error}. Install the "
                 "driver, for example s3fs for s3://, or correct RIDGELINE_STORE."
             ) from error
+        self.remote = path.protocol not in ("", "file", "local")
         self.root = path if self.remote else UPath(Path(path.path).expanduser().absolute())
         if not self.remote:
             self.local = Path(self.root.path)
         else:
-            name = hashlib.sha256(str(root).encode()).hexdigest()[:16]
-            self.local = mirror or Path.home() / ".cache" / "ridgeline" / name
+            self.local = mirror or mirror_of(str(root))
 
     # --- artifacts
 
@@ -259,25 +268,28 @@ class Store:
         if not self.remote:
             return self.path(ref)
         source, manifest = self.root / "artifacts" / ref, self.manifest(ref)
+        with translate_os_errors("read", self.root):
+            found = object_store.sizes(source)
         for name, entry in manifest.files.items():
-            if not (source / name).exists() or (source / name).stat().st_size != entry.bytes:
+            if found.get(name) != entry.bytes:
                 raise ArtifactError(
                     mask(f"Expected {source / name} with {entry.bytes} bytes; it is missing or damaged.")
                 )
         try:
             if verify(self.path(ref)) == manifest:
+                os.utime(self.path(ref))  # used just now, see _evict
                 return self.path(ref)
         except ArtifactError:
             pass
         with self.stage() as folder:
-            for name in [*manifest.files, MANIFEST]:
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_bytes((source / name).read_bytes())
+            object_store.download(source, folder, {name: entry.bytes for name, entry in manifest.files.items()})
+            (folder / MANIFEST).write_bytes((source / MANIFEST).read_bytes())
             verify(folder)
             with self.lock():
                 shutil.rmtree(self.path(ref), ignore_errors=True)
                 files.make_folder(self.path(ref).parent)
                 files.move(folder, self.path(ref))
+        self._evict()
         return self.path(ref)
 
     def refs(self) -> list[str]:
@@ -287,14 +299,16 @@ class Store:
             refs = [f"{kind.name}/{name}" for kind in kinds for name in _names(kind)]
             refs = [ref for ref in refs if Path(f"{self.local}/artifacts/{ref}/{MANIFEST}").exists()]
         else:
-            found = (self.root / "artifacts").glob(f"*/*/{MANIFEST}")
-            refs = ["/".join(path.parts[-3:-1]) for path in found]
+            with translate_os_errors("read", self.root):
+                found = object_store.sizes(self.root / "artifacts")
+            refs = [name.removesuffix(f"/{MANIFEST}") for name in found if name.endswith(f"/{MANIFEST}")]
         return sorted(ref for ref in refs if REF.fullmatch(ref))
 
     def holds(self, ref: str) -> bool:
         """Return whether an artifact is in the store, without verifying it."""
         root = self.root if self.remote else self.local  # a local path that can't be read is an error, not False
-        return bool((root / "artifacts" / ref / MANIFEST).exists())
+        with translate_os_errors("read", self.root):
+            return bool((root / "artifacts" / ref / MANIFEST).exists())
 
     def find(self, name: str) -> str:
         """Return the store-relative name of the one artifact that a name matches.
@@ -356,7 +370,8 @@ class Store:
     def lease(self, run_id: str, artifacts: Iterable[str] = ()) -> Iterator[StoreError | None]:
         """Keep artifacts, and all that a run made or used, from garbage collection while the body runs.
 
-        A lease ends with its process, however that dies.
+        A lease ends with its process, however that dies. In a store at a URL, a process that can't end its lease loses
+        it after `LEASE_EXPIRY`; it is renewed every `RENEWAL_SECONDS`.
 
         Args:
             run_id: The pipeline run.
@@ -379,31 +394,62 @@ class Store:
         except StoreError as error:
             failure = error
         try:
-            yield failure
+            with self._renewed(file, lease) if self.remote and not failure else nullcontext():
+                yield failure
         finally:
             if owner.is_locked:
                 self._end_lease(name)
                 owner.release()
 
+    @contextmanager
+    def _renewed(self, file: UPath, lease: Lease) -> Iterator[None]:
+        """Write a lease again and again while the body runs."""
+        ended = threading.Event()
+
+        def renew() -> None:
+            while not ended.wait(RENEWAL_SECONDS):
+                try:
+                    object_store.write(file, lease.model_dump_json().encode())
+                except Exception as error:  # of the driver; there are more attempts before it expires
+                    log.warning("Cannot renew the lease of %s: %s", lease.run_id, mask(error))
+
+        thread = threading.Thread(target=renew, name="lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()  # else it would write the lease again after its end
+
     def leases(self, clear: bool = False) -> list[Lease]:
         """Return the leases of running processes, on other hosts those of the last `LEASE_AGE`.
+
+        In a store at a URL, a lease counts until `LEASE_EXPIRY` after its renewal, unless this host sees that its
+        process has ended.
 
         Args:
             clear: Delete all others. The caller holds the store's lock, so that none is being made.
         """
         found = []
         folder, locks = self.root / "leases", self.local / "leases"
-        names = {path.stem for path in folder.glob("*.json")} | {path.stem for path in locks.glob("*.lock")}
+        with translate_os_errors("read", self.root):
+            ages = object_store.ages(folder, ".json") if self.remote else {}
+        listed = ages if self.remote else [path.name for path in folder.glob("*.json")]
+        names = {name.removesuffix(".json") for name in listed} | {path.stem for path in locks.glob("*.lock")}
         for name in names:
             try:
                 with translate_os_errors("read", self.root):
                     lease = Lease.model_validate_json((folder / f"{name}.json").read_bytes())
             except (FileNotFoundError, ValueError):  # its process just ended, or died while it wrote
                 lease = None
-            elsewhere = lease is not None and lease.host != socket.gethostname()
-            young = elsewhere and lease is not None and datetime.now(UTC) - lease.started_at < LEASE_AGE
             # The path may differ: of a remote root between users, of a local one between mounts.
             paths = {locks / f"{name}.lock", *([Path(lease.lock)] if lease else [])}
+            if self.remote:
+                age = ages.get(f"{name}.json", LEASE_EXPIRY)
+                young = age < LEASE_EXPIRY and not any(path.exists() for path in paths)
+            else:
+                elsewhere = lease is not None and lease.host != socket.gethostname()
+                young = elsewhere and lease is not None and datetime.now(UTC) - lease.started_at < LEASE_AGE
             if young or any(_is_held(path) for path in paths):
                 found += [lease] if lease else []
             elif clear:
@@ -469,9 +515,34 @@ class Store:
             if not target.exists():
                 files.move(artifact.path, target)
             shutil.rmtree(artifact.path.with_name(f"{artifact.path.name}-damaged"), ignore_errors=True)
-            if self.remote and not self._uploaded(artifact):
+            if self.remote and not (self._uploaded(artifact) and self.reuse(artifact.ref)):
                 self._upload(artifact.ref)
+        self._evict()
         return artifact.ref
+
+    def reuse(self, ref: str) -> bool:
+        """Return whether an artifact is in the store, about to be recorded as an output once more.
+
+        In a store at a URL, its manifest is written again: garbage collection on another host, which does not see the
+        record yet, keeps what is younger than `LEASE_EXPIRY`.
+
+        Args:
+            ref: The artifact's store-relative name.
+        """
+        if not self.remote or self.root.protocol not in object_store.S3:
+            return self.holds(ref)
+        place = self.root / "artifacts" / ref / MANIFEST
+        with translate_os_errors("write to", self.root):
+            found = object_store.read(place)
+            return found is not None and object_store.write_if_unchanged(place, *found)
+
+    def young(self) -> set[str]:
+        """Return the artifacts that may be about to be recorded: of a store at a URL, those of `LEASE_EXPIRY`."""
+        if not self.remote:
+            return set()
+        with translate_os_errors("read", self.root):
+            ages = object_store.ages(self.root / "artifacts", f"/{MANIFEST}")
+        return {name.removesuffix(f"/{MANIFEST}") for name, age in ages.items() if age < LEASE_EXPIRY}
 
     def delete(self, ref: str) -> None:
         """Delete an artifact; it is first hidden by one rename."""
@@ -479,18 +550,31 @@ class Store:
             hide(ref)
 
     @contextmanager
-    def deletion(self) -> Iterator[Callable[[str], None]]:
-        """Yield a function that hides an artifact by one rename; afterwards, the hidden files are deleted."""
+    def deletion(self, keep_young: bool = False) -> Iterator[Callable[[str], bool]]:
+        """Yield a function that hides an artifact by one rename; afterwards, the hidden files are deleted.
+
+        It returns whether it did.
+
+        Args:
+            keep_young: Leave what another host just wrote or reused, see `young`.
+        """
         with self._own_staging() as place:
             numbers = itertools.count()
+            with translate_os_errors("write to", self.root):
+                oldest_young = object_store.clock(self.root) - LEASE_EXPIRY if self.remote and keep_young else None
 
-            def hide(ref: str) -> None:
+            def hide(ref: str) -> bool:
                 with translate_os_errors("write to", self.root):
+                    if oldest_young:
+                        with suppress(FileNotFoundError):
+                            if object_store.modified_at(self.root / "artifacts" / ref / MANIFEST) > oldest_young:
+                                return False
                     if self.remote:
-                        (self.root / "artifacts" / ref / MANIFEST).unlink(missing_ok=True)
-                        self.root.fs.rm((self.root / "artifacts" / ref).path, recursive=True)
+                        object_store.delete(self.root / "artifacts" / ref / MANIFEST)
+                        object_store.delete(self.root / "artifacts" / ref)
                     if (path := self.path(ref)).exists():
                         path.rename(place.with_name(f"{place.name}-{next(numbers)}"))
+                return True
 
             yield hide
 
@@ -518,7 +602,8 @@ class Store:
         """
         folder = (self.root if self.remote else self.local) / "artifacts" / ref
         try:
-            return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+            with translate_os_errors("read", self.root):
+                return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
         except (OSError, ValueError) as error:
             raise ArtifactError(mask(f"Expected an artifact at {folder}; received: {error}.")) from error
 
@@ -623,8 +708,10 @@ class Store:
         found: list[tuple[str, str]] = []
         with translate_os_errors("read", self.root):
             if self.remote:
-                paths = (self.root / "executions").glob(f"{component}/[0-9]*.json")
-                found = [(path.name, path.parent.name) for path in paths if may_match(path.name, *short)]
+                for path in object_store.sizes(self.root / "executions"):
+                    folder, _, name = path.rpartition("/")
+                    if component in ("*", folder) and name[:1].isdigit() and may_match(name, *short):
+                        found.append((name, folder))
             else:
                 for folder in (path.name for path in _folders(self.local / "executions")):
                     if component in ("*", folder):
@@ -720,6 +807,33 @@ class Store:
         done = (e for e in self.executions(key=scratch.name) if e.output)
         return any(e.started_at.timestamp() + e.seconds >= changed for e in done)
 
+    def _evict(self) -> None:
+        """Delete the copies of a remote store that were not used for longest, until the others fit into the cache.
+
+        Those that a running step reads, and those used within `CACHE_IN_USE`, stay.
+        """
+        if not self.remote or self.cache_bytes is None:
+            return
+        with translate_os_errors("write to", self.local), self.lock():
+            copies = []
+            for folder in itertools.chain.from_iterable(map(_folders, _folders(self.local / "artifacts"))):
+                size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+                copies.append((folder.stat().st_mtime, size, folder))
+            excess = sum(size for _, size, _ in copies) - self.cache_bytes
+            needed = {ref for lease in self.leases() for ref in lease.artifacts} if excess > 0 else set()
+            for used_at, size, folder in sorted(copies):
+                ref = f"{folder.parent.name}/{folder.name}"
+                if excess <= 0 or time.time() - used_at < CACHE_IN_USE.total_seconds():
+                    break
+                if ref not in needed:
+                    files.make_folder(self.local / "staging")
+                    folder.rename(evicted := self.local / "staging" / uuid.uuid4().hex)
+                    files.remove(evicted)
+                    excess -= size
+                    log.info("deleted the local copy of %s: %.1f MiB", ref, size / 2**20)
+        if excess > 0:
+            log.info("the local copies in %s exceed the cache by %.1f MiB: all are in use", self.local, excess / 2**20)
+
     def _uploaded(self, artifact: Artifact[Any]) -> bool:
         try:
             self.fetch(artifact.ref)
@@ -729,11 +843,17 @@ class Store:
 
     def _upload(self, ref: str) -> None:
         source, target = self.path(ref), self.root / "artifacts" / ref
-        files = sorted(path for path in source.rglob("*") if path.is_file() and path != source / MANIFEST)
-        for path in [*files, source / MANIFEST]:
-            copy = target / path.relative_to(source).as_posix()
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(path.read_bytes())
+        object_store.upload(source, target, Manifest.model_validate_json((source / MANIFEST).read_bytes()).files)
+        object_store.upload(source, target, [MANIFEST])  # last: with it, the artifact is complete
+
+
+def mirror_of(url: str) -> Path:
+    """Return the local folder for copies of what is at a URL.
+
+    Args:
+        url: The URL.
+    """
+    return Path.home() / ".cache" / "ridgeline" / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
 def _names(folder: Path) -> list[str]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from ridgeline import keys, pipeline
 from ridgeline.component import STEP_ENVIRONMENT
 from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store
+from tests.faulty_proxy import Proxy
 
 ROOT = Path(__file__).resolve().parent.parent
 SYNTHETIC = {"ingest.dataset": "synthetic_garments:1.0.0", "transform.validation_examples": 1_000}
@@ -194,14 +198,19 @@ def toy_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    """The address of a server of the S3 protocol on this machine."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    """The address of a server of the S3 protocol, a process on this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-P", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(600):
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            break
+        time.sleep(0.1)
+    yield f"http://127.0.0.1:{port}"
+    server.terminate()
+    server.wait()
 
 
 @pytest.fixture
@@ -215,8 +224,23 @@ def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     name = uuid.uuid4().hex
     s3fs.S3FileSystem.clear_instance_cache()  # another test may have had other credentials
-    s3fs.S3FileSystem().mkdir(name)
+    s3fs.S3FileSystem(endpoint_url=s3_endpoint).mkdir(name)
     return f"s3://{name}"
+
+
+@pytest.fixture
+def proxy(bucket: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy in front of the server of `bucket`, which s3fs finds by the environment alone. Set its `faults`."""
+    import s3fs
+
+    proxy = Proxy(s3_endpoint)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
+    s3fs.S3FileSystem.clear_instance_cache()  # it would keep the address
+    yield proxy
+    print(proxy.faults)
+    s3fs.S3FileSystem.clear_instance_cache()
+    proxy.shutdown()
+    proxy.server_close()
 
 
 @pytest.fixture(scope="session")

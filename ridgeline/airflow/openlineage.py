@@ -45,7 +45,7 @@ def emit_lineage(settings: Settings, component: Component, params: Params, resul
             inputs += [_dataset(sources[name].location, digest) for name, digest in execution.parts.sources.items()]
             outputs = [_artifact(store, execution.output)] if execution.output else []
             if result.pushed and result.pushed.new and execution.output:
-                outputs.append(_dataset(result.pushed.path, _digest(execution.output)))
+                outputs.append(_dataset(result.pushed.place, _digest(execution.output)))
             if inputs or outputs:
                 emit_dataset_lineage(inputs=inputs, outputs=outputs)
     except Exception as error:  # nothing here may fail the task

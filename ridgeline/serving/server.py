@@ -107,7 +107,7 @@ def serve(registry: Registry, host: str, port: int, limits: Limits, token_file: 
     listening = _listen(host, port)
     address = f"[{host}]" if ":" in host else host
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    log.info("serving %s on http://%s:%d", registry.root, address, listening.getsockname()[1])
+    log.info("serving %s on http://%s:%d", registry.place, address, listening.getsockname()[1])
     config = uvicorn.Config(
         create_app(registry, limits, token),
         http=Protocol,

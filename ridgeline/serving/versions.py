@@ -21,6 +21,7 @@ from ridgeline.registry import CANARY, STABLE, Registry
 from ridgeline.serving.batching import Outputs
 from ridgeline.serving.instances import INPUT, SIGNATURE, BadRequestError
 from ridgeline.serving.metrics import Metrics
+from ridgeline.store import StoreError
 
 log = logging.getLogger(__name__)
 
@@ -122,8 +123,8 @@ class Models:
         try:
             names = self.registry.model_names()
             self._problem = ""
-        except OSError as error:
-            names, problem = [], f"Cannot read {self.registry.root}: {message(error)}"
+        except (OSError, StoreError) as error:
+            names, problem = [], f"Cannot read {self.registry.place}: {message(error)}"
             if problem != self._problem:
                 log.error("%s", problem)
             self._problem = problem
@@ -169,7 +170,7 @@ class Models:
         start = time.monotonic()
         try:
             self.registry.expect_whole(name, number)
-            predictor = self._load(name, self.registry.root / name / str(number))
+            predictor = self._load(name, self.registry.folder(name, number))
         except Exception:
             self._metrics.loads.labels(name, "failed").inc()
             raise
@@ -231,7 +232,7 @@ class Models:
         if self._problem:
             found.append(self._problem)
         if not self._states and not found:
-            found.append(f"No model has been pushed to {self.registry.root} yet.")
+            found.append(f"No model has been pushed to {self.registry.place} yet.")
         return found
 
     def is_ready(self) -> bool:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ridgeline import files, pipeline
+from ridgeline import files, object_store, pipeline
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.executor import execute
 from ridgeline.gc import collect_garbage
@@ -297,7 +297,7 @@ def test_gc_that_keeps_one_run_disturbs_no_runner(store, toy_steps, tmp_path):
     assert left == []
 
 
-def test_a_remote_store_keeps_what_a_running_step_reads(toy_steps, tmp_path):
+def test_a_remote_store_keeps_what_a_running_step_reads(toy_steps, tmp_path, monkeypatch):
     seed = importlib.import_module("toy_steps.seed").seed
     double = importlib.import_module("toy_steps.double").double
     store = Store(f"memory://gc-{tmp_path.name}", mirror=tmp_path / "mirror")
@@ -308,8 +308,69 @@ def test_a_remote_store_keeps_what_a_running_step_reads(toy_steps, tmp_path):
         another_user = Store(str(store.root), mirror=tmp_path / "other")
         assert [lease.artifacts for lease in another_user.leases()] == [[first]]
         assert collect(store, tmp_path).artifacts == {}
+    assert collect(store, tmp_path).artifacts == {}  # it was written within the hour
+    monkeypatch.setattr("ridgeline.store.LEASE_EXPIRY", timedelta(0))
     assert set(collect(store, tmp_path).artifacts) == {first}
     assert store.leases() == []
+
+
+@pytest.fixture
+def hosts(bucket, tmp_path):
+    """A store in S3 as two hosts see it: with a mirror each."""
+    return [Store(f"{bucket}/store", mirror=tmp_path / host) for host in ("one", "two")]
+
+
+@pytest.fixture
+def runs_of_hosts(hosts, toy_steps):
+    """The outputs of two runs of one step."""
+    seed = importlib.import_module("toy_steps.seed").seed
+    return [execute(hosts[0], seed, {}, seed.parse({"value": v}), f"run {v}").output or "" for v in (1, 2)]
+
+
+def wait_until(condition):
+    for _ in range(100):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it did not become true within 10 seconds")
+
+
+def test_a_lease_of_another_host_counts_until_it_expires(hosts, runs_of_hosts, tmp_path, monkeypatch):
+    one, two = hosts
+    monkeypatch.setattr("ridgeline.store.LEASE_EXPIRY", timedelta(seconds=4))
+    wait_until(lambda: not two.young())
+    lease = Lease(host="dead", run_id="dead", artifacts=[runs_of_hosts[0]], lock="/dead.lock")
+    lease = lease.model_copy(update={"started_at": datetime.now(UTC) + timedelta(days=9)})  # its clock does not matter
+    (one.root / "leases" / "dead.json").write_text(lease.model_dump_json())
+    assert collect(two, tmp_path).artifacts == {}
+    wait_until(lambda: not two.leases())
+    assert set(collect(two, tmp_path).artifacts) == {runs_of_hosts[0]}
+    assert list(object_store.sizes(one.root / "leases")) == []
+    assert one.refs() == [runs_of_hosts[1]]
+
+
+def test_a_lease_in_an_object_store_is_renewed(hosts, runs_of_hosts, tmp_path, monkeypatch):
+    one, two = hosts
+    monkeypatch.setattr("ridgeline.store.RENEWAL_SECONDS", 0.5)
+    monkeypatch.setattr("ridgeline.store.LEASE_EXPIRY", timedelta(0))
+    with one.lease("running", [runs_of_hosts[0]]):
+        time.sleep(4)
+        (age,) = object_store.ages(one.root / "leases", ".json").values()
+        assert age < timedelta(seconds=3)
+        assert collect(two, tmp_path).artifacts == {}
+    assert list(object_store.sizes(one.root / "leases")) == []
+
+
+def test_what_another_host_is_about_to_record_is_kept(hosts, runs_of_hosts, tmp_path, monkeypatch):
+    one, two = hosts
+    assert collect(two, tmp_path).artifacts == {}  # it was written within the hour
+    monkeypatch.setattr("ridgeline.store.LEASE_EXPIRY", timedelta(seconds=3))
+    wait_until(lambda: not two.young())
+    assert one.reuse(runs_of_hosts[0])  # a step is about to record it once more
+    assert collect(two, tmp_path).artifacts == {}
+    wait_until(lambda: not two.young())
+    assert set(collect(two, tmp_path).artifacts) == {runs_of_hosts[0]}
+    assert not one.reuse(runs_of_hosts[0])
 
 
 # --- what is left of killed processes

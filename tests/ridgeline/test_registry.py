@@ -183,7 +183,7 @@ def test_versions_only_grow_and_are_never_rewritten(model, tmp_path, unchecked):
 def test_damaged_served_version_is_pushed_again(model, tmp_path, unchecked):
     registry = Registry(tmp_path)
     first = registry.push(model, "run 1")
-    (first.path / "saved_model.pb").write_bytes(b"")
+    (registry.folder(NAME, first.version) / "saved_model.pb").write_bytes(b"")
     assert registry.push(model, "run 2").version == 2
 
 

@@ -75,7 +75,8 @@ def test_a_remote_store_without_a_folder_for_served_models_is_refused_before_wor
 BAD = {
     "store": ["foo://bucket/store", "~no_such_user/store", "a" * 300, "\udc80"],
     "store_connection": ["team_store"],  # the store is a folder
-    "serving": ["s3://bucket/serving", "~no_such_user/serving"],
+    "cache_gib": ["abc", "0", "-1", "nan"],
+    "serving": ["gs://bucket/serving", "~no_such_user/serving"],
     "serving_base_path": [],  # any text: it is a path or URL on another machine
     "keep_versions": ["abc", "0", "2.5", "[]"],
     "manual_dir": ["https://example.org/data", "~no_such_user/data"],

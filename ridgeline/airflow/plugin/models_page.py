@@ -95,5 +95,5 @@ def render(registry: Registry, dag_of: Callable[[Collection[str]], Mapping[str, 
     links = {run: f"dags/{quote(dag, safe='')}/runs/{quote(run, safe='')}" for run, dag in dag_of(run_ids).items()}
     size = {"width": WIDTH, "height": HEIGHT, "margin": MARGIN}
     return render_template(
-        "models", models=models, done=DONE, links=links, root=registry.root, size=size, columns=SIZES, synthetic=False
+        "models", models=models, done=DONE, links=links, root=registry.place, size=size, columns=SIZES, synthetic=False
     )

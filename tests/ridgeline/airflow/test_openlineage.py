@@ -115,7 +115,7 @@ def test_a_version_that_was_not_pushed_now_is_no_output(
 
     export, made = load_components()["export"], synthetic[1][-1]
     for new in (True, False):
-        pushed = Pushed(tmp_path / "serving" / "shoes" / "1", 1, "", new)
+        pushed = Pushed(str(tmp_path / "serving" / "shoes" / "1"), 1, "", new)
         emit_lineage(synthetic[0], export, export.parse({}), StepResult(made, pushed))
     assert [len(event["outputs"]) for event in emitted] == [2, 1]
 

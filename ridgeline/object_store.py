@@ -1,0 +1,361 @@
+"""Object stores: opened without cached listings, with retries, parallel transfers and conditional writes.
+
+The driver of S3 repeats a request after errors 5xx, throttling, timeouts and broken connections, with growing waits.
+Here, a whole transfer is repeated after what is left.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar, cast
+
+from upath import UPath
+
+from ridgeline.masking import mask
+
+log = logging.getLogger(__name__)
+
+S3 = ("s3", "s3a")
+# The driver itself repeats a request that got no answer five times more, so a dead endpoint costs about a minute.
+S3_CONFIG = {"retries": {"mode": "standard", "max_attempts": 5}, "connect_timeout": 5, "read_timeout": 30}
+ATTEMPTS, FIRST_WAIT_SECONDS = 4, 0.2  # of a transfer
+NUM_TRANSFERS = 8  # at a time
+PROGRESS_SECONDS = 10.0  # between two lines in the log about a transfer
+TRANSIENT = (errno.EIO, errno.EBUSY, errno.ETIMEDOUT, errno.EAGAIN, getattr(errno, "EREMOTEIO", errno.EIO))
+TRANSIENT_KINDS = (
+    "ConnectionError",
+    "HTTPClientError",
+    "ClientError",
+    "IncompleteRead",
+    "IncompleteReadError",
+    "ResponseParserError",
+)
+
+T = TypeVar("T")
+
+
+def open_url(url: str | Path, options: Mapping[str, Any] = MappingProxyType({})) -> UPath:
+    """Return a path whose driver lists what is there now, and repeats requests that fail for a moment.
+
+    fsspec keeps one driver, and all that it listed, for as long as the process lives.
+
+    Args:
+        url: A folder or a URL.
+        options: Options of the driver; they win over those that are set here.
+
+    Raises:
+        ImportError: If the driver is not installed.
+        ValueError: If the URL can't be opened.
+        TypeError: If the driver does not know an option.
+    """
+    protocol = str(url).partition("://")[0] if "://" in str(url) else ""
+    if protocol in ("", "file", "local"):
+        return cast(UPath, UPath(url, **options))
+    merged = {"use_listings_cache": False, **options}
+    if protocol in S3:
+        merged["config_kwargs"] = {**S3_CONFIG, **options.get("config_kwargs", {})}
+    path = cast(UPath, UPath(url, **merged))
+    assert path.fs is not None  # the driver is there
+    return path
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return whether an error may be gone at the next attempt.
+
+    Args:
+        error: An error of a driver.
+    """
+    if isinstance(error, FileNotFoundError | PermissionError | FileExistsError):
+        return False
+    if isinstance(error, TimeoutError | ConnectionError | EOFError):
+        return True
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in TRANSIENT
+    return any(kind.__name__ in TRANSIENT_KINDS for kind in type(error).__mro__)
+
+
+def repeated(action: Callable[[], T]) -> T:
+    """Return the result of an action, which is repeated after errors that may be gone the next time.
+
+    Args:
+        action: What to do; doing it twice is harmless.
+    """
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return action()
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            log.info("attempt %d of %d failed: %s", attempt, ATTEMPTS, mask(f"{type(error).__name__}: {error}"))
+            time.sleep(FIRST_WAIT_SECONDS * 2**attempt)
+    return action()
+
+
+def download(source: UPath, target: Path, sizes: Mapping[str, int]) -> None:
+    """Copy files into a local folder, several at a time.
+
+    Args:
+        source: The folder in the object store.
+        target: The local folder.
+        sizes: Size in bytes of each file, by its name in the folder. A copy of another size is repeated.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        EOFError: If the object store keeps sending too little.
+    """
+
+    def copy(name: str) -> None:
+        place = target / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        source.fs.get_file((source / name).path, str(place))
+        if (received := place.stat().st_size) != sizes[name]:
+            raise EOFError(f"Expected {sizes[name]} bytes of {name}; received {received}.")
+
+    _transfer("downloaded", copy, sizes)
+
+
+def upload(source: Path, target: UPath, names: Iterable[str]) -> None:
+    """Copy files of a local folder into an object store, several at a time.
+
+    Args:
+        source: The local folder.
+        target: The folder in the object store.
+        names: Names of the files in the folder.
+    """
+
+    def copy(name: str) -> None:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)  # nothing in S3; other drivers need it
+        target.fs.put_file(str(source / name), (target / name).path)
+
+    _transfer("uploaded", copy, {name: (source / name).stat().st_size for name in names})
+
+
+def _transfer(done: str, copy: Callable[[str], None], sizes: Mapping[str, int]) -> None:
+    total, count, logged = sum(sizes.values()), 0, time.monotonic()
+    with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
+        largest_first = sorted(sizes, key=lambda name: -sizes[name])
+        try:
+            for name, _ in zip(
+                largest_first, pool.map(lambda name: repeated(lambda: copy(name)), largest_first), strict=True
+            ):
+                count += sizes[name]
+                if time.monotonic() - logged > PROGRESS_SECONDS:
+                    logged = time.monotonic()
+                    log.info("%s %.1f of %.1f MiB", done, count / 2**20, total / 2**20)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def delete(folder: UPath) -> None:
+    """Delete a folder with all that it holds, whether or not it exists.
+
+    Args:
+        folder: The folder.
+    """
+
+    def remove() -> None:
+        if found := folder.fs.find(folder.path):
+            folder.fs.rm(found)
+
+    with suppress(FileNotFoundError):  # another process deletes it, too
+        repeated(remove)
+
+
+def write(path: UPath, content: bytes) -> None:
+    """Create or replace an object.
+
+    Args:
+        path: The object.
+        content: Its content.
+    """
+    repeated(lambda: path.fs.pipe_file(path.path, content))
+
+
+def sizes(folder: UPath) -> dict[str, int]:
+    """Return the sizes in bytes of all objects in a folder and below, by their names there.
+
+    A listing that fails is an error. fsspec's `glob` and `walk` return nothing then, and what is there looks deleted.
+
+    Args:
+        folder: The folder; one that is missing has no objects.
+    """
+    prefix = f"{folder.path.rstrip('/')}/"
+    found = repeated(lambda: folder.fs.find(folder.path, detail=True))
+    return {path.removeprefix(prefix): info["size"] for path, info in found.items()}
+
+
+def entries(folder: UPath) -> list[UPath]:
+    """Return the objects and folders in a folder, which may be missing.
+
+    Args:
+        folder: The folder.
+    """
+    try:
+        found = repeated(lambda: folder.fs.ls(folder.path, detail=False))
+    except FileNotFoundError as error:
+        if _status(error)[1] == "NoSuchBucket":
+            raise
+        return []
+    return [folder / name for path in found if (name := path.rstrip("/").rpartition("/")[2])]
+
+
+def modified_at(path: UPath) -> datetime:
+    """Return when an object was written, by the clock of the object store.
+
+    Args:
+        path: The object.
+    """
+    return cast(datetime, repeated(lambda: path.fs.modified(path.path)))
+
+
+def ages(folder: UPath, suffix: str) -> dict[str, timedelta]:
+    """Return how long ago the objects in a folder and below were written, by the clock of the object store.
+
+    Args:
+        folder: The folder.
+        suffix: The end of the names of the objects in question.
+    """
+    prefix = f"{folder.path.rstrip('/')}/"
+    listed = repeated(lambda: folder.fs.find(folder.path, detail=True))
+    infos = {path.removeprefix(prefix): info for path, info in listed.items() if path.endswith(suffix)}
+    if not infos:
+        return {}
+    try:
+        now = clock(folder)
+    except PermissionError:  # who may only read deletes nothing by it
+        now = datetime.now(UTC)
+    return {name: now - (info.get("LastModified") or modified_at(folder / name)) for name, info in infos.items()}
+
+
+def clock(folder: UPath) -> datetime:
+    """Return the time by the clock of an object store, so that the hosts' own clocks do not matter.
+
+    Args:
+        folder: Where a small object is written, and deleted.
+    """
+    probe = folder / f".probe-{uuid.uuid4().hex}"
+    try:
+        write(probe, b"1")
+        return modified_at(probe)
+    finally:
+        delete(probe)
+
+
+def explain(error: BaseException) -> tuple[str, str] | None:
+    """Return what is wrong with an object store and what to do about it; None if an error is about something else.
+
+    Args:
+        error: An error of a driver.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, PermissionError) and error.errno is None:
+        if "time" in text:
+            return text, "Set the clock of this machine"
+        return text, "Correct the credentials, or grant them the rights to list, read, write and delete"
+    if isinstance(error, FileNotFoundError) and _status(error)[1] == "NoSuchBucket":
+        return text, "Create the bucket, or correct its name"
+    if any(kind.__module__.partition(".")[0] in ("botocore", "aiobotocore") for kind in type(error).__mro__):
+        advice = "Try again when it can be reached" if is_transient(error) else "Correct the credentials or the address"
+        return f"{type(error).__name__}: {text}", advice
+    if isinstance(error, OSError) and error.filename is None and is_transient(error):
+        return text or type(error).__name__, "Try again later"
+    return None
+
+
+# --- conditional writes
+
+
+class ConditionalWritesError(RuntimeError):
+    """An object store can't change an object only if nobody else did so meanwhile."""
+
+
+def read(path: UPath, known: tuple[bytes, str] | None = None) -> tuple[bytes, str] | None:
+    """Return an object's content and the tag of just this content; None if there is no such object.
+
+    Args:
+        path: An object in S3.
+        known: What was read before; if the object has the same tag still, its content is not read again.
+    """
+
+    def consistent() -> tuple[bytes, str]:
+        with path.fs.open(path.path, "rb") as file:  # each part is read only if the tag is still the same
+            return known if known and known[1] == file.details["ETag"] else (file.read(), file.details["ETag"])
+
+    for _ in range(ATTEMPTS):
+        try:
+            return repeated(consistent)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if _status(error)[0] != 412 and type(error).__name__ != "FileExpired":  # it was replaced meanwhile
+                raise
+    return repeated(consistent)
+
+
+def write_if_unchanged(path: UPath, content: bytes, tag: str | None) -> bool:
+    """Replace an object if it still has a tag, by one conditional write.
+
+    Args:
+        path: An object in S3.
+        content: Its new content, which nobody else writes.
+        tag: The tag that `read` returned; None if there must be no such object.
+
+    Returns:
+        Whether it was replaced; if not, another process has changed it.
+    """
+    condition = {"mode": "create"} if tag is None else {"IfMatch": tag}
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            repeated(lambda: path.fs.pipe_file(path.path, content, **condition))
+            return True
+        except OSError as error:
+            status, code = _status(error)
+            if status not in (409, 412) and code != "NoSuchKey":
+                raise
+            found = read(path)
+            if found and found[0] == content:  # the answer to an earlier attempt was lost
+                return True
+            if status != 409 or (found and found[1]) != tag:
+                return False
+            time.sleep(FIRST_WAIT_SECONDS * 2**attempt)  # S3 asks for a repetition
+    return False
+
+
+def _status(error: OSError) -> tuple[int, str]:
+    """Return the HTTP status and the code that S3's driver made an error of; 0 and no code of another error."""
+    response = getattr(error.__cause__, "response", None) or {}
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return int(status), str(response.get("Error", {}).get("Code", ""))
+
+
+def expect_conditional_writes(folder: UPath) -> None:
+    """Check, by a small object, that an object store refuses conditional writes whose condition is not met.
+
+    Args:
+        folder: Where the object is written, and deleted.
+
+    Raises:
+        ConditionalWritesError: If it does not.
+    """
+    if folder.protocol not in S3:
+        raise ConditionalWritesError(f"{folder.protocol}:// URLs are not supported, only s3:// URLs")
+    probe = folder / f".probe-{uuid.uuid4().hex}"
+    try:
+        if not write_if_unchanged(probe, b"1", None):
+            raise ConditionalWritesError("it refuses to create an object under the condition If-None-Match")
+        if write_if_unchanged(probe, b"2", None):
+            raise ConditionalWritesError("it ignores the condition If-None-Match")
+        if write_if_unchanged(probe, b"3", '"0123456789abcdef0123456789abcdef"'):
+            raise ConditionalWritesError("it ignores the condition If-Match")
+    finally:
+        delete(probe)
