@@ -199,6 +199,35 @@ def test_a_killed_run_resumes_with_the_same_bytes(
     assert again.output == record.output  # that of a run that was never killed
 
 
+def test_damaged_parts_are_predicted_again(
+    settings: Settings, images: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: Any) -> None:
+        raise InterruptedError
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(module, "join", die)
+        run(settings, images)
+    first, second, third, *others = sorted(settings.open_store().local.glob("scratch/*/part-*.parquet"))
+    content = first.read_bytes()
+    first.write_bytes(content[: len(content) // 2])
+    second.write_bytes(b"")
+    content = third.read_bytes()
+    at = content.index(b".png")
+    third.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    written: list[int] = []
+    write = module.write_part
+
+    def write_part(folder: Path, number: int, *rest: Any) -> Path:
+        written.append(number)
+        return write(folder, number, *rest)
+
+    monkeypatch.setattr(module, "write_part", write_part)
+    found = [row["path"] for row in rows(settings, run(settings, images))]
+    assert found == sorted(path.relative_to(images).as_posix() for path in images.rglob("*.*"))
+    assert (written, len(others)) == ([0, 1, 2], 3)
+
+
 def test_only_new_files_have_rows(settings: Settings, folder: Path) -> None:
     first = run(settings, folder, new_files_only=True)
     assert predictions(settings, first).facts.earlier is None
