@@ -60,8 +60,8 @@ class Params(ServedParams):
     new_files_only: bool = Field(
         False,
         title="New files only",
-        description="Predict only for files without a row in the last predictions of this model name and folder, and "
-        "in those that they add to: new paths, and paths with other content.",
+        description="Predict only for files without a row in earlier predictions of new files for this model name and "
+        "folder: new paths, and paths with other content. The first time, these are all files.",
     )
 
     @model_validator(mode="after")
@@ -87,7 +87,9 @@ def find_sources(params: Params) -> Mapping[str, SourceFolder]:
 
 def added_to(params: Params) -> Mapping[str, Any] | None:
     """Return what the predictions have in common that new ones add to; None if these are for all files."""
-    return {"model": params.model, "folder": params.folder} if params.new_files_only else None
+    if not params.new_files_only:
+        return None
+    return {"model": params.model, "folder": params.folder, "new_files_only": True}
 
 
 @component(output=Predictions, sources=find_sources, adds_to=added_to)

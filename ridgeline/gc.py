@@ -62,9 +62,9 @@ def collect_garbage(
 
     A version that was deleted from the registry needs nothing. A needed artifact is kept with all artifacts that it
     was made from, but not with those of a model that it was started from. A served version is kept with the statistics
-    and the schema of its examples, which new examples are compared with. Of each model and folder, the last predictions
-    are kept, which those of new files add to. Scratch folders of unfinished executions are
-    deleted if unchanged for `SCRATCH_AGE`.
+    and the schema of its examples, which new examples are compared with. Of each model and folder, the last
+    predictions of new files are kept, with all that they add to. Scratch folders of unfinished executions are deleted
+    if unchanged for `SCRATCH_AGE`.
 
     What is unneeded is found before the store's lock is taken. Under the lock, only what changed meanwhile is read.
 
@@ -175,13 +175,20 @@ def _unneeded(
                 need([made.output])
                 served.add(made.output)
 
-    # Predictions of new files add to the last ones of the same model and folder.
+    # Predictions of new files add to the last ones of the same model and folder, and these to earlier ones. All are
+    # kept: an output that could not be written gets the rows later.
     outputs = {short_ref(ref) for ref in store.refs() if ref.startswith(f"{Predictions.__name__}/")}
     last: dict[tuple[Any, ...], str] = {}
     for made in filter(None, (read(file) for file in files if file.output in outputs)):
-        if made.output:
+        if made.output and made.parts.params.get("new_files_only"):
             last.setdefault(tuple(made.parts.params.get(name) for name in ("model", "folder")), made.output)
-    need(last.values())
+    for ref in last.values():
+        while ref:
+            need([ref])
+            maker = producer(ref)
+            ref = next(
+                (i for i in (maker.inputs.values() if maker else ()) if i.startswith(f"{Predictions.__name__}/")), ""
+            )
 
     makes_needed = {short_ref(ref) for ref in needed}
     records = [

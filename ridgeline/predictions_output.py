@@ -23,8 +23,12 @@ def expect_output(output: Path, folder: str, each_run: bool) -> None:
         each_run: Whether each run adds a file.
 
     Raises:
-        ParameterError: If it is in the folder of the images, or a folder in place of a file or the reverse.
+        ParameterError: If it is in the folder of the images, a URL, or a folder in place of a file or the reverse.
     """
+    if output.parts[:1] and output.parts[0].endswith(":"):  # a Path has one of the two slashes
+        raise ParameterError(
+            "Expected a path for the predictions; received a URL. Name a path, and copy the file from there."
+        )
     if "://" not in folder and output.resolve().is_relative_to(Path(folder).resolve()):
         raise ParameterError(
             f"Expected an output outside the folder of the images, {folder}; received {output}. It would count as an "
@@ -55,7 +59,8 @@ def write_output(store: Store, ref: str, output: Path, each_run: bool) -> list[P
 
     Raises:
         ArtifactError: If the predictions are missing or damaged.
-        StoreError: If the disk is full, or the output can't be written.
+        StoreError: If the disk is full, the output can't be written, or predictions that are missing there were deleted
+            from the store.
     """
     newest = asked = store.open(ref, Predictions)
     try:
@@ -67,9 +72,15 @@ def write_output(store: Store, ref: str, output: Path, each_run: bool) -> list[P
         missing = []
         while not (file := output / f"predictions-{newest.digest[:DIGITS]}.parquet").exists():
             missing.append((newest.parquet, file))
-            earlier = f"{Predictions.__name__}/{newest.facts.earlier}"
-            if not newest.facts.earlier or not store.holds(earlier):  # it may have been deleted since
+            if not newest.facts.earlier:
                 break
+            earlier = f"{Predictions.__name__}/{newest.facts.earlier}"
+            if not store.holds(earlier):
+                raise StoreError(
+                    f"Expected {earlier} in the store, whose rows are not in {output} and which newer predictions add "
+                    f"to; it was deleted. Restore it from a backup. Or give up its rows: copy {newest.parquet} to "
+                    f"{file}, and run again."
+                )
             newest = store.open(earlier, Predictions)
         for source, file in reversed(missing):
             _copy(source, file)
