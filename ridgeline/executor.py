@@ -14,7 +14,7 @@ from typing import Any
 
 from ridgeline import quiet_tensorflow
 from ridgeline.artifacts.base import Artifact, ArtifactError
-from ridgeline.component import Champion, Component, Params, Source, StepSkipped, members
+from ridgeline.component import Champion, Component, Params, Source, StepSkipped, TransientStepError, members
 from ridgeline.files import flush_tree
 from ridgeline.keys import KeyParts, key_parts
 from ridgeline.masking import mask
@@ -86,6 +86,26 @@ def _open_champion(store: Store, ref: str, kind: type[Artifact[Any]]) -> Champio
             return Champion(digest, None)
         more = f" and {len(files) - NAMED_FILES} more" if len(files) > NAMED_FILES else ""
         return Champion(digest, None, f"missing, changed or extra: {', '.join(files[:NAMED_FILES])}{more}")
+
+
+def added_to(store: Store, component: Component, params: Params) -> dict[str, str]:
+    """Return the last output that a step adds to, by input name; empty if there is none.
+
+    Args:
+        store: The store.
+        component: The step.
+        params: Its parameters.
+    """
+    name = next((name for name, kind in component.optional.items() if kind is component.output), None)
+    wanted = component.adds_to(params)
+    if name is None or wanted is None:
+        return {}
+    for made in store.executions(component.name, with_output=True):
+        if made.output and wanted.items() <= made.parts.params.items():
+            if store.holds(made.output):
+                return {name: made.output}
+            log.warning("%s can't add to %s, which was deleted", component.name, made.output)
+    return {}
 
 
 def list_sources(store: Store, component: Component, params: Params, keep: bool = True) -> dict[str, Source]:
@@ -193,6 +213,7 @@ def execute(
     Raises:
         ArtifactError: If an input is missing or damaged.
         StoreError: If the store can't be written.
+        TransientStepError: If the step adds to its last output, and another execution did so meanwhile.
         Exception: Any exception of the component.
     """
     with contextlib.suppress(StoreError):  # where nothing can be written, a step may still be reused
@@ -219,10 +240,20 @@ def execute(
         store.record(execution)
         return execution
 
+    def expect_last(own: str) -> None:
+        """Refuse an output that adds to what is no longer the last one, under the store's lock."""
+        for name, ref in added_to(store, component, params).items():
+            if ref not in (inputs.get(name), own):
+                raise TransientStepError(
+                    f"Expected no other run of {component.name} to add to the same output; one did so meanwhile: "
+                    f"{ref}. Run it again."
+                )
+
     def reuse(decision: Decision, ref: str) -> Execution | None:
         execution = ended(decision, "cached", decision.reason, ref)
         try:
             with store.lock():
+                expect_last(ref)
                 return record(execution) if store.holds(ref) else None
         except StoreError as error:  # a full or read-only disk
             log.warning("%s is reused, but that can't be recorded: %s", component.name, error)
@@ -238,6 +269,7 @@ def execute(
                 expect_unchanged(component, params, decision.sources, store.local / "sources")
                 flush_tree(folder)  # here, since it takes a while, and others wait for the lock
                 with store.lock():
+                    expect_last(artifact.ref)
                     return record(ended(decision, "complete", decision.reason, store.publish(artifact)))
         except StepSkipped as skipped:
             return record(ended(decision, "skipped", str(skipped), None))

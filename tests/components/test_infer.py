@@ -20,10 +20,10 @@ from upath import UPath
 
 from components import infer as module
 from components.ingestion import decoding_stream
-from ridgeline import pipeline
+from ridgeline import executor, pipeline
 from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.predictions import Predictions
-from ridgeline.component import ParameterError, StepError
+from ridgeline.component import ParameterError, StepError, TransientStepError
 from ridgeline.gc import collect_garbage
 from ridgeline.image_decoding import decode
 from ridgeline.image_form import Form
@@ -250,10 +250,12 @@ def test_only_new_files_have_rows(settings: Settings, folder: Path) -> None:
     assert len(rows(settings, run(settings, folder))) == NUM_IMAGES + 4  # all files, as asked
 
 
-def test_predictions_that_new_ones_add_to_are_kept(settings: Settings, folder: Path) -> None:
-    first = run(settings, folder)
-    (folder / "new.png").write_bytes((folder / "day 0" / "ü 02.png").read_bytes())
-    second = run(settings, folder, new_files_only=True)
+def test_predictions_of_new_files_are_kept_with_those_that_they_add_to(settings: Settings, folder: Path) -> None:
+    added = [run(settings, folder, new_files_only=True).output]
+    for name in ("new.png", "newer.png"):
+        (folder / name).write_bytes((folder / "day 0" / "ü 02.png").read_bytes())
+        added.append(run(settings, folder, new_files_only=True).output)
+    all_files = run(settings, folder)
     store = settings.open_store()
     for value in range(2):  # other runs follow
         steps = pipeline.plan("infer")
@@ -261,9 +263,34 @@ def test_predictions_that_new_ones_add_to_are_kept(settings: Settings, folder: P
         params = pipeline.parse_params(steps, {"infer.model": MODEL, "infer.folder": str(other)}, settings)
         list(pipeline.run(settings, steps, params, f"other {value}"))
     garbage = collect_garbage(store, settings.open_registry(), keep_runs=1, dry_run=False, recent=timedelta(0))
-    assert first.output in garbage.artifacts
-    assert second.output not in garbage.artifacts
+    assert all_files.output in garbage.artifacts
+    assert not garbage.artifacts.keys() & {*added}
     assert run(settings, folder, new_files_only=True).state == "skipped"
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_of_two_runs_at_once_only_one_adds_rows(
+    settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    if not first:
+        run(settings, folder, new_files_only=True)
+    (folder / "new.png").write_bytes((folder / "day 0" / "ü 02.png").read_bytes())
+    other: list[Any] = []
+
+    def added_to(*args: Any) -> dict[str, str]:
+        found = executor.added_to(*args)
+        if not other:  # another run begins and ends here
+            other.append(None)
+            other[0] = run(settings, folder, new_files_only=True)
+            (folder / "newer.png").write_bytes((folder / "day 0" / "ü 02.png").read_bytes())
+        return found
+
+    monkeypatch.setattr(pipeline, "added_to", added_to)
+    with pytest.raises(TransientStepError, match="one did so meanwhile: Predictions/[0-9a-f]+. Run it again."):
+        run(settings, folder, new_files_only=True)
+    assert [row["path"] for row in rows(settings, run(settings, folder, new_files_only=True))] == ["newer.png"]
+    covered = [*predictions(settings, other[0]).covered()]
+    assert len(covered) == len({*covered}) == NUM_IMAGES + 4
 
 
 def test_an_object_store_has_the_rows_of_the_folder(settings: Settings, images: Path, bucket: str) -> None:
