@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,28 +96,28 @@ def added_to(store: Store, component: Component, params: Params) -> dict[str, st
         component: The step.
         params: Its parameters.
     """
-    name = next((name for name, kind in component.optional.items() if kind is component.output), None)
-    wanted = component.adds_to(params)
-    if name is None or wanted is None:
-        return {}
-    for made in store.executions(component.name, with_output=True):
-        if made.output and wanted.items() <= made.parts.params.items():
+    wanted = component.shared(params.in_key())
+    for made in store.executions(component.name, with_output=True) if component.adds(params) else ():
+        if made.output and component.shared(made.parts.params) == wanted:
             if store.holds(made.output):
-                return {name: made.output}
+                return {component.earlier: made.output}  # type: ignore[dict-item]
             log.warning("%s can't add to %s, which was deleted", component.name, made.output)
     return {}
 
 
-def list_sources(store: Store, component: Component, params: Params, keep: bool = True) -> dict[str, Source]:
+def list_sources(
+    store: Store, component: Component, params: Params, inputs: Collection[str], keep: bool = True
+) -> dict[str, Source]:
     """List and fingerprint a step's sources with the index in the store, see `read_sources`.
 
     Args:
         store: The store.
         component: The step.
         params: Its parameters.
+        inputs: Names of its inputs.
         keep: Write the index; if not, nothing is written.
     """
-    return read_sources(component, params, store.local / SOURCES, keep)
+    return read_sources(component, params, store.local / SOURCES, keep, inputs)
 
 
 def decide(
@@ -144,7 +144,7 @@ def decide(
         SourceError: If a source can't be read.
     """
     if sources is None:
-        sources = list_sources(store, component, params)
+        sources = list_sources(store, component, params, inputs)
     parts = key_parts(component, inputs, params, sources)
 
     def decided(reason: str, output: Artifact[Any] | None = None) -> Decision:

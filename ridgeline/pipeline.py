@@ -605,7 +605,7 @@ def explain(
             refs = {name: artifact.ref for name, artifact in known.items()}
             refs, values = _filled_in(settings, step, refs, params[step.name])
             artifacts = open_inputs(store, step, refs)
-            sources = list_sources(store, step, values, keep=False)
+            sources = list_sources(store, step, values, refs, keep=False)
             decision = decide(store, step, artifacts, values, step.name in rerun, sources)
             outputs[step.output] = decision.output
             yield step.name, str(decision)

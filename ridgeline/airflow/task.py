@@ -17,6 +17,7 @@ from airflow.sdk.log import mask_secret
 from ridgeline.access import message
 from ridgeline.airflow import REASON, RERUN
 from ridgeline.airflow.approval import ask_in_task
+from ridgeline.airflow.champions import CHAMPIONS, pushed_model
 from ridgeline.airflow.form import default_values, flat_params, parse_form, refuse_unknown
 from ridgeline.airflow.openlineage import emit_lineage
 from ridgeline.airflow.settings import AirflowSettings
@@ -26,6 +27,7 @@ from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.predictions import Predictions
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.component import Component, ParameterError, Params, StepError, TransientStepError, flatten
+from ridgeline.history import HistoryEntry
 from ridgeline.masking import known, mask
 from ridgeline.pipeline import (
     StepResult,
@@ -40,7 +42,7 @@ from ridgeline.pipeline import (
 from ridgeline.predictions_output import expect_output, write_output
 from ridgeline.registry import RegistryError
 from ridgeline.settings import Settings, SettingsError
-from ridgeline.store import StoreError
+from ridgeline.store import Execution, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,13 @@ def run_in_task(
         AirflowFailException: If a parameter is bad, or the step cannot process its inputs; not retried.
         AirflowSkipException: If the step has no output.
     """
+    return _pass_on(_run(component, values, inputs))
+
+
+def _run(
+    component: Component, values: Mapping[str, Any] | None, inputs: Mapping[str, str | Iterable[str] | None]
+) -> StepResult:
+    """Run or reuse a step, as `run_in_task` does, and return its result; also that of a step without an output."""
     context, settings = get_current_context(), settings_in_task()
     params, run_id = params_in_task(component, values), context["run_id"]
     shown = flatten(params.model_dump(mode="json"))
@@ -86,15 +95,32 @@ def run_in_task(
             raise AirflowFailException(message(error)) from error
         raise
     emit_lineage(settings, component, params, result)
-    if component.output is PushedModel:
+    if component.output is PushedModel and not (result.pushed and result.pushed.new):
         states = {record.state for record in run_records(settings, run_id).values()}
         if states <= {"cached", "skipped"}:
             log.info("nothing changed: every step was reused, and the served version stays the same")
-    if result.execution.output is None:
-        raise AirflowSkipException(result.execution.reason)
+    return result
+
+
+def _pass_on(result: StepResult) -> str:
+    """Create the events of the task's assets, and return the name of the output.
+
+    Raises:
+        AirflowSkipException: If there is none.
+    """
+    context, settings, execution = get_current_context(), settings_in_task(), result.execution
+    if execution.output is None:
+        raise AirflowSkipException(execution.reason)
     for asset in context["task"].outlets:
-        context["outlet_events"][asset].extra = _facts(settings, result)
-    return result.execution.output
+        if asset != CHAMPIONS:
+            context["outlet_events"][asset].extra = _facts(settings, execution)
+    if result.pushed:
+        model = settings.open_store().open(execution.output, PushedModel).facts.model_name
+        champion = settings.open_registry().champion(model)
+        # not `pushed.new`: a task that was killed after the push finds the model served, and there was no event yet
+        if champion and champion.run_id == context["run_id"]:
+            _emit_champion(model, champion, _facts(settings, execution))
+    return execution.output
 
 
 def infer_in_task(component: Component, output: str | None) -> str:
@@ -112,22 +138,20 @@ def infer_in_task(component: Component, output: str | None) -> str:
         AirflowSkipException: If there are no new files.
     """
     settings, params = settings_in_task(), params_in_task(component)
-    if output and params.folder:
+    if output:
         try:
-            expect_output(Path(output), params.folder, params.new_files_only)
+            expect_output(Path(output), component, params)
         except ParameterError as error:
+            get_current_context()["ti"].xcom_push(REASON, mask(error))
             raise AirflowFailException(mask(error)) from error
-    try:
-        return run_in_task(component)
-    finally:
-        record = run_records(settings, get_current_context()["run_id"]).get(component.name)
-        # also without new files: an earlier run may have been killed before it wrote its rows
-        ref = record and (record.output or (record.inputs.get("earlier") if record.state == "skipped" else None))
-        if ref and output:
-            for file in write_output(settings.open_store(), ref, Path(output), params.new_files_only):
-                log.info("written: %s", file)
-        elif record and record.output:
-            log.info("the rows are in %s", settings.open_store().open(record.output, Predictions).parquet)
+    result = _run(component, None, {})
+    execution, store = result.execution, settings.open_store()
+    if output:  # also without new files: an earlier run may have been killed before it wrote its rows
+        for file in write_output(store, component, params, execution, Path(output)):
+            log.info("written: %s", file)
+    elif execution.output:
+        log.info("the rows are in %s", store.open(execution.output, Predictions).parquet)
+    return _pass_on(result)
 
 
 def link_of_run(context: Any) -> str:
@@ -155,19 +179,25 @@ def settings_in_task() -> Settings:
     return settings
 
 
-def _facts(settings: Settings, result: StepResult) -> dict[str, Any]:
+def _facts(settings: Settings, execution: Execution) -> dict[str, Any]:
     """Return the data of an asset event: the name of the artifact, whether it is new, and its scalar facts."""
-    execution = result.execution
     assert execution.output is not None
     stated = settings.open_store().manifest(execution.output).facts
     facts: dict[str, Any] = {
         name: value for name, value in stated.items() if isinstance(value, bool | int | float | str)
     }
     facts |= {"artifact": execution.output, "state": execution.state, "reason": execution.reason}
-    if result.pushed:
-        facts |= {"pushed": result.pushed.new, "served_version": result.pushed.version}
     facts |= stated.get("metrics", {})
     return facts
+
+
+def _emit_champion(model: str, champion: HistoryEntry, facts: Mapping[str, Any]) -> None:
+    """Create an event that a model has another champion, with facts about it, if the task declares `CHAMPIONS`."""
+    context = get_current_context()
+    if CHAMPIONS in context["task"].outlets:
+        served = {"artifact": champion.artifact, "served_version": champion.version}
+        how = {"action": champion.action, "pushed": champion.action == "push"}
+        context["outlet_events"][CHAMPIONS].add(pushed_model(model), extra={**facts, **served, **how})
 
 
 def skip(reason: str) -> NoReturn:
@@ -248,6 +278,8 @@ def change_in_task(action: str) -> str:
         raise AirflowFailException(message(error)) from error
     decision = change_decision(name, entry, link_of_run(context))
     announce(settings, decision)
+    if entry.makes_champion:
+        _emit_champion(name, entry, {"accuracy": entry.accuracy, "reason": entry.reason})
     summary = f"{decision.title}, accuracy {entry.accuracy:.4f}: {entry.reason}"
     log.info("%s", summary)
     return summary

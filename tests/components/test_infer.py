@@ -255,7 +255,7 @@ def test_predictions_of_new_files_are_kept_with_those_that_they_add_to(settings:
     for name in ("new.png", "newer.png"):
         (folder / name).write_bytes((folder / "day 0" / "ü 02.png").read_bytes())
         added.append(run(settings, folder, new_files_only=True).output)
-    all_files = run(settings, folder)
+    run(settings, folder)
     store = settings.open_store()
     for value in range(2):  # other runs follow
         steps = pipeline.plan("infer")
@@ -263,7 +263,6 @@ def test_predictions_of_new_files_are_kept_with_those_that_they_add_to(settings:
         params = pipeline.parse_params(steps, {"infer.model": MODEL, "infer.folder": str(other)}, settings)
         list(pipeline.run(settings, steps, params, f"other {value}"))
     garbage = collect_garbage(store, settings.open_registry(), keep_runs=1, dry_run=False, recent=timedelta(0))
-    assert all_files.output in garbage.artifacts
     assert not garbage.artifacts.keys() & {*added}
     assert run(settings, folder, new_files_only=True).state == "skipped"
 

@@ -5,10 +5,10 @@ It needs the store and Airflow's data about the run, but imports no Airflow.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import quote
 
 from markupsafe import Markup
@@ -23,7 +23,7 @@ from ridgeline.artifacts.example_anomalies import ExampleAnomalies, ExampleAnoma
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.artifacts.sweep_result import SweepResult
-from ridgeline.decisions import Decisions
+from ridgeline.decisions import ANSWERS, Change, Decision, Decisions
 from ridgeline.history import HistoryEntry
 from ridgeline.lineage import Origin, lineage
 from ridgeline.masking import mask
@@ -40,6 +40,7 @@ WAITING = {
     "awaiting_input": "waiting for approval",
     "up_for_reschedule": "waiting",
 }
+CHANGES = get_args(Change)
 NO_REASON = {"failed": "The error is in the task's log.", "not run": "An upstream step failed."}
 
 
@@ -186,6 +187,13 @@ def _open(store: Store, ref: str) -> Artifact[Any] | None:
     return store.open(ref, kind) if kind and (kind.report_name or kind is PushedModel) else None
 
 
+def _waits(run: Run, decisions: Collection[Decision]) -> bool:
+    """Return whether a run waits for a person's answer."""
+    answered = {decision.subject for decision in decisions if decision.kind in ANSWERS}
+    asked = {decision.subject for decision in decisions if decision.kind == "approval_asked"}
+    return run.in_progress and bool(asked - answered)
+
+
 def _served(settings: Settings, pushed: PushedModel, run_id: str) -> str:
     """Return whether the model of a run is served, in one or two sentences."""
     registry, name = settings.open_registry(), pushed.facts.model_name
@@ -194,7 +202,7 @@ def _served(settings: Settings, pushed: PushedModel, run_id: str) -> str:
     champion = registry.champion(name)
     if not pushes or champion is None:
         reason = registry.decide_push(pushed).reason or refusal(pushed, Decisions(settings.open_store()).all())
-        return f"Exported, but not pushed: {reason or f'there is no {name} yet'}."
+        return f"Exported, but not pushed: {reason}." if reason else "Exported, but not pushed."
     last = pushes[0]
     text = f"Pushed as version {last.version} of {name}."
     if last.run_id != run_id:
@@ -266,6 +274,9 @@ def render(settings: Settings, run: Run) -> str:
         StoreError: If the store is unreadable.
     """
     store = settings.open_store()
+    decided = Decisions(store).all(run.started_at) if run.started_at else []
+    decisions = [decision for decision in decided if decision.run_id == run.run_id]
+    has_changed = any(decision.kind in CHANGES for decision in decisions)
     steps = find_steps(store, run)
     records = [step.record for step in steps if step.record]
     outputs = {step.task.name: step.record.output for step in steps if step.record and step.record.output}
@@ -292,8 +303,8 @@ def render(settings: Settings, run: Run) -> str:
         rollbacks = list(_rollbacks(settings, run))
     except StoreError as error:
         problems.append(mask(error))
-    decided = Decisions(store).all(run.started_at) if run.started_at else []
-    decisions = [decision for decision in decided if decision.run_id == run.run_id]
+    if _waits(run, decisions):  # the task has not ended, so its record does not count yet
+        served = "Exported, but not pushed: it waits for approval."
     return render_template(
         "run",
         decisions=decisions,
@@ -304,7 +315,7 @@ def render(settings: Settings, run: Run) -> str:
         steps=steps,
         records=records,
         num_reused=sum(record.state == "cached" for record in records),
-        unchanged=run.state == "success" and records and not _worked(store, run),
+        unchanged=run.state == "success" and records and not has_changed and not _worked(store, run),
         failed=next((step for step in steps if step.outcome == "failed"), None),
         running=[step.task.name for step in steps if step.outcome == "running"],
         evaluation=found[ModelEvaluation].facts if ModelEvaluation in found else None,
