@@ -109,7 +109,8 @@ def test_how_images_are_prepared_reaches_the_served_model_without_a_training(syn
     assert [name for name, record in records.items() if record.state == "complete"] == (
         ["ingest", "transform", "validate", "evaluate", "label_errors", "export"]
     )
-    assert (exported := records["export"].output)
+    exported = records["export"].output
+    assert exported
     pushed = settings.open_store().open(exported, PushedModel)
     assert read_form(pushed.saved_model, (28, 28)) == Form((28, 28), "box", "grayscale", 0)
 
