@@ -44,7 +44,7 @@ from ridgeline.airflow.task import change_in_task
         ),
         "version": Param(
             None,
-            "To start a canary: number of the version. If empty: the present canary.",
+            "Number of the version. If empty: the present canary. Only the present canary can be promoted or aborted.",
             type=["integer", "null"],
             title="Version",
             allOf=[{"minimum": 1}],  # the form would silently turn 0 into 1 if it saw this bound

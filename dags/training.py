@@ -21,10 +21,10 @@ import components.sweep
 import components.train
 from components.training.penalty import STRENGTHS
 from dags.preparation import PREPARATION, prepare_examples
-from ridgeline.airflow.approval import task_with_approval
 from ridgeline.airflow.champions import CHAMPIONS
 from ridgeline.airflow.form import form
 from ridgeline.airflow.notifications import Notifier, deadline
+from ridgeline.airflow.operators import task_with_approval
 from ridgeline.airflow.pool import TENSORFLOW
 from ridgeline.airflow.schedule import schedule as schedule_of
 from ridgeline.airflow.task import run_in_task, skip

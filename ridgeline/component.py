@@ -25,8 +25,14 @@ A = TypeVar("A", bound=Artifact[Any])
 
 # Set while a step runs, and read by TensorFlow and Keras at their first use in a process. The order of a sum, and so
 # its last bits, depends on the number of threads that share it; with one, the number of cores does not matter.
-# Keras's backend, float type and image format are the same for every user: no keras.json is read.
-STEP_ENVIRONMENT = {"TF_NUM_INTRAOP_THREADS": "1", "KERAS_BACKEND": "tensorflow", "KERAS_HOME": os.devnull}
+# Keras's backend, float type and image format are the same for every user: no keras.json is read. Tables that it
+# draws are as wide in every terminal, and without one.
+STEP_ENVIRONMENT = {
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "KERAS_BACKEND": "tensorflow",
+    "KERAS_HOME": os.devnull,
+    "COLUMNS": "100",
+}
 
 
 class Params(BaseModel):

@@ -1,4 +1,4 @@
-"""The work of tasks: run a step with the parameters of the DAG run, or roll back a model."""
+"""The work of tasks: run a step with the parameters of the DAG run, or change which version of a model is served."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ridgeline.airflow.form import default_values, flat_params, parse_form, refu
 from ridgeline.airflow.openlineage import emit_lineage
 from ridgeline.airflow.settings import AirflowSettings
 from ridgeline.announcements import announce, change_decision
-from ridgeline.approval import expect_askable
+from ridgeline.approval import Terminal, expect_askable
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.predictions import Predictions
 from ridgeline.artifacts.pushed_model import PushedModel
@@ -83,8 +83,12 @@ def _run(
         names |= {name: given} if isinstance(given, str) else {f"{name}.{i}": n for i, n in enumerate(given or ())}
     rerun = component.name in context["params"].get(RERUN, ())
     try:
-        by = context["dag_run"].triggering_user_name or ""
-        result = run_step(settings, component, names, params, run_id, by, rerun, link_of_run(context), ask_in_task())
+        ask = ask_in_task()
+        if isinstance(ask, Terminal):  # no web interface shows the run, and Airflow does not know the user
+            by, link = ask.user, ""
+        else:
+            by, link = context["dag_run"].triggering_user_name or "", link_of_run(context)
+        result = run_step(settings, component, names, params, run_id, by, rerun, link, ask)
     except (Exception, AirflowTaskTimeout) as error:
         with contextlib.suppress(Exception):  # the error of the step matters more
             log.error("%s", _resume_command(settings, component, run_id))
@@ -195,9 +199,9 @@ def _emit_champion(model: str, champion: HistoryEntry, facts: Mapping[str, Any])
     """Create an event that a model has another champion, with facts about it, if the task declares `CHAMPIONS`."""
     context = get_current_context()
     if CHAMPIONS in context["task"].outlets:
-        served = {"artifact": champion.artifact, "served_version": champion.version}
-        how = {"action": champion.action, "pushed": champion.action == "push"}
-        context["outlet_events"][CHAMPIONS].add(pushed_model(model), extra={**facts, **served, **how})
+        extra = dict(facts) | {"artifact": champion.artifact, "served_version": champion.version}
+        extra |= {"action": champion.action, "pushed": champion.action == "push"}
+        context["outlet_events"][CHAMPIONS].add(pushed_model(model), extra)
 
 
 def skip(reason: str) -> NoReturn:
@@ -251,8 +255,8 @@ def change_in_task(action: str) -> str:
     """Roll a model back, or decide about its canary.
 
     Args:
-        action: ``rollback``, ``canary``, ``promote`` or ``abort``. The DAG has the params `model` and `reason`;
-            the first two also use `version`, and the second `share`.
+        action: ``rollback``, ``canary``, ``promote`` or ``abort``. The DAG has the params `model`, `version` and
+            `reason`; ``canary`` also uses `share`.
 
     Returns:
         A summary of what was done.
@@ -266,12 +270,15 @@ def change_in_task(action: str) -> str:
     try:
         refuse_unknown(context["dag"].params, params)
         registry, store, name = settings.open_registry(), settings.open_store(), params["model"]
+        version = params["version"]
         if action == "rollback":
-            entry = registry.rollback(store, name, params["version"], **who)
+            entry = registry.rollback(store, name, version, **who)
         elif action == "canary":
-            entry = registry.start_canary(store, name, params["version"], params["share"], **who)
+            entry = registry.start_canary(store, name, version, params["share"], **who)
+        elif action == "promote":
+            entry = registry.promote(store, name, version, **who)
         else:
-            entry = {"promote": registry.promote, "abort": registry.abort}[action](store, name, **who)
+            entry = registry.abort(name, version, **who)
     except (ParameterError, RegistryError, ArtifactError, StoreError) as error:
         raise AirflowFailException(mask(error)) from error
     except PermissionError as error:

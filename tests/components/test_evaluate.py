@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -598,7 +599,7 @@ def test_a_model_that_disagrees_with_the_champion_is_not_blessed_if_asked_to(
 def test_the_verdict_says_why_nothing_was_replayed(tmp_path, solved, model, unlabelled, champion, why, min_agreement):
     (tmp_path / "misfit").mkdir()
     misfit = model.facts.model_copy(update={"class_names": ("cat", "dog", "bird")})
-    champions = {
+    champions: dict[str, Any] = {
         "none": None,
         "unreadable": Champion("5" * 64, None),
         "misfit": Model.seal(tmp_path / "misfit", misfit),

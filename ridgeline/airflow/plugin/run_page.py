@@ -14,7 +14,6 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from ridgeline.airflow.plugin.compare_page import link as link_to_comparison
-from ridgeline.airflow.plugin.models_page import DONE
 from ridgeline.airflow.plugin.template import render_template
 from ridgeline.approval import refusal
 from ridgeline.artifacts.base import Artifact, ArtifactError
@@ -24,7 +23,7 @@ from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.artifacts.sweep_result import SweepResult
 from ridgeline.decisions import ANSWERS, Change, Decision, Decisions
-from ridgeline.history import HistoryEntry
+from ridgeline.history import DONE, HistoryEntry
 from ridgeline.lineage import Origin, lineage
 from ridgeline.masking import mask
 from ridgeline.pipeline import default_target, output_types
@@ -194,8 +193,10 @@ def _waits(run: Run, decisions: Collection[Decision]) -> bool:
     return run.in_progress and bool(asked - answered)
 
 
-def _served(settings: Settings, pushed: PushedModel, run_id: str) -> str:
+def _served(settings: Settings, pushed: PushedModel, run_id: str, decisions: list[Decision]) -> str:
     """Return whether the model of a run is served, in one or two sentences."""
+    if rejected := refusal(pushed, decisions):
+        return f"Exported, but not pushed: {rejected}."
     registry, name = settings.open_registry(), pushed.facts.model_name
     own = registry.entries_of(name, pushed.facts.model_digest)
     pushes = list({entry.version: entry for entry in reversed(own)}.values())  # the first entry of each version
@@ -286,7 +287,7 @@ def render(settings: Settings, run: Run) -> str:
         try:
             artifact = _open(store, ref)
             if isinstance(artifact, PushedModel):
-                served = _served(settings, artifact, run.run_id)
+                served = _served(settings, artifact, run.run_id, decisions)
             if isinstance(artifact, ModelEvaluation):
                 compared = _comparison(settings, artifact)
         except (ArtifactError, StoreError) as error:
@@ -309,6 +310,7 @@ def render(settings: Settings, run: Run) -> str:
         "run",
         decisions=decisions,
         has_recipients=bool(settings.recipients),
+        sent_kinds=settings.notify_about,
         rollbacks=rollbacks,
         done=DONE,
         run=run,

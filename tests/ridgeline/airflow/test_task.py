@@ -311,7 +311,8 @@ def change(
         monkeypatch.setattr(task_module, "get_current_context", lambda: context | {"ti": SimpleNamespace(log_url=url)})
         done: str = task_module.change_in_task(action)
         for event in accessors[CHAMPIONS].asset_alias_events:
-            events.append((event.dest_asset_key.name, event.extra["action"], event.extra["served_version"]))
+            extra: dict[str, Any] = event.extra
+            events.append((event.dest_asset_key.name, extra["action"], extra["served_version"]))
         return done
 
     return change
@@ -334,7 +335,10 @@ def test_a_canary_is_started_and_promoted_or_aborted_in_tasks(change: Callable[.
     with pytest.raises(AirflowFailException, match="Expected a canary of shoes to promote; there is none"):
         change("promote")
     change("canary", version=1)
-    assert change("promote", "bob").startswith("shoes: promoted the canary version 1, ")
+    for action in ("promote", "abort"):
+        with pytest.raises(AirflowFailException, match="Expected the present canary of shoes, version 1; received 2"):
+            change(action, version=2)
+    assert change("promote", "bob", version=1).startswith("shoes: promoted the canary version 1, ")
     settings = Settings()
     history = settings.open_registry().history("shoes")[2:]
     assert [(entry.action, entry.by) for entry in history] == [
@@ -460,7 +464,7 @@ def test_a_reused_model_that_a_person_decides_about(
     monkeypatch.setattr("ridgeline.registry.check", lambda *_: None)
 
     class Person:
-        def expect_possible(self, parameter: str) -> None:
+        def expect_possible(self) -> None:
             pass
 
         def __call__(self, asked: Any, evaluation: Any) -> Any:
@@ -469,7 +473,11 @@ def test_a_reused_model_that_a_person_decides_about(
     monkeypatch.setattr(task_module, "ask_in_task", Person)
     task = Task(task_module, monkeypatch, [export])
     task.outlets = [CHAMPIONS]
-    inputs = {"examples": refs["transform"], "model": refs["train"], "evaluation": refs["evaluate"]}
+    inputs: dict[str, Any] = {
+        "examples": refs["transform"],
+        "model": refs["train"],
+        "evaluation": refs["evaluate"],
+    }
     with caplog.at_level("INFO", logger="ridgeline"):
         task(export, {"export.approval": "always"}, **inputs)
     assert [name for name, _ in task.champions()] == ["synthetic_garments_pushed_model"] * created

@@ -297,10 +297,16 @@ def test_it_says_what_an_exported_model_waits_for_or_why_it_is_not_pushed_beside
     for kind in kinds:
         by = {"answered_by": "ann"} if kind == "rejected" else {}
         given = {"kind": kind, "model": model.facts.model_name, "subject": subject, "title": kind, **by}
+        given["model_digest"] = "c" * 64
         Decisions(store).add(Decision(run_id="synthetic", **given))
     waits = state == "awaiting_input"
     page = body(render(copy, run_of(synthetic, state="running" if waits else state, export=state)))
     assert f"<p>{text}" in page
+    if "rejected" in kinds:  # the page keeps the answer of its run, whatever happens later
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ridgeline.registry.check", lambda *_: None)
+            registry.push(later, "later", "ann")
+        assert f"<p>{text}" in body(render(copy, run_of(synthetic, state=state, export=state)))
     assert rows(page)["export"][0] == {"awaiting_input": "waiting for approval", "success": "ran"}.get(state, state)
 
 
