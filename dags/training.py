@@ -169,8 +169,7 @@ def training_dag(
         model = train(examples, select(trials))  # type: ignore[arg-type]
         checked >> [trials, model]
         evaluation = evaluate(dataset, examples, model)  # type: ignore[arg-type]
-        exported = export(dataset, examples, model, evaluation)  # type: ignore[arg-type]
-        label_errors(dataset, examples, model) >> exported  # type: ignore[arg-type]
+        label_errors(dataset, examples, model) >> export(dataset, examples, model, evaluation)  # type: ignore[arg-type]
 
     return training()
 
