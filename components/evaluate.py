@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from components.evaluating.replay import Flipped, replay
 from components.reports.evaluation import MAX_CLASSES, CalibrationBins, render, worst_confusions
+from ridgeline.artifacts.dataset import Dataset
 from ridgeline.artifacts.examples import Examples, Split
 from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.model_evaluation import (
@@ -113,6 +114,7 @@ def evaluate(
     params: Params,
     output: Path,
     sources: Mapping[str, Source],
+    dataset: Dataset | None = None,
     champion: Champion[Model] | None = None,
 ) -> ModelEvaluationFacts:
     """Evaluate a model on the test split and decide whether it may be served.
@@ -126,6 +128,7 @@ def evaluate(
         params: The thresholds and the number of mistakes to keep.
         output: An empty directory; receives ``predictions.npy`` and ``report.html``.
         sources: The folder of unlabelled images, as it was listed; empty if there is none, or no champion.
+        dataset: Gives how images were prepared, for the unlabelled ones; the defaults apply if there is none.
         champion: The champion to compare with; None if there is none.
 
     Returns:
@@ -168,7 +171,8 @@ def evaluate(
         comparison = _compare(other, rival, test, labels, predicted == labels)
         if sources:
             shape = examples.facts.image_shape
-            form = Form.of_shape(shape, examples.facts.resampling, examples.facts.background)
+            prepared = (dataset.facts.resampling, dataset.facts.background) if dataset else ()
+            form = Form.of_shape(shape, *prepared)
             replayed, flipped = replay(network, rival, sources["replay_dir"], form, shape)
     classes, matrix = _class_metrics(labels, predicted, examples.facts.class_names)
     accuracy = float(np.mean(predicted == labels))

@@ -14,6 +14,7 @@ from pydantic import Field
 from components.exporting import compaction
 from components.reports import model_card
 from ridgeline import fresh_process
+from ridgeline.artifacts.dataset import Dataset
 from ridgeline.artifacts.examples import Examples
 from ridgeline.artifacts.label_errors import LabelErrors
 from ridgeline.artifacts.model import Model, ModelFacts
@@ -107,7 +108,12 @@ class Params(StepParams):
 
 @component(output=PushedModel, after=(LabelErrors,), push=lambda params: PushRule(params.approval, params.canary_share))
 def export(
-    examples: Examples, model: Model, evaluation: ModelEvaluation, params: Params, output: Path
+    examples: Examples,
+    model: Model,
+    evaluation: ModelEvaluation,
+    params: Params,
+    output: Path,
+    dataset: Dataset | None = None,
 ) -> PushedModelFacts:
     """Export a blessed model with its model card, how to prepare images for it, and what checks it.
 
@@ -119,6 +125,8 @@ def export(
         evaluation: Its evaluation, whose predictions the export must repeat.
         params: How to save the model, and what to put beside it.
         output: Empty directory to write a `PushedModel` into.
+        dataset: Gives how images were prepared, which the examples leave out: where it changes none of them, nothing is
+            trained again. The defaults apply if there is none.
 
     Returns:
         The servable model's facts.
@@ -154,9 +162,8 @@ def export(
         **sizes,
     )
     (output / "saved_model" / EXTRA).mkdir()
-    write_form(
-        output / "saved_model", Form.of_shape(facts.image_shape, examples.facts.resampling, examples.facts.background)
-    )
+    prepared = (dataset.facts.resampling, dataset.facts.background) if dataset else ()
+    write_form(output / "saved_model", Form.of_shape(facts.image_shape, *prepared))
     _write_card(output, facts, examples, model, evaluation, params)
     log.info("%s%s", facts.size_in_words, _why_whole(model) if params.compact and not facts.trained_size else "")
     return facts

@@ -18,9 +18,10 @@ from ridgeline.artifacts.predictions import (
     Predictions,
     PredictionsFacts,
     Row,
+    find_part,
     join,
     write_covered,
-    write_rows,
+    write_part,
 )
 from ridgeline.artifacts.pushed_model import PushedModel, read_form
 from ridgeline.component import (
@@ -59,8 +60,8 @@ class Params(ServedParams):
     new_files_only: bool = Field(
         False,
         title="New files only",
-        description="Predict only for files without a row in the last predictions of this model name and folder, and "
-        "in those that they add to: new paths, and paths with other content.",
+        description="Predict only for files without a row in earlier predictions of new files for this model name and "
+        "folder: new paths, and paths with other content. The first time, these are all files.",
     )
 
     @model_validator(mode="after")
@@ -87,7 +88,7 @@ def find_sources(params: Params) -> Mapping[str, SourceFolder]:
 @component(
     output=Predictions,
     sources=find_sources,
-    adds_to=("model", "folder"),
+    adds_to=("model", "folder", "new_files_only"),
     uses_earlier=lambda params: params.new_files_only,
 )
 def infer(
@@ -151,29 +152,30 @@ def infer(
 def _write_parts(
     pushed: PushedModel, facts: PredictionsFacts, source: Source, files: list[str], folder: Path
 ) -> list[Path]:
-    """Write the rows of files in parts, always the same ones; those that are there already are left as they are."""
+    """Write the rows of files in parts, always the same ones; those that are there already, undamaged, are left."""
     shape = pushed.facts.image_shape
     batches = list(batches_of(files, shape))
     groups = [batches[start : start + PART_BATCHES] for start in range(0, len(batches), PART_BATCHES)]
-    parts = [folder / f"part-{number:05}.parquet" for number in range(len(groups))]
-    missing = [(part, group) for part, group in zip(parts, groups, strict=True) if not part.exists()]
-    if len(missing) < len(parts):
-        log.info("resuming: %d of %d parts are there", len(parts) - len(missing), len(parts))
-    todo = [batch for _, group in missing for batch in group]
+    found = {number: part for number in range(len(groups)) if (part := find_part(folder, number))}
+    missing = [number for number in range(len(groups)) if number not in found]
+    if found:
+        log.info("resuming: %d of %d parts are there", len(found), len(groups))
+    todo = [batch for number in missing for batch in groups[number]]
     with DecodingStream(source, read_form(pushed.saved_model, shape), shape, sum(map(len, todo))) as stream:
         decoded = stream.decode(todo)
         classifier = Classifier(pushed) if todo else None  # takes a while: the first batches are decoded meanwhile
-        for part, group in missing:
+        for number in missing:
             rows: list[Row] = []
+            group = groups[number]
             for batch, (images, errors) in zip(group, itertools.islice(decoded, len(group)), strict=True):
                 predicted = classifier.predict(images) if classifier and len(images) else iter(())
                 rows += (
                     Row(file, source.files[file], *((None, None, None, error) if error else next(predicted)))
                     for file, error in zip(batch, errors, strict=True)
                 )
-            write_rows(part, rows, facts)
-            log.info("%d of %d parts", parts.index(part) + 1, len(parts))
-    return parts
+            found[number] = write_part(folder, number, rows, facts)
+            log.info("%d of %d parts", number + 1, len(groups))
+    return [found[number] for number in range(len(groups))]
 
 
 class Classifier:

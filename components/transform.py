@@ -86,8 +86,6 @@ def transform(dataset: Dataset, params: Params, output: Path) -> ExamplesFacts:
         num_examples=sizes,
         normalization=_normalization(params.normalization, Split(output / "train")),
         synthetic=dataset.facts.synthetic,
-        resampling=dataset.facts.resampling,
-        background=dataset.facts.background,
     )
 
 

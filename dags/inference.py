@@ -50,9 +50,15 @@ def inference_dag(
             ``RIDGELINE_INFERENCE_SCHEDULE`` says if None.
 
     Raises:
-        ValueError: If the folder or the output is a relative path, or the schedule is none of these.
+        ValueError: If the folder or the output is a relative path, the output is a URL, or the schedule is none of
+            these.
         ParameterError: If a value is of the wrong type or out of range.
     """
+    if output and "://" in output:
+        raise ValueError(
+            "Expected an absolute path as the output; received a URL. Name a path in inference_dag(...), and copy the "
+            "files from there, for example in a DAG that the asset starts."
+        )
     for path in (folder, output):
         if path and not path.startswith("/") and "://" not in path:
             raise ValueError(

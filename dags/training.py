@@ -143,9 +143,9 @@ def training_dag(
             return run_in_task(components.train.train, examples=examples, sweep=sweep)
 
         @task(execution_timeout=timedelta(minutes=30))
-        def evaluate(examples: str, model: str) -> str:
+        def evaluate(dataset: str, examples: str, model: str) -> str:
             """Evaluate the model on the test split, compare it with the champion, decide whether it may be served."""
-            return run_in_task(components.evaluate.evaluate, examples=examples, model=model)
+            return run_in_task(components.evaluate.evaluate, dataset=dataset, examples=examples, model=model)
 
         @task(execution_timeout=timedelta(minutes=30))
         def label_errors(dataset: str, examples: str, model: str) -> str:
@@ -157,17 +157,19 @@ def training_dag(
             outlets=[CHAMPIONS],
             retries=3,  # an answer that comes at once costs one, see `AskInAirflow`
         )
-        def export(examples: str, model: str, evaluation: str) -> str:
+        def export(dataset: str, examples: str, model: str, evaluation: str) -> str:
             """Export a blessed model, verify its predictions in a fresh process, and make it the champion."""
-            return run_in_task(components.export.export, examples=examples, model=model, evaluation=evaluation)
+            return run_in_task(
+                components.export.export, dataset=dataset, examples=examples, model=model, evaluation=evaluation
+            )
 
         # A call of a task returns an XComArg, which becomes the artifact's name when the task runs.
         dataset, examples, checked = prepare_examples(name)
         trials = sweep(examples)
         model = train(examples, select(trials))  # type: ignore[arg-type]
         checked >> [trials, model]
-        evaluation = evaluate(examples, model)  # type: ignore[arg-type]
-        label_errors(dataset, examples, model) >> export(examples, model, evaluation)  # type: ignore[arg-type]
+        evaluation = evaluate(dataset, examples, model)  # type: ignore[arg-type]
+        label_errors(dataset, examples, model) >> export(dataset, examples, model, evaluation)  # type: ignore[arg-type]
 
     return training()
 

@@ -199,7 +199,10 @@ def infer(
         int | None, typer.Option(min=1, help="The model's version; the champion if left out.", show_default=False)
     ] = None,
     new_files_only: Annotated[
-        bool, typer.Option("--new-files-only", help="Predict only for files without a row in earlier predictions.")
+        bool,
+        typer.Option(
+            "--new-files-only", help="Predict only for files without a row in earlier predictions of new files."
+        ),
     ] = False,
 ) -> None:
     """Predict the class of each image in a folder with a served model, into a Parquet file. Nothing is trained."""

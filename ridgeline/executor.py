@@ -14,7 +14,7 @@ from typing import Any
 
 from ridgeline import quiet_tensorflow
 from ridgeline.artifacts.base import Artifact, ArtifactError
-from ridgeline.component import Champion, Component, Params, Source, StepSkipped, members
+from ridgeline.component import Champion, Component, Params, Source, StepSkipped, TransientStepError, members
 from ridgeline.files import flush_tree
 from ridgeline.keys import KeyParts, key_parts
 from ridgeline.masking import mask
@@ -86,6 +86,23 @@ def _open_champion(store: Store, ref: str, kind: type[Artifact[Any]]) -> Champio
             return Champion(digest, None)
         more = f" and {len(files) - NAMED_FILES} more" if len(files) > NAMED_FILES else ""
         return Champion(digest, None, f"missing, changed or extra: {', '.join(files[:NAMED_FILES])}{more}")
+
+
+def added_to(store: Store, component: Component, params: Params) -> dict[str, str]:
+    """Return the last output that a step adds to, by input name; empty if there is none.
+
+    Args:
+        store: The store.
+        component: The step.
+        params: Its parameters.
+    """
+    wanted = component.shared(params.in_key())
+    for made in store.executions(component.name, with_output=True) if component.adds(params) else ():
+        if made.output and component.shared(made.parts.params) == wanted:
+            if store.holds(made.output):
+                return {component.earlier: made.output}  # type: ignore[dict-item]
+            log.warning("%s can't add to %s, which was deleted", component.name, made.output)
+    return {}
 
 
 def list_sources(
@@ -196,6 +213,7 @@ def execute(
     Raises:
         ArtifactError: If an input is missing or damaged.
         StoreError: If the store can't be written.
+        TransientStepError: If the step adds to its last output, and another execution did so meanwhile.
         Exception: Any exception of the component.
     """
     with contextlib.suppress(StoreError):  # where nothing can be written, a step may still be reused
@@ -222,10 +240,20 @@ def execute(
         store.record(execution)
         return execution
 
+    def expect_last(own: str) -> None:
+        """Refuse an output that adds to what is no longer the last one, under the store's lock."""
+        for name, ref in added_to(store, component, params).items():
+            if ref not in (inputs.get(name), own):
+                raise TransientStepError(
+                    f"Expected no other run of {component.name} to add to the same output; one did so meanwhile: "
+                    f"{ref}. Run it again."
+                )
+
     def reuse(decision: Decision, ref: str) -> Execution | None:
         execution = ended(decision, "cached", decision.reason, ref)
         try:
             with store.lock():
+                expect_last(ref)
                 if not store.reuse(ref):
                     return None
                 record(execution)
@@ -245,6 +273,7 @@ def execute(
                 expect_unchanged(component, params, decision.sources, store.local / "sources")
                 flush_tree(folder)  # here, since it takes a while, and others wait for the lock
                 with store.lock():
+                    expect_last(artifact.ref)
                     return record(ended(decision, "complete", decision.reason, store.publish(artifact)))
         except StepSkipped as skipped:
             return record(ended(decision, "skipped", str(skipped), None))

@@ -65,8 +65,8 @@ def collect_garbage(
     A version that was deleted from the registry needs nothing. A needed artifact is kept with all artifacts that it
     was made from, but not with those of a model that it was started from. A served version is kept with the statistics
     and the schema of its examples, which new examples are compared with. Of a step that adds to its own outputs, such
-    as predictions of new files, each last output that it can add to is kept. Scratch folders of unfinished executions
-    are deleted if unchanged for `SCRATCH_AGE`.
+    as predictions of new files, each last output that it can add to is kept, with all that this one adds to. Scratch
+    folders of unfinished executions are deleted if unchanged for `SCRATCH_AGE`.
 
     What is unneeded is found before the store's lock is taken. Under the lock, only what changed meanwhile is read.
 
@@ -178,13 +178,18 @@ def _unneeded(
                 need([made.output])
                 served.add(made.output)
 
+    # What a step adds to is kept back to its beginning: an output that could not be written gets the rows later.
     for step in adding:
         outputs = {short_ref(ref) for ref in store.refs() if ref.startswith(f"{step.output.__name__}/")}
         last: dict[str, str] = {}
         for made in filter(None, (read(file) for file in files if file.output in outputs)):
             if made.output and made.component == step.name:
                 last.setdefault(json.dumps(step.shared(made.parts.params)), made.output)
-        need(last.values())
+        for ref in last.values():
+            while ref:
+                need([ref])
+                maker = producer(ref)
+                ref = maker.inputs.get(step.earlier or "", "") if maker else ""
 
     makes_needed = {short_ref(ref) for ref in needed}
     records = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Resampling = Literal["bilinear", "bicubic", "lanczos", "box", "nearest"]
+from ridgeline.resampling import Resampling
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.component import Component, ParameterError, Params, PushRule, ServedParams, StepError
 from ridgeline.decisions import Decision, Decisions
-from ridgeline.executor import decide, execute, list_sources, open_inputs
+from ridgeline.executor import added_to, decide, execute, list_sources, open_inputs
 from ridgeline.keys import reachable_code
 from ridgeline.lineage import lineage, producers
 from ridgeline.masking import mask
@@ -212,18 +212,7 @@ def _filled_in(
             raise StepError(str(error)) from error
         found |= dict.fromkeys(served, entry.artifact)
         params = params.model_copy(update={"version": entry.version})
-    return {**found, **_added_to(settings.open_store(), component, params)}, params
-
-
-def _added_to(store: Store, component: Component, params: Params) -> dict[str, str]:
-    """Return the last output that a step adds to, by input name; empty if there is none."""
-    wanted = component.shared(params.in_key())
-    for made in store.executions(component.name, with_output=True) if component.adds(params) else ():
-        if made.output and component.shared(made.parts.params) == wanted:
-            if store.holds(made.output):
-                return {component.earlier: made.output}  # type: ignore[dict-item]
-            log.warning("%s can't add to %s, which was deleted", component.name, made.output)
-    return {}
+    return {**found, **added_to(settings.open_store(), component, params)}, params
 
 
 def _champions(settings: Settings, component: Component, inputs: Mapping[str, str], params: Params) -> dict[str, str]:

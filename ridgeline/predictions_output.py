@@ -23,9 +23,13 @@ def expect_output(output: Path, step: Component, params: Params) -> None:
         params: Its parameters.
 
     Raises:
-        ParameterError: If it is in the folder of the images, or a folder in place of a file or the reverse; or if there
-            is no folder of images.
+        ParameterError: If it is in the folder of the images, a URL, or a folder in place of a file or the reverse; or
+            if there is no folder of images.
     """
+    if output.parts[:1] and output.parts[0].endswith(":"):  # a Path has one of the two slashes
+        raise ParameterError(
+            "Expected a path for the predictions; received a URL. Name a path, and copy the file from there."
+        )
     each_run = step.adds(params)
     for folder in (str(source.location) for source in step.sources(params).values()):
         if "://" not in folder and output.resolve().is_relative_to(Path(folder).resolve()):
@@ -61,7 +65,8 @@ def write_output(store: Store, step: Component, params: Params, execution: Execu
 
     Raises:
         ArtifactError: If the predictions are missing or damaged.
-        StoreError: If the disk is full, or the output can't be written.
+        StoreError: If the disk is full, the output can't be written, or predictions that are missing there were deleted
+            from the store.
     """
     ref = execution.output or execution.inputs.get(step.earlier or "")
     if ref is None:
@@ -76,9 +81,15 @@ def write_output(store: Store, step: Component, params: Params, execution: Execu
         missing = []
         while not (file := output / f"predictions-{newest.digest[:DIGITS]}.parquet").exists():
             missing.append((newest.parquet, file))
-            earlier = f"{Predictions.__name__}/{newest.facts.earlier}"
-            if not newest.facts.earlier or not store.holds(earlier):  # it may have been deleted since
+            if not newest.facts.earlier:
                 break
+            earlier = f"{Predictions.__name__}/{newest.facts.earlier}"
+            if not store.holds(earlier):
+                raise StoreError(
+                    f"Expected {earlier} in the store, whose rows are not in {output} and which newer predictions add "
+                    f"to; it was deleted. Restore it from a backup. Or give up its rows: copy {newest.parquet} to "
+                    f"{file}, and run again."
+                )
             newest = store.open(earlier, Predictions)
         for source, file in reversed(missing):
             _copy(source, file)

@@ -17,6 +17,7 @@ from ridgeline.image_decoding import UnreadableImage, decode, quiet_pillow, shap
 from ridgeline.image_form import Form
 
 REPORTED_FILES = 100
+MAX_FILE_BYTES = 2**29  # as much memory may each process need besides the image; a film is no image
 WORK = "import sys; from components.ingestion.decoding_worker import work; work(sys.argv[1])"
 ANSWER = "import sys; from components.ingestion.decoding_worker import answer; answer(sys.argv[1])"
 
@@ -53,10 +54,18 @@ class Task:
         return cls(**fields, form=Form(**form, image_size=size and tuple(size)))
 
     def read(self, file: str, digest: str) -> bytes:
-        """Return a file's content, as `Source.read` does."""
-        if "://" not in self.location:
+        """Return a file's content, as `Source.read` does.
+
+        Raises:
+            TransientStepError: If it was changed or removed since it was listed.
+            UnreadableImage: If it has more than `MAX_FILE_BYTES`. Then it is not read.
+        """
+        if "://" in self.location:
+            _expect_size(int(digest.rpartition(":")[2]))
+        else:
             try:
                 with io.FileIO(f"{self.location}/{file}") as opened:
+                    _expect_size(os.fstat(opened.fileno()).st_size)
                     content = opened.readall()
                 if hashlib.sha256(content).hexdigest() == digest:
                     return content
@@ -65,6 +74,11 @@ class Task:
         from ridgeline.component import Source  # of an object store, or with an error to explain
 
         return Source(self.name, self.location, {file: digest}).read(file)
+
+
+def _expect_size(num_bytes: int) -> None:
+    if num_bytes > MAX_FILE_BYTES:
+        raise UnreadableImage(f"too large: {num_bytes / 2**20:,.0f} MiB, over {MAX_FILE_BYTES // 2**20} MiB")
 
 
 def decode_files(
@@ -89,8 +103,8 @@ def decode_files(
     first = None
     with quiet_pillow():
         for file, digest in contents.items():
-            content = task.read(file, digest)
             try:
+                content = task.read(file, digest)
                 image, text = decode(content, task.form)
                 shape = shape_of(image)
                 key: Kind = (shape, text)

@@ -10,7 +10,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ridgeline.component import Params as StepParams
 from ridgeline.component import shown_as
-from ridgeline.image_form import Form, Resampling
+from ridgeline.image_form import Form
+from ridgeline.resampling import Resampling
 
 FOLDER = "folder"
 DATASET_PATTERN = r"^[a-z][a-z0-9_]*(/[A-Za-z0-9][A-Za-z0-9_.+-]*)?(:\d+\.\d+\.\d+)?$"

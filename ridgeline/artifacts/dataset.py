@@ -16,7 +16,7 @@ from pydantic import Field
 
 from ridgeline.artifacts.base import Artifact, Facts, FileEntry
 from ridgeline.artifacts.examples import TEST, TRAIN, VALIDATION, Examples, Split, held_out, write_split
-from ridgeline.image_form import Resampling
+from ridgeline.resampling import Resampling
 
 FILES = "files.json"
 BATCH_SIZE = 1_000  # of files, whose lines are read and written together

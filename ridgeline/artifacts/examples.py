@@ -12,7 +12,6 @@ from typing import Literal, get_args
 import numpy as np
 
 from ridgeline.artifacts.base import Artifact, Facts
-from ridgeline.image_form import Resampling
 
 MAX_SHARD_BYTES = 256 * 2**20
 
@@ -46,8 +45,6 @@ class ExamplesFacts(Facts):
         num_examples: Number of examples of each split.
         normalization: Learned from the training split; part of every model's graph.
         synthetic: Whether the project drew the images itself.
-        resampling: As in `DatasetFacts`.
-        background: As in `DatasetFacts`.
     """
 
     dataset: str
@@ -56,8 +53,6 @@ class ExamplesFacts(Facts):
     num_examples: dict[str, int]
     normalization: Normalization
     synthetic: bool
-    resampling: Resampling = "bilinear"
-    background: int = 255
 
 
 def batch_size(image_shape: tuple[int, ...]) -> int:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ridgeline.artifacts.base import Artifact, Facts
+from ridgeline.artifacts.base import Artifact, Facts, file_entry
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+log = logging.getLogger(__name__)
 
 PREDICTIONS, COVERED = "predictions.parquet", "covered.parquet"
 BATCH_ROWS = 10_000
@@ -110,13 +113,17 @@ def _schema() -> pa.Schema:
     )
 
 
-def write_rows(path: Path, rows: Sequence[Row], facts: PredictionsFacts) -> None:
+def write_part(folder: Path, number: int, rows: Sequence[Row], facts: PredictionsFacts) -> Path:
     """Write rows as one Parquet file, by one rename: a kill or a power cut leaves a whole file or none.
 
     Args:
-        path: The file to create.
+        folder: Where the file is created.
+        number: The part's number, for `find_part`.
         rows: The rows.
         facts: Give the model, its version and its digest.
+
+    Returns:
+        The file. Its name states its SHA-256.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -124,22 +131,39 @@ def write_rows(path: Path, rows: Sequence[Row], facts: PredictionsFacts) -> None
     columns = dict(zip(Row._fields, map(list, zip(*rows, strict=True)), strict=True))
     same = {"model": facts.model_name, "version": facts.version, "model_digest": facts.model_digest}
     columns |= {name: [value] * len(rows) for name, value in same.items()}
-    unfinished = path.with_name(f".{path.name}")
+    unfinished = folder / f".part-{number:05}"
     try:
         with unfinished.open("wb") as file:
             pq.write_table(pa.table(columns, _schema()), file)
             file.flush()
             os.fsync(file.fileno())
+        path = folder / f"part-{number:05}-{file_entry(unfinished).sha256}.parquet"
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+    return path
+
+
+def find_part(folder: Path, number: int) -> Path | None:
+    """Return the file that `write_part` wrote; None if there is none. A damaged one is deleted.
+
+    Args:
+        folder: As for `write_part`.
+        number: As for `write_part`.
+    """
+    for path in folder.glob(f"part-{number:05}-*.parquet"):
+        if path.stem.endswith(f"-{file_entry(path).sha256}"):
+            return path
+        log.warning("damaged, its rows are predicted again: %s", path)
+        path.unlink()
+    return None
 
 
 def join(parts: Iterable[Path], path: Path) -> dict[str, int]:
     """Write Parquet files as one, a row group each.
 
     Args:
-        parts: Files that `write_rows` wrote.
+        parts: Files that `write_part` wrote.
         path: The file to create.
 
     Returns:

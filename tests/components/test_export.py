@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 
 from components.export import export, save
+from ridgeline import pipeline
 from ridgeline.artifacts.base import ArtifactError
+from ridgeline.artifacts.dataset import Dataset
 from ridgeline.artifacts.examples import Examples
 from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.model_evaluation import ModelEvaluation, Verdict
 from ridgeline.artifacts.pushed_model import PushedModel, read_form
 from ridgeline.component import StepSkipped
 from ridgeline.image_form import Form
+from ridgeline.settings import Settings
+from tests.conftest import SYNTHETIC
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +97,31 @@ def test_each_copy_of_the_saved_model_has_the_card(synthetic_store, refs):
     assert f"| Examples | Examples/{refs['transform'].partition('/')[2]} |" in card
 
 
-def test_each_copy_of_the_saved_model_says_how_to_prepare_images(inputs, tmp_path, monkeypatch):
+def test_how_images_are_prepared_reaches_the_served_model_without_a_training(synthetic, tmp_path, monkeypatch):
     monkeypatch.setattr("components.export.save_in_a_fresh_process", save)
-    examples = inputs["examples"]
-    facts = examples.facts.model_copy(update={"resampling": "lanczos", "background": 0})
-    shutil.copytree(examples.path, tmp_path / "examples", ignore=shutil.ignore_patterns("manifest.json"))
+    monkeypatch.setattr("ridgeline.registry.check", lambda *_: None)
+    shutil.copytree(synthetic[0].store, tmp_path / "store")
+    settings = Settings(store=str(tmp_path / "store"), manual_dir=None)
+    steps = pipeline.plan("export")
+    changed = {"ingest.resampling": "box", "ingest.background": 0}
+    params = pipeline.parse_params(steps, {**SYNTHETIC, **changed}, settings)
+    records = {r.execution.component: r.execution for r in pipeline.run(settings, steps, params, "changed")}
+    assert [name for name, record in records.items() if record.state == "complete"] == (
+        ["ingest", "transform", "validate", "evaluate", "label_errors", "export"]
+    )
+    exported = records["export"].output
+    assert exported
+    pushed = settings.open_store().open(exported, PushedModel)
+    assert read_form(pushed.saved_model, (28, 28)) == Form((28, 28), "box", "grayscale", 0)
+
+
+def test_each_copy_of_the_saved_model_says_how_to_prepare_images(inputs, synthetic_store, refs, tmp_path, monkeypatch):
+    monkeypatch.setattr("components.export.save_in_a_fresh_process", save)
+    dataset = synthetic_store.open(refs["ingest"], Dataset)
+    facts = dataset.facts.model_copy(update={"resampling": "lanczos", "background": 0})
+    shutil.copytree(dataset.path, tmp_path / "dataset", ignore=shutil.ignore_patterns("manifest.json"))
     (tmp_path / "pushed").mkdir()
-    given = inputs | {"examples": Examples.seal(tmp_path / "examples", facts)}
+    given = inputs | {"dataset": Dataset.seal(tmp_path / "dataset", facts)}
     export(**given, params=export.parse({}), output=tmp_path / "pushed")
     saved_model = tmp_path / "pushed" / "saved_model"
     file = saved_model / "assets.extra" / "images.json"

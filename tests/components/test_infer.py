@@ -20,10 +20,10 @@ from upath import UPath
 
 from components import infer as module
 from components.ingestion import decoding_stream
-from ridgeline import pipeline
+from ridgeline import executor, pipeline
 from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.predictions import Predictions
-from ridgeline.component import ParameterError, StepError
+from ridgeline.component import ParameterError, StepError, TransientStepError
 from ridgeline.gc import collect_garbage
 from ridgeline.image_decoding import decode
 from ridgeline.image_form import Form
@@ -199,6 +199,35 @@ def test_a_killed_run_resumes_with_the_same_bytes(
     assert again.output == record.output  # that of a run that was never killed
 
 
+def test_damaged_parts_are_predicted_again(
+    settings: Settings, images: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: Any) -> None:
+        raise InterruptedError
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(module, "join", die)
+        run(settings, images)
+    first, second, third, *others = sorted(settings.open_store().local.glob("scratch/*/part-*.parquet"))
+    content = first.read_bytes()
+    first.write_bytes(content[: len(content) // 2])
+    second.write_bytes(b"")
+    content = third.read_bytes()
+    at = content.index(b".png")
+    third.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    written: list[int] = []
+    write = module.write_part
+
+    def write_part(folder: Path, number: int, *rest: Any) -> Path:
+        written.append(number)
+        return write(folder, number, *rest)
+
+    monkeypatch.setattr(module, "write_part", write_part)
+    found = [row["path"] for row in rows(settings, run(settings, images))]
+    assert found == sorted(path.relative_to(images).as_posix() for path in images.rglob("*.*"))
+    assert (written, len(others)) == ([0, 1, 2], 3)
+
+
 def test_only_new_files_have_rows(settings: Settings, folder: Path) -> None:
     first = run(settings, folder, new_files_only=True)
     assert predictions(settings, first).facts.earlier is None
@@ -221,10 +250,12 @@ def test_only_new_files_have_rows(settings: Settings, folder: Path) -> None:
     assert len(rows(settings, run(settings, folder))) == NUM_IMAGES + 4  # all files, as asked
 
 
-def test_predictions_that_new_ones_add_to_are_kept(settings: Settings, folder: Path) -> None:
-    first = run(settings, folder)
-    (folder / "new.png").write_bytes((folder / "day 0" / "ü 02.png").read_bytes())
-    second = run(settings, folder, new_files_only=True)
+def test_predictions_of_new_files_are_kept_with_those_that_they_add_to(settings: Settings, folder: Path) -> None:
+    added = [run(settings, folder, new_files_only=True).output]
+    for name in ("new.png", "newer.png"):
+        (folder / name).write_bytes((folder / "day 0" / "ü 02.png").read_bytes())
+        added.append(run(settings, folder, new_files_only=True).output)
+    run(settings, folder)
     store = settings.open_store()
     for value in range(2):  # other runs follow
         steps = pipeline.plan("infer")
@@ -232,9 +263,33 @@ def test_predictions_that_new_ones_add_to_are_kept(settings: Settings, folder: P
         params = pipeline.parse_params(steps, {"infer.model": MODEL, "infer.folder": str(other)}, settings)
         list(pipeline.run(settings, steps, params, f"other {value}"))
     garbage = collect_garbage(store, settings.open_registry(), keep_runs=1, dry_run=False, recent=timedelta(0))
-    assert first.output in garbage.artifacts
-    assert second.output not in garbage.artifacts
+    assert not garbage.artifacts.keys() & {*added}
     assert run(settings, folder, new_files_only=True).state == "skipped"
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_of_two_runs_at_once_only_one_adds_rows(
+    settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    if not first:
+        run(settings, folder, new_files_only=True)
+    (folder / "new.png").write_bytes((folder / "day 0" / "ü 02.png").read_bytes())
+    other: list[Any] = []
+
+    def added_to(*args: Any) -> dict[str, str]:
+        found = executor.added_to(*args)
+        if not other:  # another run begins and ends here
+            other.append(None)
+            other[0] = run(settings, folder, new_files_only=True)
+            (folder / "newer.png").write_bytes((folder / "day 0" / "ü 02.png").read_bytes())
+        return found
+
+    monkeypatch.setattr(pipeline, "added_to", added_to)
+    with pytest.raises(TransientStepError, match="one did so meanwhile: Predictions/[0-9a-f]+. Run it again."):
+        run(settings, folder, new_files_only=True)
+    assert [row["path"] for row in rows(settings, run(settings, folder, new_files_only=True))] == ["newer.png"]
+    covered = [*predictions(settings, other[0]).covered()]
+    assert len(covered) == len({*covered}) == NUM_IMAGES + 4
 
 
 def test_an_object_store_has_the_rows_of_the_folder(settings: Settings, images: Path, bucket: str) -> None:

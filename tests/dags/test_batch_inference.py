@@ -106,8 +106,10 @@ def test_settings_schedule_it_and_name_its_folder(load_dags: Any, setting: str, 
 
 def test_a_file_defines_a_dag_of_its_own(load_dags: Any, tmp_path: Path) -> None:
     (tmp_path / "photos_inference.py").write_text(FILE)
+    (tmp_path / "url_inference.py").write_text(FILE.replace("/photos/classes", "s3://bucket/classes"))
     loaded = load_dags(LOAD, None, AIRFLOW__CORE__DAGS_FOLDER=str(tmp_path), PYTHONPATH=str(ROOT))
-    assert loaded["errors"] == {}
+    (error,) = loaded["errors"].values()
+    assert "Expected an absolute path as the output; received a URL." in error
     photos, shop = loaded["dags"]["photos_inference"], loaded["dags"]["shop_inference"]
     assert photos["names"] == ["Photos inference", "Sort the photos of the day.", "inference", "shop"]
     assert photos["schedule"] == "0 5 * * *"

@@ -270,7 +270,7 @@ def test_a_server_of_folders_follows(open_registry, publish, store):
     assert folder.verify(store, NAME).version == 2
     assert (there.root / NAME / "1" / "saved_model.pb").stat().st_ino == before
     here._delete_objects(NAME, 1)
-    here.abort(store, NAME, reason="enough", by="ann", run_id="abort")
+    here.abort(NAME, reason="enough", by="ann", run_id="abort")
     assert there.sync() == {NAME: Serving(2)}
     assert folder.versions(NAME) == [2]
     visible = [path.name for path in (there.root / NAME).iterdir() if path.name[0] != "."]

@@ -87,6 +87,48 @@ def test_new_files_only_adds_a_file_for_each_run(settings: Settings, folder: Pat
     assert [*output.iterdir()] == [newest]
 
 
+def test_only_predictions_of_new_files_are_added_to(settings: Settings, folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "classes"
+    command = (MODEL, folder, "--new-files-only", "--output", output)
+    for number in (3, 4):
+        assert infer(MODEL, folder, "--output", tmp_path / "all.parquet")[0] == 0
+        assert infer(*command)[0] == 0
+        assert infer(MODEL, folder, "--output", tmp_path / "all.parquet")[0] == 0
+        add(folder, number)
+        assert infer(*command)[0] == 0
+        table = pyarrow.dataset.dataset(output).to_table()
+        assert sorted(table["path"].to_pylist()) == [f"{n}.png" for n in range(number + 1)]
+
+
+def test_rows_that_were_deleted_before_they_were_written_are_an_error(
+    settings: Settings, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    output, store = tmp_path / "classes", settings.open_store()
+    command = (MODEL, folder, "--new-files-only", "--output", output)
+    assert infer(*command)[0] == 0
+    for number in (3, 4, 5):
+        add(folder, number)
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "copyfile", full)
+            assert infer(*command)[0] == 1
+    middle = [record.output for record in store.executions("infer", with_output=True)][1]
+    assert middle
+    path = store.path(middle)
+    path.rename(tmp_path / "deleted")
+    for _ in range(2):
+        code, text = infer(*command)
+        assert (code, len(names(output))) == (1, 1)
+        assert f"Expected {middle} in the store, whose rows are not in {output}" in text
+    (tmp_path / "deleted").rename(path)  # restored
+    assert infer(*command)[0] == 0
+    table = pyarrow.dataset.dataset(output).to_table()
+    assert sorted(table["path"].to_pylist()) == [f"{n}.png" for n in range(6)]
+    assert len(names(output)) == 4
+
+
 def test_an_output_that_cannot_be_is_refused_before_anything_runs(
     settings: Settings, folder: Path, tmp_path: Path
 ) -> None:
@@ -97,6 +139,9 @@ def test_an_output_that_cannot_be_is_refused_before_anything_runs(
         assert code == 1
         return text
 
+    for url in ("s3://bucket/p.parquet", "file:///p.parquet", "memory://p"):
+        assert "Name a path, and copy the file from there." in refused("--output", url)
+        assert "Name a path, and copy the file from there." in refused("--output", url, "--new-files-only")
     assert "outside the folder of the images" in refused("--output", folder / "predictions.parquet")
     assert "Name a file in it." in refused("--output", tmp_path)
     assert "name the folder" in refused("--output", tmp_path / "file", "--new-files-only")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from components.infer import infer
-from components.ingestion import decoding_stream
+from components.ingestion import decoding_stream, decoding_worker
 from components.ingestion.decoding_stream import Batch, DecodingStream
 from ridgeline.component import Source, TransientStepError
 from ridgeline.image_decoding import decode
@@ -71,6 +72,20 @@ def test_processes_yield_what_this_process_yields(source: Source, monkeypatch: p
     assert [batch.errors for batch in found] == [batch.errors for batch in expected]
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one.images, other.images)
+
+
+@pytest.mark.parametrize("where", ["folder", "object store"])
+def test_a_file_of_many_bytes_is_unreadable_and_is_not_read(tmp_path: Path, bucket: str, where: str) -> None:
+    location = str(tmp_path) if where == "folder" else bucket
+    size = decoding_worker.MAX_FILE_BYTES + 2**20
+    if where == "folder":
+        with (tmp_path / "film.mp4").open("wb") as film:
+            film.truncate(size)
+    films = Source("images", location, {"film.mp4": f"0:{size}"})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (batch,) = decoded(films, [["film.mp4"]])
+    assert batch.errors == ["too large: 513 MiB, over 512 MiB"]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
 
 
 @pytest.mark.fresh_process
