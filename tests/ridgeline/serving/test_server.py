@@ -14,6 +14,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import uvicorn
+from fastapi import FastAPI, Request
 from PIL import Image
 
 from ridgeline.serving import server
@@ -26,6 +28,87 @@ NAME = "synthetic_garments"
 FILE = io.BytesIO()
 Image.fromarray(np.zeros((28, 28), np.uint8)).save(FILE, "PNG")
 PNG = FILE.getvalue()
+
+
+@pytest.fixture
+def port(monkeypatch):
+    """The port of a server in this process, with one route that reads the body and one that does not."""
+    monkeypatch.setattr(server, "HEADER_SECONDS", 0.5)
+    app = FastAPI()
+
+    @app.post("/read")
+    async def read(request: Request):
+        return len(await request.body())
+
+    @app.get("/")
+    async def get():
+        return "here"
+
+    listening = server._listen("127.0.0.1", 0)
+    running = uvicorn.Server(uvicorn.Config(app, http=server.Protocol, log_config=None, timeout_keep_alive=2))
+    thread = threading.Thread(target=running.run, args=([listening],))
+    thread.start()
+    yield listening.getsockname()[1]
+    running.should_exit = True
+    thread.join()
+
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = b"POST /read HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
+
+
+@pytest.mark.parametrize(
+    ("start", "endless"),
+    [
+        (GET + b"X: ", b"y"),
+        (GET, b"X: y\r\n"),
+        (b"GET /", b"y"),
+        (CHUNKED + b"0\r\nX: ", b"y"),
+        (CHUNKED + b"0\r\n", b"X: y\r\n"),
+        (CHUNKED + b"2;", b"y"),
+    ],
+)
+def test_what_never_becomes_a_request_is_ended(port, start, endless):
+    sent, part = 0, endless * (4_096 // len(endless))
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(start)
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            while sent < 2**25:
+                connection.sendall(part)
+                sent += len(part)
+    assert sent < 2**24  # the system's buffers included
+
+
+@pytest.mark.parametrize(
+    ("request_", "after"),
+    [
+        (GET + b"\r\n", b"\r\n"),
+        (GET + b"\r\n", b"G"),
+        (GET + b"Content-Length: 100\r\n\r\n", b"x"),
+        (GET + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+    ],
+)
+def test_a_connection_without_a_further_request_is_ended(port, request_, after):
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.settimeout(10)
+        connection.sendall(request_)
+        assert connection.recv(1_000).endswith(b'"here"')
+        started = time.monotonic()
+        connection.sendall(after)
+        assert refused(connection)
+        assert 0.3 < time.monotonic() - started < 1.9
+
+
+def test_large_bodies_and_further_requests_are_answered(port):
+    body = b"POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\n\r\n" + bytes(3_000_000)
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.settimeout(10)
+        for _ in range(3):
+            connection.sendall(body)
+            assert connection.recv(1_000).endswith(b"3000000")
+            time.sleep(0.7)
+            connection.sendall(GET + b"\r\n")
+            assert connection.recv(1_000).endswith(b'"here"')
 
 
 @pytest.fixture
