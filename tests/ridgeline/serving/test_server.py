@@ -1,6 +1,8 @@
 """The command `ridgeline serve` in a process of its own."""
 
+import contextlib
 import io
+import json
 import os
 import re
 import signal
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -18,8 +21,11 @@ import uvicorn
 from fastapi import FastAPI, Request
 from PIL import Image
 
+from ridgeline.image_form import Form
+from ridgeline.registry import Registry
 from ridgeline.serving import server
-from ridgeline.serving.app import Limits
+from ridgeline.serving.app import Limits, create_app
+from ridgeline.serving.batching import Batcher
 from ridgeline.serving.errors import ServeError
 from ridgeline.serving.server import serve
 
@@ -31,8 +37,27 @@ PNG = FILE.getvalue()
 
 
 @pytest.fixture
-def port(monkeypatch):
-    """The port of a server in this process, with one route that reads the body and one that does not."""
+def listen():
+    """Serve an application in this process; return its port."""
+    servers = []
+
+    def listen(app):
+        listening = server._listen("127.0.0.1", 0)
+        running = uvicorn.Server(uvicorn.Config(app, http=server.Protocol, log_config=None, timeout_keep_alive=2))
+        thread = threading.Thread(target=running.run, args=([listening],))
+        thread.start()
+        servers.append((running, thread))
+        return listening.getsockname()[1]
+
+    yield listen
+    for running, thread in servers:
+        running.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def port(monkeypatch, listen):
+    """The port of a server with one route that reads the body and one that does not."""
     monkeypatch.setattr(server, "HEADER_SECONDS", 0.5)
     app = FastAPI()
 
@@ -44,13 +69,7 @@ def port(monkeypatch):
     async def get():
         return "here"
 
-    listening = server._listen("127.0.0.1", 0)
-    running = uvicorn.Server(uvicorn.Config(app, http=server.Protocol, log_config=None, timeout_keep_alive=2))
-    thread = threading.Thread(target=running.run, args=([listening],))
-    thread.start()
-    yield listening.getsockname()[1]
-    running.should_exit = True
-    thread.join()
+    return listen(app)
 
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
@@ -109,6 +128,75 @@ def test_large_bodies_and_further_requests_are_answered(port):
             time.sleep(0.7)
             connection.sendall(GET + b"\r\n")
             assert connection.recv(1_000).endswith(b'"here"')
+
+
+class Doubles:
+    """A model that waits for `go`; what it computed."""
+
+    image_shape, form, metadata = (28, 28), Form.of_shape((28, 28)), {}
+
+    def __init__(self):
+        self.batches, self.go = [], threading.Event()
+        self.predict = Batcher(self.compute, ThreadPoolExecutor(1), 8).predict
+
+    def compute(self, images):
+        self.batches.append(images[:, 0, 0].tolist())
+        assert self.go.wait(10)
+        return {"class_id": images[:, 0, 0] * 2}
+
+
+@pytest.fixture
+def doubles(tmp_path, listen):
+    """A served `Doubles`, and a function that asks it for a pixel and returns the connection."""
+    (tmp_path / "registry" / "m" / "1").mkdir(parents=True)
+    (tmp_path / "registry" / "m" / "champion.json").write_text('{"version": 1}')
+    model = Doubles()
+    port = listen(create_app(Registry(tmp_path / "registry"), Limits(request_mib=0.01), load=lambda *_: model))
+
+    def ask(pixel, unfinished=False):
+        body = json.dumps({"instances": [[[pixel] * 28] * 28]}).encode()
+        head = f"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body) + unfinished}\r\n\r\n"
+        connection = socket.create_connection(("127.0.0.1", port))
+        connection.settimeout(10)
+        connection.sendall(head.encode() + body)
+        return connection
+
+    while httpx.get(f"http://127.0.0.1:{port}/health/ready").status_code != 200:
+        time.sleep(0.01)
+    return model, ask
+
+
+def test_a_request_whose_client_left_is_not_computed(doubles):
+    model, ask = doubles
+    with ask(1) as first:
+        while not model.batches:
+            time.sleep(0.01)
+        left = [ask(2) for _ in range(5)]
+        time.sleep(0.3)
+        for connection in left:
+            connection.close()
+        with ask(3) as last:
+            time.sleep(0.3)
+            model.go.set()
+            for connection, expected in ((first, b'"class_id":2'), (last, b'"class_id":6')):
+                assert expected in connection.recv(1_000)
+    assert model.batches == [[1], [3]]
+
+
+def test_the_bodies_in_memory_are_limited(doubles):
+    model, ask = doubles
+    model.go.set()
+    with contextlib.ExitStack() as unfinished:
+        for _ in range(100):  # of 2.4 KB; 16 of 10 KB are allowed
+            unfinished.enter_context(ask(1, unfinished=True))
+        time.sleep(0.3)
+        with ask(2) as refused:
+            answer = refused.recv(1_000)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"Too many requests at present: their bodies take 0.16 MiB" in answer
+    time.sleep(0.3)
+    with ask(2) as answered:
+        assert b'"class_id":4' in answered.recv(1_000)
 
 
 @pytest.fixture
