@@ -24,7 +24,6 @@ from ridgeline.artifacts.model_evaluation import (
 )
 from ridgeline.component import FOR_ONE_RUN, Champion, Source, SourceFolder, StepError, component
 from ridgeline.component import Params as BaseParams
-from ridgeline.image_form import Form
 from ridgeline.significance import mcnemar_p_value, wilson_interval
 
 if TYPE_CHECKING:
@@ -168,8 +167,7 @@ def evaluate(
         comparison = _compare(other, rival, test, labels, predicted == labels)
         if sources:
             shape = examples.facts.image_shape
-            form = Form.of_shape(shape, examples.facts.resampling, examples.facts.background)
-            replayed, flipped = replay(network, rival, sources["replay_dir"], form, shape)
+            replayed, flipped = replay(network, rival, sources["replay_dir"], examples.facts.form, shape)
     classes, matrix = _class_metrics(labels, predicted, examples.facts.class_names)
     accuracy = float(np.mean(predicted == labels))
     cross_entropy = mean_cross_entropy(probabilities, labels)

@@ -30,7 +30,6 @@ from ridgeline.artifacts.pushed_model import (
 from ridgeline.component import Approval, PushRule, StepError, StepSkipped, component, outside_key, shown_as
 from ridgeline.component import Params as StepParams
 from ridgeline.fresh_process import FreshProcessError
-from ridgeline.image_form import Form
 
 if TYPE_CHECKING:
     import keras
@@ -154,9 +153,7 @@ def export(
         **sizes,
     )
     (output / "saved_model" / EXTRA).mkdir()
-    write_form(
-        output / "saved_model", Form.of_shape(facts.image_shape, examples.facts.resampling, examples.facts.background)
-    )
+    write_form(output / "saved_model", examples.facts.form)
     _write_card(output, facts, examples, model, evaluation, params)
     log.info("%s%s", facts.size_in_words, _why_whole(model) if params.compact and not facts.trained_size else "")
     return facts

@@ -88,6 +88,7 @@ def transform(dataset: Dataset, params: Params, output: Path) -> ExamplesFacts:
         synthetic=dataset.facts.synthetic,
         resampling=dataset.facts.resampling,
         background=dataset.facts.background,
+        max_image_pixels=dataset.facts.max_image_pixels,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from ridgeline.artifacts.base import Artifact, Facts
-from ridgeline.image_form import Resampling
+from ridgeline.image_form import MAX_IMAGE_PIXELS, Form, Resampling
 
 MAX_SHARD_BYTES = 256 * 2**20
 
@@ -48,6 +48,7 @@ class ExamplesFacts(Facts):
         synthetic: Whether the project drew the images itself.
         resampling: As in `DatasetFacts`.
         background: As in `DatasetFacts`.
+        max_image_pixels: As in `DatasetFacts`.
     """
 
     dataset: str
@@ -58,6 +59,12 @@ class ExamplesFacts(Facts):
     synthetic: bool
     resampling: Resampling = "bilinear"
     background: int = 255
+    max_image_pixels: int = MAX_IMAGE_PIXELS
+
+    @property
+    def form(self) -> Form:
+        """How to prepare images for a model that is trained on the examples."""
+        return Form.of_shape(self.image_shape, self.resampling, self.background, self.max_image_pixels)
 
 
 def batch_size(image_shape: tuple[int, ...]) -> int:

@@ -96,7 +96,7 @@ def test_each_copy_of_the_saved_model_has_the_card(synthetic_store, refs):
 def test_each_copy_of_the_saved_model_says_how_to_prepare_images(inputs, tmp_path, monkeypatch):
     monkeypatch.setattr("components.export.save_in_a_fresh_process", save)
     examples = inputs["examples"]
-    facts = examples.facts.model_copy(update={"resampling": "lanczos", "background": 0})
+    facts = examples.facts.model_copy(update={"resampling": "lanczos", "background": 0, "max_image_pixels": 100})
     shutil.copytree(examples.path, tmp_path / "examples", ignore=shutil.ignore_patterns("manifest.json"))
     (tmp_path / "pushed").mkdir()
     given = inputs | {"examples": Examples.seal(tmp_path / "examples", facts)}
@@ -104,8 +104,10 @@ def test_each_copy_of_the_saved_model_says_how_to_prepare_images(inputs, tmp_pat
     saved_model = tmp_path / "pushed" / "saved_model"
     file = saved_model / "assets.extra" / "images.json"
     expected = {"image_size": [28, 28], "resampling": "lanczos", "color_mode": "grayscale", "background": 0}
-    assert json.loads(file.read_text()) == expected
-    assert read_form(saved_model, (28, 28)) == Form((28, 28), "lanczos", "grayscale", 0)
+    assert json.loads(file.read_text()) == expected | {"max_image_pixels": 100}
+    assert read_form(saved_model, (28, 28)) == Form((28, 28), "lanczos", "grayscale", 0, 100)
+    file.write_text(json.dumps(expected))  # of an earlier release
+    assert read_form(saved_model, (28, 28)) == Form((28, 28), "lanczos", "grayscale", 0, 50_000_000)
     file.write_text('{"image_size": 28}')
     with pytest.raises(ArtifactError, match=r"how to prepare images in .*images.json; it is damaged"):
         read_form(saved_model, (28, 28))
