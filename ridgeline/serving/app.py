@@ -6,11 +6,12 @@ import asyncio
 import hmac
 import logging
 import os
+import reprlib
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 
 from ridgeline.registry import STABLE, Registry
-from ridgeline.serving.batching import Batcher, Outputs, OverloadedError
+from ridgeline.serving.batching import Outputs, OverloadedError
 from ridgeline.serving.instances import BadRequestError, Instances, read_instances
 from ridgeline.serving.metrics import Metrics
 from ridgeline.serving.versions import Models, Predictor, SavedModel
@@ -32,7 +33,7 @@ POLL_SECONDS = 1.0
 MAX_BODIES = 16  # of the largest size; more bytes are not kept in memory
 CLIENT_LEFT = 499  # as in the logs of nginx; nobody receives it
 MODEL = "/v1/models/{name}"
-PLACES = (MODEL, f"{MODEL}/versions/{{version:int}}", f"{MODEL}/labels/{{label}}")
+PLACES = (MODEL, f"{MODEL}/versions/{{version}}", f"{MODEL}/labels/{{label}}")
 
 
 @dataclass(frozen=True)
@@ -43,24 +44,13 @@ class Limits:
         request_mib: Size of its body.
         batch: Number of its images; also of a batch of several requests.
         seconds: Until its body has arrived; also to decode its images.
+        image_pixels: Pixels of an image file; at most those that the model was trained with, also if it is None.
     """
 
     request_mib: float = 16.0
     batch: int = 256
     seconds: float = 30.0
-
-
-class Batched:
-    """A SavedModel that answers several requests at once.
-
-    Args:
-        model: The SavedModel.
-        batcher: Joins the requests.
-    """
-
-    def __init__(self, model: SavedModel, batcher: Batcher) -> None:
-        self.image_shape, self.form, self.metadata = model.image_shape, model.form, model.metadata
-        self.predict = batcher.predict
+    image_pixels: int | None = None
 
 
 def create_app(
@@ -86,12 +76,10 @@ def create_app(
     refresh_pool = ThreadPoolExecutor(1, "refresh")
     bodies = Bodies(limits)
 
-    def load_batched(name: str, folder: Path) -> Batched:
-        model = SavedModel(folder)
-        observe = metrics.batch_images.labels(name).observe
-        return Batched(model, Batcher(model.compute, models_pool, limits.batch, observe))
+    def load_saved_model(name: str, folder: Path) -> SavedModel:
+        return SavedModel(folder, models_pool, limits.batch, metrics.batch_images.labels(name).observe)
 
-    models = Models(registry, load or load_batched, metrics, **({"draw": draw} if draw else {}))
+    models = Models(registry, load or load_saved_model, metrics, **({"draw": draw} if draw else {}))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -129,16 +117,18 @@ def create_app(
         if token is not None and not hmac.compare_digest(given, f"Bearer {token}".encode()):
             raise BadRequestError("Expected the header Authorization: Bearer TOKEN; received none or another.", 401)
 
+    def choose(path: Mapping[str, str]) -> tuple[int, str, Predictor]:
+        version = path.get("version")
+        if version is not None and not (version.isdecimal() and len(version) < 19):
+            raise BadRequestError(f"Expected the number of a version; received {reprlib.repr(version)}.", 404)
+        return models.choose(path["name"], None if version is None else int(version), path.get("label"))
+
     async def answer_to(body: bytes, is_json: bool, predictor: Predictor) -> dict[str, Any]:
+        form = predictor.form
+        if limits.image_pixels is not None:
+            form = replace(form, max_image_pixels=min(form.max_image_pixels, limits.image_pixels))
         given = await asyncio.get_running_loop().run_in_executor(
-            requests_pool,
-            read_instances,
-            body,
-            is_json,
-            predictor.image_shape,
-            predictor.form,
-            limits.batch,
-            limits.seconds,
+            requests_pool, read_instances, body, is_json, predictor.image_shape, form, limits.batch, limits.seconds
         )
         return _answer(await predictor.predict(given.images), given)
 
@@ -146,9 +136,8 @@ def create_app(
         start = time.monotonic()
         name, number = "", ""
         try:
-            path = request.path_params
-            version, label, predictor = models.choose(path["name"], path.get("version"), path.get("label"))
-            name, number = path["name"], str(version)
+            version, label, predictor = choose(request.path_params)
+            name, number = request.path_params["name"], str(version)
             is_json = "json" in request.headers.get("content-type", "")
             async with bodies.read(request) as body:
                 answer = await _unless_the_client_leaves(request, answer_to(body, is_json, predictor))
@@ -170,7 +159,7 @@ def create_app(
         path = request.path_params
         served = models.status(path["name"])
         if "version" in path or "label" in path or not served:
-            number, label, _ = models.choose(path["name"], path.get("version"), path.get("label"))
+            number, label, _ = choose(path)
             served = [(number, label)]
         fine = {"error_code": "OK", "error_message": ""}
         found = [{"version": str(number), "state": "AVAILABLE", "status": fine} for number, _ in served]
@@ -180,7 +169,7 @@ def create_app(
         path = {"label": STABLE} | request.path_params
         if "version" in path:
             del path["label"]
-        number, _, predictor = models.choose(path["name"], path.get("version"), path.get("label"))
+        number, _, predictor = choose(path)
         spec = {"name": path["name"], "signature_name": "", "version": str(number)}
         return _json({"model_spec": spec, "metadata": predictor.metadata})
 
@@ -198,7 +187,8 @@ def create_app(
     async def ready() -> Response:
         is_ready = models.is_ready()
         text = "ready" if is_ready else "not ready"
-        return _json({"status": text, "problems": models.problems()}, 200 if is_ready else 503)
+        problems = {} if token else {"problems": models.problems()}  # with names and paths
+        return _json({"status": text} | problems, 200 if is_ready else 503)
 
     @app.get("/metrics", dependencies=authorized)
     async def scrape() -> Response:
@@ -280,6 +270,8 @@ async def _unless_the_client_leaves(request: Request, answer: Coroutine[Any, Any
 
 
 def _answer(outputs: Outputs, given: Instances) -> dict[str, Any]:
+    if any(column.dtype.kind == "f" and not np.isfinite(column).all() for column in outputs.values()):
+        raise BadRequestError("Cannot predict: the model's probabilities are not finite numbers.", 500)
     values = {name: _plain(column) for name, column in outputs.items()}
     if given.columns:
         return {"outputs": values}

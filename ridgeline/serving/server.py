@@ -17,8 +17,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ridgeline import quiet_tensorflow
 from ridgeline.registry import Registry
+from ridgeline.serving import ServeError
 from ridgeline.serving.app import Limits, create_app
-from ridgeline.serving.errors import ServeError
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -23,10 +24,9 @@ from PIL import Image
 
 from ridgeline.image_form import Form
 from ridgeline.registry import Registry
-from ridgeline.serving import server
+from ridgeline.serving import ServeError, server
 from ridgeline.serving.app import Limits, create_app
 from ridgeline.serving.batching import Batcher
-from ridgeline.serving.errors import ServeError
 from ridgeline.serving.server import serve
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -133,9 +133,11 @@ def test_large_bodies_and_further_requests_are_answered(port):
 class Doubles:
     """A model that waits for `go`; what it computed."""
 
-    image_shape, form, metadata = (28, 28), Form.of_shape((28, 28)), {}
+    image_shape: tuple[int, ...] = (28, 28)
+    form = Form.of_shape(image_shape)
 
     def __init__(self):
+        self.metadata = dict[str, Any]()
         self.batches, self.go = [], threading.Event()
         self.predict = Batcher(self.compute, ThreadPoolExecutor(1), 8).predict
 
