@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import itertools
+import math
 import reprlib
 import time
 from dataclasses import dataclass
@@ -69,6 +70,13 @@ def read_instances(
         raise BadRequestError(f"Expected {EXAMPLES}; received an empty body.")
     if not is_json and not body.lstrip(b" \t\r\n").startswith((b"{", b"[")):
         return Instances(_decoded(body, form, EXAMPLES)[None])
+    lists = 3 + sum(math.prod(image_shape[:depth]) for depth in range(len(image_shape)))  # of an image, at most
+    if body.count(b"[") + body.count(b"{") > max_instances * lists + 3:  # no other thread runs while JSON is parsed
+        raise BadRequestError(
+            f"Expected at most {max_instances} images of shape {image_shape} in a request; received more lists than these "
+            "have. Send several requests.",
+            413,
+        )
     try:
         request = from_json(body, allow_inf_nan=False)
     except ValueError as error:
