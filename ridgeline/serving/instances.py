@@ -73,8 +73,8 @@ def read_instances(
     lists = 3 + sum(math.prod(image_shape[:depth]) for depth in range(len(image_shape)))  # of an image, at most
     if body.count(b"[") + body.count(b"{") > max_instances * lists + 3:  # no other thread runs while JSON is parsed
         raise BadRequestError(
-            f"Expected at most {max_instances} images of shape {image_shape} in a request; received more lists than these "
-            "have. Send several requests.",
+            f"Expected at most {max_instances} images of shape {image_shape} in a request; received more lists than "
+            "these have. Send several requests.",
             413,
         )
     try:
