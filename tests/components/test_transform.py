@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from components.transform import transform
 from ridgeline.artifacts.dataset import Dataset
 from ridgeline.artifacts.examples import Examples
 from ridgeline.component import StepError
+from ridgeline.image_form import Form
 from tests.components.conftest import make_dataset
 
 
@@ -57,6 +60,13 @@ def test_standard_normalization_is_of_the_training_split_only(dataset, notebook,
     pixels = notebook["train"][0][:-2000].astype(np.float64)
     assert facts.normalization.mean == pytest.approx(pixels.mean(), rel=1e-12)
     assert facts.normalization.deviation == pytest.approx(pixels.std(), rel=1e-12)
+
+
+def test_how_images_were_prepared_is_kept(dataset, tmp_path):
+    facts = dataset.facts.model_copy(update={"resampling": "box", "background": 7, "max_image_pixels": 100})
+    shutil.copytree(dataset.path, tmp_path / "dataset", ignore=shutil.ignore_patterns("manifest.json"))
+    facts = run(Dataset.seal(tmp_path / "dataset", facts), tmp_path / "examples")
+    assert facts.form == Form((28, 28), "box", "grayscale", 7, 100)
 
 
 def test_two_runs_are_equal(dataset, tmp_path, synthetic_store, refs):
