@@ -65,8 +65,8 @@ def test_standard_normalization_is_of_the_training_split_only(dataset, notebook,
 def test_how_images_were_prepared_is_kept(dataset, tmp_path):
     facts = dataset.facts.model_copy(update={"resampling": "box", "background": 7, "max_image_pixels": 100})
     shutil.copytree(dataset.path, tmp_path / "dataset", ignore=shutil.ignore_patterns("manifest.json"))
-    facts = run(Dataset.seal(tmp_path / "dataset", facts), tmp_path / "examples")
-    assert facts.form == Form((28, 28), "box", "grayscale", 7, 100)
+    examples = run(Dataset.seal(tmp_path / "dataset", facts), tmp_path / "examples")
+    assert examples.facts.form == Form((28, 28), "box", "grayscale", 7, 100)
 
 
 def test_two_runs_are_equal(dataset, tmp_path, synthetic_store, refs):
