@@ -101,8 +101,8 @@ class Params(BaseParams):
 
 
 def find_sources(params: Params) -> Mapping[str, SourceFolder]:
-    """Return the folder that `evaluate` replays, if there is one."""
-    return {"replay_dir": SourceFolder(params.replay_dir)} if params.replay_dir else {}
+    """Return the folder that `evaluate` replays for the champion, if there is one."""
+    return {"replay_dir": SourceFolder(params.replay_dir, used_with="champion")} if params.replay_dir else {}
 
 
 @component(output=ModelEvaluation, sources=find_sources)
@@ -124,7 +124,7 @@ def evaluate(
         model: The trained model.
         params: The thresholds and the number of mistakes to keep.
         output: An empty directory; receives ``predictions.npy`` and ``report.html``.
-        sources: The folder of unlabelled images, as it was listed; empty if there is none.
+        sources: The folder of unlabelled images, as it was listed; empty if there is none, or no champion.
         champion: The champion to compare with; None if there is none.
 
     Returns:
@@ -184,7 +184,7 @@ def evaluate(
         classes=classes,
         confusion_matrix=tuple(map(tuple, matrix.tolist())) if len(classes) <= MAX_CLASSES else (),
         mistakes=_worst_mistakes(probabilities, labels, params.num_mistakes),
-        verdict=_judge(accuracy, classes, comparison, replayed, champion, params),
+        verdict=_judge(accuracy, classes, comparison, replayed, bool(sources), champion, params),
         synthetic=examples.facts.synthetic or model.facts.synthetic,
         comparison=comparison,
         replay=replayed,
@@ -313,11 +313,20 @@ def _compare(
     )
 
 
+def _why_no_replay(champion: Champion[Model] | None) -> str:
+    if champion is None:
+        return "there is no champion to compare with"
+    if champion.artifact is None:
+        return "the champion can't be read"
+    return "the champion was trained on other images or classes"
+
+
 def _judge(
     accuracy: float,
     classes: tuple[ClassMetrics, ...],
     comparison: Comparison | None,
     replayed: Replay | None,
+    has_images: bool,
     champion: Champion[Model] | None,
     params: Params,
 ) -> Verdict:
@@ -353,8 +362,9 @@ def _judge(
         for _, what, value, parameter, threshold in checks
     ]
     unmet = [phrase for phrase, _, value, _, threshold in checks if value < threshold]
-    if params.replay_dir and not replayed:
-        reasons.append("no replay of unlabelled images: there is no champion to compare with")
+    # The folder's name is not in the key: what the verdict says may depend on what was read, but not on the name.
+    if not replayed and (has_images or params.min_agreement is not None):
+        reasons.append(f"no replay of unlabelled images: {_why_no_replay(champion)}")
     if champion is None:
         reasons.append("no other model to compare with: the thresholds decide")
     elif champion.artifact is None:

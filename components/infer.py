@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
@@ -84,12 +84,12 @@ def find_sources(params: Params) -> Mapping[str, SourceFolder]:
     return {SOURCE: SourceFolder(params.folder)}
 
 
-def added_to(params: Params) -> Mapping[str, Any] | None:
-    """Return what the predictions have in common that new ones add to; None if these are for all files."""
-    return {"model": params.model, "folder": params.folder} if params.new_files_only else None
-
-
-@component(output=Predictions, sources=find_sources, adds_to=added_to)
+@component(
+    output=Predictions,
+    sources=find_sources,
+    adds_to=("model", "folder"),
+    uses_earlier=lambda params: params.new_files_only,
+)
 def infer(
     pushed: PushedModel,
     params: Params,

@@ -5,7 +5,7 @@ folder and its subfolders is a row with its path, class and probability; for a f
 says why. The log of the task names the Parquet file. Nothing is trained: the model's champion predicts, or the version
 on the form.
 
-`RIDGELINE_INFERENCE_SCHEDULE` starts runs by itself: at times, or (`pushed`) after each push of `fashion_mnist`.
+`RIDGELINE_INFERENCE_SCHEDULE` starts runs by itself: at times, or (`pushed`) when `fashion_mnist` has another champion.
 `RIDGELINE_DEFAULTS` then gives the folder as `infer.folder`.
 """
 

@@ -13,6 +13,7 @@ from datetime import timedelta
 
 from airflow.sdk import Param, dag, get_current_context, task
 
+from ridgeline.airflow.champions import CHAMPIONS
 from ridgeline.airflow.notifications import Notifier, deadline
 from ridgeline.airflow.task import change_in_task
 
@@ -43,7 +44,7 @@ from ridgeline.airflow.task import change_in_task
         ),
         "version": Param(
             None,
-            "To start a canary: number of the version. If empty: the present canary.",
+            "Number of the version. If empty: the present canary. Only the present canary can be promoted or aborted.",
             type=["integer", "null"],
             title="Version",
             allOf=[{"minimum": 1}],  # the form would silently turn 0 into 1 if it saw this bound
@@ -71,7 +72,7 @@ from ridgeline.airflow.task import change_in_task
 def canary_model() -> None:
     """Declare the one task."""
 
-    @task(execution_timeout=timedelta(minutes=30))
+    @task(execution_timeout=timedelta(minutes=30), outlets=[CHAMPIONS])
     def decide() -> str:
         """Start, promote or abort the canary, and record who decided and why."""
         return change_in_task(get_current_context()["params"]["action"])

@@ -11,6 +11,7 @@ from datetime import timedelta
 from airflow.sdk import DAG, Asset, dag, task
 
 import components.infer
+from ridgeline.airflow.champions import pushed_model
 from ridgeline.airflow.form import form
 from ridgeline.airflow.notifications import Notifier, deadline
 from ridgeline.airflow.pool import TENSORFLOW
@@ -45,7 +46,8 @@ def inference_dag(
         output: Absolute path of a Parquet file that each run replaces; with new files only, of a folder to which each
             run adds a file. None leaves the predictions in the store.
         schedule: When runs start by themselves: a cron expression or preset, UTC; ``pushed`` for each event of the
-            asset ``<model>_pushed_model``; or ``never``; as ``RIDGELINE_INFERENCE_SCHEDULE`` says if None.
+            asset ``<model>_pushed_model``, whenever the model has another champion; or ``never``; as
+            ``RIDGELINE_INFERENCE_SCHEDULE`` says if None.
 
     Raises:
         ValueError: If the folder or the output is a relative path, or the schedule is none of these.
@@ -63,7 +65,7 @@ def inference_dag(
         dag_id=f"{name}_inference",
         dag_display_name=f"{title} inference",
         doc_md=doc,
-        schedule=inference_schedule(Asset(f"{model}_pushed_model"), schedule),
+        schedule=inference_schedule(pushed_model(model), schedule),
         is_paused_upon_creation=False,
         catchup=False,
         max_active_runs=1,

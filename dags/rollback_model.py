@@ -14,6 +14,7 @@ from datetime import timedelta
 
 from airflow.sdk import Param, dag, task
 
+from ridgeline.airflow.champions import CHAMPIONS
 from ridgeline.airflow.notifications import Notifier, deadline
 from ridgeline.airflow.task import change_in_task
 
@@ -57,7 +58,7 @@ from ridgeline.airflow.task import change_in_task
 def rollback_model() -> None:
     """Declare the one task."""
 
-    @task(execution_timeout=timedelta(minutes=30))
+    @task(execution_timeout=timedelta(minutes=30), outlets=[CHAMPIONS])
     def rollback() -> str:
         """Verify the version, make it the champion, and record who rolled back and why."""
         return change_in_task("rollback")

@@ -21,9 +21,10 @@ import components.sweep
 import components.train
 from components.training.penalty import STRENGTHS
 from dags.preparation import PREPARATION, prepare_examples
-from ridgeline.airflow.approval import task_with_approval
+from ridgeline.airflow.champions import CHAMPIONS
 from ridgeline.airflow.form import form
 from ridgeline.airflow.notifications import Notifier, deadline
+from ridgeline.airflow.operators import task_with_approval
 from ridgeline.airflow.pool import TENSORFLOW
 from ridgeline.airflow.schedule import schedule as schedule_of
 from ridgeline.airflow.task import run_in_task, skip
@@ -45,8 +46,8 @@ def training_dag(
     """Return the DAG that trains a classifier on one dataset, evaluates it, and serves it if it passes the gate.
 
     An event of the asset ``<name>_source`` starts a run. Each run creates events of ``<name>_dataset``,
-    ``<name>_examples``, ``<name>_model`` and ``<name>_pushed_model``, which carry the artifact's name, whether it is
-    new, and its facts.
+    ``<name>_examples`` and ``<name>_model``, which carry the artifact's name, whether it is new, and its facts; and of
+    ``<model>_pushed_model`` if its model becomes the champion.
 
     Args:
         name: The dataset's name, from which those of the DAG (``<name>_training``) and of its assets are made:
@@ -153,7 +154,7 @@ def training_dag(
 
         @task_with_approval(
             execution_timeout=timedelta(minutes=30),
-            outlets=[Asset(f"{name}_pushed_model")],
+            outlets=[CHAMPIONS],
             retries=3,  # an answer that comes at once costs one, see `AskInAirflow`
         )
         def export(examples: str, model: str, evaluation: str) -> str:

@@ -14,7 +14,7 @@ from ridgeline.artifacts.dataset import served_name
 from ridgeline.artifacts.example_anomalies import ExampleAnomalies
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.decisions import Decision, Decisions, Kind
-from ridgeline.history import Action, HistoryEntry, champions
+from ridgeline.history import DONE, Action, HistoryEntry, champions
 from ridgeline.masking import mask
 from ridgeline.registry import Pushed
 from ridgeline.settings import Settings
@@ -23,11 +23,11 @@ from ridgeline.store import Execution, Store
 log = logging.getLogger(__name__)
 
 SENT_FOR = timedelta(days=1)  # an undelivered message is tried again for this long, with each further decision
-CHANGES: dict[Action, tuple[Kind, str]] = {
-    "rollback": ("rolled_back", "rolled back to"),
-    "canary": ("canary", "started the canary"),
-    "promote": ("promoted", "promoted the canary"),
-    "abort": ("aborted", "aborted the canary"),
+CHANGES: dict[Action, Kind] = {
+    "rollback": "rolled_back",
+    "canary": "canary",
+    "promote": "promoted",
+    "abort": "aborted",
 }
 
 
@@ -162,12 +162,12 @@ def change_decision(name: str, entry: HistoryEntry, link: str = "") -> Decision:
         entry: The entry of its history.
         link: URL of the run's page; empty if there is none.
     """
-    kind, done = CHANGES[entry.action]
+    share = f", {entry.share:.3g} of the requests" if entry.share else ""
     return Decision(
-        kind=kind,
+        kind=CHANGES[entry.action],
         model=name,
         subject=f"version {entry.version}, {entry.at.isoformat()}",
-        title=f"{name}: {done} version {entry.version}{f', {entry.share:.3g} of the requests' if entry.share else ''}",
+        title=f"{name}: {DONE[entry.action]} version {entry.version}{share}",
         reasons=(entry.reason,),
         figures={"accuracy": entry.accuracy},
         report=link,

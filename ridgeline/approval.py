@@ -15,6 +15,7 @@ from ridgeline.markdown import escape
 from ridgeline.masking import mask
 from ridgeline.significance import mcnemar_p_value
 
+YES, NO = {"yes", "y"}, {"no", "n"}
 SIGNIFICANCE = 0.05  # a gain over the champion is significant if its p-value is below this
 
 
@@ -197,7 +198,7 @@ class Terminal:
     """
 
     def __init__(self, user: str, output: TextIO | None = None) -> None:
-        self._user = user
+        self.user = user
         self._output = output or sys.stdout
 
     def expect_possible(self) -> None:
@@ -208,8 +209,9 @@ class Terminal:
         """
         if not (sys.stdin and sys.stdin.isatty() and self._output.isatty()):
             raise ParameterError(
-                "Expected a terminal to ask for approval of the push at; received none. Run the command at a terminal, "
-                "run the DAG in Airflow's web interface, or set the parameter approval to never."
+                "Expected a terminal as input and output, to ask for approval of the push; received none, or a "
+                "redirected one. Run the command at a terminal, run the DAG in Airflow's web interface, or set the "
+                "parameter approval to never."
             )
 
     def __call__(self, asked: Decision, evaluation: ModelEvaluation) -> Decision:
@@ -220,15 +222,13 @@ class Terminal:
         """
         print(f"The report: {asked.report}\n", file=self._output)
         try:
-            approved = ""
-            while approved not in ("yes", "no"):
-                approved = self._read("Push it? yes or no: ")
-            reason = ""
-            while not reason:
-                reason = self._read("Why? ")
+            while (chosen := self._read("Push it? yes or no: ").lower()) not in YES | NO:
+                print(f"Expected yes or no; received {chosen!r}.", file=self._output)
+            while not (reason := self._read("Why? It is kept in the history: ")):
+                print("Expected a reason; received none.", file=self._output)
         except EOFError:
             raise StepError(f"{asked.title}, but the input ended. Run the command again to answer.") from None
-        return answer(asked, "approved" if approved == "yes" else "rejected", self._user, reason)
+        return answer(asked, "approved" if chosen in YES else "rejected", self.user, reason)
 
     def _read(self, prompt: str) -> str:
         print(prompt, end="", flush=True, file=self._output)

@@ -205,14 +205,13 @@ def infer(
     """Predict the class of each image in a folder with a served model, into a Parquet file. Nothing is trained."""
     _log_to_standard_output()
     settings, step = Settings(), pipeline.step_that_yields(Predictions)
-    expect_output(output, folder, new_files_only)
     given = {"model": model, "folder": folder, "version": version, "new_files_only": new_files_only}
-    steps = pipeline.plan(step)
+    (component,) = steps = pipeline.plan(step)
     params = pipeline.parse_params(steps, {f"{step}.{name}": value for name, value in given.items()}, settings)
+    expect_output(output, component, params[step])
     (result,) = pipeline.run(settings, steps, params, models_cli.new_run_id())
-    ref = result.execution.output or result.execution.inputs.get("earlier")
     store = settings.open_store()
-    files = write_output(store, ref, output, new_files_only) if ref else []
+    files = write_output(store, component, params[step], result.execution, output)
     typer.echo("")
     if result.execution.output is None:
         typer.echo(result.execution.reason)

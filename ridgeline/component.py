@@ -25,8 +25,14 @@ A = TypeVar("A", bound=Artifact[Any])
 
 # Set while a step runs, and read by TensorFlow and Keras at their first use in a process. The order of a sum, and so
 # its last bits, depends on the number of threads that share it; with one, the number of cores does not matter.
-# Keras's backend, float type and image format are the same for every user: no keras.json is read.
-STEP_ENVIRONMENT = {"TF_NUM_INTRAOP_THREADS": "1", "KERAS_BACKEND": "tensorflow", "KERAS_HOME": os.devnull}
+# Keras's backend, float type and image format are the same for every user: no keras.json is read. Tables that it
+# draws are as wide in every terminal, and without one.
+STEP_ENVIRONMENT = {
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "KERAS_BACKEND": "tensorflow",
+    "KERAS_HOME": os.devnull,
+    "COLUMNS": "100",
+}
 
 
 class Params(BaseModel):
@@ -218,11 +224,14 @@ class SourceFolder:
         location: A folder, or a `universal_pathlib` URL of an object store's prefix.
         outside_links: Whether links in it may lead out of it.
         only: The one file of it that is read; None for all.
+        used_with: Name of the optional input without which the step does not use the folder: then it is not read, and
+            not in the key; None if it is always used.
     """
 
     location: Path | str
     outside_links: bool = False
     only: str | None = None
+    used_with: str | None = None
 
 
 def source_file(location: str) -> SourceFolder:
@@ -236,7 +245,7 @@ def source_file(location: str) -> SourceFolder:
 
     Example:
         >>> source_file("schemas/shop.json")
-        SourceFolder(location='schemas', outside_links=True, only='shop.json')
+        SourceFolder(location='schemas', outside_links=True, only='shop.json', used_with=None)
     """
     folder, slash, name = location.rpartition("/")
     if not name:
@@ -314,10 +323,6 @@ def _no_sources(params: Params) -> Mapping[str, SourceFolder]:
     return {}
 
 
-def _adds_to_nothing(params: Params) -> None:
-    return None
-
-
 def _no_code(params: Params | None) -> Iterable[str]:
     return ()
 
@@ -349,9 +354,10 @@ class Component:
             content is part of the key; `run` takes them as ``sources``, a mapping of names to `Source`.
         code: Returns, for the step's parameters, modules that the step imports only under these parameters, such as an
             extension that they name; for None, all such modules. Their code is part of the key, too.
-        adds_to: Returns, for the step's parameters, the parameters, with their values, of those of its own earlier
-            outputs that it adds to; None if it adds to none. `run` takes the last of them as its optional input of
-            its own output type, which is part of the key.
+        adds_to: Names of the parameters whose values an output shares with those that the step can add it to; empty if
+            it adds to none. `run` takes the last of them as its optional input of its own output type, which is part of
+            the key.
+        uses_earlier: Returns, for the step's parameters, whether it adds to an earlier output.
         continues: Whether `run` takes ``previous``: its last output with the same parameters and code, but other
             content of the sources, or None. It saves work; the output may not depend on it.
         after: Artifact types whose steps run before this one; nothing of them is in its key.
@@ -371,11 +377,33 @@ class Component:
     uses_champion: Callable[[Any], bool] = _always
     sources: Callable[[Any], Mapping[str, SourceFolder]] = _no_sources
     code: Callable[[Any], Iterable[str]] = _no_code
-    adds_to: Callable[[Any], Mapping[str, Any] | None] = _adds_to_nothing
+    adds_to: tuple[str, ...] = ()
+    uses_earlier: Callable[[Any], bool] = _always
     continues: bool = False
     after: tuple[type[Artifact[Any]], ...] = ()
     push: Callable[[Any], PushRule] = _push_at_once
     resumes: bool = False
+
+    @property
+    def earlier(self) -> str | None:
+        """Name of the input that takes an output of the step itself; None if it adds to none."""
+        return next((name for name, kind in self.optional.items() if self.adds_to and kind is self.output), None)
+
+    def adds(self, params: Params) -> bool:
+        """Return whether a step adds to an earlier output.
+
+        Args:
+            params: The step's parameters.
+        """
+        return self.earlier is not None and self.uses_earlier(params)
+
+    def shared(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what an output has in common with those that it adds to, or that add to it.
+
+        Args:
+            params: The parameters in the output's key, see `Params.in_key`.
+        """
+        return {name: params.get(name) for name in self.adds_to}
 
     @property
     def has_sources(self) -> bool:
@@ -480,7 +508,8 @@ def component(
     uses_champion: Callable[[Any], bool] = _always,
     code: Callable[[Any], Iterable[str]] = _no_code,
     push: Callable[[Any], PushRule] = _push_at_once,
-    adds_to: Callable[[Any], Mapping[str, Any] | None] = _adds_to_nothing,
+    adds_to: tuple[str, ...] = (),
+    uses_earlier: Callable[[Any], bool] = _always,
 ) -> Callable[[Callable[..., Facts]], Component]:
     """Declare a function as a pipeline step; its annotations name the inputs and the parameters.
 
@@ -503,8 +532,8 @@ def component(
             it may take a champion of its own output type, to start from.
         code: Returns, for the parameters, modules that the function imports only under these parameters, such as an
             extension that they name; for None, all such modules. Their code is part of the key.
-        adds_to: Returns, for the parameters, the parameters, with their values, of the earlier outputs that the step
-            adds to, see `Component`; None if it adds to none.
+        adds_to: Names of the parameters whose values an output shares with those that it adds to, see `Component`.
+        uses_earlier: Returns, for the parameters, whether the step adds to an earlier output.
         after: Artifact types whose steps run before this one, such as checks of its inputs. If one of these artifacts
             states a problem, the run stops there.
         push: Returns, for the parameters of a step that yields servable models, what happens to them.
@@ -549,6 +578,7 @@ def component(
             sources=sources,
             code=code,
             adds_to=adds_to,
+            uses_earlier=uses_earlier,
             continues="previous" in hints,
             after=after,
             push=push,

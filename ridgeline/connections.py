@@ -14,6 +14,10 @@ from ridgeline.masking import remember, remember_secret
 ENTRY = re.compile(r"airflow://([^?\s]+)(?:\?to=([^?&\s]+))?")
 ENTRY_FORM = "airflow://CONN_ID, or airflow://CONN_ID?to=ADDRESS for a mail server"
 _SECRET = re.compile(r"key|secret|token|pass|auth|credential|sas|connection_string", re.IGNORECASE)
+_ABOUT_SECRET = re.compile(  # auth_type, token_expiry, private_key_path
+    r"(type|method|mode|mechanism|scheme|version|host|path|file|size|count|seconds|timeout|expiry|ttl)$", re.IGNORECASE
+)
+_WAYS_TO_LOG_IN = ("anon", "browser", "cache", "cloud", "google_default")  # gcsfs takes these as its token
 _AWS = {  # keys of the extra of a connection of type `aws`: the parameters of s3fs
     "aws_access_key_id": "key",
     "aws_secret_access_key": "secret",
@@ -51,7 +55,7 @@ def hide_secrets(connection: Connection) -> None:
         remember_secret(connection.extra or "")
         return
     for name, text in _texts("", extra):
-        if _SECRET.search(name):
+        if _SECRET.search(name) and not _ABOUT_SECRET.search(name) and text not in _WAYS_TO_LOG_IN:
             remember_secret(text)
         if "://" in text and not name.endswith("endpoint_url"):
             remember(text)
@@ -59,13 +63,15 @@ def hide_secrets(connection: Connection) -> None:
 
 
 def _texts(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Yield the texts in a JSON value, each with the name of the innermost key."""
+    """Yield the texts and whole numbers in a JSON value, each with the name of the innermost key."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _texts(key, inner)
     elif isinstance(value, list):
         for inner in value:
             yield from _texts(name, inner)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield name, str(value)
     elif isinstance(value, str):
         yield name, value
         with suppress(ValueError):  # Airflow's form stores JSON inside of JSON

@@ -152,6 +152,8 @@ class Decisions:
     def deliver(self, recipients: Iterable[Recipient], kinds: Iterable[str], since: datetime) -> int:
         """Send what recipients have not received yet, newest first, each decision once to each.
 
+        A question that was answered meanwhile is not sent any more.
+
         After `MAX_FAILURES` failures of a recipient, its other messages wait for the next call: one that hangs would
         delay the run by minutes. Newest first, so that messages that it refuses do not block later ones. If another
         process sends at present, it is left to that.
@@ -167,9 +169,13 @@ class Decisions:
         failures, wanted, recipients = Counter[str](), set(kinds), list(recipients)
         try:
             with FileLock(self._store.local / "decisions.lock", timeout=0):
+                answered = set[str]()
                 for decision in self.all(since):
+                    if decision.kind in ANSWERS:
+                        answered.add(decision.subject)
                     missing = [r for r in recipients if r.digest not in decision.delivered]
-                    if decision.kind not in wanted or not missing:
+                    closed = decision.kind == "approval_asked" and decision.subject in answered
+                    if decision.kind not in wanted or not missing or closed:
                         continue
                     done = []
                     for recipient in missing:

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,16 +88,19 @@ def _open_champion(store: Store, ref: str, kind: type[Artifact[Any]]) -> Champio
         return Champion(digest, None, f"missing, changed or extra: {', '.join(files[:NAMED_FILES])}{more}")
 
 
-def list_sources(store: Store, component: Component, params: Params, keep: bool = True) -> dict[str, Source]:
+def list_sources(
+    store: Store, component: Component, params: Params, inputs: Collection[str], keep: bool = True
+) -> dict[str, Source]:
     """List and fingerprint a step's sources with the index in the store, see `read_sources`.
 
     Args:
         store: The store.
         component: The step.
         params: Its parameters.
+        inputs: Names of its inputs.
         keep: Write the index; if not, nothing is written.
     """
-    return read_sources(component, params, store.local / SOURCES, keep)
+    return read_sources(component, params, store.local / SOURCES, keep, inputs)
 
 
 def decide(
@@ -124,7 +127,7 @@ def decide(
         SourceError: If a source can't be read.
     """
     if sources is None:
-        sources = list_sources(store, component, params)
+        sources = list_sources(store, component, params, inputs)
     parts = key_parts(component, inputs, params, sources)
 
     def decided(reason: str, output: Artifact[Any] | None = None) -> Decision:

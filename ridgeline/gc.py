@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.example_statistics import ExampleStatistics
 from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.predictions import Predictions
 from ridgeline.artifacts.schema import Schema
+from ridgeline.component import Component
 from ridgeline.lineage import producers
+from ridgeline.pipeline import load_components
 from ridgeline.records import RecordFile, described, short_ref, short_run
 from ridgeline.registry import Registry
 from ridgeline.sources import clear_unused
@@ -62,9 +64,9 @@ def collect_garbage(
 
     A version that was deleted from the registry needs nothing. A needed artifact is kept with all artifacts that it
     was made from, but not with those of a model that it was started from. A served version is kept with the statistics
-    and the schema of its examples, which new examples are compared with. Of each model and folder, the last predictions
-    are kept, which those of new files add to. Scratch folders of unfinished executions are
-    deleted if unchanged for `SCRATCH_AGE`.
+    and the schema of its examples, which new examples are compared with. Of a step that adds to its own outputs, such
+    as predictions of new files, each last output that it can add to is kept. Scratch folders of unfinished executions
+    are deleted if unchanged for `SCRATCH_AGE`.
 
     What is unneeded is found before the store's lock is taken. Under the lock, only what changed meanwhile is read.
 
@@ -98,12 +100,13 @@ def collect_garbage(
             return 0
 
     read = functools.cache(store.read_record)
-    artifacts, records, num_in_progress = _unneeded(store, registry, keep_runs, recent, read)
+    adding = [step for step in load_components().values() if step.adds_to]
+    artifacts, records, num_in_progress = _unneeded(store, registry, adding, keep_runs, recent, read)
     sizes = {ref: size_bytes(ref) for ref in artifacts}
     if not dry_run and (artifacts or records):
         with store.deletion() as hide:
             with store.lock():
-                artifacts, records, num_in_progress = _unneeded(store, registry, keep_runs, recent, read)
+                artifacts, records, num_in_progress = _unneeded(store, registry, adding, keep_runs, recent, read)
                 sizes = {ref: size_bytes(ref) for ref in artifacts}
                 for ref in artifacts:
                     hide(ref)
@@ -114,6 +117,7 @@ def collect_garbage(
 def _unneeded(
     store: Store,
     registry: Registry,
+    adding: Iterable[Component],
     keep_runs: int,
     recent: timedelta,
     read: Callable[[RecordFile], Execution | None],
@@ -175,13 +179,13 @@ def _unneeded(
                 need([made.output])
                 served.add(made.output)
 
-    # Predictions of new files add to the last ones of the same model and folder.
-    outputs = {short_ref(ref) for ref in store.refs() if ref.startswith(f"{Predictions.__name__}/")}
-    last: dict[tuple[Any, ...], str] = {}
-    for made in filter(None, (read(file) for file in files if file.output in outputs)):
-        if made.output:
-            last.setdefault(tuple(made.parts.params.get(name) for name in ("model", "folder")), made.output)
-    need(last.values())
+    for step in adding:
+        outputs = {short_ref(ref) for ref in store.refs() if ref.startswith(f"{step.output.__name__}/")}
+        last: dict[str, str] = {}
+        for made in filter(None, (read(file) for file in files if file.output in outputs)):
+            if made.output and made.component == step.name:
+                last.setdefault(json.dumps(step.shared(made.parts.params)), made.output)
+        need(last.values())
 
     makes_needed = {short_ref(ref) for ref in needed}
     records = [

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,6 +19,13 @@ HISTORY, COPY, CHAMPION = "history.jsonl", "history-copy.jsonl", "champion.json"
 SCHEMA_VERSION = 2  # of an entry; the newest that this release knows
 
 Action = Literal["push", "rollback", "canary", "promote", "abort"]
+DONE: dict[Action, str] = {  # followed by "version 3"
+    "push": "pushed",
+    "rollback": "rolled back to",
+    "canary": "started the canary",
+    "promote": "promoted the canary",
+    "abort": "aborted the canary",
+}
 CANARY_ACTIONS = ("canary", "promote", "abort")  # unknown to releases that know schema version 1 alone
 
 
@@ -26,7 +33,7 @@ class HistoryEntry(BaseModel):
     """One line of a model's history.
 
     Attributes:
-        schema_version: Version of this entry's layout: 2 for the actions of canaries, else 1.
+        schema_version: Version of this entry's layout: 2 for the actions of canaries and for approved pushes, else 1.
         version: The version that it is about.
         action: What happened to it. ``push``, ``rollback`` and ``promote`` make it the champion. ``canary`` lets it
             answer a share of the requests, until the next entry. ``abort`` ends that.
@@ -42,7 +49,8 @@ class HistoryEntry(BaseModel):
         computes: Digest of what the model computes, see `ridgeline.model_function`; empty if it is not known.
         files: Digest of the version's files; empty in entries of earlier releases.
         dataset: Name of the dataset that the model was trained on; empty in entries of earlier releases.
-        share: Of the requests that a canary answers, above 0, below 1; 0 for other actions.
+        share: Of the requests that a canary answers, above 0, below 1; 0 for other actions, and for a lost
+            canary that ended.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,10 +84,24 @@ class HistoryEntry(BaseModel):
         return "; ".join(" ".join(text.split()) for text in (self.reason, approved) if text)
 
     def line(self) -> str:
-        """Return the entry as a line of the history, with its checksum."""
-        return files.sign(self.model_dump_json(exclude=None if self.share else {"share"}))
+        """Return the entry as a line of the history, with its checksum.
 
-    def again(self, action: Action, *, reason: str, by: str, run_id: str, share: float = 0.0) -> HistoryEntry:
+        A field that earlier releases don't know is left out if it is empty, so that they can read the line.
+        """
+        empty = {name for name in ("share", "approved_by", "approval") if not getattr(self, name)}
+        return files.sign(self.model_dump_json(exclude=empty))
+
+    def again(
+        self,
+        action: Action,
+        *,
+        reason: str,
+        by: str,
+        run_id: str,
+        share: float = 0.0,
+        approved_by: str = "",
+        approval: str = "",
+    ) -> HistoryEntry:
         """Return an entry about the same version: what happens to it now.
 
         Args:
@@ -88,10 +110,28 @@ class HistoryEntry(BaseModel):
             by: Who asked for it.
             run_id: The run that does it.
             share: Of the requests that it answers as a canary.
+            approved_by: Who approved it.
+            approval: Why.
         """
         now = {"action": action, "reason": reason, "by": by, "run_id": run_id, "share": share, "at": datetime.now(UTC)}
-        now |= {"schema_version": 2 if action in CANARY_ACTIONS else 1, "approved_by": "", "approval": ""}
+        now |= {"approved_by": approved_by, "approval": approval}
+        now["schema_version"] = 2 if action in CANARY_ACTIONS or approved_by or approval else 1
         return self.model_copy(update=now)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What of a model is served.
+
+    Attributes:
+        champion: The champion's version, labelled ``stable``.
+        canary: The version that answers a share of the requests, labelled ``canary``; None if there is none.
+        share: The share of the requests without a version or a label that the canary answers; 0 without a canary.
+    """
+
+    champion: int
+    canary: int | None = None
+    share: float = 0.0
 
 
 def champions(history: Iterable[HistoryEntry]) -> list[HistoryEntry]:
@@ -110,6 +150,18 @@ def canary(history: Sequence[HistoryEntry]) -> HistoryEntry | None:
         history: Entries, oldest first.
     """
     return history[-1] if history and history[-1].action == "canary" else None
+
+
+def serving(history: Sequence[HistoryEntry]) -> Serving | None:
+    """Return what is served after the last entry; None if no entry made a champion.
+
+    Args:
+        history: Entries, oldest first.
+    """
+    made, pending = champions(history), canary(history)
+    if not made:
+        return None
+    return Serving(made[-1].version, pending.version, pending.share) if pending else Serving(made[-1].version)
 
 
 @dataclass(frozen=True)
@@ -190,19 +242,24 @@ def merge(lines: list[str], copy: list[str]) -> list[str]:
 def rebuild(
     entries: Sequence[HistoryEntry | None],
     versions: Iterable[int],
-    champion: int | None,
+    pointer: Serving | None,
     find: Callable[[int], HistoryEntry | None],
 ) -> list[HistoryEntry]:
     """Add to a history what the version folders and the pointer to the champion tell about lost entries.
 
+    The pointer counts if an entry is lost after the last known one that made a champion: further entries then make the
+    history end with what the pointer names.
+
     Args:
-        entries: What is left of the history; None where an entry was.
+        entries: What is left of the history; None where an entry was, at the end if the place is not known.
         versions: The versions that have a folder, oldest first.
-        champion: The version that the pointer names; it counts only if the last entry is lost.
+        pointer: What `champion.json` says is served; None if it can't be read.
         find: Returns the entry of a version's push as records tell it; None if they don't.
     """
     rebuilt = list(entries)
     known = {entry.version for entry in rebuilt if entry and entry.action in ("push", "canary")}
+    last_champion = max((i for i, entry in enumerate(rebuilt) if entry and entry.makes_champion), default=-1)
+    is_lost = last_champion < 0 or None in rebuilt[last_champion:]
     last_is_lost = not rebuilt or rebuilt[-1] is None
     for version in versions:
         if version in known or not (entry := find(version)):
@@ -213,24 +270,61 @@ def rebuild(
         start = max((i for i, e in enumerate(rebuilt[:end]) if e and e.action in ("push", "canary")), default=-1) + 1
         place = next((i for i in range(start, end) if rebuilt[i] is None), None)
         if place is None:
-            rebuilt.insert(end, entry)
-        else:
-            rebuilt[place] = entry
+            rebuilt.insert(place := end, None)
+        following = next((e for e in rebuilt[place + 1 :] if e), None)
+        rebuilt[place] = _as_canary(entry, pointer) if _was_canary(version, following, pointer) else entry
     found = [entry for entry in rebuilt if entry]
-    served = next((entry for entry in found if entry.version == champion), None)
-    made = champions(found)
-    if last_is_lost and served and (not made or made[-1].version != champion):
-        found.append(served.again("rollback", reason=f"{CHAMPION} named it", by="", run_id=""))
-    elif found and not made:
+    if is_lost and pointer:
+        found = _follow(found, pointer)
+    if found and not champions(found):
         found.append(found[0].again("rollback", reason="the history lost its champions", by="", run_id=""))
-    elif last_is_lost and (pending := canary(found)):
+    elif last_is_lost and not pointer and (pending := canary(found)):
         found.append(pending.again("abort", reason="the history is damaged", by="", run_id=""))
     return found
 
 
-def pointed_version(folder: Path) -> int | None:
-    """Return the version that `champion.json` names; None if it can't be read."""
+def _was_canary(version: int, following: HistoryEntry | None, pointer: Serving | None) -> bool:
+    """Return whether a version was pushed as a canary, as far as the next known entry or the pointer tells it."""
+    if following:
+        return following.version == version and following.action in CANARY_ACTIONS
+    return pointer is not None and pointer.canary == version
+
+
+def _as_canary(entry: HistoryEntry, pointer: Serving | None) -> HistoryEntry:
+    share = pointer.share if pointer and pointer.canary == entry.version else 0.0
+    made = entry.again("canary", reason=entry.reason, by=entry.by, run_id=entry.run_id, share=share)
+    return made.model_copy(update={"at": entry.at})
+
+
+def _follow(history: Sequence[HistoryEntry], pointer: Serving) -> list[HistoryEntry]:
+    """Return a history with further entries: it ends with what the pointer names, as far as it has these versions."""
+    known = {entry.version: entry for entry in history}
+    why: dict[str, Any] = {"reason": f"{CHAMPION} named it", "by": "", "run_id": ""}
+    followed = list(history)
+    made = champions(followed)
+    if pointer.champion in known and not (made and made[-1].version == pointer.champion):
+        last = known[pointer.champion]
+        followed.append(last.again("promote" if last.action == "canary" else "rollback", **why))
+    pending = canary(followed)
+    if pointer.canary is not None and pointer.canary in known:
+        if not pending or (pending.version, pending.share) != (pointer.canary, pointer.share):
+            followed.append(known[pointer.canary].again("canary", share=pointer.share, **why))
+    elif pending:
+        followed.append(pending.again("abort", **(why | {"reason": f"{CHAMPION} did not name it"})))
+    return followed
+
+
+def pointed(folder: Path) -> Serving | None:
+    """Return what `champion.json` says is served; None if it can't be read.
+
+    Args:
+        folder: The model's folder among the served models.
+    """
     try:
-        return int(json.loads((folder / CHAMPION).read_text(encoding="utf-8"))["version"])
-    except (OSError, ValueError, KeyError, TypeError):
+        pointer = json.loads((folder / CHAMPION).read_text(encoding="utf-8"))
+        if not (pending := pointer.get("canary")):
+            return Serving(int(pointer["version"]))
+        share = float(pending["share"])
+        return Serving(int(pointer["version"]), int(pending["version"]), share) if 0 < share < 1 else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -93,7 +93,7 @@ def show(name: Name) -> None:
     typer.echo(f"served from {registry.root / name / str(champions(history)[-1].version)}")
     if pending := canary_of(history):
         typer.echo(f"canary from {registry.root / name / str(pending.version)}: {pending.share:.3g} of the requests")
-        typer.echo(f"`ridgeline models promote {name} --reason ...` or `abort` decides about it")
+        typer.echo(f"`ridgeline models promote {name} {pending.version} --reason ...` or `abort` decides about it")
     if previous := registry.previous(name):
         typer.echo(f"`ridgeline models rollback {name} --reason ...` goes back to version {previous.version}")
 
@@ -166,20 +166,19 @@ def canary(
 
 
 @app.command()
-def promote(name: Name, reason: Reason) -> None:
-    """Verify the canary and make it the champion."""
+def promote(name: Name, reason: Reason, version: Version = None) -> None:
+    """Verify the canary and make it the champion. VERSION, if given, must be the present canary."""
     settings = Settings()
     registry, store = settings.open_registry(), settings.open_store()
-    entry = registry.promote(store, name, reason=reason, by=user(), run_id=new_run_id())
+    entry = registry.promote(store, name, version, reason=reason, by=user(), run_id=new_run_id())
     announce(settings, change_decision(name, entry))
     typer.echo(f"{name} is served by version {entry.version}, accuracy {entry.accuracy:.4f}: {entry.reason}")
 
 
 @app.command()
-def abort(name: Name, reason: Reason) -> None:
-    """End the canary: the champion answers all requests."""
+def abort(name: Name, reason: Reason, version: Version = None) -> None:
+    """End the canary: the champion answers all requests. VERSION, if given, must be the present canary."""
     settings = Settings()
-    registry, store = settings.open_registry(), settings.open_store()
-    entry = registry.abort(store, name, reason=reason, by=user(), run_id=new_run_id())
+    entry = settings.open_registry().abort(name, version, reason=reason, by=user(), run_id=new_run_id())
     announce(settings, change_decision(name, entry))
     typer.echo(f"version {entry.version} of {name} is no canary any more: {entry.reason}")

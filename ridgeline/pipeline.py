@@ -217,12 +217,11 @@ def _filled_in(
 
 def _added_to(store: Store, component: Component, params: Params) -> dict[str, str]:
     """Return the last output that a step adds to, by input name; empty if there is none."""
-    name = next((name for name, kind in component.optional.items() if kind is component.output), None)
-    wanted = component.adds_to(params)
-    for made in store.executions(component.name, with_output=True) if name and wanted is not None else ():
-        if made.output and wanted.items() <= made.parts.params.items():  # type: ignore[union-attr]
+    wanted = component.shared(params.in_key())
+    for made in store.executions(component.name, with_output=True) if component.adds(params) else ():
+        if made.output and component.shared(made.parts.params) == wanted:
             if store.holds(made.output):
-                return {name: made.output}  # type: ignore[dict-item]
+                return {component.earlier: made.output}  # type: ignore[dict-item]
             log.warning("%s can't add to %s, which was deleted", component.name, made.output)
     return {}
 
@@ -617,7 +616,7 @@ def explain(
             refs = {name: artifact.ref for name, artifact in known.items()}
             refs, values = _filled_in(settings, step, refs, params[step.name])
             artifacts = open_inputs(store, step, refs)
-            sources = list_sources(store, step, values, keep=False)
+            sources = list_sources(store, step, values, refs, keep=False)
             decision = decide(store, step, artifacts, values, step.name in rerun, sources)
             outputs[step.output] = decision.output
             yield step.name, str(decision)

@@ -7,29 +7,32 @@ import uuid
 from pathlib import Path
 
 from ridgeline.artifacts.predictions import Predictions
-from ridgeline.component import ParameterError
+from ridgeline.component import Component, ParameterError, Params
 from ridgeline.files import make_folder, move
-from ridgeline.store import Store, StoreError
+from ridgeline.store import Execution, Store, StoreError
 
 DIGITS = 16  # of the artifact's digest in a file's name
 
 
-def expect_output(output: Path, folder: str, each_run: bool) -> None:
+def expect_output(output: Path, step: Component, params: Params) -> None:
     """Check where predictions are to be written, before any are made.
 
     Args:
-        output: The file; with `each_run`, the folder.
-        folder: The folder of the images.
-        each_run: Whether each run adds a file.
+        output: The file; for a step that adds to earlier predictions, the folder to which each run adds a file.
+        step: The step that predicts.
+        params: Its parameters.
 
     Raises:
-        ParameterError: If it is in the folder of the images, or a folder in place of a file or the reverse.
+        ParameterError: If it is in the folder of the images, or a folder in place of a file or the reverse; or if there
+            is no folder of images.
     """
-    if "://" not in folder and output.resolve().is_relative_to(Path(folder).resolve()):
-        raise ParameterError(
-            f"Expected an output outside the folder of the images, {folder}; received {output}. It would count as an "
-            "image in the next run."
-        )
+    each_run = step.adds(params)
+    for folder in (str(source.location) for source in step.sources(params).values()):
+        if "://" not in folder and output.resolve().is_relative_to(Path(folder).resolve()):
+            raise ParameterError(
+                f"Expected an output outside the folder of the images, {folder}; received {output}. It would count as "
+                "an image in the next run."
+            )
     if each_run and (output.is_file() or output.suffix == ".parquet"):
         raise ParameterError(
             f"Expected a folder for the predictions of new files; received the file {output}. Each run adds a file to "
@@ -39,16 +42,19 @@ def expect_output(output: Path, folder: str, each_run: bool) -> None:
         raise ParameterError(f"Expected a file for the predictions; received the folder {output}. Name a file in it.")
 
 
-def write_output(store: Store, ref: str, output: Path, each_run: bool) -> list[Path]:
-    """Copy predictions to their output. Each file appears whole, by one rename.
+def write_output(store: Store, step: Component, params: Params, execution: Execution, output: Path) -> list[Path]:
+    """Copy the predictions of an execution to their output. Each file appears whole, by one rename.
+
+    If it was skipped, since there are no new files, the predictions are those that it would have added to.
 
     Args:
         store: Holds the predictions.
-        ref: Store-relative name of the predictions.
-        output: The file, which is replaced; with `each_run`, a folder: it gets a file for these predictions, unless it
-            has one. What they add to is written before, back to the first that it has: a run may have been killed
-            before it wrote its file.
-        each_run: Whether `output` is a folder.
+        step: The step that predicts.
+        params: Its parameters.
+        execution: Its execution.
+        output: The file, which is replaced; for a step that adds to earlier predictions, a folder: it gets a file for
+            these predictions, unless it has one. What they add to is written before, back to the first that it has: a
+            run may have been killed before it wrote its file.
 
     Returns:
         The new or replaced files.
@@ -57,9 +63,12 @@ def write_output(store: Store, ref: str, output: Path, each_run: bool) -> list[P
         ArtifactError: If the predictions are missing or damaged.
         StoreError: If the disk is full, or the output can't be written.
     """
+    ref = execution.output or execution.inputs.get(step.earlier or "")
+    if ref is None:
+        return []
     newest = asked = store.open(ref, Predictions)
     try:
-        if not each_run:
+        if not step.adds(params):
             make_folder(output.absolute().parent)
             _copy(newest.parquet, output)
             return [output]

@@ -16,7 +16,7 @@ from ridgeline.executor import execute
 from ridgeline.lineage import Origin, ancestors, lineage
 from ridgeline.pipeline import load_components
 from ridgeline.registry import Registry
-from ridgeline.settings import Settings
+from ridgeline.settings import PREFIX, Settings
 from ridgeline.store import Execution, Store
 
 
@@ -177,9 +177,12 @@ def _params(component: Component, recorded: Execution, settings: Settings) -> Pa
     try:
         return component.parse(nested)
     except ParameterError as error:
+        unset = recorded.parts.sources.keys() & Settings.model_fields.keys() - nested.keys()
+        variables = " and ".join(f"{PREFIX}{name.upper()}" for name in sorted(unset))
         raise RebuildError(
             f"Cannot rebuild {recorded.output}: this release of the step {component.name} refuses the recorded "
-            f"parameters: {error} Install the release that made it."
+            f"parameters: {error} "
+            + (f"Set {variables} to what the step read." if unset else "Install the release that made it.")
         ) from error
 
 

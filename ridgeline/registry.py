@@ -35,16 +35,19 @@ from ridgeline.decisions import Decision
 from ridgeline.history import (
     CHAMPION,
     COPY,
+    DONE,
     HISTORY,
     Action,
     HistoryEntry,
+    Serving,
     canary,
     champions,
     merge,
     parse,
-    pointed_version,
+    pointed,
     read_lines,
     rebuild,
+    serving,
 )
 from ridgeline.model_function import function_digest
 from ridgeline.serving_check import ServingError, check
@@ -65,7 +68,6 @@ MODEL_CONFIG = """\
 """
 LABEL = '    version_labels {{ key: "{label}" value: {version} }}\n'
 STABLE, CANARY = "stable", "canary"
-NOUNS: dict[Action, str] = {"rollback": "rollback", "canary": "canary", "promote": "promotion", "abort": "abort"}
 
 
 class RegistryError(RuntimeError):
@@ -91,21 +93,6 @@ class PushDecision:
     reason: str = ""
     unchanged: bool = False
     repair: bool = False
-
-
-@dataclass(frozen=True)
-class Serving:
-    """What of a model is served.
-
-    Attributes:
-        champion: The champion's version, labelled ``stable``.
-        canary: The version that answers a share of the requests, labelled ``canary``; None if there is none.
-        share: The share of the requests without a version or a label that the canary answers; 0 without a canary.
-    """
-
-    champion: int
-    canary: int | None = None
-    share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -208,14 +195,10 @@ class Registry:
         Raises:
             StoreError: If nothing tells it.
         """
-        try:
-            pointer = json.loads((self.root / name / CHAMPION).read_text(encoding="utf-8"))
-            pending = pointer.get("canary") or {"version": None, "share": 0.0}
-            return Serving(int(pointer["version"]), pending["version"], float(pending["share"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            history = self.history(name)
-            found = _serving(history) if history else None
-            return found if found and found.champion in self.versions(name) else None  # the first push is not done yet
+        if found := pointed(self.root / name):
+            return found
+        found = serving(self.history(name))
+        return found if found and found.champion in self.versions(name) else None  # the first push is not done yet
 
     def expect_whole(self, name: str, version: int) -> None:
         """Check that a version's folder holds the files that were pushed, as far as the history or the store tells it.
@@ -382,6 +365,7 @@ class Registry:
         it was judged against another model than the champion  not pushed: the champion may be better
         it was champion until somebody rolled back from it     not pushed: that would undo the rollback
         it was a canary until somebody aborted it              not pushed: that would undo the abort
+        it was a canary until somebody rolled back             not pushed: that would undo the rollback
         it was champion, was replaced; the run is scheduled     not pushed: that would undo what a person pushed
         else                                                   pushed
         =====================================================  ===================================================
@@ -409,7 +393,7 @@ class Registry:
         if pending:
             unchanged = pending.model_digest in twins
             whose = "this model already" if unchanged else f"another model since {pending.at:%Y-%m-%d}"
-            advice = f"`ridgeline models promote {name} --reason ...` or `abort` decides about it"
+            advice = f"`ridgeline models promote {name} {pending.version} --reason ...` or `abort` decides about it"
             return PushDecision(
                 False, f"version {pending.version} is a canary of {whose}; {advice}", unchanged=unchanged
             )
@@ -427,9 +411,10 @@ class Registry:
         if left.action == "abort":
             end = f"was aborted as a canary on {left.at:%Y-%m-%d}: {left.reason}"
         elif successor.action == "rollback":
-            end = f"was rolled back from on {successor.at:%Y-%m-%d}: {successor.reason}"
+            what = "ended as a canary by a rollback" if left.action == "canary" else "rolled back from"
+            end = f"was {what} on {successor.at:%Y-%m-%d}: {successor.reason}"
         elif not by:
-            end = f"was replaced by version {later[0].version} on {successor.at:%Y-%m-%d}, and this run is scheduled"
+            end = f"was replaced by version {successor.version} on {successor.at:%Y-%m-%d}, and this run is scheduled"
         else:
             return PushDecision(True)
         if left.version in self.versions(name):
@@ -451,7 +436,8 @@ class Registry:
         """Serve a model: copy it, check the copy in a fresh process, append to the history, rename it into place.
 
         Nothing is done if `decide_push` refuses. It becomes the champion, or a canary if a share is given and there is
-        a champion. After a push, old versions are deleted.
+        a champion. A canary continues if the push repairs the champion, and ends otherwise. After a push, old versions
+        are deleted.
 
         Args:
             model: The servable model.
@@ -490,11 +476,16 @@ class Registry:
             share = canary_share if history and not decision.repair else 0.0
             action: Action = "canary" if share else "push"
             entry = self._push_entry(model, version, run_id)
-            entry = entry.again(action, reason=entry.reason, by=by, run_id=run_id, share=share)
-            if approval:
-                approved = {"approved_by": approval.answered_by, "approval": "; ".join(approval.reasons)}
-                entry = entry.model_copy(update=approved)
-            self._append(name, entry)
+            approved_by, why = (approval.answered_by, "; ".join(approval.reasons)) if approval else ("", "")
+            who = {"by": by, "run_id": run_id}
+            entry = entry.again(action, reason=entry.reason, share=share, approved_by=approved_by, approval=why, **who)
+            entries = [entry]
+            if decision.repair and (pending := canary(history)):
+                reason = (
+                    f"it continues: version {version} repairs the champion, version {champions(history)[-1].version}"
+                )
+                entries.append(pending.again("canary", reason=reason, share=pending.share, **who))
+            self._append(name, *entries)
             self._prune(name)
         what = f"pushed as version {version}{f', a canary for {share:.3g} of the requests' if share else ''}"
         return Pushed(folder / str(version), version, what, new=True, share=share)
@@ -524,7 +515,7 @@ class Registry:
             ArtifactError: If the artifact is missing or damaged.
             StoreError: If the folder can't be written.
         """
-        with self._change(name, "rollback", store, reason, run_id) as (history, done):
+        with self._change(name, "rollback", reason, run_id) as (history, done):
             if done:
                 return done
             champion = champions(history)[-1]
@@ -572,7 +563,7 @@ class Registry:
         """
         if not 0 < share < 1:
             raise RegistryError(f"Expected a share above 0 and below 1; received {share}. Give one such as 0.1.")
-        with self._change(name, "canary", store, reason, run_id) as (history, done):
+        with self._change(name, "canary", reason, run_id) as (history, done):
             if done:
                 return done
             pending, champion = canary(history), champions(history)[-1]
@@ -596,12 +587,15 @@ class Registry:
             self._append(name, entry)
         return entry
 
-    def promote(self, store: Store, name: str, *, reason: str, by: str, run_id: str) -> HistoryEntry:
+    def promote(
+        self, store: Store, name: str, version: int | None = None, *, reason: str, by: str, run_id: str
+    ) -> HistoryEntry:
         """Make the canary the champion, once it is verified.
 
         Args:
             store: Holds the artifact that the version is verified against.
             name: The model's name.
+            version: The version, which must be the present canary; None for whatever version that is.
             reason: Why; it is recorded in the history.
             by: The user who asked for it.
             run_id: The run that does it; it does so once.
@@ -610,19 +604,19 @@ class Registry:
             The run's entry of the history, its last.
 
         Raises:
-            RegistryError: If no reason is given, there is no canary, or its files or responses differ from what was
-                pushed.
+            RegistryError: If no reason is given, there is no canary, another version is, or its files or responses
+                differ from what was pushed.
             ArtifactError: If the artifact is missing or damaged.
             StoreError: If the folder can't be written.
         """
-        return self._end_canary("promote", store, name, reason, by, run_id)
+        return self._end_canary("promote", name, version, reason, by, run_id, store)
 
-    def abort(self, store: Store, name: str, *, reason: str, by: str, run_id: str) -> HistoryEntry:
+    def abort(self, name: str, version: int | None = None, *, reason: str, by: str, run_id: str) -> HistoryEntry:
         """End the canary: the champion answers all requests again. The version stays.
 
         Args:
-            store: As for `promote`; nothing is read from it.
             name: The model's name.
+            version: The version, which must be the present canary; None for whatever version that is.
             reason: Why; it is recorded in the history.
             by: The user who asked for it.
             run_id: The run that does it; it does so once.
@@ -631,13 +625,23 @@ class Registry:
             The run's entry of the history, its last.
 
         Raises:
-            RegistryError: If no reason is given, or there is no canary.
+            RegistryError: If no reason is given, there is no canary, or another version is.
             StoreError: If the folder can't be written.
         """
-        return self._end_canary("abort", store, name, reason, by, run_id)
+        return self._end_canary("abort", name, version, reason, by, run_id)
 
-    def _end_canary(self, action: Action, store: Store, name: str, reason: str, by: str, run_id: str) -> HistoryEntry:
-        with self._change(name, action, store, reason, run_id) as (history, done):
+    def _end_canary(
+        self,
+        action: Action,
+        name: str,
+        version: int | None,
+        reason: str,
+        by: str,
+        run_id: str,
+        store: Store | None = None,
+    ) -> HistoryEntry:
+        """End the canary, once it is verified if a store is given."""
+        with self._change(name, action, reason, run_id) as (history, done):
             if done:
                 return done
             pending = canary(history)
@@ -646,7 +650,12 @@ class Registry:
                     f"Expected a canary of {name} to {action}; there is none: version "
                     f"{champions(history)[-1].version} answers all requests."
                 )
-            if action == "promote":
+            if version not in (None, pending.version):
+                raise RegistryError(
+                    f"Expected the present canary of {name}, version {pending.version}; received {version}. Name "
+                    f"version {pending.version} to {action} it."
+                )
+            if store:
                 self.verify(store, name, pending.version)
             entry = pending.again(action, reason=reason.strip(), by=by, run_id=run_id)
             self._append(name, entry)
@@ -656,7 +665,7 @@ class Registry:
 
     @contextmanager
     def _change(
-        self, name: str, action: Action, store: Store, reason: str, run_id: str
+        self, name: str, action: Action, reason: str, run_id: str
     ) -> Iterator[tuple[list[HistoryEntry], HistoryEntry | None]]:
         """Yield a model's history, for this process alone to change, and the run's entry if the run was repeated.
 
@@ -664,20 +673,21 @@ class Registry:
             RegistryError: If no reason is given, or the run did this before the last change.
         """
         if not reason.strip():
-            raise RegistryError(f"Expected a reason for the {NOUNS[action]}; received none. Give one for the history.")
+            raise RegistryError("Expected a reason; received none. Give one for the history.")
         if reason != reason.encode(errors="replace").decode():
             raise RegistryError(f"Expected a reason in UTF-8; received {reason!r}. Type it again.")
         self.known_history(name)
         with suppress(StoreError):  # a store that can't be written can still be read
-            store.clear_leftovers()
+            if self.store:
+                self.store.clear_leftovers()
         with self._locked(name):
             history = self.known_history(name)
             done = next((entry for entry in history if (entry.action, entry.run_id) == (action, run_id)), None)
             if done and done != history[-1]:
                 raise RegistryError(
-                    f"Expected a run without a {NOUNS[action]} of {name} yet; received {run_id}, whose {NOUNS[action]} "
-                    f"of {done.at:%Y-%m-%d} concerned version {done.version}; version {history[-1].version} was "
-                    "changed since. Start a new run."
+                    f"Expected a run that did not change {name} yet; received {run_id}, which {DONE[action]} version "
+                    f"{done.version} on {done.at:%Y-%m-%d}; version {history[-1].version} was changed since. Start a "
+                    "new run."
                 )
             yield history, done
 
@@ -692,19 +702,21 @@ class Registry:
         """
         folder = self.root / name
         own, copy = read_lines(folder / HISTORY), read_lines(folder / COPY)
-        by_time = {parse(line).at: line for line in own.valid}  # the copy may hold another text of the same entry
-        lines = merge(own.valid, [by_time.get(parse(line).at, line) for line in copy.valid])
+        # the copy may hold another text of the same entry
+        texts = {(entry.at, entry.version): line for line in own.valid for entry in [parse(line)]}
+        copied = [(parse(line), line) for line in copy.valid]
+        lines = merge(own.valid, [texts.get((entry.at, entry.version), line) for entry, line in copied])
         lost = not own.valid and ((folder / HISTORY).exists() or (folder / CHAMPION).exists())
         if not own.damaged and not lost and lines == own.valid:
             return lines, ""
         total = max(len(own.lines), len(copy.lines))
         if len(lines) < total or not lines:  # the copy does not have them all
             known = {parse(line): line for line in lines}
-            left = own.lines if lines == own.valid else lines
+            left = own.lines if lines == own.valid else [*lines, *[None] * (total - len(lines))]
             entries = rebuild(
                 [parse(line) if line else None for line in left],
                 self.versions(name),
-                pointed_version(folder),
+                pointed(folder),
                 lambda version: self._recorded_push(name, version),
             )
             lines = [known.get(entry) or entry.line() for entry in entries]
@@ -829,8 +841,8 @@ class Registry:
             files.remove(leftover)
         self._follow(name)
 
-    def _append(self, name: str, entry: HistoryEntry) -> None:
-        files.write(self.root / name / HISTORY, _text([*self._lines(name)[0], entry.line()]))
+    def _append(self, name: str, *entries: HistoryEntry) -> None:
+        files.write(self.root / name / HISTORY, _text([*self._lines(name)[0], *(entry.line() for entry in entries)]))
         self._follow(name)
 
     def _follow(self, name: str) -> None:
@@ -847,7 +859,8 @@ class Registry:
                 files.remove(staging)
         if history:
             _update(folder / COPY, _text(lines))
-            served = _serving(history)
+            served = serving(history)
+            assert served  # a push made a champion, or `rebuild` did
             pointer: dict[str, Any] = {"version": served.champion}
             if served.canary:
                 pointer["canary"] = {"version": served.canary, "share": served.share}
@@ -860,11 +873,10 @@ class Registry:
             configs = []
             for model in self.model_names():
                 try:
-                    served: Serving | None = _serving(self.history(model))
+                    served = serving(self.history(model))
                 except StoreError as error:  # TF Serving keeps the version that it served last
                     log.error("%s", error)
-                    version = pointed_version(self.root / model)
-                    served = Serving(version) if version else None
+                    served = pointed(self.root / model)
                 if served is None:
                     log.error(
                         "models.config leaves out %s until its history is restored: its champion is unknown", model
@@ -915,11 +927,6 @@ class Registry:
             with suppress(ArtifactError):
                 expected = _files_digest(_saved_model_files(self.store.open(entry.artifact, PushedModel)))
         return not expected or expected == _files_digest({n: file_entry(p) for n, p in _found(folder).items()})
-
-
-def _serving(history: list[HistoryEntry]) -> Serving:
-    pending, version = canary(history), champions(history)[-1].version
-    return Serving(version, pending.version, pending.share) if pending else Serving(version)
 
 
 def _succession(history: list[HistoryEntry]) -> Iterator[HistoryEntry]:

@@ -154,7 +154,7 @@ def _messages(value: Any) -> Any:
 
 def _users(value: Any) -> Any:
     if isinstance(value, str) and set(",;") & set(value):
-        raise ValueError("names of users, separated by spaces")
+        raise ValueError("ids of users, separated by spaces")
     return tuple(value.split()) if isinstance(value, str) else value
 
 
@@ -200,8 +200,8 @@ class Settings(BaseSettings):
         stale_days: Age in days from which a champion is reported as stale, once.
         refused_in_a_row: Number of candidates, refused one after another for the same reason, from which the champion
             is reported as stale, once.
-        approvers: Names of the Airflow users who may approve a push, separated by spaces; if empty, every user who may
-            trigger the DAG.
+        approvers: Ids of the Airflow users who may approve a push, separated by spaces; if empty, every user who may
+            trigger the DAG. The auth manager says what an id is: a name, or a number.
         approval_hours: Hours after which a push that nobody approved is rejected.
         tensorflow_slots: Slots of Airflow's pool ``tensorflow``: tasks that use TensorFlow at a time. It applies when
             the pool is created.
@@ -255,10 +255,11 @@ class Settings(BaseSettings):
     def recipients(self) -> list[Recipient]:
         """The recipients that `notify` and `notify_file` name."""
         further = self.notify_file.read_text(encoding="utf-8") if self.notify_file else ""
-        entries = dict.fromkeys([*self.notify.get_secret_value().split(), *further.split()])
-        return [recipient for entry in entries for recipient in self._recipients_of(entry)]
+        places = dict.fromkeys(further.split(), f"the file {self.notify_file}")
+        places = dict.fromkeys(self.notify.get_secret_value().split(), f"{PREFIX}NOTIFY") | places
+        return [recipient for entry, place in places.items() for recipient in self._recipients_of(entry, place)]
 
-    def _recipients_of(self, entry: str) -> list[Recipient]:
+    def _recipients_of(self, entry: str, place: str) -> list[Recipient]:
         """Return the recipients that a URL names; one with a problem if it names a connection that can't be used."""
         if not entry.startswith(AIRFLOW):
             return [Recipient(entry)]
@@ -270,7 +271,7 @@ class Settings(BaseSettings):
             if _unusable(urls):
                 raise ValueError("expected an Apprise URL in it; received something else")
         except ValueError as error:
-            problem = f"Cannot use the Airflow connection {conn_id!r} in RIDGELINE_NOTIFY: {mask(error)}."
+            problem = f"Cannot use the Airflow connection {conn_id!r} in {place}: {mask(error)}."
             return [Recipient("", entry, problem)]
         names = [entry, *(f"{entry} ({number})" for number in range(2, len(urls) + 1))]
         return [Recipient(url, name) for url, name in zip(urls, names, strict=True)]
@@ -298,10 +299,13 @@ class Settings(BaseSettings):
         try:
             return storage_options(self.look_up(self.store_connection), self.store.partition("://")[0])
         except ValueError as error:
-            raise SettingsError(
-                f"Cannot use the Airflow connection {self.store_connection!r} for the store: {mask(error)}. Correct "
-                "it, or unset RIDGELINE_STORE_CONNECTION and give the driver its credentials in the environment."
-            ) from None
+            raise SettingsError(self._store_problem(mask(error))) from None
+
+    def _store_problem(self, cause: str) -> str:
+        return (
+            f"Cannot use the Airflow connection {self.store_connection!r} for the store: {cause}. Correct it, or unset "
+            "RIDGELINE_STORE_CONNECTION and give the driver its credentials in the environment."
+        )
 
     @property
     def longest_run(self) -> timedelta:
@@ -315,7 +319,18 @@ class Settings(BaseSettings):
             PermissionError: If this user may not list it.
             SettingsError: If the connection that holds its driver's options can't be used.
         """
-        store = Store(self.store, options=self.storage_options)
+        options = self.storage_options
+        try:
+            store = Store(self.store, options=options)
+            if options and store.root.protocol in ("s3", "s3a"):
+                store.root.fs.connect()  # before this, s3fs looks at no option; it sends no request to the store
+        except Exception as error:
+            cause = error.__cause__ or error
+            if not options or isinstance(cause, ImportError | OSError):
+                raise
+            raise SettingsError(
+                self._store_problem(f"the driver refuses its options ({type(cause).__name__})")
+            ) from None
         if not store.remote:
             expect_readable(store.local, depth=0)
             for name in ("artifacts", "executions"):

@@ -18,7 +18,7 @@ import stat
 import time
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -44,8 +44,10 @@ COLUMNS = 4  # of an index entry: size, times of the content and of the inode, i
 MISSING = (-1,) * COLUMNS
 
 
-def read_sources(component: Component, params: Params, cache: Path | None, keep: bool = True) -> dict[str, Source]:
-    """List and fingerprint the sources that a step declares.
+def read_sources(
+    component: Component, params: Params, cache: Path | None, keep: bool = True, inputs: Collection[str] = ()
+) -> dict[str, Source]:
+    """List and fingerprint the sources that a step declares and uses.
 
     Args:
         component: The step.
@@ -53,6 +55,7 @@ def read_sources(component: Component, params: Params, cache: Path | None, keep:
         cache: Folder for the index of each local folder and for recent listings. It may be missing or not writable;
             then all files are read. None for none.
         keep: Write the index and the listing. If not, nothing is written.
+        inputs: Names of the inputs that the step is given, see `SourceFolder.used_with`.
 
     Returns:
         The sources by name.
@@ -60,7 +63,9 @@ def read_sources(component: Component, params: Params, cache: Path | None, keep:
     Raises:
         SourceError: If a source is missing or no folder, can't be read, or has a link that leads out of it.
     """
-    return {name: _read(name, folder, cache, keep) for name, folder in component.sources(params).items()}
+    folders = component.sources(params).items()
+    used = {name: folder for name, folder in folders if folder.used_with is None or folder.used_with in inputs}
+    return {name: _read(name, folder, cache, keep) for name, folder in used.items()}
 
 
 def fingerprint(folder: SourceFolder, cache: Path | None) -> str:
@@ -89,11 +94,12 @@ def expect_unchanged(component: Component, params: Params, sources: Mapping[str,
         TransientStepError: If a file was changed or removed meanwhile.
         SourceError: As for `read_sources`.
     """
-    for name, folder in component.sources(params).items():
-        if changed := _changed(sources[name], folder, cache):
+    folders = component.sources(params)
+    for name, source in sources.items():
+        if changed := _changed(source, folders[name], cache):
             more = f" and {len(changed) - NAMED_FILES} more" if len(changed) > NAMED_FILES else ""
             raise TransientStepError(
-                f"Expected the files of {sources[name].location} to stay as they were when the step began; received "
+                f"Expected the files of {source.location} to stay as they were when the step began; received "
                 f"others, or none, for {', '.join(changed[:NAMED_FILES])}{more}. Run the step again when nothing "
                 "writes into the folder."
             )

@@ -106,7 +106,7 @@ def _write(component: Component, params: Params, output: Path, inputs: dict[str,
     try:
         if scratch:
             scratch.mkdir(exist_ok=True)
-        sources = read_sources(component, params, cache=None)
+        sources = read_sources(component, params, cache=None, inputs=inputs)
         component(params=params, output=staging, scratch=scratch, sources=sources, **inputs)
         move(staging, output)
         if scratch:

@@ -3,7 +3,8 @@
 - `form`: the params of a DAG, from the parameters of its steps
 - `settings`: settings inside of Airflow, where connections can be looked up
 - `schedule`: the schedules of the DAGs
-- `task`: the work of tasks: run a step, or roll back a model
+- `task`: the work of tasks: run a step, or change which version of a model is served
+- `approval`: asks a person in Airflow's web interface whether a model is to be pushed
 - `maintenance`: the tasks that delete old artifacts, logs and metadata; `metadata` cleans Airflow's database
 - `pool`: the pool that limits how many tasks use TensorFlow at a time
 - `reasons`: why tasks were skipped or failed without running a step

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NoReturn
 
-from airflow.providers.standard.operators.python import PythonOperator
-from airflow.sdk import Context, Param, get_current_context
-from airflow.sdk.bases.decorator import DecoratedOperator, TaskDecorator, task_decorator_factory
+from airflow.sdk import Param, get_current_context
 from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import TaskAwaitingInput
 from airflow.sdk.execution_time.hitl import HITLUser, upsert_hitl_detail
 
+from ridgeline.airflow.operators import TaskWithApproval
 from ridgeline.airflow.settings import AirflowSettings
 from ridgeline.announcements import announce
 from ridgeline.approval import Ask, answer, markdown
@@ -24,7 +23,7 @@ MAX_REASON = 500  # characters
 
 
 class AskInAirflow:
-    """Asks in Airflow's web interface, inside a task that `task_with_approval` declares."""
+    """Asks in Airflow's web interface, inside a task that `ridgeline.airflow.operators.task_with_approval` declares."""
 
     def expect_possible(self) -> None:
         """Do nothing: Airflow can always ask."""
@@ -36,7 +35,7 @@ class AskInAirflow:
         Airflow 3.3.2 takes the task for failed, discards the answer, and tries the task again, which asks again.
 
         Raises:
-            TaskAwaitingInput: Always. `_TaskWithApproval.resume` continues the task.
+            TaskAwaitingInput: Always. `TaskWithApproval.resume` continues the task.
         """
         settings = AirflowSettings()
         reason = Param("", "For the history.", type="string", title="Reason", minLength=3, maxLength=MAX_REASON)
@@ -50,7 +49,7 @@ class AskInAirflow:
             assigned_users=[HITLUser(id=name, name=name) for name in settings.approvers],
         )
         raise TaskAwaitingInput(
-            method_name=_TaskWithApproval.resume.__name__,
+            method_name=TaskWithApproval.resume.__name__,
             kwargs={"asked": asked.model_dump(mode="json")},
             timeout=timedelta(hours=settings.approval_hours),
         )
@@ -80,44 +79,20 @@ def ask_in_task() -> Ask:
     return _ask_here or AskInAirflow()
 
 
-class _TaskWithApproval(DecoratedOperator, PythonOperator):
-    """The operator behind `task_with_approval`."""
-
-    custom_operator_name = "@task"
-
-    def __init__(self, *, python_callable: Callable[..., Any], op_args: Any, op_kwargs: Any, **options: Any) -> None:
-        given = {"python_callable": python_callable, "op_args": op_args, "op_kwargs": op_kwargs}
-        super().__init__(kwargs_to_upstream=given, **given, **options)
-
-    def resume(self, context: Context, event: Mapping[str, Any], asked: Mapping[str, Any]) -> Any:
-        """Record the answer and run the function again: it finds the answer.
-
-        Args:
-            context: Airflow's context.
-            event: The answer, as Airflow gives it.
-            asked: The question.
-        """
-        settings, user, question = (
-            AirflowSettings(),
-            event.get("responded_by_user") or {},
-            Decision.model_validate(asked),
-        )
-        if event.get("timedout"):
-            late = f"nobody answered within {settings.approval_hours:g} hours"
-            given = answer(question, "approval_expired", reason=late)
-        else:
-            by = user.get("name") or user.get("id") or ""
-            given = _answer(question, event["chosen_options"], event.get("params_input"), by)
-        Decisions(settings.open_store()).add(given)
-        announce(settings, given)
-        return self.execute(context)
-
-
-def task_with_approval(function: Callable[..., Any] | None = None, **options: Any) -> TaskDecorator:
-    """Declare a task that may ask for approval, see `AskInAirflow`; otherwise it is Airflow's ``@task``.
+def record_answer(event: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Record and announce the answer to a question.
 
     Args:
-        function: The function; it runs a second time after the answer.
-        **options: Those of ``@task``.
+        event: The answer, as Airflow gives it.
+        asked: The question, as JSON.
     """
-    return task_decorator_factory(function, decorated_operator_class=_TaskWithApproval, **options)
+    settings, question = AirflowSettings(), Decision.model_validate(asked)
+    if event.get("timedout"):
+        late = f"nobody answered within {settings.approval_hours:g} hours"
+        given = answer(question, "approval_expired", reason=late)
+    else:
+        user = event.get("responded_by_user") or {}
+        by = user.get("name") or user.get("id") or ""
+        given = _answer(question, event["chosen_options"], event.get("params_input"), by)
+    Decisions(settings.open_store()).add(given)
+    announce(settings, given)

@@ -29,11 +29,11 @@ from ridgeline.airflow.local_data import choose_data, find_official_files
 from ridgeline.airflow.reasons import find_reasons
 from ridgeline.airflow.server import Standalone, environment, make_private, private_opener
 from ridgeline.airflow.settings import AirflowSettings
-from ridgeline.approval import Terminal
+from ridgeline.approval import Terminal, expect_askable
 from ridgeline.component import ParameterError
 from ridgeline.masking import mask
 from ridgeline.models_cli import user
-from ridgeline.pipeline import parse_assignments, run_records
+from ridgeline.pipeline import load_components, parse_assignments, run_records
 from ridgeline.run_summary import summary
 from ridgeline.settings import SettingsError
 
@@ -110,7 +110,7 @@ def _run_dag(dag_id: str, conf: Mapping[str, Any], log_file: Path) -> int:
             from ridgeline.airflow.approval import ask_at
 
             initdb()
-            ask_at(Terminal(user(), terminal))
+            ask_at(ask := Terminal(user(), terminal))
             bag = DagBag()
             if dag_id not in bag.dags:
                 unread = f" Files with errors: {bag.import_errors}." if bag.import_errors else ""
@@ -122,6 +122,7 @@ def _run_dag(dag_id: str, conf: Mapping[str, Any], log_file: Path) -> int:
                 _show(logging.getLogger(name), terminal)
             get_listener_manager().add_listener(_failure_listener(terminal))  # type: ignore[no-untyped-call]
             dag = bag.dags[dag_id]
+            _expect_askable(dag.params, conf, ask)
             dag.deadline = None  # dag.test fails where a DAG with a deadline succeeds
             dag_run = dag.test(run_conf=dict(conf))
             states = {task.task_id: str(task.state) for task in dag_run.get_task_instances()}
@@ -144,6 +145,15 @@ def _run_dag(dag_id: str, conf: Mapping[str, Any], log_file: Path) -> int:
         if failed:
             print(f"\nThe run failed. Airflow's log: {log_file}", file=terminal)
         return int(failed)
+
+
+def _expect_askable(declared: Mapping[str, Any], conf: Mapping[str, Any], ask: Terminal) -> None:
+    """Refuse a run that may have to ask for approval, without a terminal, before its first step."""
+    from ridgeline.airflow.form import parse_form
+
+    values = {name: declared.get_param(name).value for name in declared} | dict(conf)  # type: ignore[attr-defined]
+    params = parse_form(declared, values, AirflowSettings(), conf)
+    expect_askable([step for name, step in load_components().items() if name in params], params, ask)
 
 
 def _start_quickly() -> None:

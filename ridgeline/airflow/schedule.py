@@ -25,10 +25,10 @@ def schedule(*assets: Asset, expression: str | None = None) -> AssetOrTimeSchedu
 
 
 def inference_schedule(pushed: Asset, expression: str | None = None) -> CronTriggerTimetable | list[Asset] | None:
-    """Return the schedule of a DAG that predicts: times, each push of its model, or none.
+    """Return the schedule of a DAG that predicts: times, each change of its model's champion, or none.
 
     Args:
-        pushed: The asset that has an event for each push.
+        pushed: The asset that has an event for each change of the champion, see `ridgeline.airflow.champions`.
         expression: A cron expression or preset in UTC, ``pushed`` or ``never``; `Settings.inference_schedule` if None.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The work of tasks: run a step with the parameters of the DAG run, or roll back a model."""
+"""The work of tasks: run a step with the parameters of the DAG run, or change which version of a model is served."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from airflow.sdk.log import mask_secret
 from ridgeline.access import message
 from ridgeline.airflow import REASON, RERUN
 from ridgeline.airflow.approval import ask_in_task
+from ridgeline.airflow.champions import CHAMPIONS, pushed_model
 from ridgeline.airflow.form import default_values, flat_params, parse_form, refuse_unknown
 from ridgeline.airflow.openlineage import emit_lineage
 from ridgeline.airflow.settings import AirflowSettings
 from ridgeline.announcements import announce, change_decision
-from ridgeline.approval import expect_askable
+from ridgeline.approval import Terminal, expect_askable
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.predictions import Predictions
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.component import Component, ParameterError, Params, StepError, TransientStepError, flatten
+from ridgeline.history import HistoryEntry
 from ridgeline.masking import known, mask
 from ridgeline.pipeline import (
     StepResult,
@@ -40,7 +42,7 @@ from ridgeline.pipeline import (
 from ridgeline.predictions_output import expect_output, write_output
 from ridgeline.registry import RegistryError
 from ridgeline.settings import Settings, SettingsError
-from ridgeline.store import StoreError
+from ridgeline.store import Execution, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,13 @@ def run_in_task(
         AirflowFailException: If a parameter is bad, or the step cannot process its inputs; not retried.
         AirflowSkipException: If the step has no output.
     """
+    return _pass_on(_run(component, values, inputs))
+
+
+def _run(
+    component: Component, values: Mapping[str, Any] | None, inputs: Mapping[str, str | Iterable[str] | None]
+) -> StepResult:
+    """Run or reuse a step, as `run_in_task` does, and return its result; also that of a step without an output."""
     context, settings = get_current_context(), settings_in_task()
     params, run_id = params_in_task(component, values), context["run_id"]
     shown = flatten(params.model_dump(mode="json"))
@@ -74,8 +83,12 @@ def run_in_task(
         names |= {name: given} if isinstance(given, str) else {f"{name}.{i}": n for i, n in enumerate(given or ())}
     rerun = component.name in context["params"].get(RERUN, ())
     try:
-        by = context["dag_run"].triggering_user_name or ""
-        result = run_step(settings, component, names, params, run_id, by, rerun, link_of_run(context), ask_in_task())
+        ask = ask_in_task()
+        if isinstance(ask, Terminal):  # no web interface shows the run, and Airflow does not know the user
+            by, link = ask.user, ""
+        else:
+            by, link = context["dag_run"].triggering_user_name or "", link_of_run(context)
+        result = run_step(settings, component, names, params, run_id, by, rerun, link, ask)
     except (Exception, AirflowTaskTimeout) as error:
         with contextlib.suppress(Exception):  # the error of the step matters more
             log.error("%s", _resume_command(settings, component, run_id))
@@ -86,15 +99,32 @@ def run_in_task(
             raise AirflowFailException(message(error)) from error
         raise
     emit_lineage(settings, component, params, result)
-    if component.output is PushedModel:
+    if component.output is PushedModel and not (result.pushed and result.pushed.new):
         states = {record.state for record in run_records(settings, run_id).values()}
         if states <= {"cached", "skipped"}:
             log.info("nothing changed: every step was reused, and the served version stays the same")
-    if result.execution.output is None:
-        raise AirflowSkipException(result.execution.reason)
+    return result
+
+
+def _pass_on(result: StepResult) -> str:
+    """Create the events of the task's assets, and return the name of the output.
+
+    Raises:
+        AirflowSkipException: If there is none.
+    """
+    context, settings, execution = get_current_context(), settings_in_task(), result.execution
+    if execution.output is None:
+        raise AirflowSkipException(execution.reason)
     for asset in context["task"].outlets:
-        context["outlet_events"][asset].extra = _facts(settings, result)
-    return result.execution.output
+        if asset != CHAMPIONS:
+            context["outlet_events"][asset].extra = _facts(settings, execution)
+    if result.pushed:
+        model = settings.open_store().open(execution.output, PushedModel).facts.model_name
+        champion = settings.open_registry().champion(model)
+        # not `pushed.new`: a task that was killed after the push finds the model served, and there was no event yet
+        if champion and champion.run_id == context["run_id"]:
+            _emit_champion(model, champion, _facts(settings, execution))
+    return execution.output
 
 
 def infer_in_task(component: Component, output: str | None) -> str:
@@ -112,22 +142,20 @@ def infer_in_task(component: Component, output: str | None) -> str:
         AirflowSkipException: If there are no new files.
     """
     settings, params = settings_in_task(), params_in_task(component)
-    if output and params.folder:
+    if output:
         try:
-            expect_output(Path(output), params.folder, params.new_files_only)
+            expect_output(Path(output), component, params)
         except ParameterError as error:
+            get_current_context()["ti"].xcom_push(REASON, mask(error))
             raise AirflowFailException(mask(error)) from error
-    try:
-        return run_in_task(component)
-    finally:
-        record = run_records(settings, get_current_context()["run_id"]).get(component.name)
-        # also without new files: an earlier run may have been killed before it wrote its rows
-        ref = record and (record.output or (record.inputs.get("earlier") if record.state == "skipped" else None))
-        if ref and output:
-            for file in write_output(settings.open_store(), ref, Path(output), params.new_files_only):
-                log.info("written: %s", file)
-        elif record and record.output:
-            log.info("the rows are in %s", settings.open_store().open(record.output, Predictions).parquet)
+    result = _run(component, None, {})
+    execution, store = result.execution, settings.open_store()
+    if output:  # also without new files: an earlier run may have been killed before it wrote its rows
+        for file in write_output(store, component, params, execution, Path(output)):
+            log.info("written: %s", file)
+    elif execution.output:
+        log.info("the rows are in %s", store.open(execution.output, Predictions).parquet)
+    return _pass_on(result)
 
 
 def link_of_run(context: Any) -> str:
@@ -155,19 +183,25 @@ def settings_in_task() -> Settings:
     return settings
 
 
-def _facts(settings: Settings, result: StepResult) -> dict[str, Any]:
+def _facts(settings: Settings, execution: Execution) -> dict[str, Any]:
     """Return the data of an asset event: the name of the artifact, whether it is new, and its scalar facts."""
-    execution = result.execution
     assert execution.output is not None
     stated = settings.open_store().manifest(execution.output).facts
     facts: dict[str, Any] = {
         name: value for name, value in stated.items() if isinstance(value, bool | int | float | str)
     }
     facts |= {"artifact": execution.output, "state": execution.state, "reason": execution.reason}
-    if result.pushed:
-        facts |= {"pushed": result.pushed.new, "served_version": result.pushed.version}
     facts |= stated.get("metrics", {})
     return facts
+
+
+def _emit_champion(model: str, champion: HistoryEntry, facts: Mapping[str, Any]) -> None:
+    """Create an event that a model has another champion, with facts about it, if the task declares `CHAMPIONS`."""
+    context = get_current_context()
+    if CHAMPIONS in context["task"].outlets:
+        extra = dict(facts) | {"artifact": champion.artifact, "served_version": champion.version}
+        extra |= {"action": champion.action, "pushed": champion.action == "push"}
+        context["outlet_events"][CHAMPIONS].add(pushed_model(model), extra)
 
 
 def skip(reason: str) -> NoReturn:
@@ -221,8 +255,8 @@ def change_in_task(action: str) -> str:
     """Roll a model back, or decide about its canary.
 
     Args:
-        action: ``rollback``, ``canary``, ``promote`` or ``abort``. The DAG has the params `model` and `reason`;
-            the first two also use `version`, and the second `share`.
+        action: ``rollback``, ``canary``, ``promote`` or ``abort``. The DAG has the params `model`, `version` and
+            `reason`; ``canary`` also uses `share`.
 
     Returns:
         A summary of what was done.
@@ -236,18 +270,23 @@ def change_in_task(action: str) -> str:
     try:
         refuse_unknown(context["dag"].params, params)
         registry, store, name = settings.open_registry(), settings.open_store(), params["model"]
+        version = params["version"]
         if action == "rollback":
-            entry = registry.rollback(store, name, params["version"], **who)
+            entry = registry.rollback(store, name, version, **who)
         elif action == "canary":
-            entry = registry.start_canary(store, name, params["version"], params["share"], **who)
+            entry = registry.start_canary(store, name, version, params["share"], **who)
+        elif action == "promote":
+            entry = registry.promote(store, name, version, **who)
         else:
-            entry = {"promote": registry.promote, "abort": registry.abort}[action](store, name, **who)
+            entry = registry.abort(name, version, **who)
     except (ParameterError, RegistryError, ArtifactError, StoreError) as error:
         raise AirflowFailException(mask(error)) from error
     except PermissionError as error:
         raise AirflowFailException(message(error)) from error
     decision = change_decision(name, entry, link_of_run(context))
     announce(settings, decision)
+    if entry.makes_champion:
+        _emit_champion(name, entry, {"accuracy": entry.accuracy, "reason": entry.reason})
     summary = f"{decision.title}, accuracy {entry.accuracy:.4f}: {entry.reason}"
     log.info("%s", summary)
     return summary

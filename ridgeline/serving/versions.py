@@ -16,8 +16,9 @@ import numpy as np
 
 from ridgeline.access import message
 from ridgeline.artifacts.pushed_model import read_form
+from ridgeline.history import Serving
 from ridgeline.image_form import Form
-from ridgeline.registry import CANARY, STABLE, Registry, Serving
+from ridgeline.registry import CANARY, STABLE, Registry
 from ridgeline.serving.batching import Batcher, Outputs
 from ridgeline.serving.instances import INPUT, SIGNATURE, BadRequestError
 from ridgeline.serving.metrics import Metrics

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -538,9 +539,10 @@ def unlabelled(tmp_path_factory):
 def replay(folder, examples, model, champion, unlabelled, **params):
     folder.mkdir()
     parsed = Params(**{"replay_dir": str(unlabelled), "min_class_recall": 0} | params)
-    champion = champion and Champion(champion.digest, champion)
+    if champion is not None and not isinstance(champion, Champion):
+        champion = Champion(champion.digest, champion)
     given = {"examples": examples, "model": model, "champion": champion}
-    sources = read_sources(evaluate, parsed, None)
+    sources = read_sources(evaluate, parsed, None, inputs=["champion"] if champion else [])
     return evaluate(params=parsed, output=folder, sources=sources, **given)
 
 
@@ -585,11 +587,29 @@ def test_a_model_that_disagrees_with_the_champion_is_not_blessed_if_asked_to(
     assert (same.replay.agreement, same.replay.flips, same.verdict.blessed) == (1, (), True)
 
 
-def test_without_a_champion_nothing_is_replayed_and_the_verdict_says_so(tmp_path, solved, model, unlabelled):
-    facts = replay(tmp_path / "a", solved, model, None, unlabelled, min_agreement=1).facts
+@pytest.mark.parametrize("min_agreement", [None, 1])
+@pytest.mark.parametrize(
+    ("champion", "why"),
+    [
+        ("none", "there is no champion to compare with"),
+        ("unreadable", "the champion can't be read"),
+        ("misfit", "the champion was trained on other images or classes"),
+    ],
+)
+def test_the_verdict_says_why_nothing_was_replayed(tmp_path, solved, model, unlabelled, champion, why, min_agreement):
+    (tmp_path / "misfit").mkdir()
+    misfit = model.facts.model_copy(update={"class_names": ("cat", "dog", "bird")})
+    champions: dict[str, Any] = {
+        "none": None,
+        "unreadable": Champion("5" * 64, None),
+        "misfit": Model.seal(tmp_path / "misfit", misfit),
+    }
+    facts = replay(tmp_path / "a", solved, model, champions[champion], unlabelled, min_agreement=min_agreement).facts
     assert facts.replay is None
-    assert facts.verdict.blessed
-    assert "no replay of unlabelled images: there is no champion to compare with" in facts.verdict.reasons
+    assert facts.verdict.blessed == (champion != "unreadable")
+    said = [reason for reason in facts.verdict.reasons if "replay" in reason]
+    # without a champion and a minimum, nothing in the key tells that there is a folder
+    assert said == [f"no replay of unlabelled images: {why}"] * (champion != "none" or min_agreement is not None)
 
 
 def test_a_folder_without_readable_images_cannot_be_replayed(tmp_path, solved, model, unlabelled):
@@ -608,10 +628,13 @@ def test_a_minimum_agreement_needs_images(unlabelled):
 def test_the_content_of_the_replayed_folder_is_in_the_key_and_its_place_is_not(tmp_path, examples, model, unlabelled):
     def key(folder):
         params = evaluate.parse({"replay_dir": folder and str(folder)})
-        sources = read_sources(evaluate, params, None)
-        return key_parts(evaluate, {"examples": examples, "model": model}, params, sources).key()
+        sources = read_sources(evaluate, params, None, inputs=inputs)
+        return key_parts(evaluate, inputs, params, sources).key()
 
+    inputs = {"examples": examples, "model": model, "champion": Champion("5" * 64, None)}
     moved = shutil.copytree(unlabelled, tmp_path / "moved")
     assert key(moved) == key(unlabelled) != key(None)
     (moved / "notes.txt").write_text("other")
     assert key(moved) != key(unlabelled)
+    del inputs["champion"]  # there is nothing to replay for
+    assert key(moved) == key(tmp_path / "missing") == key(None)

@@ -41,6 +41,14 @@ def run(examples, output, scratch=None, **values):
     return train(examples=examples, params=train.parse(values), output=output, scratch=scratch)
 
 
+@pytest.mark.parametrize("columns", ["40", "200"])
+def test_bytes_do_not_depend_on_the_terminal(examples, tmp_path, monkeypatch, columns):
+    expected = run(examples, tmp_path / "a", mlp={"hidden_units": [4]}, epochs=1)
+    monkeypatch.setenv("COLUMNS", columns)
+    assert run(examples, tmp_path / "b", mlp={"hidden_units": [4]}, epochs=1).digest == expected.digest
+    assert "Param #" in (expected.path / "summary.txt").read_text()
+
+
 def test_model_learns_and_reads_back(examples, tmp_path):
     model = run(examples, tmp_path / "m", mlp={"hidden_units": [8]}, epochs=8, penalty={"kind": "none"})
     assert model.facts.metrics["val_accuracy"] > 0.95

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from ridgeline.history import HistoryEntry
+
 pytestmark = pytest.mark.airflow
 ROOT = Path(__file__).resolve().parents[2]
 FILE = '''
@@ -41,6 +43,30 @@ def describe(dag):
 
 print("\\n" + json.dumps({"errors": bag.import_errors, "tensorflow": "tensorflow" in sys.modules,
                           "dags": {d: describe(dag) for d, dag in bag.dags.items() if "inference" in d}}))
+"""
+
+# What the DAGs that change a champion start: the ids of the DAGs that wait for a run, after each of two runs.
+CHANGE = """
+import json, sys
+from airflow.dag_processing.dagbag import DagBag
+from airflow.models.asset import AssetDagRunQueue, AssetEvent
+from airflow.utils.db import initdb
+from airflow.utils.session import create_session
+from sqlalchemy import select
+from ridgeline.registry import Registry
+
+Registry.verify = lambda *_: None  # there is nothing to load
+initdb()
+bag, found = DagBag(), []
+for dag_id, values in json.loads(sys.argv[1]):
+    dag = bag.dags[dag_id]
+    dag.deadline = None
+    run = dag.test(run_conf={"model": "fashion_mnist", "reason": "a test", **values})
+    with create_session() as session:
+        events = [[event.asset.name, event.extra["action"]] for event in session.scalars(select(AssetEvent))]
+        waiting = list(session.scalars(select(AssetDagRunQueue.target_dag_id)))
+    found.append([str(run.state), events, waiting])
+print("\\n" + json.dumps(found))
 """
 
 
@@ -88,3 +114,24 @@ def test_a_file_defines_a_dag_of_its_own(load_dags: Any, tmp_path: Path) -> None
     assert photos["params"] == {"model": "shop", "version": None, "folder": "/photos/new", "new_files_only": True}
     assert shop["schedule"] == ["shop_pushed_model"]
     assert shop["outlets"] == ["shop_predictions"]
+
+
+def test_pushed_starts_it_whenever_the_champion_changes_and_not_for_a_canary(load_dags: Any, tmp_path: Path) -> None:
+    serving = tmp_path / "serving" / "fashion_mnist"
+    entries = []
+    for version in (1, 2):
+        (serving / str(version)).mkdir(parents=True)
+        values = {"version": version, "action": "push", "model_digest": str(version), "artifact": "", "accuracy": 0.8}
+        entries.append(HistoryEntry.model_validate(values | {"run_id": "run"}).model_dump_json())
+    (serving / "history.jsonl").write_text("\n".join(entries) + "\n")
+    runs = [
+        ["canary_model", {"version": 1}],
+        ["canary_model", {"action": "promote"}],
+        ["rollback_model", {"version": 2}],
+    ]
+    settings = {"RIDGELINE_STORE": str(tmp_path), "RIDGELINE_SERVING": str(tmp_path / "serving")}
+    started, promoted, rolled_back = load_dags(CHANGE, runs, RIDGELINE_INFERENCE_SCHEDULE="pushed", **settings)
+    asset = "fashion_mnist_pushed_model"
+    assert started == ["success", [], []]
+    assert promoted == ["success", [[asset, "promote"]], ["batch_inference"]]
+    assert rolled_back == ["success", [[asset, "promote"], [asset, "rollback"]], ["batch_inference"]]

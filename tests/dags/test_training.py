@@ -68,7 +68,7 @@ def test_a_file_of_ten_lines_makes_a_dag_with_names_and_assets_of_its_own(loaded
     assert dag["file"] == "digits_training.py"
     assert dag["names"] == ["Digits training", "Train a classifier of handwritten digits.", "digits", "training"]
     assert dag["sources"] == ["digits_source"]
-    assert dag["outlets"] == ["digits_dataset", "digits_examples", "digits_model", "digits_pushed_model"]
+    assert dag["outlets"] == ["champions", "digits_dataset", "digits_examples", "digits_model"]
 
 
 def test_it_has_a_schedule_of_its_own(loaded: dict[str, Any]) -> None:

@@ -106,11 +106,14 @@ def test_the_asset_events_describe_the_artifacts(airflow: Any, two_runs: Any) ->
     status, found = airflow.call("GET", f"/api/v2/assets/events?source_dag_id={DAG}&limit=100")
     assert status == 200, found
     first = {e["name"]: e["extra"] for e in found["asset_events"] if e["source_run_id"] == two_runs[0]["dag_run_id"]}
-    assert set(first) == {f"fashion_mnist_{name}" for name in ("dataset", "examples", "model", "pushed_model")}
+    pushed_model = "synthetic_garments_pushed_model"  # named after the model
+    assert set(first) == {f"fashion_mnist_{name}" for name in ("dataset", "examples", "model")} | {pushed_model}
     assert first["fashion_mnist_model"]["artifact"].startswith("Model/")
     assert first["fashion_mnist_model"]["val_accuracy"] > 0.3
-    pushed = first["fashion_mnist_pushed_model"]
+    pushed = first[pushed_model]
     assert (pushed["served_version"], pushed["pushed"], pushed["state"]) == (1, True, "complete")
+    second = {e["name"] for e in found["asset_events"] if e["source_run_id"] == two_runs[1]["dag_run_id"]}
+    assert second == first.keys() - {pushed_model}  # it pushed nothing
 
 
 def test_a_range_of_dates_is_backfilled(airflow: Any, two_runs: Any) -> None:

@@ -217,7 +217,7 @@ class FakeTerminal(io.StringIO):
 def test_a_terminal_asks_until_there_is_an_answer_and_a_reason(
     settings: Settings, refs: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.stdin", FakeTerminal("y\nyes\n\nfigures look right\n"))
+    monkeypatch.setattr("sys.stdin", FakeTerminal("perhaps\nYes\n\nfigures look right\n"))
     assert export(settings, refs, Terminal("ann", FakeTerminal())).pushed
     assert (history(settings)[0].approved_by, history(settings)[0].approval) == ("ann", "figures look right")
 

@@ -308,7 +308,12 @@ def test_models_verify_and_rollback(synthetic_store, refs, tmp_path, monkeypatch
     refused = invoke(app, ["models", "promote", "synthetic_garments", "--reason", "fast"])
     assert refused.stderr.startswith("error: Expected a canary of synthetic_garments to promote; there is none")
     invoke(app, ["models", "canary", "synthetic_garments", "2", "--share", "0.1", "--reason", "again"])
-    promoted = invoke(app, ["models", "promote", "synthetic_garments", "--reason", "fast"])
+    for action in ("promote", "abort"):
+        refused = invoke(app, ["models", action, "synthetic_garments", "1", "--reason", "fast"])
+        assert refused.stderr.startswith(
+            "error: Expected the present canary of synthetic_garments, version 2; received 1"
+        )
+    promoted = invoke(app, ["models", "promote", "synthetic_garments", "2", "--reason", "fast"])
     assert promoted.stdout == "synthetic_garments is served by version 2, accuracy 0.5000: fast\n"
     assert registry.champion("synthetic_garments").by == "ann"
 

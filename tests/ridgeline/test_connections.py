@@ -143,3 +143,30 @@ def test_the_secrets_of_a_connection_are_hidden(monkeypatch: pytest.MonkeyPatch)
     text = masking.mask(f"{secrets} {shown}")
     assert [secret for secret in secrets if secret in text] == []
     assert [word for word in shown if word not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("extra", "shown", "hidden"),
+    [
+        ({"auth_type": "basic"}, "a basic network", ""),
+        ({"authMethod": "plain", "auth": {"type": "login"}}, "a plain login", ""),
+        ({"token_timeout": 86400, "private_key_path": "/etc/keys"}, "86400 files in /etc/keys", ""),
+        ({"token": "cache"}, "a cached step", ""),
+        ({"anon": True, "use_token": True}, "True", ""),
+        ({"token": 1234567890}, "", "1234567890"),
+        ({"config": {"api_keys": [1234567890, "basic-key"]}}, "a basic network", "1234567890 basic-key"),
+        (
+            {"token": json.dumps({"type": "service_account", "private_key": "pk-value"})},
+            "a service_account",
+            "pk-value",
+        ),
+        ({"auth": "letmein", "port": 54321}, "port 54321", "letmein"),
+    ],
+)
+def test_what_only_describes_a_secret_is_shown_and_numbers_can_be_secrets(
+    monkeypatch: pytest.MonkeyPatch, extra: dict[str, Any], shown: str, hidden: str
+) -> None:
+    monkeypatch.setattr(masking, "_known", set())
+    hide_secrets(with_extra("generic", **extra))
+    assert masking.mask(shown) == shown
+    assert masking.mask(hidden) == " ".join("***" for _ in hidden.split())

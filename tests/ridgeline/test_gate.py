@@ -15,8 +15,9 @@ from ridgeline import pipeline
 from ridgeline.artifacts.model_evaluation import ModelEvaluation, ModelEvaluationFacts
 from ridgeline.artifacts.pushed_model import ModelSize
 from ridgeline.decisions import Decisions
+from ridgeline.history import Serving
 from ridgeline.pipeline import StepResult
-from ridgeline.registry import Registry, Serving
+from ridgeline.registry import Registry
 from ridgeline.run_summary import summary
 from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store

@@ -332,3 +332,40 @@ def test_gc_frees_what_killed_steps_left_in_staging(store, runs, tmp_path):
     with store.stage():  # that of a running step stays
         assert collect_garbage(store, registry, keep_runs=3, dry_run=False).freed_bytes in (1000, 0)
     assert list((store.local / "staging").iterdir()) == []
+
+
+GATHER = """
+from pathlib import Path
+from ridgeline.component import Params, component
+from toy_steps.number import Number, NumberFacts
+
+class GatherParams(Params):
+    shelves: tuple[str, ...] = ()
+    all: bool = True
+    seed: int = 0
+
+@component(output=Number, adds_to=("shelves",), uses_earlier=lambda params: not params.all)
+def gather(params: GatherParams, output: Path, earlier: Number | None = None) -> NumberFacts:
+    before = (earlier.path / "number.txt").read_text() if earlier else ""
+    (output / "number.txt").write_text(f"{before} {params.shelves}{params.seed}")
+    return NumberFacts(digits=1)
+"""
+
+
+def test_gc_keeps_what_new_output_of_any_step_would_add_to(toy_steps, store, tmp_path, monkeypatch):
+    (toy_steps / "gather.py").write_text(GATHER)
+    gather = importlib.import_module("toy_steps.gather").gather
+    seed = importlib.import_module("toy_steps.seed").seed
+    for module in ("pipeline", "gc"):
+        monkeypatch.setattr(f"ridgeline.{module}.load_components", lambda: {"gather": gather, "seed": seed})
+    settings = Settings(store=str(store.root))
+
+    def gathered(shelf, **values):
+        params = gather.parse({"shelves": [shelf], **values})
+        return pipeline.run_step(settings, gather, {}, params, f"{shelf} {values}").execution
+
+    outputs = [gathered(shelf, seed=number).output for number, shelf in enumerate(["a", "a", "b"])]
+    execute(store, seed, {}, seed.parse({}), "newest")
+    assert set(collect(store, tmp_path).artifacts) == {outputs[0]}
+    for shelf, last in zip("ab", outputs[1:], strict=True):
+        assert gathered(shelf, all=False).inputs == {"earlier": last}

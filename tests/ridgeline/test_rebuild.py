@@ -135,7 +135,19 @@ def test_a_step_that_is_not_installed(copy):
 def test_parameters_that_this_release_refuses(copy):
     params = pipeline.run_records(copy, "synthetic")["ingest"].parts.params
     replace_record(copy, "ingest", parts={"params": {**params, "sharpness": 1}})
-    refuse(copy, "refuses the recorded parameters: Unknown parameter ingest.sharpness")
+    refuse(
+        copy,
+        r"refuses the recorded parameters: Unknown parameter ingest.sharpness.*\. Install the release that made it\.$",
+    )
+
+
+def test_a_folder_that_the_dag_named_and_no_setting_does(copy, tmp_path):
+    parts = pipeline.run_records(copy, "synthetic")["evaluate"].parts
+    changed = {"params": {**parts.params, "min_agreement": 0.5}, "sources": {"replay_dir": "f" * 64}}
+    replace_record(copy, "evaluate", parts=changed)
+    refuse(
+        copy, r"min_agreement: expected a folder .* received none\..* Set RIDGELINE_REPLAY_DIR to what the step read\.$"
+    )
 
 
 def test_missing_data(copy, tmp_path):

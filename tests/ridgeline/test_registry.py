@@ -446,7 +446,7 @@ def test_a_run_that_is_done_again_does_not_roll_back_twice(models, registry, sto
     assert entries[0] == entries[1] == registry.champion(NAME)
     assert [entry.version for entry in registry.history(NAME)] == [1, 2, 3, 2]
     push_all(registry, models[1])
-    with pytest.raises(RegistryError, match="whose rollback of .* concerned version 2; version 4 was changed since"):
+    with pytest.raises(RegistryError, match="which rolled back to version 2 on .*; version 4 was changed since"):
         registry.rollback(store, NAME, None, reason="worse", by="bob", run_id="one run")
     assert registry.champion(NAME).version == 4
     assert back(registry, store).version == 2

@@ -1,4 +1,7 @@
+import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -128,6 +131,48 @@ def test_a_connection_can_be_looked_up_in_airflow_alone(monkeypatch, caplog):
     assert webhook.url == "json://127.0.0.1"
     assert not connection.send("shoes: version 1 was pushed", "", waits_seconds=())
     assert "pushed': Cannot use the Airflow connection 'ops' in RIDGELINE_NOTIFY: only Airflow can look" in caplog.text
+
+
+def test_a_connection_of_the_file_of_recipients_is_named_with_its_file(tmp_path, caplog):
+    (tmp_path / "notify").write_text("airflow://ops")
+    (connection,) = Settings(notify_file=tmp_path / "notify").recipients
+    assert not connection.send("title", "", waits_seconds=())
+    assert f"Cannot use the Airflow connection 'ops' in the file {tmp_path}/notify: only Airflow can" in caplog.text
+
+
+class Connected(Settings):
+    """Settings whose every connection is of type `generic`."""
+
+    extra: dict[str, Any]
+
+    def look_up(self, conn_id):
+        fields = {"conn_type": "generic", "host": None, "port": None, "login": None, "password": None}
+        return SimpleNamespace(**fields, extra=json.dumps(self.extra))
+
+
+@pytest.mark.parametrize(
+    ("store", "extra", "cause"),
+    [
+        ("s3://bucket/store", {"nonsense": "hunter22"}, "TypeError"),
+        ("s3://bucket/store", {"client_kwargs": "hunter22"}, "AttributeError"),
+        ("s3://bucket/store", {"client_kwargs": {"hunter22": 1}}, "TypeError"),
+        ("s3://bucket/store", {"config_kwargs": {"hunter22": 1}}, "TypeError"),
+        ("s3://bucket/store", {"profile": "hunter22"}, "ProfileNotFound"),
+        ("s3://bucket/store", {"protocol": "hunter22"}, "ValueError"),
+    ],
+)
+def test_options_that_the_driver_refuses_are_refused_with_the_name_of_the_connection(tmp_path, store, extra, cause):
+    with pytest.raises(SettingsError) as caught:
+        Connected(store=store, store_connection="team", extra=extra).open_store()
+    assert str(caught.value).startswith(
+        f"Cannot use the Airflow connection 'team' for the store: the driver refuses its options ({cause}). Correct it"
+    )
+    assert "hunter22" not in str(caught.value)
+
+
+def test_a_driver_that_is_not_installed_is_no_fault_of_the_connection():
+    with pytest.raises(StoreError, match="Install adlfs"):
+        Connected(store="abfs://bucket/store", store_connection="team", extra={"account_name": "a"}).open_store()
 
 
 def test_all_bad_values_are_named_in_one_line(monkeypatch):

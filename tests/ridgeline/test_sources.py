@@ -384,3 +384,27 @@ def test_what_this_user_may_not_read_is_named_with_its_owner(products: Path, mon
     monkeypatch.setattr("ridgeline.sources.os.scandir", scandir)
     with pytest.raises(SourceError, match="shelf 1/: Permission denied for the user .*; it belongs to "):
         listing(products)
+
+
+def test_a_source_is_not_read_without_the_input_that_it_is_used_with(
+    toy_steps: Path, store: Store, products: Path
+) -> None:
+    written = READ.replace("SourceFolder(params.folder)", 'SourceFolder(params.folder, used_with="other")')
+    written = written.replace("previous: Number | None)", "other: Number | None = None)").replace(
+        READ[READ.index('    source = sources["folder"]') : READ.index("    return NumberFacts")],
+        '    (output / "number.txt").write_text(f"{len(sources)}")\n',
+    )
+    written = written.replace("sum(len(source.read(name)) for name in source.files)", "1")
+    (toy_steps / "read.py").write_text(written)
+    keys.forget_code()
+    read, seed = (getattr(importlib.import_module(f"toy_steps.{name}"), name) for name in ("read", "seed"))
+    other = execute(store, seed, {}, seed.parse({}), "a").output or ""
+    params = read.parse({"folder": str(products)})
+    for run, inputs, expected in (("without", {}, "0"), ("with", {"other": other}, "1")):
+        made = execute(store, read, inputs, params, run)
+        assert (store.path(made.output or "") / "number.txt").read_text() == expected
+        assert len(made.parts.sources) == int(expected)
+    shutil.rmtree(products)
+    assert execute(store, read, {}, params, "again").state == "cached"
+    with pytest.raises(SourceError, match="products"):
+        execute(store, read, {"other": other}, params, "again")

@@ -16,6 +16,7 @@ from airflow.providers.standard.decorators.python import _PythonDecoratedOperato
 from airflow.sdk import BaseOperatorLink
 
 from ridgeline.airflow import RERUN
+from ridgeline.airflow.operators import TaskWithApproval
 
 PREFIX = "/ridgeline"
 TAB = "ridgeline-report"
@@ -25,7 +26,7 @@ class ReportLink(BaseOperatorLink):
     """Links a task to the report of its run, if its step has a report or a servable model as output."""
 
     name = "Report"
-    operators: ClassVar[list[Any]] = [_PythonDecoratedOperator]
+    operators: ClassVar[list[Any]] = [_PythonDecoratedOperator, TaskWithApproval]
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
         """Return the link, or for other tasks an empty string, which Airflow does not show."""

@@ -9,19 +9,12 @@ from urllib.parse import quote
 
 from ridgeline.airflow.plugin.compare_page import link
 from ridgeline.airflow.plugin.template import render_template
-from ridgeline.history import HistoryEntry, canary, champions
+from ridgeline.history import DONE, HistoryEntry, canary, champions
 from ridgeline.registry import Registry
 from ridgeline.store import StoreError
 
 SHOWN = 30  # the latest entries; the history keeps all
 WIDTH, HEIGHT, MARGIN = 720, 200, 40
-DONE = {
-    "push": "pushed",
-    "rollback": "rolled back to",
-    "canary": "canary",
-    "promote": "promoted",
-    "abort": "aborted the canary",
-}
 SIZES = {"Weights": "weights", "MiB": "MiB", "Multiply-adds": "multiply-adds an image"}  # columns
 
 

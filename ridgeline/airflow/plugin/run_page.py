@@ -5,16 +5,15 @@ It needs the store and Airflow's data about the run, but imports no Airflow.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import quote
 
 from markupsafe import Markup
 
 from ridgeline.airflow.plugin.compare_page import link as link_to_comparison
-from ridgeline.airflow.plugin.models_page import DONE
 from ridgeline.airflow.plugin.template import render_template
 from ridgeline.approval import refusal
 from ridgeline.artifacts.base import Artifact, ArtifactError
@@ -23,8 +22,8 @@ from ridgeline.artifacts.example_anomalies import ExampleAnomalies, ExampleAnoma
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.artifacts.sweep_result import SweepResult
-from ridgeline.decisions import Decisions
-from ridgeline.history import HistoryEntry
+from ridgeline.decisions import ANSWERS, Change, Decision, Decisions
+from ridgeline.history import DONE, HistoryEntry
 from ridgeline.lineage import Origin, lineage
 from ridgeline.masking import mask
 from ridgeline.pipeline import default_target, output_types
@@ -40,6 +39,7 @@ WAITING = {
     "awaiting_input": "waiting for approval",
     "up_for_reschedule": "waiting",
 }
+CHANGES = get_args(Change)
 NO_REASON = {"failed": "The error is in the task's log.", "not run": "An upstream step failed."}
 
 
@@ -186,15 +186,24 @@ def _open(store: Store, ref: str) -> Artifact[Any] | None:
     return store.open(ref, kind) if kind and (kind.report_name or kind is PushedModel) else None
 
 
-def _served(settings: Settings, pushed: PushedModel, run_id: str) -> str:
+def _waits(run: Run, decisions: Collection[Decision]) -> bool:
+    """Return whether a run waits for a person's answer."""
+    answered = {decision.subject for decision in decisions if decision.kind in ANSWERS}
+    asked = {decision.subject for decision in decisions if decision.kind == "approval_asked"}
+    return run.in_progress and bool(asked - answered)
+
+
+def _served(settings: Settings, pushed: PushedModel, run_id: str, decisions: list[Decision]) -> str:
     """Return whether the model of a run is served, in one or two sentences."""
+    if rejected := refusal(pushed, decisions):
+        return f"Exported, but not pushed: {rejected}."
     registry, name = settings.open_registry(), pushed.facts.model_name
     own = registry.entries_of(name, pushed.facts.model_digest)
     pushes = list({entry.version: entry for entry in reversed(own)}.values())  # the first entry of each version
     champion = registry.champion(name)
     if not pushes or champion is None:
         reason = registry.decide_push(pushed).reason or refusal(pushed, Decisions(settings.open_store()).all())
-        return f"Exported, but not pushed: {reason or f'there is no {name} yet'}."
+        return f"Exported, but not pushed: {reason}." if reason else "Exported, but not pushed."
     last = pushes[0]
     text = f"Pushed as version {last.version} of {name}."
     if last.run_id != run_id:
@@ -266,6 +275,9 @@ def render(settings: Settings, run: Run) -> str:
         StoreError: If the store is unreadable.
     """
     store = settings.open_store()
+    decided = Decisions(store).all(run.started_at) if run.started_at else []
+    decisions = [decision for decision in decided if decision.run_id == run.run_id]
+    has_changed = any(decision.kind in CHANGES for decision in decisions)
     steps = find_steps(store, run)
     records = [step.record for step in steps if step.record]
     outputs = {step.task.name: step.record.output for step in steps if step.record and step.record.output}
@@ -275,7 +287,7 @@ def render(settings: Settings, run: Run) -> str:
         try:
             artifact = _open(store, ref)
             if isinstance(artifact, PushedModel):
-                served = _served(settings, artifact, run.run_id)
+                served = _served(settings, artifact, run.run_id, decisions)
             if isinstance(artifact, ModelEvaluation):
                 compared = _comparison(settings, artifact)
         except (ArtifactError, StoreError) as error:
@@ -292,19 +304,20 @@ def render(settings: Settings, run: Run) -> str:
         rollbacks = list(_rollbacks(settings, run))
     except StoreError as error:
         problems.append(mask(error))
-    decided = Decisions(store).all(run.started_at) if run.started_at else []
-    decisions = [decision for decision in decided if decision.run_id == run.run_id]
+    if _waits(run, decisions):  # the task has not ended, so its record does not count yet
+        served = "Exported, but not pushed: it waits for approval."
     return render_template(
         "run",
         decisions=decisions,
         has_recipients=bool(settings.recipients),
+        sent_kinds=settings.notify_about,
         rollbacks=rollbacks,
         done=DONE,
         run=run,
         steps=steps,
         records=records,
         num_reused=sum(record.state == "cached" for record in records),
-        unchanged=run.state == "success" and records and not _worked(store, run),
+        unchanged=run.state == "success" and records and not has_changed and not _worked(store, run),
         failed=next((step for step in steps if step.outcome == "failed"), None),
         running=[step.task.name for step in steps if step.outcome == "running"],
         evaluation=found[ModelEvaluation].facts if ModelEvaluation in found else None,

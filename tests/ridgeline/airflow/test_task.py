@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -39,20 +40,32 @@ class Task:
 
         self.declared = form.form(*components)
         self.outlets: list[Any] = []
-        self.events: dict[Any, Any] = {}
+        self.events: Any = None
         self.xcoms: dict[str, str] = {}
 
-    def __call__(
-        self, component: Component, values: dict[str, Any], conf: dict[str, Any] | None = None, **inputs: str
-    ) -> str:
+    def start(self, values: dict[str, Any], conf: dict[str, Any] | None = None, run_id: str = "run-1") -> None:
+        """Give the context of a task in a run with these parameters."""
+        from airflow.sdk.execution_time.context import OutletEventAccessors
+
         params = {name: param.value for name, param in self.declared.items()} | values
-        context = {"dag": SimpleNamespace(params=self.declared), "params": params, "run_id": "run-1"}
-        self.events = {asset: SimpleNamespace(extra={}) for asset in self.outlets}
+        context = {"dag": SimpleNamespace(params=self.declared), "params": params, "run_id": run_id}
+        self.events = OutletEventAccessors()
         context |= {"task": SimpleNamespace(outlets=self.outlets), "outlet_events": self.events}
         context |= {"dag_run": SimpleNamespace(triggering_user_name="ann", conf=params if conf is None else conf)}
         context |= {"ti": SimpleNamespace(xcom_push=lambda key, value: self.xcoms.update({key: value}))}
         self.patch.setattr(self.module, "get_current_context", lambda: context)
+
+    def __call__(
+        self, component: Component, values: dict[str, Any], conf: dict[str, Any] | None = None, **inputs: str
+    ) -> str:
+        self.start(values, conf)
         return self.module.run_in_task(component, **inputs)
+
+    def champions(self) -> list[tuple[str, dict[str, Any]]]:
+        """The name and the data of each event that a model has another champion."""
+        from ridgeline.airflow.champions import CHAMPIONS
+
+        return [(event.dest_asset_key.name, event.extra) for event in self.events[CHAMPIONS].asset_alias_events]
 
 
 @pytest.fixture
@@ -160,12 +173,15 @@ def test_a_step_s_own_error_passes_so_that_airflow_retries(task: Task, toys: dic
 
 
 def test_an_asset_event_describes_the_artifact(task: Task, toys: dict[str, Component]) -> None:
-    task.outlets = ["numbers"]
+    from airflow.sdk import Asset
+
+    numbers = Asset("numbers")
+    task.outlets = [numbers]
     name = task(toys["seed"], {"seed.value": 7})
     reason = "first run of seed"
-    assert task.events["numbers"].extra == {"artifact": name, "state": "complete", "reason": reason, "digits": 1}
+    assert task.events[numbers].extra == {"artifact": name, "state": "complete", "reason": reason, "digits": 1}
     task(toys["seed"], {"seed.value": 7})
-    assert task.events["numbers"].extra["state"] == "cached"
+    assert task.events[numbers].extra["state"] == "cached"
 
 
 def test_a_failure_logs_a_command_that_resumes(
@@ -259,8 +275,20 @@ def test_importing_it_does_not_import_tensorflow(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def change(task_module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
+def events() -> list[tuple[str, str, int]]:
+    """The events of the tasks that `change` ran: the asset's name, the action and the version of each."""
+    return []
+
+
+@pytest.fixture
+def change(
+    task_module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, events: list[tuple[str, str, int]]
+) -> Callable[..., str]:
     """Change one of two versions of a model in a task; return what the task returns."""
+    from airflow.sdk.execution_time.context import OutletEventAccessors
+
+    from ridgeline.airflow.champions import CHAMPIONS
+
     monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path))
     monkeypatch.setattr(Registry, "verify", lambda *_: None)  # there is nothing to load
     lines = []
@@ -276,8 +304,15 @@ def change(task_module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: P
         run = SimpleNamespace(triggering_user_name=user, run_id=f"manual__{next(numbers)}")
         url = f"http://host/dags/rollback_model/runs/{run.run_id}/tasks/rollback?try_number=1"
         context = {"dag": SimpleNamespace(params=params), "params": params, "dag_run": run}
+        context |= {
+            "task": SimpleNamespace(outlets=[CHAMPIONS]),
+            "outlet_events": (accessors := OutletEventAccessors()),
+        }
         monkeypatch.setattr(task_module, "get_current_context", lambda: context | {"ti": SimpleNamespace(log_url=url)})
         done: str = task_module.change_in_task(action)
+        for event in accessors[CHAMPIONS].asset_alias_events:
+            extra: dict[str, Any] = event.extra
+            events.append((event.dest_asset_key.name, extra["action"], extra["served_version"]))
         return done
 
     return change
@@ -300,7 +335,10 @@ def test_a_canary_is_started_and_promoted_or_aborted_in_tasks(change: Callable[.
     with pytest.raises(AirflowFailException, match="Expected a canary of shoes to promote; there is none"):
         change("promote")
     change("canary", version=1)
-    assert change("promote", "bob").startswith("shoes: promoted the canary version 1, ")
+    for action in ("promote", "abort"):
+        with pytest.raises(AirflowFailException, match="Expected the present canary of shoes, version 1; received 2"):
+            change(action, version=2)
+    assert change("promote", "bob", version=1).startswith("shoes: promoted the canary version 1, ")
     settings = Settings()
     history = settings.open_registry().history("shoes")[2:]
     assert [(entry.action, entry.by) for entry in history] == [
@@ -310,17 +348,31 @@ def test_a_canary_is_started_and_promoted_or_aborted_in_tasks(change: Callable[.
     assert kinds == ["promoted", "canary", "aborted", "canary", "canary"]
 
 
+def test_only_a_change_of_the_champion_creates_an_event(
+    change: Callable[..., str], events: list[tuple[str, str, int]]
+) -> None:
+    change("canary", version=1)
+    change("abort")
+    assert events == []
+    change("canary", version=1)
+    change("promote")
+    assert events == [("shoes_pushed_model", "promote", 1)]
+    change("rollback", version=2)
+    assert events[1:] == [("shoes_pushed_model", "rollback", 2)]
+
+
 # --- the push
 
 SERVE = """
 from pathlib import Path
 from ridgeline.artifacts.pushed_model import PushedModel, PushedModelFacts
-from ridgeline.component import Params, component
+from ridgeline.component import Params, PushRule, component
 
 class ServeParams(Params):
     number: int = 1
+    share: float = 0.0
 
-@component(output=PushedModel)
+@component(output=PushedModel, push=lambda params: PushRule(canary_share=params.share))
 def serve(params: ServeParams, output: Path) -> PushedModelFacts:
     for name in ("saved_model", "check"):
         (output / name).mkdir()
@@ -332,20 +384,26 @@ def serve(params: ServeParams, output: Path) -> PushedModelFacts:
 """
 
 
-def test_a_push_records_the_user_who_started_the_run_and_none_for_a_scheduled_one(
-    task_module: ModuleType, toy_steps: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def serve(toy_steps: Path, task_module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Component:
+    """A step whose output is pushed."""
     import importlib
 
     from ridgeline.airflow import form
 
     (toy_steps / "serve.py").write_text(SERVE)
-    serve = importlib.import_module("toy_steps.serve").serve
+    step: Component = importlib.import_module("toy_steps.serve").serve
     monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path / "store"))
     monkeypatch.delenv("RIDGELINE_SERVING", raising=False)
     monkeypatch.setattr("ridgeline.registry.check", lambda *_: None)
     for module in (form, pipeline):
-        monkeypatch.setattr(module, "load_components", lambda: {"serve": serve})
+        monkeypatch.setattr(module, "load_components", lambda: {"serve": step})
+    return step
+
+
+def test_a_push_records_the_user_who_started_the_run_and_none_for_a_scheduled_one(
+    task_module: ModuleType, serve: Component, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = Task(task_module, monkeypatch, [serve])
     task(serve, {})
     context = task_module.get_current_context()
@@ -357,11 +415,78 @@ def test_a_push_records_the_user_who_started_the_run_and_none_for_a_scheduled_on
     assert [(entry.by, entry.run_id) for entry in history] == [("ann", "run-1"), ("", "scheduled__1")]
 
 
+def test_a_push_creates_an_event_of_the_model_s_asset_only_if_it_changes_the_champion(
+    task_module: ModuleType, serve: Component, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ridgeline.airflow.champions import CHAMPIONS
+
+    task = Task(task_module, monkeypatch, [serve])
+
+    def events(run_id: str, **values: Any) -> list[tuple[str, dict[str, Any]]]:
+        task.start({f"serve.{name}": value for name, value in values.items()}, run_id=run_id)
+        task_module.run_in_task(serve)
+        return task.champions()
+
+    assert events("without the outlet", number=7) == []
+    task.outlets = [CHAMPIONS]
+    ((name, facts),) = events("first", number=1)
+    assert name == "shoes_pushed_model"
+    assert (facts["action"], facts["pushed"], facts["served_version"], facts["state"]) == ("push", True, 2, "complete")
+    assert facts["artifact"].startswith("PushedModel/")
+    assert events("unchanged", number=1) == []
+    assert events("canary", number=2, share=0.1) == []
+    assert [entry.action for entry in Settings().open_registry().history("shoes")] == ["push", "push", "canary"]
+    # a task that is repeated after it was killed between the push and its end
+    assert [name for name, _ in events("first", number=1)] == ["shoes_pushed_model"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "created", "unchanged"), [("approved", 1, False), ("rejected", 0, True), ("approval_expired", 0, True)]
+)
+def test_a_reused_model_that_a_person_decides_about(
+    task_module: ModuleType,
+    synthetic: tuple[Settings, list[Any]],
+    refs: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    kind: Any,
+    created: int,
+    unchanged: bool,
+) -> None:
+    from components.export import export
+    from ridgeline.airflow.champions import CHAMPIONS
+    from ridgeline.approval import answer
+
+    ignored = shutil.ignore_patterns("serving", "decisions")
+    shutil.copytree(synthetic[0].store, tmp_path / "store", ignore=ignored)
+    monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr("ridgeline.registry.check", lambda *_: None)
+
+    class Person:
+        def expect_possible(self) -> None:
+            pass
+
+        def __call__(self, asked: Any, evaluation: Any) -> Any:
+            return answer(asked, kind, "ann", "as expected")
+
+    monkeypatch.setattr(task_module, "ask_in_task", Person)
+    task = Task(task_module, monkeypatch, [export])
+    task.outlets = [CHAMPIONS]
+    inputs: dict[str, Any] = {
+        "examples": refs["transform"],
+        "model": refs["train"],
+        "evaluation": refs["evaluate"],
+    }
+    with caplog.at_level("INFO", logger="ridgeline"):
+        task(export, {"export.approval": "always"}, **inputs)
+    assert [name for name, _ in task.champions()] == ["synthetic_garments_pushed_model"] * created
+    assert ("the served version stays the same" in caplog.text) == unchanged
+
+
 def test_predictions_are_written_where_the_dag_says(
     task_module: ModuleType, synthetic: tuple[Settings, list[Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import shutil
-
     import numpy as np
     from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
     from PIL import Image
@@ -380,14 +505,10 @@ def test_predictions_are_written_where_the_dag_says(
     task = Task(task_module, monkeypatch, [infer])
 
     def predict(output: Path | None, **values: Any) -> str:
-        monkeypatch.setattr(task_module, "run_in_task", run_in_task)
-        with monkeypatch.context() as patch:
-            patch.setattr(task_module, "run_in_task", lambda component: component)
-            task(infer, given | values)  # sets the context
+        task.start(given | values)
         found: str = task_module.infer_in_task(infer, output and str(output))
         return found
 
-    run_in_task = task_module.run_in_task
     predicted = predict(None)
     output = tmp_path / "classes"
     with pytest.raises(AirflowSkipException, match="no new files"):
@@ -399,3 +520,34 @@ def test_predictions_are_written_where_the_dag_says(
         predict(tmp_path / "photos" / "classes")
     assert predict(tmp_path / "all.parquet", **{"infer.new_files_only": False}) == predicted
     assert (tmp_path / "all.parquet").read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("new_files_only", [False, True])
+def test_a_task_never_writes_the_predictions_of_another_dag_whose_run_has_the_same_name(
+    task_module: ModuleType,
+    synthetic: tuple[Settings, list[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    new_files_only: bool,
+) -> None:
+    import numpy as np
+    from PIL import Image
+
+    from components.infer import infer
+
+    shutil.copytree(synthetic[0].store, tmp_path / "store")
+    monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path / "store"))
+    (tmp_path / "shoes").mkdir()
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / "shoes" / "shoe.png")
+    task = Task(task_module, monkeypatch, [infer])
+
+    def predict(name: str) -> None:
+        values = {"model": "synthetic_garments", "folder": str(tmp_path / name), "new_files_only": new_files_only}
+        task.start({f"infer.{name}": value for name, value in values.items()}, run_id="scheduled__2026-11-28")
+        task_module.infer_in_task(infer, str(tmp_path / f"{name}.out"))
+
+    predict("shoes")
+    assert (tmp_path / "shoes.out").exists()
+    with pytest.raises(AirflowFailException, match="No such file"):
+        predict("bags")
+    assert not (tmp_path / "bags.out").exists()

@@ -142,7 +142,7 @@ def test_a_canary_answers_its_share(push, serve, registry, store):
     assert 'label="canary"' not in metrics
     registry.start_canary(store, NAME, 1, 0.5, reason="again", by="", run_id="start")
     until(lambda: client.get(f"{URL}/labels/canary").status_code == 200)
-    registry.abort(store, NAME, reason="enough", by="", run_id="abort")
+    registry.abort(NAME, reason="enough", by="", run_id="abort")
     until(lambda: client.get(f"{URL}/labels/canary").status_code == 404)
     assert {version_of(client) for _ in range(8)} == {(2, "stable")}
 

@@ -84,8 +84,8 @@ def test_it_shows_a_canary_and_how_to_decide_about_it(registry: Registry) -> Non
     assert re.search(r"<dt>Champion</dt><dd>Version 2<", page)
     assert re.search(r"<dt>Canary</dt><dd>Version 3<small>0.25 of the requests since", page)
     assert '<th scope="row">3 <span class="champion">canary</span></th>' in page
-    assert "<td>canary version 3, 0.25 of the requests</td><td>bob</td>" in page
-    assert "ridgeline models promote garments" in page
+    assert "<td>started the canary version 3, 0.25 of the requests</td><td>bob</td>" in page
+    assert "ridgeline models promote garments 3 --reason" in page
     assert page.count("<circle") == 4  # those that became the champion
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -16,8 +17,9 @@ from ridgeline.airflow.plugin.run_page import Run, Task, find_steps, render, rep
 from ridgeline.artifacts.base import Artifact, ArtifactError, Facts
 from ridgeline.artifacts.example_anomalies import ExampleAnomalies, Finding
 from ridgeline.artifacts.model_evaluation import ModelEvaluation
+from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.artifacts.sweep_result import SweepResult
-from ridgeline.decisions import Decisions
+from ridgeline.decisions import Decision, Decisions
 from ridgeline.files import sign
 from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store
@@ -229,19 +231,83 @@ def test_the_report_of_a_step_that_a_user_added_is_shown(
 # --- what became of the run
 
 
-def test_a_reused_run_says_that_nothing_changed(copy: Settings, synthetic: Synthetic) -> None:
+def reused_run(copy: Settings, synthetic: Synthetic) -> Run:
+    """A later run, which reused every step."""
     store, now = copy.open_store(), datetime.now(UTC)
     tasks = []
     for execution in synthetic[1]:
         values = {"run_id": "again", "state": "cached", "reason": "same inputs", "started_at": now, "seconds": 0.1}
         store.record(execution.model_copy(update=values))
         tasks.append(Task(execution.component, "success", now, now))
-    run = Run("fashion_mnist_training", "again", "success", now, now, "", {}, tuple(tasks))
-    page = body(render(copy, run))
+    return Run("fashion_mnist_training", "again", "success", now, now, "", {}, tuple(tasks))
+
+
+def test_a_reused_run_says_that_nothing_changed(copy: Settings, synthetic: Synthetic) -> None:
+    page = body(render(copy, reused_run(copy, synthetic)))
     assert "<h2>Nothing changed</h2>" in page
     assert f"{len(STEPS)} of {len(STEPS)}" in page
     assert "Nothing was pushed: version 1 of synthetic_garments holds this model. It is the champion." in page
     assert "Nothing changed" not in render(copy, run_of(synthetic))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "unchanged"),
+    [
+        (["approval_asked", "approved", "pushed"], False),
+        (["canary"], False),
+        (["approval_asked", "rejected"], True),
+        (["not_pushed"], True),
+    ],
+)
+def test_a_reused_run_that_changed_what_is_served_does_not_say_that_nothing_changed(
+    copy: Settings, synthetic: Synthetic, kinds: list[Any], unchanged: bool
+) -> None:
+    run = reused_run(copy, synthetic)
+    for kind in kinds:
+        Decisions(copy.open_store()).add(Decision(kind=kind, model="m", subject="s", title=kind, run_id="again"))
+    assert ("<h2>Nothing changed</h2>" in body(render(copy, run))) == unchanged
+
+
+@pytest.mark.parametrize(
+    ("kinds", "state", "text"),
+    [
+        (["approval_asked"], "awaiting_input", "Exported, but not pushed: it waits for approval."),
+        (["approval_asked"], "failed", "Exported, but not pushed."),  # the push failed
+        (["approval_asked", "rejected"], "success", "Exported, but not pushed: rejected by ann on "),
+        (["approval_asked", "approval_expired"], "success", "Exported, but not pushed: not approved in time on "),
+        ([], "failed", "Exported, but not pushed."),
+    ],
+)
+def test_it_says_what_an_exported_model_waits_for_or_why_it_is_not_pushed_beside_a_champion(
+    copy: Settings, synthetic: Synthetic, refs: dict[str, str], kinds: list[Any], state: str, text: str
+) -> None:
+    store, registry = copy.open_store(), copy.open_registry()
+    model = store.open(refs["export"], PushedModel)
+    with store.stage() as folder:  # trained since, and judged against the champion
+        shutil.copytree(model.path, folder, dirs_exist_ok=True)
+        (folder / "manifest.json").unlink()
+        facts = model.facts.model_copy(update={"model_digest": "c" * 64, "champion": model.facts.model_digest})
+        (folder / "saved_model" / "other.txt").write_text("other")
+        later = store.open(store.publish(PushedModel.seal(folder, facts)), PushedModel)
+    assert registry.decide_push(later).push
+    export = synthetic[1][-1]
+    at = export.started_at + timedelta(microseconds=1)
+    store.record(export.model_copy(update={"output": later.ref, "started_at": at}))
+    subject = f"{later.ref} in synthetic"
+    for kind in kinds:
+        by = {"answered_by": "ann"} if kind == "rejected" else {}
+        given = {"kind": kind, "model": model.facts.model_name, "subject": subject, "title": kind, **by}
+        given["model_digest"] = "c" * 64
+        Decisions(store).add(Decision(run_id="synthetic", **given))
+    waits = state == "awaiting_input"
+    page = body(render(copy, run_of(synthetic, state="running" if waits else state, export=state)))
+    assert f"<p>{text}" in page
+    if "rejected" in kinds:  # the page keeps the answer of its run, whatever happens later
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ridgeline.registry.check", lambda *_: None)
+            registry.push(later, "later", "ann")
+        assert f"<p>{text}" in body(render(copy, run_of(synthetic, state=state, export=state)))
+    assert rows(page)["export"][0] == {"awaiting_input": "waiting for approval", "success": "ran"}.get(state, state)
 
 
 def test_it_says_why_an_exported_model_is_not_served(copy: Settings, synthetic: Synthetic) -> None:
