@@ -171,8 +171,7 @@ def evaluate(
         comparison = _compare(other, rival, test, labels, predicted == labels)
         if sources:
             shape = examples.facts.image_shape
-            prepared = (dataset.facts.resampling, dataset.facts.background) if dataset else ()
-            form = Form.of_shape(shape, *prepared)
+            form = Form.of_shape(shape, *dataset.facts.preparation) if dataset else Form.of_shape(shape)
             replayed, flipped = replay(network, rival, sources["replay_dir"], form, shape)
     classes, matrix = _class_metrics(labels, predicted, examples.facts.class_names)
     accuracy = float(np.mean(predicted == labels))

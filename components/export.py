@@ -162,8 +162,9 @@ def export(
         **sizes,
     )
     (output / "saved_model" / EXTRA).mkdir()
-    prepared = (dataset.facts.resampling, dataset.facts.background) if dataset else ()
-    write_form(output / "saved_model", Form.of_shape(facts.image_shape, *prepared))
+    shape = facts.image_shape
+    form = Form.of_shape(shape, *dataset.facts.preparation) if dataset else Form.of_shape(shape)
+    write_form(output / "saved_model", form)
     _write_card(output, facts, examples, model, evaluation, params)
     log.info("%s%s", facts.size_in_words, _why_whole(model) if params.compact and not facts.trained_size else "")
     return facts

@@ -30,7 +30,7 @@ from ridgeline.rebuild import RebuildError, Rebuilt
 from ridgeline.rebuild import rebuild as rebuild_version
 from ridgeline.registry import RegistryError
 from ridgeline.run_summary import summary
-from ridgeline.serving.errors import ServeError
+from ridgeline.serving import ServeError
 from ridgeline.settings import Settings, SettingsError
 from ridgeline.store import Execution, Store, StoreError
 
@@ -339,6 +339,10 @@ def serve(
     max_request_mib: Annotated[float, typer.Option(min=0.001, help="The largest body of a request.")] = 16.0,
     max_batch: Annotated[int, typer.Option(min=1, help="The most images of a request, and of a batch.")] = 256,
     max_seconds: Annotated[float, typer.Option(min=0.1, help="Until a request has arrived; also to decode it.")] = 30.0,
+    max_image_pixels: Annotated[
+        int | None,
+        typer.Option(min=1, help="The largest image file; if left out, as large as for training.", show_default=False),
+    ] = None,
     token_file: Annotated[
         Path | None, typer.Option(help="A file with the token that clients send: Authorization: Bearer TOKEN.")
     ] = None,
@@ -351,7 +355,7 @@ def serve(
     from ridgeline.serving.server import serve as run_server
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    limits = Limits(max_request_mib, max_batch, max_seconds)
+    limits = Limits(max_request_mib, max_batch, max_seconds, max_image_pixels)
     run_server(Settings().open_registry(), host, port, limits, token_file)
 
 

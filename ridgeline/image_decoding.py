@@ -93,8 +93,11 @@ def normalize(image: Image.Image, form: Form) -> Image.Image:
     if image.mode in HIGH:
         import numpy as np
 
-        high = np.asarray(image).astype(np.int64)
-        image = Image.fromarray(np.clip((high * 255 + 32_767) // 65_535, 0, 255).astype(np.uint8))
+        high = np.clip(np.asarray(image), 0, 65_535).astype(np.uint32)
+        high *= 255  # in place: the array is large
+        high += 32_767
+        high //= 65_535
+        image = Image.fromarray(high.astype(np.uint8))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.new("RGB", rgba.size, (form.background,) * 3)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ridgeline.resampling import Resampling
+from ridgeline.preparation import MAX_IMAGE_PIXELS, Resampling
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,23 @@ class Form:
     resampling: Resampling = "bilinear"
     color_mode: Literal["grayscale", "rgb"] | None = None
     background: int = 255
-    max_image_pixels: int = 50_000_000
+    max_image_pixels: int = MAX_IMAGE_PIXELS
 
     @classmethod
-    def of_shape(cls, image_shape: tuple[int, ...], resampling: Resampling = "bilinear", background: int = 255) -> Form:
+    def of_shape(
+        cls,
+        image_shape: tuple[int, ...],
+        resampling: Resampling = "bilinear",
+        background: int = 255,
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
+    ) -> Form:
         """Return the form of images of a shape.
 
         Args:
             image_shape: ``(h, w)`` of grayscale images, or ``(h, w, 3)``.
             resampling: See `Form`.
             background: See `Form`.
+            max_image_pixels: See `Form`.
         """
         height, width, *channels = image_shape
-        return cls((height, width), resampling, "rgb" if channels else "grayscale", background)
+        return cls((height, width), resampling, "rgb" if channels else "grayscale", background, max_image_pixels)

@@ -126,6 +126,7 @@ def _write(
         synthetic=False,
         resampling=params.resampling,
         background=params.background,
+        max_image_pixels=params.max_image_pixels,
         formats=_most_common(+formats),
         unreadable=tuple(unreadable),
     )

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from ridgeline.component import Params as StepParams
 from ridgeline.component import shown_as
 from ridgeline.image_form import Form
-from ridgeline.resampling import Resampling
+from ridgeline.preparation import Resampling
 
 FOLDER = "folder"
 DATASET_PATTERN = r"^[a-z][a-z0-9_]*(/[A-Za-z0-9][A-Za-z0-9_.+-]*)?(:\d+\.\d+\.\d+)?$"

@@ -88,6 +88,7 @@ def ingest_catalog(params: Params, output: Path) -> DatasetFacts:
         synthetic=builder.name.startswith("synthetic_"),
         resampling=params.resampling,
         background=params.background,
+        max_image_pixels=params.max_image_pixels,
     )
 
 

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from ridgeline.artifacts.base import Artifact, Facts, FileEntry
 from ridgeline.artifacts.examples import TEST, TRAIN, VALIDATION, Examples, Split, held_out, write_split
-from ridgeline.resampling import Resampling
+from ridgeline.preparation import MAX_IMAGE_PIXELS, Resampling
 
 FILES = "files.json"
 BATCH_SIZE = 1_000  # of files, whose lines are read and written together
@@ -91,6 +91,7 @@ class DatasetFacts(Facts):
         synthetic: Whether the project drew the images itself.
         resampling: How `ingest` resizes images, as clients of the model must; see `ridgeline.image_form.Form`.
         background: The grey level that it puts behind transparent pixels.
+        max_image_pixels: It refuses larger images.
         formats: For a folder, the number of files of each kind, such as ``JPEG RGB 32×32``.
         unreadable: For a folder, the image files that were left out.
     """
@@ -103,8 +104,14 @@ class DatasetFacts(Facts):
     synthetic: bool
     resampling: Resampling = "bilinear"
     background: int = 255
+    max_image_pixels: int = MAX_IMAGE_PIXELS
     formats: dict[str, int] = Field(default_factory=dict)
     unreadable: tuple[Unreadable, ...] = ()
+
+    @property
+    def preparation(self) -> tuple[Resampling, int, int]:
+        """How images are prepared: the last three arguments of `ridgeline.image_form.Form.of_shape`."""
+        return self.resampling, self.background, self.max_image_pixels
 
 
 class Dataset(Artifact[DatasetFacts]):

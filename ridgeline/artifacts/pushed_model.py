@@ -128,14 +128,11 @@ class PushedModel(Artifact[PushedModelFacts]):
 def write_form(saved_model: Path, form: Form) -> None:
     """Write how to prepare images for a model into its SavedModel: ``assets.extra/images.json``.
 
-    What a client may choose is left out: the most pixels.
-
     Args:
         saved_model: The SavedModel's folder.
         form: What images become.
     """
-    values = {name: value for name, value in asdict(form).items() if name != "max_image_pixels"}
-    (saved_model / EXTRA / IMAGES).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    (saved_model / EXTRA / IMAGES).write_text(json.dumps(asdict(form), indent=2) + "\n", encoding="utf-8")
 
 
 def read_form(saved_model: Path, image_shape: tuple[int, ...]) -> Form:

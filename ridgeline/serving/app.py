@@ -6,11 +6,12 @@ import asyncio
 import hmac
 import logging
 import os
+import reprlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 
 from ridgeline.registry import STABLE, Registry
-from ridgeline.serving.batching import Batcher, Outputs, OverloadedError
+from ridgeline.serving.batching import Outputs, OverloadedError
 from ridgeline.serving.instances import BadRequestError, Instances, read_instances
 from ridgeline.serving.metrics import Metrics
 from ridgeline.serving.versions import Models, Predictor, SavedModel
@@ -29,8 +30,10 @@ from ridgeline.serving.versions import Models, Predictor, SavedModel
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
+MAX_BODIES = 16  # of the largest size; more bytes are not kept in memory
+CLIENT_LEFT = 499  # as in the logs of nginx; nobody receives it
 MODEL = "/v1/models/{name}"
-PLACES = (MODEL, f"{MODEL}/versions/{{version:int}}", f"{MODEL}/labels/{{label}}")
+PLACES = (MODEL, f"{MODEL}/versions/{{version}}", f"{MODEL}/labels/{{label}}")
 
 
 @dataclass(frozen=True)
@@ -41,24 +44,13 @@ class Limits:
         request_mib: Size of its body.
         batch: Number of its images; also of a batch of several requests.
         seconds: Until its body has arrived; also to decode its images.
+        image_pixels: Pixels of an image file; at most those that the model was trained with, also if it is None.
     """
 
     request_mib: float = 16.0
     batch: int = 256
     seconds: float = 30.0
-
-
-class Batched:
-    """A SavedModel that answers several requests at once.
-
-    Args:
-        model: The SavedModel.
-        batcher: Joins the requests.
-    """
-
-    def __init__(self, model: SavedModel, batcher: Batcher) -> None:
-        self.image_shape, self.form, self.metadata = model.image_shape, model.form, model.metadata
-        self.predict = batcher.predict
+    image_pixels: int | None = None
 
 
 def create_app(
@@ -82,13 +74,12 @@ def create_app(
     models_pool = ThreadPoolExecutor(cores, "model")  # each version computes one batch at a time
     requests_pool = ThreadPoolExecutor(cores, "request")  # so many bodies at a time are in memory as images
     refresh_pool = ThreadPoolExecutor(1, "refresh")
+    bodies = Bodies(limits)
 
-    def load_batched(name: str, folder: Path) -> Batched:
-        model = SavedModel(folder)
-        observe = metrics.batch_images.labels(name).observe
-        return Batched(model, Batcher(model.compute, models_pool, limits.batch, observe))
+    def load_saved_model(name: str, folder: Path) -> SavedModel:
+        return SavedModel(folder, models_pool, limits.batch, metrics.batch_images.labels(name).observe)
 
-    models = Models(registry, load or load_batched, metrics, **({"draw": draw} if draw else {}))
+    models = Models(registry, load or load_saved_model, metrics, **({"draw": draw} if draw else {}))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -126,23 +117,30 @@ def create_app(
         if token is not None and not hmac.compare_digest(given, f"Bearer {token}".encode()):
             raise BadRequestError("Expected the header Authorization: Bearer TOKEN; received none or another.", 401)
 
+    def choose(path: Mapping[str, str]) -> tuple[int, str, Predictor]:
+        version = path.get("version")
+        if version is not None and not (version.isdecimal() and len(version) < 19):
+            raise BadRequestError(f"Expected the number of a version; received {reprlib.repr(version)}.", 404)
+        return models.choose(path["name"], None if version is None else int(version), path.get("label"))
+
+    async def answer_to(body: bytes, is_json: bool, predictor: Predictor) -> dict[str, Any]:
+        form = predictor.form
+        if limits.image_pixels is not None:
+            form = replace(form, max_image_pixels=min(form.max_image_pixels, limits.image_pixels))
+        given = await asyncio.get_running_loop().run_in_executor(
+            requests_pool, read_instances, body, is_json, predictor.image_shape, form, limits.batch, limits.seconds
+        )
+        return _answer(await predictor.predict(given.images), given)
+
     async def predict(request: Request) -> Response:
         start = time.monotonic()
         name, number = "", ""
         try:
-            path = request.path_params
-            version, label, predictor = models.choose(path["name"], path.get("version"), path.get("label"))
-            name, number = path["name"], str(version)
-            body = await _body(request, limits)
+            version, label, predictor = choose(request.path_params)
+            name, number = request.path_params["name"], str(version)
             is_json = "json" in request.headers.get("content-type", "")
-            loop = asyncio.get_running_loop()
-            shape, form = predictor.image_shape, predictor.form
-            given = await loop.run_in_executor(
-                requests_pool, read_instances, body, is_json, shape, form, limits.batch, limits.seconds
-            )
-            del body
-            outputs = await predictor.predict(given.images)
-            answer = _answer(outputs, given)
+            async with bodies.read(request) as body:
+                answer = await _unless_the_client_leaves(request, answer_to(body, is_json, predictor))
             response = _json(answer, 200, {"X-Model-Version": number, "X-Model-Label": label})
         except BadRequestError as error:
             response = _refusal(error)
@@ -161,7 +159,7 @@ def create_app(
         path = request.path_params
         served = models.status(path["name"])
         if "version" in path or "label" in path or not served:
-            number, label, _ = models.choose(path["name"], path.get("version"), path.get("label"))
+            number, label, _ = choose(path)
             served = [(number, label)]
         fine = {"error_code": "OK", "error_message": ""}
         found = [{"version": str(number), "state": "AVAILABLE", "status": fine} for number, _ in served]
@@ -171,7 +169,7 @@ def create_app(
         path = {"label": STABLE} | request.path_params
         if "version" in path:
             del path["label"]
-        number, _, predictor = models.choose(path["name"], path.get("version"), path.get("label"))
+        number, _, predictor = choose(path)
         spec = {"name": path["name"], "signature_name": "", "version": str(number)}
         return _json({"model_spec": spec, "metadata": predictor.metadata})
 
@@ -189,7 +187,8 @@ def create_app(
     async def ready() -> Response:
         is_ready = models.is_ready()
         text = "ready" if is_ready else "not ready"
-        return _json({"status": text, "problems": models.problems()}, 200 if is_ready else 503)
+        problems = {} if token else {"problems": models.problems()}  # with names and paths
+        return _json({"status": text} | problems, 200 if is_ready else 503)
 
     @app.get("/metrics", dependencies=authorized)
     async def scrape() -> Response:
@@ -198,38 +197,81 @@ def create_app(
     return app
 
 
-async def _body(request: Request, limits: Limits) -> bytes:
-    """Return the body of a request.
+class Bodies:
+    """The bodies of requests: each has a limited size, and so have all that are in memory.
 
-    Raises:
-        BadRequestError: If it is too large, encoded, or does not arrive in time.
+    Args:
+        limits: What one request may take.
     """
-    if encoding := request.headers.get("content-encoding"):
-        raise BadRequestError(f"Expected a body without Content-Encoding; received {encoding!r}.", 415)
-    limit = int(limits.request_mib * 2**20)
-    too_large = BadRequestError(
-        f"Expected a body of at most {limits.request_mib:g} MiB; received a larger one. Send several requests.", 413
-    )
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limit:
-        raise too_large
-    parts, size = [], 0
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._held = 0  # bytes of all
+
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """Yield the body of a request. It counts as in memory until the end of the context.
+
+        Args:
+            request: The request.
+
+        Raises:
+            BadRequestError: If it is too large, encoded, or does not arrive in time.
+            OverloadedError: If the bodies in memory are too large.
+        """
+        if encoding := request.headers.get("content-encoding"):
+            raise BadRequestError(f"Expected a body without Content-Encoding; received {encoding!r}.", 415)
+        parts: list[bytes] = []
+        try:
+            await self._gather(request, parts)
+            parts[:] = [b"".join(parts)]
+            yield parts[0]
+        finally:
+            self._held -= sum(map(len, parts))
+
+    async def _gather(self, request: Request, parts: list[bytes]) -> None:
+        limit, seconds, size = int(self._limits.request_mib * 2**20), self._limits.seconds, 0
+        too_large = BadRequestError(
+            f"Expected a body of at most {self._limits.request_mib:g} MiB; received a larger one. Send several "
+            "requests.",
+            413,
+        )
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and int(length) > limit:
+            raise too_large
+        try:
+            async with asyncio.timeout(seconds):
+                async for part in request.stream():
+                    size += len(part)
+                    if size > limit:
+                        raise too_large
+                    if self._held + len(part) > MAX_BODIES * limit:
+                        raise OverloadedError(f"their bodies take {self._held / 2**20:.3g} MiB")
+                    self._held += len(part)
+                    parts.append(part)
+        except TimeoutError:
+            message = f"Expected the whole body within {seconds:g} s; received {size} bytes of it."
+            raise BadRequestError(message, 408) from None
+        except ClientDisconnect:
+            raise BadRequestError("The client left before its body had arrived.", CLIENT_LEFT) from None
+
+
+async def _unless_the_client_leaves(request: Request, answer: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    """Return what a coroutine returns; cancel it once the client, whose body was read, closes the connection."""
+    tasks = asyncio.ensure_future(answer), asyncio.ensure_future(request.receive())
     try:
-        async with asyncio.timeout(limits.seconds):
-            async for part in request.stream():
-                size += len(part)
-                if size > limit:
-                    raise too_large
-                parts.append(part)
-    except TimeoutError:
-        message = f"Expected the whole body within {limits.seconds:g} s; received {size} bytes of it."
-        raise BadRequestError(message, 408) from None
-    except ClientDisconnect:
-        raise BadRequestError("The client left before its body had arrived.") from None
-    return b"".join(parts)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise BadRequestError("The client left before the response.", CLIENT_LEFT)
+        return tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _answer(outputs: Outputs, given: Instances) -> dict[str, Any]:
+    if any(column.dtype.kind == "f" and not np.isfinite(column).all() for column in outputs.values()):
+        raise BadRequestError("Cannot predict: the model's probabilities are not finite numbers.", 500)
     values = {name: _plain(column) for name, column in outputs.items()}
     if given.columns:
         return {"outputs": values}

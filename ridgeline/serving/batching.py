@@ -65,21 +65,24 @@ class Batcher:
         loop = asyncio.get_running_loop()
         await asyncio.sleep(0)  # requests that arrived together form the first batch
         while batch := self._next_batch():
-            images = np.concatenate([images for images, _ in batch]) if len(batch) > 1 else batch[0][0]
             try:
+                images = np.concatenate([images for images, _ in batch]) if len(batch) > 1 else batch[0][0]
                 outputs = await loop.run_in_executor(self._executor, self._compute, images)
+                self._observe(len(images))
+                if odd := {
+                    name: values.shape for name, values in outputs.items() if values.shape[:1] != images.shape[:1]
+                }:
+                    raise ValueError(f"Expected outputs of {len(images)} rows; received {odd}.")
+                start = 0
+                for own, future in batch:
+                    stop = start + len(own)
+                    if not future.done():  # its client may have left
+                        future.set_result({name: values[start:stop] for name, values in outputs.items()})
+                    start = stop
             except Exception as error:
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(error)
-                continue
-            self._observe(len(images))
-            start = 0
-            for own, future in batch:
-                stop = start + len(own)
-                if not future.done():  # its client may have left
-                    future.set_result({name: values[start:stop] for name, values in outputs.items()})
-                start = stop
         self._worker = None
 
     def _next_batch(self) -> list[tuple[np.ndarray, asyncio.Future[Outputs]]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
+import math
 import reprlib
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,13 @@ def read_instances(
         raise BadRequestError(f"Expected {EXAMPLES}; received an empty body.")
     if not is_json and not body.lstrip(b" \t\r\n").startswith((b"{", b"[")):
         return Instances(_decoded(body, form, EXAMPLES)[None])
+    lists = 3 + sum(math.prod(image_shape[:depth]) for depth in range(len(image_shape)))  # of an image, at most
+    if body.count(b"[") + body.count(b"{") > max_instances * lists + 3:  # no other thread runs while JSON is parsed
+        raise BadRequestError(
+            f"Expected at most {max_instances} images of shape {image_shape} in a request; received more lists than "
+            "these have. Send several requests.",
+            413,
+        )
     try:
         request = from_json(body, allow_inf_nan=False)
     except ValueError as error:
@@ -76,7 +84,9 @@ def read_instances(
     if not isinstance(request, dict):
         raise BadRequestError(f"Expected {EXAMPLES}; received {_shown(request)}.")
     if unknown := request.keys() - {"instances", "inputs", "signature_name"}:
-        raise BadRequestError(f"Expected instances or inputs, and signature_name; received also {', '.join(unknown)}.")
+        raise BadRequestError(
+            f"Expected instances or inputs, and signature_name; received also {_shown(sorted(unknown))}."
+        )
     if request.get("signature_name", SIGNATURE) not in (SIGNATURE, ""):
         raise BadRequestError(f"Expected signature_name {SIGNATURE!r}; received {_shown(request['signature_name'])}.")
     columns = "inputs" in request
@@ -138,33 +148,41 @@ def _decoded(content: bytes, form: Form, expected: str) -> np.ndarray:
 
 
 def _pixels(given: list[Any], image_shape: tuple[int, ...], where: str) -> np.ndarray:
+    """Return lists of pixels as images. The lengths are checked before an array is made."""
+    flat = given
+    for side in image_shape:
+        if not all(type(item) is list and len(item) == side for item in flat):
+            raise BadRequestError(
+                f"Expected {where} of shape {image_shape}; received {_other_shape(given, image_shape)}."
+            )
+        flat = list(itertools.chain.from_iterable(flat))
     try:
-        images = np.asarray(given)
-    except (ValueError, OverflowError):
-        shape = f"({', '.join(map(str, image_shape))})"
-        raise BadRequestError(f"Expected {where} of shape {shape}; received lists of different lengths.") from None
-    if images.dtype == object or images.dtype.kind not in "iu":
+        if set(map(type, flat)) != {int}:  # bytes() takes true and false
+            raise ValueError
+        pixels = bytes(flat)  # refuses numbers that are no uint8
+    except ValueError:
+        other = next(value for value in flat if type(value) is not int or not 0 <= value <= 255)
         raise BadRequestError(
-            f"Expected pixels as integers from 0 to 255 (uint8) in {where}; received {_shown(_first_other(given))}. "
+            f"Expected pixels as integers from 0 to 255 (uint8) in {where}; received {_shown(other)}. "
             "Send them as they are: normalization is part of the model."
-        )
-    if images.shape[1:] != image_shape:
-        raise BadRequestError(f"Expected {where} of shape {image_shape}; received {images.shape[1:]}.")
-    if images.min() < 0 or images.max() > 255:
-        raise BadRequestError(f"Expected pixels from 0 to 255 (uint8) in {where}; received {_first_other(given)}.")
-    return images.astype(np.uint8)
+        ) from None
+    return np.frombuffer(pixels, np.uint8).reshape(-1, *image_shape)
 
 
-def _first_other(values: Iterable[Any]) -> Any:
-    """Return the first value in nested lists that is no integer from 0 to 255."""
-    for value in values:
-        if isinstance(value, list):
-            if (found := _first_other(value)) is not None:
-                return found
-        elif type(value) is not int or not 0 <= value <= 255:
-            return "null" if value is None else value
-    return None
+def _other_shape(given: list[Any], image_shape: tuple[int, ...]) -> str:
+    """Say what the first image is that has not the shape, as far as the first item of each list shows it."""
+    for image in given:
+        if not isinstance(image, list):
+            return _shown(image)
+        shape: list[int] = []
+        first: Any = image
+        while isinstance(first, list):
+            shape.append(len(first))
+            first = first[0] if first else None
+        if tuple(shape) != image_shape:
+            return str(tuple(shape))
+    return "lists of different lengths"
 
 
 def _shown(value: Any) -> str:
-    return reprlib.repr(value)
+    return "null" if value is None else reprlib.repr(value)

@@ -17,12 +17,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ridgeline import quiet_tensorflow
 from ridgeline.registry import Registry
+from ridgeline.serving import ServeError
 from ridgeline.serving.app import Limits, create_app
-from ridgeline.serving.errors import ServeError
 
 log = logging.getLogger(__name__)
 
-HEADER_SECONDS = 10.0  # from the first byte of a connection, or of its next request, until the headers are there
+HEADER_SECONDS = 10.0  # from the start of a connection, or the first byte after a response, until the next headers
 MAX_HEADER_BYTES = 64 * 1024
 MAX_CONNECTIONS = 1_000
 KEEP_ALIVE_SECONDS = 60
@@ -30,10 +30,13 @@ STOP_SECONDS = 30  # for requests in flight
 
 
 class Protocol(HttpToolsProtocol):
-    """HTTP that ends connections whose headers do not arrive in time, or are too large; uvicorn has no such limit."""
+    """HTTP that ends connections that send no request in time, or too many bytes that are neither headers nor body.
+
+    uvicorn has no such limits. The parser keeps a line until it ends: a header, or a trailer after the body.
+    """
 
     _deadline: asyncio.TimerHandle | None = None
-    _header_bytes = 0
+    _unparsed_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start waiting for the headers of the first request."""
@@ -45,35 +48,29 @@ class Protocol(HttpToolsProtocol):
         self._stop_waiting()
         super().connection_lost(exc)
 
-    def on_message_begin(self) -> None:
-        """Start waiting for the headers of a further request."""
-        self._header_bytes = 0
-        if self._deadline is None:
+    def data_received(self, data: bytes) -> None:
+        """Count the bytes; wait for the next request, if these follow a response."""
+        self._unparsed_bytes += len(data)
+        super().data_received(data)
+        if self._unparsed_bytes > MAX_HEADER_BYTES:
+            self.transport.abort()
+        elif self.cycle is not None and self.cycle.response_complete:  # uvicorn waits no longer
             self._wait_for_headers()
-        super().on_message_begin()
-
-    def on_url(self, url: bytes) -> None:
-        """Count the bytes."""
-        self._count(url)
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Count the bytes."""
-        self._count(name + value)
-        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Stop waiting."""
+        self._unparsed_bytes = 0
         self._stop_waiting()
         super().on_headers_complete()
 
-    def _count(self, received: bytes) -> None:
-        self._header_bytes += len(received)
-        if self._header_bytes > MAX_HEADER_BYTES:
-            self.transport.abort()
+    def on_body(self, body: bytes) -> None:
+        """The body has its own limits."""
+        self._unparsed_bytes = 0
+        super().on_body(body)
 
     def _wait_for_headers(self) -> None:
-        self._deadline = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
 
     def _stop_waiting(self) -> None:
         if self._deadline is not None:

@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from ridgeline.artifacts.pushed_model import read_form
 from ridgeline.history import Serving
 from ridgeline.image_form import Form
 from ridgeline.registry import CANARY, STABLE, Registry
-from ridgeline.serving.batching import Outputs
+from ridgeline.serving.batching import Batcher, Outputs
 from ridgeline.serving.instances import INPUT, SIGNATURE, BadRequestError
 from ridgeline.serving.metrics import Metrics
 from ridgeline.store import StoreError
@@ -41,18 +42,22 @@ class Predictor(Protocol):
 
 
 class SavedModel:
-    """A SavedModel, ready to answer.
+    """A SavedModel, ready to answer several requests at once.
 
     Args:
         folder: The version's folder.
+        executor: Computes the batches.
+        max_batch: The largest number of images of a batch, and so of a request.
+        observe: Called with the number of images of each batch.
 
     Attributes:
         image_shape: ``(h, w)`` or ``(h, w, 3)`` of its input.
         form: How to prepare image files for it.
         metadata: Its signatures, as TF Serving states them.
+        predict: Returns the outputs for images, by name, in the order of the names; see `Batcher`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, executor: Executor, max_batch: int, observe: Callable[[int], None]) -> None:
         import tensorflow as tf
         from google.protobuf.json_format import MessageToDict
         from tensorflow.core.protobuf import saved_model_pb2
@@ -67,10 +72,10 @@ class SavedModel:
         stated = MessageToDict(signature, preserving_proto_field_name=True)
         self.metadata = {"signature_def": {"signature_def": {SIGNATURE: stated}}}
         for size in WARM_UP:
-            self.compute(np.zeros((size, *self.image_shape), np.uint8))
+            self._compute(np.zeros((size, *self.image_shape), np.uint8))
+        self.predict = Batcher(self._compute, executor, max_batch, observe).predict
 
-    def compute(self, images: np.ndarray) -> Outputs:
-        """Return the outputs for images, by name, in the order of the names."""
+    def _compute(self, images: np.ndarray) -> Outputs:
         outputs = self._call(**{INPUT: self._constant(images)})
         return {name: outputs[name].numpy() for name in sorted(outputs)}
 
@@ -124,13 +129,14 @@ class Models:
             names = self.registry.model_names()
             self._problem = ""
         except (OSError, StoreError) as error:
-            names, problem = [], f"Cannot read {self.registry.place}: {message(error)}"
+            problem = f"Cannot read {self.registry.place}: {message(error)}"
             if problem != self._problem:
                 log.error("%s", problem)
             self._problem = problem
-        for name in names:
+            return
+        for name in sorted({*names, *self._states}):
             before = self._states.get(name, _State())
-            after = self._refreshed(name, before)
+            after = self._refreshed(name, before, name in names)
             if after is before:
                 continue
             self._states = self._states | {name: after}
@@ -142,13 +148,16 @@ class Models:
             del before  # the last reference to versions that no request uses
             gc.collect()
 
-    def _refreshed(self, name: str, before: _State) -> _State:
+    def _refreshed(self, name: str, before: _State, is_listed: bool) -> _State:
         try:
-            wanted = self.registry.serving(name)
+            wanted = self.registry.serving(name) if is_listed else None
         except Exception as error:  # whatever a damaged or unreachable folder causes
-            return _with_problem(before, message(error))
+            return _without_change(before, message(error))
         if wanted is None:
-            return before
+            problem = (
+                f"{self.registry.root} has no champion of it any more. It is served until the server is restarted."
+            )
+            return _without_change(before, problem) if before.loaded else before
         now = time.monotonic()
         if wanted == before.wanted and not (before.problem and now - before.tried_at > RETRY_SECONDS):
             return before
@@ -207,12 +216,14 @@ class Models:
             raise BadRequestError(f"Expected the name of a served model: {known}; received {name!r}.", 404)
         loaded = state.loaded
         if version is None and label is None:
-            if STABLE not in loaded:
-                raise BadRequestError(f"No version of {name} can be served at present. {state.problem}", 503)
             label = CANARY if CANARY in loaded and self._draw() < state.share else STABLE
         for own, (number, predictor) in loaded.items():
             if own == label or number == version:
                 return number, own, predictor
+        pushed = state.wanted or Serving(0)
+        numbers = {STABLE: pushed.champion, CANARY: pushed.canary}
+        if numbers.get(label or "") is not None or (version is not None and version in numbers.values()):
+            raise BadRequestError(f"This version of {name} can't be served at present. {state.problem}", 503)
         shown = ", ".join(f"{number} ({own})" for own, (number, _) in loaded.items()) or "none"
         received = f"version {version}" if label is None else f"label {label!r}"
         raise BadRequestError(f"Expected a version of {name} that is served: {shown}; received {received}.", 404)
@@ -240,5 +251,6 @@ class Models:
         return bool(self._states) and all(STABLE in state.loaded for state in self._states.values())
 
 
-def _with_problem(state: _State, problem: str) -> _State:
+def _without_change(state: _State, problem: str) -> _State:
+    """Keep what is served, and forget what the registry said, so that its next answer counts as a new one."""
     return state if state.problem == problem else replace(state, problem=problem, wanted=None)

@@ -118,7 +118,7 @@ def test_how_images_are_prepared_reaches_the_served_model_without_a_training(syn
 def test_each_copy_of_the_saved_model_says_how_to_prepare_images(inputs, synthetic_store, refs, tmp_path, monkeypatch):
     monkeypatch.setattr("components.export.save_in_a_fresh_process", save)
     dataset = synthetic_store.open(refs["ingest"], Dataset)
-    facts = dataset.facts.model_copy(update={"resampling": "lanczos", "background": 0})
+    facts = dataset.facts.model_copy(update={"resampling": "lanczos", "background": 0, "max_image_pixels": 100})
     shutil.copytree(dataset.path, tmp_path / "dataset", ignore=shutil.ignore_patterns("manifest.json"))
     (tmp_path / "pushed").mkdir()
     given = inputs | {"dataset": Dataset.seal(tmp_path / "dataset", facts)}
@@ -126,8 +126,10 @@ def test_each_copy_of_the_saved_model_says_how_to_prepare_images(inputs, synthet
     saved_model = tmp_path / "pushed" / "saved_model"
     file = saved_model / "assets.extra" / "images.json"
     expected = {"image_size": [28, 28], "resampling": "lanczos", "color_mode": "grayscale", "background": 0}
-    assert json.loads(file.read_text()) == expected
-    assert read_form(saved_model, (28, 28)) == Form((28, 28), "lanczos", "grayscale", 0)
+    assert json.loads(file.read_text()) == expected | {"max_image_pixels": 100}
+    assert read_form(saved_model, (28, 28)) == Form((28, 28), "lanczos", "grayscale", 0, 100)
+    file.write_text(json.dumps(expected))  # of an earlier release
+    assert read_form(saved_model, (28, 28)) == Form((28, 28), "lanczos", "grayscale", 0, 50_000_000)
     file.write_text('{"image_size": 28}')
     with pytest.raises(ArtifactError, match=r"how to prepare images in .*images.json; it is damaged"):
         read_form(saved_model, (28, 28))

@@ -66,6 +66,15 @@ def test_every_kind_of_image_becomes_rgb(content: bytes, expected: np.ndarray | 
         assert np.abs(found.astype(int) - expected).max() <= tolerance
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_16_bits_become_the_nearest_of_8_bits(dtype: type) -> None:
+    pixels = np.arange(65_536).reshape(256, 256)
+    if dtype is np.int32:  # Pillow reads some files so, whose values may be any
+        pixels = np.concatenate([pixels, [[-(2**31), -1, 65_536, 2**31 - 1] * 64]])
+    found = decoded(encoded(Image.fromarray(pixels.astype(dtype)), "TIFF"), color_mode="grayscale")
+    np.testing.assert_array_equal(found, np.clip(np.floor(pixels / 257 + 0.5), 0, 255))
+
+
 def test_grayscale_has_one_channel() -> None:
     np.testing.assert_array_equal(decoded(encoded(RGB, "PNG"), color_mode="grayscale"), np.asarray(RGB.convert("L")))
 

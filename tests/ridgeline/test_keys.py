@@ -87,7 +87,7 @@ def test_texts_of_reports_are_in_the_key_of_no_training():
 @pytest.mark.parametrize("step", pipeline.load_components().values(), ids=lambda step: step.name)
 def test_a_step_reaches_only_the_declaration_the_artifacts_and_the_page_frame(step):
     framework = {name for name in reachable_code(step.module)[0] if name.startswith("ridgeline/")}
-    allowed = {f"ridgeline/{name}.py" for name in ("__init__", "component", "html_page", "resampling")}
+    allowed = {f"ridgeline/{name}.py" for name in ("__init__", "component", "html_page", "preparation")}
     if step.name in ("ingest", "infer", "evaluate", "export"):
         allowed.add("ridgeline/image_form.py")
     if step.name in ("ingest", "infer", "evaluate"):

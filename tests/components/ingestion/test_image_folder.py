@@ -187,6 +187,7 @@ def test_all_unreadable_files_are_named_with_the_reason(shop: Path, tmp_path: Pa
 
     dataset = run(shop, tmp_path / "without", max_image_pixels=1_000, max_unreadable_share=0.4)
     assert len(rows(dataset)) == 15
+    assert dataset.facts.max_image_pixels == 1_000
     assert [entry.file for entry in dataset.facts.unreadable][:2] == ["stray.png", "train/Bag/cut.png"]
 
 

@@ -190,9 +190,14 @@ def test_a_damaged_version_is_served_once_it_is_restored(push, serve, registry, 
     client = serve()
     assert client.get("/health/live").status_code == 200
     assert client.get("/health/ready").status_code == 503
-    refused = client.post(f"{URL}:predict", content=PNG)
-    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
-    assert f"No version of {NAME} can be served at present. Cannot serve version 1" in refused.json()["error"]
+    for place in ("", "/labels/stable", "/versions/1"):
+        refused = client.post(f"{URL}{place}:predict", content=PNG)
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+        expected = f"This version of {NAME} can't be served at present. Cannot serve version 1"
+        assert refused.json()["error"].startswith(expected)
+        assert client.get(f"{URL}{place}").status_code == 503
+    for place in ("/labels/canary", "/versions/2"):
+        assert client.post(f"{URL}{place}:predict", content=PNG).status_code == 404
     file.write_bytes(content)
     until(lambda: client.get("/health/ready").status_code == 200)
 
@@ -214,6 +219,20 @@ def test_an_unreachable_registry_leaves_what_is_served(push, serve, registry):
     registry.root.with_name("away").rename(registry.root)
     push()
     until(lambda: version_of(client) == (2, "stable"))
+
+
+def test_a_model_that_was_removed_is_served_until_a_restart(push, serve, registry):
+    push()
+    push(model_name="shoes")
+    client = serve()
+    shutil.rmtree(registry.root / "shoes")
+    problems = until(lambda: client.get("/health/ready").json()["problems"])
+    expected = f"{registry.root} has no champion of it any more. It is served until the server is restarted."
+    assert problems == [f"shoes: {expected}"]
+    assert client.get("/health/ready").status_code == 200
+    assert version_of(client, "/v1/models/shoes") == version_of(client) == (1, "stable")
+    push(model_name="shoes")
+    until(lambda: client.get("/health/ready").json()["problems"] == [])
 
 
 def test_several_models_are_served(push, serve):
@@ -277,10 +296,44 @@ def test_clients_need_the_token(push, serve):
             refused = client.get(path, headers=headers)
             assert (refused.status_code, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
         assert client.get(path, headers={"Authorization": "Bearer secret"}).status_code == 200
+    assert client.get(f"{URL}/versions/{'9' * 5_000}").status_code == 401
     assert client.post(f"{URL}:predict", content=PNG).status_code == 401
     assert client.post(f"{URL}:predict", content=PNG, headers={"Authorization": "Bearer secret"}).status_code == 200
-    for path in ("/health/live", "/health/ready"):
-        assert client.get(path).status_code == 200
+    assert client.get("/health/live").status_code == 200
+    assert (client.get("/health/ready").status_code, client.get("/health/ready").json()) == (200, {"status": "ready"})
+
+
+@pytest.mark.parametrize("version", ["9" * 5_000, "9" * 18, "-1", "1.0", "x", "%00"])
+def test_a_version_that_is_none_is_not_found(push, serve, version):
+    push()
+    client = serve()
+    url = f"{URL}/versions/{version}"
+    for response in (client.get(url), client.get(f"{url}/metadata"), client.post(f"{url}:predict", content=PNG)):
+        assert response.status_code == 404
+        assert len(response.json()["error"]) < 400
+
+
+def test_probabilities_that_are_no_numbers_are_an_error_of_the_model(push, serve):
+    push()
+
+    class Broken:
+        image_shape, form, metadata = (28, 28), Form.of_shape((28, 28)), {}
+
+        async def predict(self, images):
+            return {"class_id": np.array([0]), "probabilities": np.array([[0.5, np.nan]], np.float32)}
+
+    response = serve(load=lambda name, folder: Broken()).post(f"{URL}:predict", content=PNG)
+    error = {"error": "Cannot predict: the model's probabilities are not finite numbers."}
+    assert (response.status_code, response.json()) == (500, error)
+
+
+def test_the_largest_image_file_may_be_smaller_than_for_training(push, serve):
+    push(Form.of_shape((28, 28), max_image_pixels=900))
+    for limit, allowed in ((None, 900), (800, 800), (2_000, 900)):
+        client = serve(limits=Limits(image_pixels=limit))
+        assert client.post(f"{URL}:predict", content=png(np.zeros((10, allowed // 10), np.uint8))).status_code == 200
+        refused = client.post(f"{URL}:predict", content=png(np.zeros((1, allowed + 1), np.uint8)))
+        assert (refused.status_code, f"over {allowed} pixels" in refused.json()["error"]) == (400, True)
 
 
 def test_an_error_of_the_model_is_an_error_of_the_server(push, registry, caplog, serve):

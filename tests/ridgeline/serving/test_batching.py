@@ -86,6 +86,21 @@ def test_an_error_reaches_the_requests_of_its_batch_alone(model, run):
     run(test)
 
 
+@pytest.mark.parametrize("outputs", [{"x": np.float32(1)}, {"x": np.zeros((3, 2)), "y": np.zeros(2)}, [], None])
+def test_outputs_without_a_row_for_each_image_are_an_error_of_their_batch(run, model, monkeypatch, outputs):
+    async def test(batcher):
+        model.go.set()
+        with monkeypatch.context() as patch:
+            patch.setattr(batcher, "_compute", lambda images: outputs)
+            for found in await asyncio.gather(
+                *(batcher.predict(images(*v)) for v in ((1, 2), (3,))), return_exceptions=True
+            ):
+                assert isinstance(found, ValueError | AttributeError)
+        assert (await batcher.predict(images(9)))["double"].tolist() == [18]
+
+    run(test)
+
+
 def test_a_request_whose_client_left_is_not_computed(model, run):
     async def test(batcher):
         first = asyncio.create_task(batcher.predict(images(1)))

@@ -1,6 +1,7 @@
 import base64
 import io
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -76,33 +77,44 @@ ROW = [0] * 6
         (PNG[:-30], "that are none: damaged: "),
         (b'{"instances": ', "Expected JSON, without NaN and Infinity; received a body with EOF while parsing"),
         (b'{"instances": [[[NaN]]]}', "without NaN"),
-        (b'{"instances": [[[1e999]]]}', "received inf"),
+        (json.dumps({"instances": [[[1] * 6] * 4]}).replace("1", "1e999").encode(), "received inf"),
         (b"\xff{", "no image in a known format"),
         (b'{"instances": "\xff"}', "Expected JSON"),
-        (b"[" * 100_000, "Expected JSON"),
+        (b'{"instances": ' + b"[" * 20, "Expected JSON"),
         ([1], r"received \[1\]"),
         ({}, "Expected either instances or inputs; received neither"),
         ({"instances": [], "inputs": []}, "received both"),
-        ({"instances": [], "name": 1}, "received also name"),
+        ({"instances": [], "name": 1}, r"received also \['name'\]"),
         (
             {"instances": [ROW], "signature_name": "other"},
             "signature_name 'serving_default'; received 'other'",
         ),
         ({"instances": []}, "at least one image; received an empty list"),
-        ({"instances": None}, "received None"),
+        ({"instances": None}, "received null"),
         ({"instances": {"images": [ROW]}}, "Expected a list of at least one image"),
         ({"inputs": {"pixels": [ROW]}}, r"Expected the input 'images'; received \['pixels'\]"),
         ({"instances": [{"pixels": [ROW]}]}, "Expected the input 'images'"),
         ({"instances": [ROW]}, r"of shape \(4, 6\); received \(6,\)"),
         ({"instances": [[ROW] * 5]}, r"received \(5, 6\)"),
+        ({"instances": [[]]}, r"of shape \(4, 6\); received \(0,\)"),
+        ({"instances": [[[]] * 4]}, r"received \(4, 0\)"),
+        ({"instances": [[ROW] * 3 + [[0, 0, 0, 0, 0, [7]]]]}, r"received \[7\]. Send them"),
+        ({"instances": [PIXELS.tolist(), [ROW] * 5]}, r"received \(5, 6\)"),
         ({"instances": [[ROW, ROW, ROW, [0]]]}, "lists of different lengths"),
+        ({"instances": [[ROW, ROW, ROW, 0]]}, "lists of different lengths"),
+        ({"instances": [PIXELS.tolist(), "x" * 9_999]}, r"of shape \(4, 6\); received 'xxx"),
+        ({"instances": [None]}, "received null"),
         ({"instances": [[[0.5] * 6] * 4]}, r"integers from 0 to 255 \(uint8\) in images; received 0.5. Send them as"),
         ({"instances": [[[True] * 6] * 4]}, "received True"),
+        ({"instances": [[[True, 1, 1, 1, 1, 1]] + [ROW] * 3]}, "received True"),
+        ({"instances": [[ROW] * 3 + [[0, 0, 0, 0, 0, "1"]]]}, "received '1'"),
         ({"instances": [[["1"] * 6] * 4]}, "received '1'"),
-        ({"instances": [[[None] * 6] * 4]}, "received 'null'"),
+        ({"instances": [[[None] * 6] * 4]}, "received null"),
         ({"instances": [[[256] * 6] * 4]}, r"from 0 to 255 \(uint8\) in images; received 256"),
         ({"instances": [[[-1] * 6] * 4]}, "received -1"),
         ({"instances": [[[10**30] * 6] * 4]}, "received 1000000000000"),
+        (json.dumps({"instances": [[[1] * 6] * 4]}).replace("1", "9" * 4_300).encode(), "received 9999"),
+        (json.dumps({"instances": [[[1] * 6] * 4]}).replace("1", "9" * 4_301).encode(), "received a body with"),
         ({"instances": [{"b64": B64}, [ROW]]}, r"Expected image 1 of shape \(4, 6\); received \(1, 6\)"),
         ({"instances": [{"b64": "?"}]}, "Expected base64 as image 0"),
         ({"instances": [{"b64": 1}]}, r'Expected \{"b64": "..."\} as image 0'),
@@ -116,6 +128,17 @@ def test_what_can_not_be_used_is_refused_with_the_reason(body, message):
     assert len(str(refused.value)) < 400
 
 
+def test_memory_grows_with_the_body_whatever_it_holds():
+    body = b'{"instances": [["' + b"a" * 20_000 + b'"' + b", 0" * 20_000 + b"]]}"
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadRequestError, match=r"of shape \(4, 6\); received \(20001,\)"):
+            read(body)
+        assert tracemalloc.get_traced_memory()[1] < 20 * len(body)
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_json_body_must_be_json_if_the_client_says_so():
     with pytest.raises(BadRequestError, match="Expected JSON"):
         read(PNG, is_json=True)
@@ -125,6 +148,19 @@ def test_more_images_than_a_batch_are_refused():
     with pytest.raises(BadRequestError, match="at most 3 images in a request; received 4. Send several") as refused:
         read({"instances": [PIXELS.tolist()] * 4})
     assert refused.value.status == 413
+
+
+@pytest.mark.parametrize("item", [b"[]", b"{}", b"[[[[[[[[", b'{"a":1}'])
+def test_more_lists_than_a_batch_has_are_refused_before_they_are_parsed(item):
+    with pytest.raises(BadRequestError, match="at most 3 images of shape .* received more lists than") as refused:
+        read(b'{"instances": [' + b",".join([item] * 1_000) + b"]}")
+    assert refused.value.status == 413
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (4, 6, 3)])
+def test_a_whole_batch_in_the_most_verbose_form_is_read(shape):
+    body = {"inputs": {"images": [{"images": np.zeros(shape, int).tolist()}] * 3}, "signature_name": "serving_default"}
+    assert read(body, shape=shape).images.shape == (3, *shape)
 
 
 def test_an_image_of_too_many_pixels_is_refused():

@@ -1,6 +1,8 @@
 """The command `ridgeline serve` in a process of its own."""
 
+import contextlib
 import io
+import json
 import os
 import re
 import signal
@@ -9,16 +11,22 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import uvicorn
+from fastapi import FastAPI, Request
 from PIL import Image
 
-from ridgeline.serving import server
-from ridgeline.serving.app import Limits
-from ridgeline.serving.errors import ServeError
+from ridgeline.image_form import Form
+from ridgeline.registry import Registry
+from ridgeline.serving import ServeError, server
+from ridgeline.serving.app import Limits, create_app
+from ridgeline.serving.batching import Batcher
 from ridgeline.serving.server import serve
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -26,6 +34,171 @@ NAME = "synthetic_garments"
 FILE = io.BytesIO()
 Image.fromarray(np.zeros((28, 28), np.uint8)).save(FILE, "PNG")
 PNG = FILE.getvalue()
+
+
+@pytest.fixture
+def listen():
+    """Serve an application in this process; return its port."""
+    servers = []
+
+    def listen(app):
+        listening = server._listen("127.0.0.1", 0)
+        running = uvicorn.Server(uvicorn.Config(app, http=server.Protocol, log_config=None, timeout_keep_alive=2))
+        thread = threading.Thread(target=running.run, args=([listening],))
+        thread.start()
+        servers.append((running, thread))
+        return listening.getsockname()[1]
+
+    yield listen
+    for running, thread in servers:
+        running.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def port(monkeypatch, listen):
+    """The port of a server with one route that reads the body and one that does not."""
+    monkeypatch.setattr(server, "HEADER_SECONDS", 0.5)
+    app = FastAPI()
+
+    @app.post("/read")
+    async def read(request: Request):
+        return len(await request.body())
+
+    @app.get("/")
+    async def get():
+        return "here"
+
+    return listen(app)
+
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = b"POST /read HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
+
+
+@pytest.mark.parametrize(
+    ("start", "endless"),
+    [
+        (GET + b"X: ", b"y"),
+        (GET, b"X: y\r\n"),
+        (b"GET /", b"y"),
+        (CHUNKED + b"0\r\nX: ", b"y"),
+        (CHUNKED + b"0\r\n", b"X: y\r\n"),
+        (CHUNKED + b"2;", b"y"),
+    ],
+)
+def test_what_never_becomes_a_request_is_ended(port, start, endless):
+    sent, part = 0, endless * (4_096 // len(endless))
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(start)
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            while sent < 2**25:
+                connection.sendall(part)
+                sent += len(part)
+    assert sent < 2**24  # the system's buffers included
+
+
+@pytest.mark.parametrize(
+    ("request_", "after"),
+    [
+        (GET + b"\r\n", b"\r\n"),
+        (GET + b"\r\n", b"G"),
+        (GET + b"Content-Length: 100\r\n\r\n", b"x"),
+        (GET + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+    ],
+)
+def test_a_connection_without_a_further_request_is_ended(port, request_, after):
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.settimeout(10)
+        connection.sendall(request_)
+        assert connection.recv(1_000).endswith(b'"here"')
+        started = time.monotonic()
+        connection.sendall(after)
+        assert refused(connection)
+        assert 0.3 < time.monotonic() - started < 1.9
+
+
+def test_large_bodies_and_further_requests_are_answered(port):
+    body = b"POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\n\r\n" + bytes(3_000_000)
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.settimeout(10)
+        for _ in range(3):
+            connection.sendall(body)
+            assert connection.recv(1_000).endswith(b"3000000")
+            time.sleep(0.7)
+            connection.sendall(GET + b"\r\n")
+            assert connection.recv(1_000).endswith(b'"here"')
+
+
+class Doubles:
+    """A model that waits for `go`; what it computed."""
+
+    image_shape: tuple[int, ...] = (28, 28)
+    form = Form.of_shape(image_shape)
+
+    def __init__(self):
+        self.metadata = dict[str, Any]()
+        self.batches, self.go = [], threading.Event()
+        self.predict = Batcher(self.compute, ThreadPoolExecutor(1), 8).predict
+
+    def compute(self, images):
+        self.batches.append(images[:, 0, 0].tolist())
+        assert self.go.wait(10)
+        return {"class_id": images[:, 0, 0] * 2}
+
+
+@pytest.fixture
+def doubles(tmp_path, listen):
+    """A served `Doubles`, and a function that asks it for a pixel and returns the connection."""
+    (tmp_path / "registry" / "m" / "1").mkdir(parents=True)
+    (tmp_path / "registry" / "m" / "champion.json").write_text('{"version": 1}')
+    model = Doubles()
+    port = listen(create_app(Registry(tmp_path / "registry"), Limits(request_mib=0.01), load=lambda *_: model))
+
+    def ask(pixel, unfinished=False):
+        body = json.dumps({"instances": [[[pixel] * 28] * 28]}).encode()
+        head = f"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body) + unfinished}\r\n\r\n"
+        connection = socket.create_connection(("127.0.0.1", port))
+        connection.settimeout(10)
+        connection.sendall(head.encode() + body)
+        return connection
+
+    while httpx.get(f"http://127.0.0.1:{port}/health/ready").status_code != 200:
+        time.sleep(0.01)
+    return model, ask
+
+
+def test_a_request_whose_client_left_is_not_computed(doubles):
+    model, ask = doubles
+    with ask(1) as first:
+        while not model.batches:
+            time.sleep(0.01)
+        left = [ask(2) for _ in range(5)]
+        time.sleep(0.3)
+        for connection in left:
+            connection.close()
+        with ask(3) as last:
+            time.sleep(0.3)
+            model.go.set()
+            for connection, expected in ((first, b'"class_id":2'), (last, b'"class_id":6')):
+                assert expected in connection.recv(1_000)
+    assert model.batches == [[1], [3]]
+
+
+def test_the_bodies_in_memory_are_limited(doubles):
+    model, ask = doubles
+    model.go.set()
+    with contextlib.ExitStack() as unfinished:
+        for _ in range(100):  # of 2.4 KB; 16 of 10 KB are allowed
+            unfinished.enter_context(ask(1, unfinished=True))
+        time.sleep(0.3)
+        with ask(2) as refused:
+            answer = refused.recv(1_000)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"Too many requests at present: their bodies take 0.16 MiB" in answer
+    time.sleep(0.3)
+    with ask(2) as answered:
+        assert b'"class_id":4' in answered.recv(1_000)
 
 
 @pytest.fixture
