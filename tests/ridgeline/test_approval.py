@@ -52,7 +52,8 @@ def settings(synthetic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def export(
     settings: Settings, refs: dict[str, str], ask: Any, run_id: str = "run", by: str = "bob", policy: str = "always"
 ) -> StepResult:
-    inputs = {"examples": refs["transform"], "model": refs["train"], "evaluation": refs["evaluate"]}
+    names = {"dataset": "ingest", "examples": "transform", "model": "train", "evaluation": "evaluate"}
+    inputs = {name: refs[step] for name, step in names.items()}
     return pipeline.run_step(settings, EXPORT, inputs, EXPORT.parse({"approval": policy}), run_id, by, ask=ask)
 
 

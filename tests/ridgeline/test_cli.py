@@ -35,7 +35,7 @@ def test_lineage_leads_back_to_the_dataset(invoke, refs):
     lines = invoke("lineage", refs["export"]).stdout.splitlines()
     assert lines[0].startswith(refs["export"])
     assert "ingest dataset=synthetic_garments:1.0.0 name=None " in "\n".join(lines)
-    assert sum("(above)" in line for line in lines) == 3
+    assert sum("(above)" in line for line in lines) == 5
 
 
 def test_lineage_leads_back_to_the_source(invoke, synthetic, tmp_path, monkeypatch):

@@ -474,6 +474,7 @@ def test_a_reused_model_that_a_person_decides_about(
     task = Task(task_module, monkeypatch, [export])
     task.outlets = [CHAMPIONS]
     inputs: dict[str, Any] = {
+        "dataset": refs["ingest"],
         "examples": refs["transform"],
         "model": refs["train"],
         "evaluation": refs["evaluate"],
