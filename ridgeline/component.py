@@ -296,9 +296,9 @@ class Source:
         """
         try:
             if self.is_remote:
-                from ridgeline.object_store import open_url
+                from upath import UPath
 
-                path = open_url(self.location) / name
+                path = UPath(self.location) / name
                 content: bytes = path.fs.cat_file(path.path)  # a third faster than read_bytes
                 as_listed = self.files[name].endswith(f":{len(content)}")
             else:
