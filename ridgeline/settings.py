@@ -36,7 +36,7 @@ MAX_NAME_BYTES = 255  # of a file or folder, in the usual file systems
 MAX_RETENTION_DAYS = 100 * 366
 MAX_APPROVAL_HOURS = 72  # a weekend
 MIN_RETENTION_DAYS = 5  # longer than a run may take, so that none in progress is deleted
-PUSHED = "pushed"  # the schedule of a DAG that runs after each push of a model
+PUSHED = "pushed"  # the schedule of a DAG that runs whenever a DAG has changed the champion
 MESSAGES = ("failed", "late", *KINDS)
 
 
@@ -109,7 +109,7 @@ def _inference_schedule(value: str) -> str:
     try:
         return value if value == PUSHED else check_schedule(value)
     except ValueError as error:
-        raise ValueError(f"{error}; or {PUSHED}, for each push of the model") from None
+        raise ValueError(f"{error}; or {PUSHED}, whenever a DAG has changed the champion") from None
 
 
 def _expect_recipients(text: str) -> None:
@@ -199,7 +199,7 @@ class Settings(BaseSettings):
         schedule: Schedule of the training DAG: a cron expression or preset, UTC; ``never`` for manual triggers
             only.
         inference_schedule: Schedule of the DAG ``batch_inference``, like `schedule`; or ``pushed``, for a run after
-            each push of its model.
+            each change of the champion by a DAG.
         still_seconds: For how many seconds a watched folder must not change before it starts its DAG.
         defaults: Parameters by dotted name, as JSON, that replace the defaults on the DAGs' forms, and so in
             scheduled runs.
