@@ -376,7 +376,8 @@ def gc(
     """Delete artifacts that no served version, none of the last runs and no run in progress need."""
     settings = Settings()
     recent = settings.longest_run if keep_hours is None else timedelta(hours=keep_hours)
-    garbage = collect_garbage(settings.open_store(), settings.open_registry(), keep_runs, dry_run, recent)
+    steps = pipeline.load_components().values()
+    garbage = collect_garbage(settings.open_store(), settings.open_registry(), keep_runs, dry_run, recent, steps)
     for ref, size in garbage.artifacts.items():
         typer.echo(f"{'would delete' if dry_run else 'deleted'} {ref}  {size / 1e6:.1f} MB")
     typer.echo(

@@ -15,7 +15,6 @@ from ridgeline.artifacts.predictions import Predictions
 from ridgeline.artifacts.schema import Schema
 from ridgeline.component import Component
 from ridgeline.lineage import producers
-from ridgeline.pipeline import load_components
 from ridgeline.records import RecordFile, described, short_ref, short_run
 from ridgeline.registry import Registry
 from ridgeline.sources import clear_unused
@@ -58,7 +57,12 @@ class Garbage:
 
 
 def collect_garbage(
-    store: Store, registry: Registry, keep_runs: int, dry_run: bool, recent: timedelta = RECENT
+    store: Store,
+    registry: Registry,
+    keep_runs: int,
+    dry_run: bool,
+    recent: timedelta = RECENT,
+    steps: Iterable[Component] = (),
 ) -> Garbage:
     """Delete the artifacts and records that no served version, none of the last runs and no run in progress need.
 
@@ -76,6 +80,7 @@ def collect_garbage(
         keep_runs: Number of latest runs to keep, at least 1.
         dry_run: Only report what would be deleted.
         recent: A run counts as in progress while one of its steps runs, and for this time after its last step ended.
+        steps: The installed steps. They say which outputs later ones add to, see `Component`.
 
     Returns:
         What was, or would be, deleted.
@@ -100,7 +105,7 @@ def collect_garbage(
             return 0
 
     read = functools.cache(store.read_record)
-    adding = [step for step in load_components().values() if step.adds_to]
+    adding = [step for step in steps if step.adds_to]
     artifacts, records, num_in_progress = _unneeded(store, registry, adding, keep_runs, recent, read)
     sizes = {ref: size_bytes(ref) for ref in artifacts}
     if not dry_run and (artifacts or records):

@@ -152,7 +152,10 @@ def _expect_askable(declared: Mapping[str, Any], conf: Mapping[str, Any], ask: T
     from ridgeline.airflow.form import parse_form
 
     values = {name: declared.get_param(name).value for name in declared} | dict(conf)  # type: ignore[attr-defined]
-    params = parse_form(declared, values, AirflowSettings(), conf)
+    try:
+        params = parse_form(declared, values, AirflowSettings(), conf)
+    except ParameterError:  # the first step says so
+        return
     expect_askable([step for name, step in load_components().items() if name in params], params, ask)
 
 

@@ -24,6 +24,7 @@ from ridgeline.airflow.task import settings_in_task, skip
 from ridgeline.announcements import announce
 from ridgeline.component import ParameterError
 from ridgeline.gc import collect_garbage
+from ridgeline.pipeline import load_components
 from ridgeline.settings import MAX_RETENTION_DAYS, MIN_RETENTION_DAYS
 
 log = logging.getLogger(__name__)
@@ -95,9 +96,8 @@ def collect_garbage_in_task() -> str:
     """
     params, settings = _params(), settings_in_task()
     dry_run = params["dry_run"]
-    garbage = collect_garbage(
-        settings.open_store(), settings.open_registry(), params["keep_runs"], dry_run, settings.longest_run
-    )
+    store, registry, steps = settings.open_store(), settings.open_registry(), load_components().values()
+    garbage = collect_garbage(store, registry, params["keep_runs"], dry_run, settings.longest_run, steps)
     for ref, size in garbage.artifacts.items():
         log.info("%s %s, %.1f MB", _verb(dry_run), ref, size / 1e6)
     return _report(

@@ -262,7 +262,9 @@ def test_predictions_of_new_files_are_kept_with_those_that_they_add_to(settings:
         other = shutil.copytree(folder / f"day {value}", folder.with_name(f"other {value}"))
         params = pipeline.parse_params(steps, {"infer.model": MODEL, "infer.folder": str(other)}, settings)
         list(pipeline.run(settings, steps, params, f"other {value}"))
-    garbage = collect_garbage(store, settings.open_registry(), keep_runs=1, dry_run=False, recent=timedelta(0))
+    garbage = collect_garbage(
+        store, settings.open_registry(), 1, False, timedelta(0), pipeline.load_components().values()
+    )
     assert not garbage.artifacts.keys() & {*added}
     assert run(settings, folder, new_files_only=True).state == "skipped"
 

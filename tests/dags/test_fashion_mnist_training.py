@@ -79,9 +79,9 @@ def test_the_tasks_are_the_steps_in_their_order(facts: dict[str, Any]) -> None:
         "sweep": ["transform", "validate"],
         "select": ["sweep"],
         "train": ["select", "transform", "validate"],
-        "evaluate": ["train", "transform"],
+        "evaluate": ["ingest", "train", "transform"],
         "label_errors": ["ingest", "train", "transform"],
-        "export": ["evaluate", "label_errors", "train", "transform"],
+        "export": ["evaluate", "ingest", "label_errors", "train", "transform"],
     }
 
 

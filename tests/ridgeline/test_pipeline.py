@@ -315,7 +315,7 @@ def test_new_examples_are_compared_with_those_of_the_champion_which_gc_keeps(run
     assert first.inputs["champion"] == refs["statistics"]
     assert run("validate", "again")["validate"].state == "cached"  # the champion's own: there is none before it
     run("transform", "last")
-    collect_garbage(store, settings.open_registry(), keep_runs=1, dry_run=False, recent=timedelta(0))
+    collect_garbage(store, settings.open_registry(), 1, False, timedelta(0), pipeline.load_components().values())
     assert [ref for ref in store.refs() if ref.startswith("ExampleStatistics/")] == [refs["statistics"]]
     assert not [ref for ref in store.refs() if ref.startswith("ExampleAnomalies/")]
     later = run("validate", "later", transform__validation_examples=2_400)["validate"]
@@ -334,7 +334,7 @@ def test_the_schema_of_the_champion_is_kept_until_another_one_is_asked_for(run_t
     assert "champion" not in inferred.inputs
     later = run("schema", "later", transform__validation_examples=1_400)["schema"]
     assert later.output == refs["schema"]  # no model of the examples that the other was inferred from is served
-    collect_garbage(store, settings.open_registry(), keep_runs=1, dry_run=False, recent=timedelta(0))
+    collect_garbage(store, settings.open_registry(), 1, False, timedelta(0), pipeline.load_components().values())
     assert [ref for ref in store.refs() if ref.startswith("Schema/")] == [refs["schema"]]
     edited = json.loads((store.path(refs["schema"]) / "schema.json").read_text(encoding="utf-8"))
     edited["image_shape"] = [7, 7]
