@@ -14,7 +14,7 @@ import components.infer
 from ridgeline.airflow.champions import pushed_model
 from ridgeline.airflow.form import form
 from ridgeline.airflow.notifications import Notifier, deadline
-from ridgeline.airflow.pool import TENSORFLOW
+from ridgeline.airflow.pool import tensorflow_tasks
 from ridgeline.airflow.schedule import inference_schedule
 from ridgeline.airflow.task import infer_in_task
 
@@ -84,13 +84,7 @@ def inference_dag(
         ),
         deadline=deadline(),
         on_failure_callback=Notifier("run_failed"),
-        default_args={
-            "queue": "tensorflow",
-            "pool": TENSORFLOW,
-            "retries": 1,
-            "retry_delay": timedelta(seconds=10),
-            "on_failure_callback": Notifier("task_failed"),
-        },
+        default_args=tensorflow_tasks(),
     )
     def inference() -> None:
         """Declare the one task."""

@@ -16,7 +16,7 @@ import components.sweep
 from dags.preparation import PREPARATION, prepare_examples
 from ridgeline.airflow.form import form
 from ridgeline.airflow.notifications import Notifier, deadline
-from ridgeline.airflow.pool import TENSORFLOW
+from ridgeline.airflow.pool import tensorflow_tasks
 from ridgeline.airflow.task import params_in_task, run_in_task
 
 
@@ -55,13 +55,7 @@ from ridgeline.airflow.task import params_in_task, run_in_task
     ),
     deadline=deadline(),
     on_failure_callback=Notifier("run_failed"),
-    default_args={
-        "queue": "tensorflow",
-        "pool": TENSORFLOW,
-        "retries": 1,
-        "retry_delay": timedelta(seconds=10),
-        "on_failure_callback": Notifier("task_failed"),
-    },
+    default_args=tensorflow_tasks(),
 )
 def regularization_path() -> None:
     """Wire the steps."""

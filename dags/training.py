@@ -25,7 +25,7 @@ from ridgeline.airflow.champions import CHAMPIONS
 from ridgeline.airflow.form import form
 from ridgeline.airflow.notifications import Notifier, deadline
 from ridgeline.airflow.operators import task_with_approval
-from ridgeline.airflow.pool import TENSORFLOW
+from ridgeline.airflow.pool import tensorflow_tasks
 from ridgeline.airflow.schedule import schedule as schedule_of
 from ridgeline.airflow.task import run_in_task, skip
 from ridgeline.airflow.watcher import watched_asset
@@ -114,13 +114,7 @@ def training_dag(
         ),
         deadline=deadline(),
         on_failure_callback=Notifier("run_failed"),
-        default_args={
-            "queue": "tensorflow",
-            "pool": TENSORFLOW,
-            "retries": 1,
-            "retry_delay": timedelta(seconds=10),
-            "on_failure_callback": Notifier("task_failed"),
-        },
+        default_args=tensorflow_tasks(),
     )
     def training() -> None:
         """Wire the steps."""

@@ -248,17 +248,17 @@ def markdown(asked: Decision, evaluation: ModelEvaluation) -> str:
     facts, other = evaluation.facts, evaluation.facts.comparison
     low, high = facts.accuracy_interval
     lines = [f"- {escape(reason)}" for reason in asked.reasons]
-    lines += [
-        "",
-        f"Accuracy {facts.accuracy:.4f}, 95 % interval {low:.4f} to {high:.4f}, on {facts.num_examples:,} test ",
-    ]
-    lines[-1] += f"images of {escape(facts.dataset)}."
+    own = (
+        f"Accuracy {facts.accuracy:.4f}, 95 % interval {low:.4f} to {high:.4f}, on {facts.num_examples:,} test "
+        f"images of {escape(facts.dataset)}."
+    )
+    lines += ["", own]
     if other:
-        lines += [
-            "",
-            f"The champion has {other.accuracy:.4f}. It alone is right on {other.only_champion_right:,} images, ",
-        ]
-        lines[-1] += f"this model on {other.only_candidate_right:,}."
+        rival = (
+            f"The champion has {other.accuracy:.4f}. It alone is right on {other.only_champion_right:,} images, "
+            f"this model on {other.only_candidate_right:,}."
+        )
+        lines += ["", rival]
     lines += ["", "| class | precision | recall | recall of the champion |", "| --- | --- | --- | --- |"]
     recalls = other.class_recalls if other else (None,) * len(facts.classes)
     for metrics, recall in zip(facts.classes, recalls, strict=True):

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import Any
+
 from ridgeline.airflow.settings import AirflowSettings
 
 TENSORFLOW = "tensorflow"  # the scheduler starts no task of a pool that does not exist
+
+
+def tensorflow_tasks() -> dict[str, Any]:
+    """Return the ``default_args`` of a DAG whose tasks use TensorFlow: queue, pool, one retry, messages."""
+    from ridgeline.airflow.notifications import Notifier
+
+    return {
+        "queue": "tensorflow",
+        "pool": TENSORFLOW,
+        "retries": 1,
+        "retry_delay": timedelta(seconds=10),
+        "on_failure_callback": Notifier("task_failed"),
+    }
 
 
 def create_pool() -> None:

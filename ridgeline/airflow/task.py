@@ -22,7 +22,7 @@ from ridgeline.airflow.form import default_values, flat_params, parse_form, refu
 from ridgeline.airflow.openlineage import emit_lineage
 from ridgeline.airflow.settings import AirflowSettings
 from ridgeline.announcements import announce, change_decision
-from ridgeline.approval import Terminal, expect_askable
+from ridgeline.approval import Terminal
 from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.predictions import Predictions
 from ridgeline.artifacts.pushed_model import PushedModel
@@ -31,7 +31,6 @@ from ridgeline.history import HistoryEntry
 from ridgeline.masking import known, mask
 from ridgeline.pipeline import (
     StepResult,
-    load_components,
     optional_steps,
     parse_params,
     plan,
@@ -310,9 +309,7 @@ def _params_of_all_steps(settings: Settings, values: Mapping[str, Any] | None = 
     declared, sent = context["dag"].params, context["dag_run"].conf or {}
     typed = () if declared.keys() <= sent.keys() else sent.keys()  # the form sends all; a command what was typed
     try:
-        params = parse_form(declared, {**context["params"], **(values or {})}, settings, typed)
-        expect_askable([step for name, step in load_components().items() if name in params], params, ask_in_task())
-        return params
+        return parse_form(declared, {**context["params"], **(values or {})}, settings, typed)
     except (ParameterError, PermissionError) as error:
         reason = message(error)
         context["ti"].xcom_push(REASON, reason)
