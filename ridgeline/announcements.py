@@ -84,7 +84,7 @@ def push_decision(
         pushed: The outcome of the push; None if there was none.
         by: The user who asked for the run.
         link: URL of the run's report; empty for the path of the evaluation's.
-        answer: Who approved the push, and why; None if nobody had to.
+        answer: Who approved the push, and why; None if it needed no approval.
     """
     evaluation = find_evaluation(store, inputs)
     if evaluation is None:  # another pipeline's step

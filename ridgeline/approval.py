@@ -23,10 +23,10 @@ class Ask(Protocol):
     """How a person is asked."""
 
     def expect_possible(self) -> None:
-        """Refuse a run that may have to ask, if nobody can be asked.
+        """Refuse a run that may need approval, if there is no way to ask for it.
 
         Raises:
-            ParameterError: If nobody can be asked.
+            ParameterError: If there is no way to ask.
         """
 
     def __call__(self, asked: Decision, evaluation: ModelEvaluation) -> Decision:
@@ -39,18 +39,18 @@ class Ask(Protocol):
 
 
 def why_needed(policy: Approval, model: PushedModel, evaluation: ModelEvaluation) -> str:
-    """Return why a person must approve a push, as a phrase; empty if nobody must.
+    """Return why a push needs approval, as a phrase; empty if it needs none.
 
-    ============  ====================================================================================
-    ``never``     nobody is asked
-    ``forced``    a reason overrides a check of the gate, or the limit of the size
+    =============  ====================================================================================
+    ``never``      no push
+    ``forced``     a reason overrides a check of the gate, or the limit of the size
     ``uncertain``  also if there is a champion and the gain over it is not significant: the one-sided exact McNemar
-                  test on the test images has p >= 0.05, or nothing can be compared
-    ``always``    every push
-    ============  ====================================================================================
+                   test on the test images has p >= 0.05, or nothing can be compared
+    ``always``     every push
+    =============  ====================================================================================
 
     Args:
-        policy: When a person must.
+        policy: The value of the parameter.
         model: The model to push.
         evaluation: Its evaluation.
     """
@@ -112,7 +112,7 @@ def answer(asked: Decision, kind: Answer, by: str = "", reason: str = "") -> Dec
     Args:
         asked: The question.
         kind: What was answered.
-        by: The user who answered; empty if nobody did.
+        by: The user who answered; empty if the time limit passed.
         reason: Why; secrets in it are hidden.
     """
     model = f"{asked.model}: model {asked.model_digest[:12]}"
@@ -167,7 +167,7 @@ def refusal(model: PushedModel, decisions: Iterable[Decision]) -> str:
 
 
 def expect_askable(steps: Iterable[Component], params: Mapping[str, Params], ask: Ask | None) -> None:
-    """Refuse a run that may have to ask for approval, if nobody can be asked.
+    """Refuse a run that may need approval, if there is no way to ask for it.
 
     Args:
         steps: The steps.
@@ -175,7 +175,7 @@ def expect_askable(steps: Iterable[Component], params: Mapping[str, Params], ask
         ask: How a person is asked; None if that is not possible.
 
     Raises:
-        ParameterError: If nobody can be asked.
+        ParameterError: If there is no way to ask.
     """
     for step in steps:
         if step.push(params[step.name]).approval == "never":

@@ -44,8 +44,8 @@ class HistoryEntry(BaseModel):
         at: When, UTC.
         reason: Why; for a push, also as a canary, the reason that a person gave for serving it by force, or empty.
         by: The user who asked for it; empty for a scheduled run, or if the user is not known.
-        approved_by: The user who approved the push; empty if nobody had to.
-        approval: Why; empty if nobody had to.
+        approved_by: The user who approved the push; empty if it needed no approval.
+        approval: Why; empty if it needed none.
         computes: Digest of what the model computes, see `ridgeline.model_function`; empty if it is not known.
         files: Digest of the version's files; empty in entries of earlier releases.
         dataset: Name of the dataset that the model was trained on; empty in entries of earlier releases.

@@ -464,7 +464,7 @@ def run_step(
 
     Raises:
         StepError: If the output, new or reused, states a problem.
-        ParameterError: If a person must approve the push, and nobody can be asked.
+        ParameterError: If the push may need approval, and there is no way to ask for it.
     """
     expect_askable([component], {component.name: params}, ask)
     store = settings.open_store()
@@ -509,7 +509,7 @@ def _push(
     """Push a model, if need be after a person approved it.
 
     Returns:
-        The outcome of the push, None if it was not approved; and the answer, None if nobody was asked.
+        The outcome of the push, None if it was not approved; and the answer, None if it needed none.
     """
     store, registry = settings.open_store(), settings.open_registry()
     evaluation = find_evaluation(store, inputs)

@@ -475,7 +475,7 @@ class Registry:
             run_id: The pipeline run that pushes it.
             by: The user who asked for it, if one did.
             canary_share: The share of the requests that it answers as a canary, 0 to below 1; 0 for a champion.
-            approval: Who approved the push and why, for the history; None if nobody had to.
+            approval: Who approved the push and why, for the history; None if it needed no approval.
 
         Returns:
             The version that is served now: a new one, or the champion if nothing was pushed.
