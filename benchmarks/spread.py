@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import components.sweep
+from components.sweep import Params
 from benchmarks.steps import ROOT, environment, row
 from ridgeline.pipeline import load_components, run_step
 from ridgeline.settings import Settings
@@ -89,7 +89,7 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
         refs: Store-relative name of each artifact, by step.
     """
     cores = len(os.sched_getaffinity(0))
-    params = components.sweep.sweep.parse(TRIALS)
+    params = Params.model_validate(TRIALS)
     print(f"\nA sweep of {len(params.points)} trials on workers of one core each; this machine has {cores} cores")
     walls, longest, results = {}, {}, set()
     for count in WORKERS:
@@ -123,7 +123,8 @@ def _sweep(url: str, examples: str, grids: list[dict[str, object]], folder: Path
             subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         )
     for worker in workers:
-        assert worker.stdout and worker.stdout.readline() == "ready\n"
+        assert worker.stdout
+        assert worker.stdout.readline() == "ready\n"
     start = time.monotonic()
     for worker in workers:
         assert worker.stdin
