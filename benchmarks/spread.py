@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from components.sweep import Params
 from benchmarks.steps import ROOT, environment, row
+from components.sweep import Params
 from ridgeline.pipeline import load_components, run_step
 from ridgeline.settings import Settings
 
