@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Any
 
 from ridgeline.approval import figures_of
@@ -23,6 +23,7 @@ from ridgeline.store import Execution, Store
 log = logging.getLogger(__name__)
 
 SENT_FOR = timedelta(days=1)  # an undelivered message is tried again for this long, with each further decision
+COUNTED = 20  # refusals in a row; more are not read
 CHANGES: dict[Action, Kind] = {
     "rollback": "rolled_back",
     "canary": "canary",
@@ -60,9 +61,12 @@ def _record(known: Decisions, decision: Decision) -> None:
 
 
 def _stale_decisions(settings: Settings, known: Decisions) -> list[Decision]:
-    registry, decisions, now = settings.open_registry(), known.all(), datetime.now(UTC)
-    names = registry.model_names()
-    found = [stale_decision(name, registry.history(name), decisions, settings, now) for name in names]
+    registry, now = settings.open_registry(), datetime.now(UTC)
+    found = []
+    for name in registry.model_names():
+        if history := registry.history(name):
+            refused = known.newest(champions(history)[-1].at, ["refused"])
+            found.append(stale_decision(name, history, refused, settings, now))
     return [decision for decision in found if decision]
 
 
@@ -192,16 +196,20 @@ def stale_decision(
         return None
     champion = champions(history)[-1]
     days = (now - champion.at).days
-    refused = [d for d in decisions if (d.kind, d.model) == ("refused", name) and d.at > champion.at]
-    causes = refused[0].causes if refused else ()
-    in_a_row = sum(1 for _ in takewhile(lambda d: d.causes == causes, refused)) if causes else 0
+    refused = (d for d in decisions if (d.kind, d.model) == ("refused", name) and d.at > champion.at)
+    last = next(refused, None)
+    causes = last.causes if last else ()
+    most = max(COUNTED, settings.refused_in_a_row)
+    same = takewhile(lambda d: d.causes == causes, refused) if causes else ()
+    in_a_row = sum(1 for _ in islice(same, most - 1)) + bool(causes)
     is_old, is_refused = days >= settings.stale_days, in_a_row >= settings.refused_in_a_row
     if not (is_old or is_refused):
         return None
     reasons = [f"champion {days} day{'s' * (days != 1)} old"]
     if in_a_row:
-        last = f"last {in_a_row} candidates were" if in_a_row > 1 else "last candidate was"
-        reasons.append(f"the {last} refused: {', '.join(causes)}")
+        more = " or more" if in_a_row == most else ""
+        candidates = f"last {in_a_row}{more} candidates were" if in_a_row > 1 else "last candidate was"
+        reasons.append(f"the {candidates} refused: {', '.join(causes)}")
     what = ", ".join(causes) if is_refused else "age"
     return Decision(
         kind="stale",

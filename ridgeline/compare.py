@@ -156,7 +156,7 @@ def _evaluation_of(store: Store, model: str) -> str | None:
     """Return the newest evaluation of a model that is left; None if there is none."""
     champions = _champions()
     for step in load_components().values():
-        for made in store.executions(step.name, with_output=True) if step.output is ModelEvaluation else ():
+        for made in store.executions(step.name, used=model) if step.output is ModelEvaluation else ():
             own = {ref for name, ref in made.inputs.items() if name not in champions[step.name]}
             if model in own and made.output and store.holds(made.output):
                 return made.output
@@ -205,8 +205,8 @@ def _side(
 def _statistics(store: Store, examples: str) -> ExampleStatistics | None:
     """Return the statistics of examples; None if there are none, or none are left."""
     for step in load_components().values():
-        for made in store.executions(step.name, with_output=True) if step.output is ExampleStatistics else ():
-            if examples in made.inputs.values() and made.output and store.holds(made.output):
+        for made in store.executions(step.name, used=examples) if step.output is ExampleStatistics else ():
+            if made.output and store.holds(made.output):
                 return store.open(made.output, ExampleStatistics)
     return None
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from datetime import UTC, datetime
-from pathlib import Path
+from itertools import takewhile
 from typing import Literal, Protocol, get_args
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from ridgeline import files, object_store
+from ridgeline import files
 from ridgeline.artifacts.base import digest_of
+from ridgeline.journal import Journal
 from ridgeline.masking import mask
+from ridgeline.records import short_run
 from ridgeline.store import Store, translate_os_errors
 
 log = logging.getLogger(__name__)
@@ -101,8 +103,11 @@ class Decisions:
 
     On disk::
 
-        <root>/decisions/<time>-<id>.json   a `Decision`, with its checksum
-        <local>/decisions.lock              its owner sends messages
+        <root>/decisions/<month>/<time>-<kind>-<id>.json   a `Decision`, with its checksum
+        <root>/index/decisions/...                   finds them without a listing of all, see `Journal`
+        <local>/decisions.lock                       its owner sends messages
+
+    Up to version 0.2 the name was ``<time>-<id>.json``.
 
     Args:
         store: The store.
@@ -110,7 +115,7 @@ class Decisions:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._folder = store.root / "decisions"
+        self._journal = Journal(store.root if store.remote else store.local, "decisions", store.remote)
 
     def add(self, decision: Decision) -> bool:
         """Record a decision, unless it is recorded already.
@@ -125,29 +130,78 @@ class Decisions:
             StoreError: If it can't be written.
         """
         with translate_os_errors("write to", self._store.root), self._store.lock():
-            if any(name.endswith(f"-{decision.id}.json") for name in self._names()):
+            if self.holds(decision):
                 return False
-            self._write(decision)
+            name = f"{_time(decision.at)}-{decision.kind}-{decision.id}.json"
+            first = next(self._journal.newest(), None) is None
+            self._journal.add("", name, _text(decision), _values(decision), first)
         return True
 
-    def all(self, since: datetime | None = None) -> list[Decision]:
-        """Return the decisions, newest first. Damaged ones are logged and left out.
+    def holds(self, decision: Decision) -> bool:
+        """Return whether a decision is recorded.
 
         Args:
-            since: Earlier ones are not read; None to read all.
+            decision: The decision.
+
+        Raises:
+            StoreError: If the decisions can't be read.
+        """
+        with translate_os_errors("read", self._store.root):
+            found = self._journal.find("id", decision.id)
+            return any(name.endswith(f"-{decision.id}.json") for _, name in found)
+
+    def newest(self, since: datetime | None = None, kinds: Collection[str] = ()) -> Iterator[Decision]:
+        """Yield decisions, newest first; each is read when it is needed. Damaged ones are logged and left out.
+
+        Args:
+            since: Earlier ones are left out; None for all.
+            kinds: Only these kinds; empty for all.
 
         Raises:
             StoreError: If they can't be read.
         """
-        found = []
-        with translate_os_errors("read", self._store.root):
-            earliest = _time(since) if since else ""
-            for name in sorted((name for name in self._names() if name >= earliest), reverse=True):
-                try:
-                    found.append(Decision.model_validate_json(files.unsign((self._folder / name).read_text("utf-8"))))
-                except (ValueError, ValidationError) as error:
-                    log.warning("Left out the decision %s, which can't be read: %s", name, mask(error))
-        return found
+        earliest = _time(since) if since else ""
+        for name in self._names(earliest):
+            stated = name.split("-")[1:-1]  # up to version 0.2, names do not state the kind
+            wanted = not (kinds and stated) or stated[0] in kinds
+            if wanted and (found := self._read(name)) and (not kinds or found.kind in kinds):
+                yield found
+
+    def all(self, since: datetime | None = None) -> list[Decision]:
+        """Return all decisions, newest first, see `newest`.
+
+        Args:
+            since: Earlier ones are not read; None to read all.
+        """
+        return list(self.newest(since))
+
+    def about(self, model_digest: str) -> Iterator[Decision]:
+        """Yield the questions whether a trained model is to be pushed, and their answers, newest first.
+
+        Args:
+            model_digest: The model's digest.
+        """
+        return (d for d in self._found("model", model_digest[:SHORT]) if d.model_digest == model_digest)
+
+    def of_run(self, run_id: str) -> Iterator[Decision]:
+        """Yield the decisions of a run, newest first.
+
+        Args:
+            run_id: The run.
+        """
+        return (d for d in self._found("run", short_run(run_id)) if d.run_id == run_id)
+
+    def complete_index(self) -> None:
+        """Enter the decisions of earlier releases into the index, by which others find them without a listing."""
+
+        def values(_: str, name: str) -> dict[str, list[str]]:
+            decision = self._read(name)
+            return _values(decision) if decision else {}
+
+        with translate_os_errors("write to", self._store.root):
+            if not self._journal.is_complete():
+                with self._store.lock():
+                    self._journal.complete(values)
 
     def deliver(self, recipients: Iterable[Recipient], kinds: Iterable[str], since: datetime) -> int:
         """Send what recipients have not received yet, newest first, each decision once to each.
@@ -185,25 +239,48 @@ class Decisions:
                             failures[recipient.digest] += 1
                     if done:
                         with self._store.lock():
-                            self._write(decision.model_copy(update={"delivered": (*decision.delivered, *done)}))
+                            self._replace(decision.model_copy(update={"delivered": (*decision.delivered, *done)}))
         except Timeout:
             log.info("another process sends messages at present")
         return failures.total()
 
-    def _names(self) -> list[str]:
-        if self._store.remote:
-            return list(object_store.sizes(self._folder))
-        return [path.name for path in self._folder.glob("*.json")] if self._folder.exists() else []
+    def _names(self, earliest: str) -> Iterator[str]:
+        with translate_os_errors("read", self._store.root):
+            yield from takewhile(lambda name: name >= earliest, self._journal.newest())
 
-    def _write(self, decision: Decision) -> None:
-        path = self._folder / f"{_time(decision.at)}-{decision.id}.json"
-        text = files.sign(decision.model_dump_json(indent=2))
-        if self._store.remote:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-        else:
-            files.make_folder(Path(self._folder.path))
-            files.write(Path(path.path), text)
+    def _found(self, field: str, value: str) -> Iterator[Decision]:
+        with translate_os_errors("read", self._store.root):
+            for _, name in self._journal.find(field, value):
+                if found := self._read(name):
+                    yield found
+
+    def _read(self, name: str) -> Decision | None:
+        """Return a decision; None if it is damaged, which is logged, or was deleted meanwhile."""
+        try:
+            with translate_os_errors("read", self._store.root):
+                return Decision.model_validate_json(files.unsign(self._journal.read("", name)))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            log.warning("Left out the decision %s, which can't be read: %s", name, mask(error))
+            return None
+
+    def _replace(self, decision: Decision) -> None:
+        name = next(name for _, name in self._journal.find("id", decision.id) if name.endswith(f"-{decision.id}.json"))
+        self._journal.replace("", name, _text(decision))
+
+
+def _text(decision: Decision) -> str:
+    return files.sign(decision.model_dump_json(indent=2))
+
+
+def _values(decision: Decision) -> dict[str, list[str]]:
+    """Return by which values a decision is found, see `Journal`."""
+    return {
+        "id": [decision.id],
+        "run": [short_run(decision.run_id)] if decision.run_id else [],
+        "model": [decision.model_digest[:SHORT]] if decision.model_digest else [],
+    }
 
 
 def _time(at: datetime) -> str:

@@ -172,7 +172,7 @@ def decide(
 
 def _hit(store: Store, component: Component, parts: KeyParts) -> str | None:
     """Return the output of the last execution with a key; None if there is none."""
-    return next((e.output for e in store.executions(component.name, parts.key(), with_output=True)), None)
+    return next((e.output for e in store.executions(component.name, key=parts.key())), None)
 
 
 def _compared(store: Store, component: Component) -> Iterator[Execution]:

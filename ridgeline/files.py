@@ -64,6 +64,19 @@ def read(path: str) -> bytes:
     return b"".join(parts)
 
 
+def names(folder: Path) -> list[str]:
+    """Return the names in a folder, which may be missing; a path for each would take ten times as long.
+
+    Args:
+        folder: The folder.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries]
+    except FileNotFoundError:
+        return []
+
+
 def make_folder(folder: Path) -> None:
     """Create a folder and its parents, unless it exists.
 

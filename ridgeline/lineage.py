@@ -70,7 +70,7 @@ def lineage(store: Store, ref: str) -> Origin:
         store: The store.
         ref: The artifact's store-relative name.
     """
-    producer = producers(store.record_files(), store.read_record)
+    producer = producer_in(store)
 
     def origin(ref: str) -> Origin:
         execution = producer(ref)
@@ -83,6 +83,20 @@ def lineage(store: Store, ref: str) -> Origin:
         return Origin(source, producer(source), {}) if started_from else origin(source)
 
     return origin(ref)
+
+
+def producer_in(store: Store) -> Callable[[str], Execution | None]:
+    """Return a function that returns the first execution that made an artifact, or None.
+
+    Args:
+        store: The store; only records of the artifacts in question are listed and read.
+    """
+
+    @functools.cache
+    def producer(ref: str) -> Execution | None:
+        return next(iter(list(store.executions(made=ref))[::-1]), None)
+
+    return producer
 
 
 def producers(

@@ -194,6 +194,73 @@ def sizes(folder: UPath) -> dict[str, int]:
     return {path.removeprefix(prefix): info["size"] for path, info in found.items()}
 
 
+def names(folder: UPath, prefix: str = "") -> list[str]:
+    """Return the names of the objects and folders in a folder, which may be missing.
+
+    Args:
+        folder: The folder.
+        prefix: Only of the objects whose names begin with this; S3 lists no others.
+    """
+    if not prefix:
+        return [path.name for path in entries(folder)]
+    place = f"{folder.path.rstrip('/')}/"
+    found = repeated(lambda: folder.fs.find(folder.path, prefix=prefix))
+    listed = [path.removeprefix(place) for path in found]
+    return [name for name in listed if name.startswith(prefix) and "/" not in name]
+
+
+def create(paths: Iterable[UPath]) -> None:
+    """Create empty objects, several at a time.
+
+    Args:
+        paths: The objects.
+    """
+    paths = list(paths)
+    for folder in {path.parent for path in paths}:
+        make_folder(folder)
+    if paths:
+        repeated(lambda: paths[0].fs.pipe({path.path: b"" for path in paths}))
+
+
+def make_folder(folder: UPath) -> None:
+    """Create a folder and its parents, unless it exists; S3 has none.
+
+    Args:
+        folder: The folder.
+    """
+    if folder.protocol not in S3:
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def remove(paths: Iterable[UPath]) -> None:
+    """Delete objects, many with a request; those that are missing are left out.
+
+    Args:
+        paths: The objects.
+    """
+    paths = list(paths)
+    if not paths:
+        return
+    if paths[0].protocol in S3:
+        repeated(lambda: paths[0].fs.rm([path.path for path in paths]))
+        return
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def move(source: UPath, target: UPath) -> None:
+    """Rename an object, unless it is missing.
+
+    Args:
+        source: The object.
+        target: Its new path.
+    """
+    with suppress(FileNotFoundError):
+        make_folder(target.parent)
+        repeated(lambda: target.fs.pipe_file(target.path, source.fs.cat_file(source.path)))
+        source.fs.rm_file(source.path)
+
+
 def entries(folder: UPath) -> list[UPath]:
     """Return the objects and folders in a folder, which may be missing.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import importlib.metadata
 import json
 import logging
@@ -23,7 +24,7 @@ from ridgeline.component import Component, ParameterError, Params, PushRule, Ser
 from ridgeline.decisions import Decision, Decisions
 from ridgeline.executor import added_to, decide, execute, list_sources, open_inputs
 from ridgeline.keys import reachable_code
-from ridgeline.lineage import lineage, producers
+from ridgeline.lineage import lineage, producer_in
 from ridgeline.masking import mask
 from ridgeline.registry import Pushed, RegistryError
 from ridgeline.settings import Settings
@@ -264,8 +265,8 @@ def _start(
     if ref is None:
         return {}
     wanted = params.in_key()
-    for made in store.executions(component.name, with_output=True):
-        if (made.output, made.state, made.parts.params, made.parts.sources) == (ref, "complete", wanted, {}):
+    for made in store.executions(component.name, made=ref):
+        if (made.parts.params, made.parts.sources) == (wanted, {}):
             earlier = dict(made.inputs)
             start = earlier.pop(name, None)
             if earlier == dict(inputs):
@@ -312,7 +313,7 @@ def _made_beside(store: Store, step: Component, model_digest: str) -> str | None
     ancestors = {origin.ref for _, origin, _ in lineage(store, model).walk()}
     kinds = {ref.partition("/")[0] for ref in ancestors}
     champions = {component.name: component.champions for component in load_components().values()}
-    producer = producers(store.record_files(), store.read_record)
+    producer = producer_in(store)
 
     def is_beside(made: Execution | None) -> bool:
         return made is not None and all(
@@ -321,12 +322,27 @@ def _made_beside(store: Store, step: Component, model_digest: str) -> str | None
             if name not in champions.get(made.component, {})
         )
 
-    found = [
-        made.output
-        for made in store.executions(step.name, with_output=True)
-        if made.output and not made.parts.sources and is_beside(made)
-    ]
-    return next((ref for ref in found if store.holds(ref)), next(iter(found), None))
+    steps = _producers(load_components().values())
+
+    def made_by(step: Component) -> Iterator[Execution]:
+        """Yield the executions of a step in question, newest first."""
+        if not step.inputs:
+            found = store.executions(step.name, with_output=True)
+        else:
+            kind = next(iter(step.inputs.values()))
+            refs = [ref for ref in ancestors if ref.startswith(f"{kind.__name__}/")]
+            if kind.__name__ not in kinds and kind in steps:
+                refs = list(dict.fromkeys(made.output for made in made_by(steps[kind]) if made.output))
+            using = [store.executions(step.name, used=ref) for ref in refs]
+            found = heapq.merge(*using, key=lambda made: made.started_at, reverse=True)
+        yield from (made for made in found if not made.parts.sources and is_beside(made))
+
+    found = None
+    for made in made_by(step):
+        found = found or made.output
+        if made.output and store.holds(made.output):
+            return made.output
+    return found
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
@@ -523,7 +539,7 @@ def _push(
     decisions = Decisions(store)
     share = rule.canary_share if registry.champion(name) else 0.0
     asked = question(model, evaluation, why, share, run_id, by, link)
-    answer = find_answer(asked, decisions.all())
+    answer = find_answer(asked, decisions.about(asked.model_digest))
     if answer is None:
         announce(settings, asked)
         answer = ask(asked, evaluation)

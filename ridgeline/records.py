@@ -76,18 +76,18 @@ class RecordFile(NamedTuple):
         return datetime.fromisoformat(self.start) + timedelta(seconds=int(self.seconds))
 
 
-def may_match(name: str, key: str, run: str) -> bool:
-    """Return whether a file may hold the record of an execution with a key and of a run.
+def may_match(name: str, key: str, run: str, output: str = "") -> bool:
+    """Return whether a file may hold the record of an execution with a key, of a run and with an output.
 
     Args:
         name: The file's name.
         key: The shortened key; empty for any.
         run: The shortened id of the run; empty for any.
+        output: The shortened name of an artifact that the execution made; empty for any.
     """
-    if not name[0].isdecimal() or not name.endswith(".json"):
-        return False
     stated = name.split("-")
-    return not ((key and key not in stated) or (run and run not in stated and len(stated) > OLD_FIELDS))
+    missing = [value for value in (run, output) if value and value not in stated]
+    return not ((key and key not in stated) or (missing and len(stated) > OLD_FIELDS))
 
 
 def short_run(run_id: str) -> str:
@@ -112,3 +112,17 @@ def described(files: Iterable[RecordFile], read: Callable[[RecordFile], Executio
             yield file
         elif execution := read(file):
             yield RecordFile.of(execution)._replace(name=file.name)
+
+
+def values_of(execution: Execution) -> dict[str, list[str]]:
+    """Return by which values a record is found, see `ridgeline.journal.Journal`.
+
+    Args:
+        execution: The execution.
+    """
+    values = {"run": [short_run(execution.run_id)]}
+    if execution.state == "complete":  # one that was reused says nothing more about these, however often it was
+        values["key"] = [execution.key[:SHORT]]
+        values["output"] = [short_ref(execution.output)] if execution.output else []
+        values["input"] = [*dict.fromkeys(map(short_ref, execution.inputs.values()))]
+    return values

@@ -108,7 +108,7 @@ def _served(registry: Registry, store: Store, model: PushedModel) -> Iterator[tu
         decision = registry.decide_push(model)
         own = {entry.version for entry in registry.entries_of(name, model.facts.model_digest)}
         is_canary = serving is not None and serving.canary in own
-        reason = refusal(model, Decisions(store).all()) if decision.push else decision.reason
+        reason = refusal(model, Decisions(store).about(model.facts.model_digest)) if decision.push else decision.reason
         if reason and not is_canary:
             yield "not pushed", reason
     if champion:

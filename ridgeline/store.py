@@ -26,9 +26,10 @@ from upath import UPath
 
 from ridgeline import files, object_store
 from ridgeline.artifacts.base import MANIFEST, Artifact, ArtifactError, Manifest, verify
+from ridgeline.journal import Journal
 from ridgeline.keys import KeyParts
 from ridgeline.masking import mask, remember
-from ridgeline.records import NO_OUTPUT, SHORT, RecordFile, may_match, short_ref, short_run
+from ridgeline.records import NO_OUTPUT, SHORT, RecordFile, may_match, short_ref, short_run, values_of
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +183,8 @@ class Store:
     On disk::
 
         <root>/artifacts/<Type>/<digest>/        whole artifacts; appear by one atomic rename
-        <root>/executions/<component>/<start>-...json   a record; its name is explained in `RecordFile`
+        <root>/executions/<component>/<month>/<start>-...json   a record; its name is explained in `RecordFile`
+        <root>/index/executions/...              finds records without a listing of all, see `Journal`
         <root>/leases/<id>.json                  what a running execution needs
         <root>/staging/<id>/, <id>.lock          what a running step writes; the lock's owner is that step
         <root>/staging/<id>.json                 a record that is being written, by the owner of the store's lock
@@ -222,6 +224,7 @@ class Store:
             self.local = Path(self.root.path)
         else:
             self.local = mirror or mirror_of(str(root))
+        self._journal = Journal(self.root if self.remote else self.local, "executions", self.remote)
 
     # --- artifacts
 
@@ -296,7 +299,7 @@ class Store:
         """Return the store-relative names of all artifacts."""
         if not self.remote:
             kinds = _folders(self.local / "artifacts")
-            refs = [f"{kind.name}/{name}" for kind in kinds for name in _names(kind)]
+            refs = [f"{kind.name}/{name}" for kind in kinds for name in files.names(kind)]
             refs = [ref for ref in refs if Path(f"{self.local}/artifacts/{ref}/{MANIFEST}").exists()]
         else:
             with translate_os_errors("read", self.root):
@@ -627,46 +630,54 @@ class Store:
 
     def record(self, execution: Execution) -> None:
         """Write an execution's record, whole and flushed."""
-        folder = self.root / "executions" / execution.component
-        text = files.sign(execution.model_dump_json(indent=2))
+        name, text = execution.component, files.sign(execution.model_dump_json(indent=2))
         with translate_os_errors("write to", self.root), self.lock():
-            if self.remote:
-                folder.mkdir(parents=True, exist_ok=True)
-            else:
-                files.make_folder(Path(folder.path))
-            target = folder / RecordFile.of(execution, after=self._newest_start(execution.component)).name
-            if self.remote:
-                target.write_text(text, encoding="utf-8")
-            else:
-                (staging := self.local / "staging").mkdir(exist_ok=True)
-                files.write(Path(target.path), text, unfinished=staging / f"{uuid.uuid4().hex}.json")
+            file = RecordFile.of(execution, after=(newest := self._newest_start(name)))
+            (staging := self.local / "staging").mkdir(parents=True, exist_ok=True)
+            unfinished = staging / f"{uuid.uuid4().hex}.json"
+            self._journal.add(name, file.name, text, values_of(execution), first=not newest, unfinished=unfinished)
 
     def executions(
-        self, component: str = "*", key: str = "", run_id: str = "", with_output: bool = False
+        self,
+        component: str = "*",
+        run_id: str = "",
+        with_output: bool = False,
+        *,
+        key: str = "",
+        made: str = "",
+        used: str = "",
     ) -> Iterator[Execution]:
-        """Yield records, newest first; only those are read.
+        """Yield records, newest first; only those are read, and only what may match is listed.
 
         Args:
             component: The component's name, or ``*`` for all.
-            key: Only executions with this key, or with any if empty.
             run_id: Only those of this pipeline run, or of any if empty.
             with_output: Only those with an output.
+            key: Only complete executions with this key, or all if empty.
+            made: Only complete executions that made this artifact, or all if empty.
+            used: Only complete executions with this artifact among their inputs, or all if empty.
         """
-        for name, folder in self._record_names(component, key, run_id):
-            if with_output and NO_OUTPUT in name:
+        complete = bool(key or made or used)
+        short = {"key": key[:SHORT], "run": short_run(run_id) if run_id else "", "output": short_ref(made)}
+        for file in self._found(component, {**short, "input": short_ref(used)}):
+            if (with_output and file.output == NO_OUTPUT) or (complete and file.state not in ("", "complete")):
                 continue
-            execution = self.read_record(RecordFile.parse(folder, name))
             if (
-                execution
-                and key in ("", execution.key)
+                may_match(file.name, *short.values())
+                and (execution := self.read_record(file))
                 and run_id in ("", execution.run_id)
                 and (execution.output or not with_output)
+                and (execution.state == "complete" or not complete)
+                and key in ("", execution.key)
+                and made in ("", execution.output)
+                and (not used or used in execution.inputs.values())
             ):
                 yield execution
 
     def record_files(self) -> list[RecordFile]:
         """Return the files of all records, newest first; nothing is read."""
-        return [RecordFile.parse(folder, name) for name, folder in self._record_names()]
+        with translate_os_errors("read", self.root):
+            return [RecordFile.parse(folder, name) for folder, name in self._journal.all()]
 
     def read_record(self, file: RecordFile) -> Execution | None:
         """Return a record; None if it is damaged, which is logged, or was deleted meanwhile.
@@ -674,59 +685,64 @@ class Store:
         Raises:
             StoreError: If it can't be read.
         """
-        path = (self.root if self.remote else self.local) / "executions" / file.component / file.name
         try:
             with translate_os_errors("read", self.root):
-                text = path.read_text(encoding="utf-8")
+                text = self._journal.read(file.component, file.name)
                 return Execution.model_validate_json(files.unsign(text))
         except FileNotFoundError:
             return None
         except (IsADirectoryError, ValueError) as error:
             newer = isinstance(error, ValidationError) and files.is_newer(text, RECORD_SCHEMA_VERSION)
             cause = "a newer version of Ridgeline wrote it" if newer else error
-            log.warning("Left out the execution record %s, which can't be read: %s", mask(path), mask(cause))
+            place = mask(self.root / "executions" / file.component / file.name)
+            log.warning("Left out the execution record %s, which can't be read: %s", place, mask(cause))
             return None
 
     def is_newer(self, file: RecordFile) -> bool:
         """Return whether a later release wrote a record, in a layout that this one does not know."""
-        path = self.root / "executions" / file.component / file.name
-        return path.is_file() and files.is_newer(
-            path.read_text(encoding="utf-8", errors="replace"), RECORD_SCHEMA_VERSION
-        )
+        try:
+            return files.is_newer(self._journal.read(file.component, file.name), RECORD_SCHEMA_VERSION)
+        except (OSError, ValueError):
+            return False
 
-    def delete_records(self, files: Iterable[RecordFile]) -> None:
+    def delete_records(self, unneeded: Iterable[RecordFile]) -> None:
         """Delete the files of records."""
-        for file in files:
-            with translate_os_errors("write to", self.root):
-                (self.root / "executions" / file.component / file.name).unlink(missing_ok=True)
+        with translate_os_errors("write to", self.root):
+            self._journal.delete((file.component, file.name) for file in unneeded)
+
+    def complete_index(self) -> None:
+        """Enter the records of earlier releases into the index, by which others find them without a listing."""
+
+        def values(component: str, name: str) -> dict[str, list[str]]:
+            execution = self.read_record(RecordFile.parse(component, name))
+            return values_of(execution) if execution else {}
+
+        with translate_os_errors("write to", self.root):
+            if not self._journal.is_complete():
+                with self.lock():
+                    self._journal.complete(values)
 
     # --- internals
 
-    def _record_names(self, component: str = "*", key: str = "", run_id: str = "") -> list[tuple[str, str]]:
-        """Return the names, and the folders' names, of the records that may have a key and a run, newest first."""
-        short = key[:SHORT], short_run(run_id) if run_id else ""
-        found: list[tuple[str, str]] = []
+    def _found(self, component: str, values: Mapping[str, str]) -> Iterator[RecordFile]:
+        """Yield the files of the records of a component that may have a value, newest first; of all for ``*``."""
+        field = next((field for field in ("key", "output", "input", "run") if values[field]), "")
+        folder = "" if component == "*" else component
         with translate_os_errors("read", self.root):
-            if self.remote:
-                for path in object_store.sizes(self.root / "executions"):
-                    folder, _, name = path.rpartition("/")
-                    if component in ("*", folder) and name[:1].isdigit() and may_match(name, *short):
-                        found.append((name, folder))
+            found: Iterable[tuple[str, str]]
+            if field:
+                found = self._journal.find(field, values[field], folder)
+            elif folder:
+                found = ((folder, name) for name in self._journal.newest(folder))
             else:
-                for folder in (path.name for path in _folders(self.local / "executions")):
-                    if component in ("*", folder):
-                        names = _names(self.local / "executions" / folder)
-                        found += [(name, folder) for name in names if may_match(name, *short)]
-        return sorted(found, reverse=True)
+                found = self._journal.all()
+            for place, name in found:
+                if folder in ("", place):
+                    yield RecordFile.parse(place, name)
 
     def _newest_start(self, component: str) -> str:
         """Return the start that the name of a component's newest record states; empty if there is none."""
-        if self.remote:
-            names = [name for name, _ in self._record_names(component)]
-        else:
-            names = _names(self.local / "executions" / component)
-        newest = max((name for name in names if may_match(name, "", "")), default="")
-        return RecordFile.parse(component, newest).start
+        return RecordFile.parse(component, next(self._journal.newest(component), "")).start
 
     @contextmanager
     def _own_staging(self) -> Iterator[Path]:
@@ -804,8 +820,16 @@ class Store:
     def _is_finished(self, scratch: Path) -> bool:
         """Return whether the execution that a scratch folder belongs to finished after the folder's last change."""
         changed = max(path.stat().st_mtime for path in [scratch, *scratch.rglob("*")])
-        done = (e for e in self.executions(key=scratch.name) if e.output)
-        return any(e.started_at.timestamp() + e.seconds >= changed for e in done)
+        made = list(self.executions(key=scratch.name))
+        if any(e.started_at.timestamp() + e.seconds >= changed for e in made):
+            return True
+        for name in self._journal.newest(made[0].component) if made else ():  # it may have been reused
+            file = RecordFile.parse(made[0].component, name)
+            if not file.state or datetime.fromisoformat(file.start).timestamp() < changed:
+                break
+            if file.key == scratch.name[:SHORT] and file.state == "cached":
+                return True
+        return False
 
     def _evict(self) -> None:
         """Delete the copies of a remote store that were not used for longest, until the others fit into the cache.
@@ -854,12 +878,6 @@ def mirror_of(url: str) -> Path:
         url: The URL.
     """
     return Path.home() / ".cache" / "ridgeline" / hashlib.sha256(url.encode()).hexdigest()[:16]
-
-
-def _names(folder: Path) -> list[str]:
-    """Return the names in a folder; a path for each would take ten times as long."""
-    with os.scandir(folder) as entries:
-        return [entry.name for entry in entries]
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -189,7 +189,7 @@ def _record(options: Options, template: World) -> Case:
     world = template.copy(options.folder / "records")
     store = world.settings.open_store()
     true = {record.model_dump_json() for record in store.executions()}
-    paths = sorted(store.local.glob("executions/*/[0-9]*.json"))
+    paths = sorted(store.local.glob("executions/*/*/[0-9]*.json"))
 
     def damaged(case: int, rng: random.Random) -> list[str]:
         path = rng.choice(paths)

@@ -169,7 +169,7 @@ class World:
                 verify(folder)
             except (ArtifactError, OSError) as error:
                 yield f"half-visible artifact: {folder.name[:12]}: {error}"
-        records = list(root.glob("executions/*/[0-9]*.json"))
+        records = list(root.glob("executions/*/*/[0-9]*.json"))
         readable = sum(1 for _ in self.settings.open_store().executions())
         if readable < len(records):
             empty = [path.name for path in records if path.stat().st_size == 0]
@@ -222,7 +222,7 @@ class World:
                 yield f"scratch of a finished key: {path.name}"
         for path in root.glob("leases/*"):
             yield f"lease: {path.name}"
-        for path in root.glob("executions/*/.*"):
+        for path in root.glob("executions/**/.*"):
             yield f"hidden record: {path.name}, {path.stat().st_size} bytes"
         for path in [*root.glob("serving/*/.*"), *root.glob("serving/.*")]:
             if path.name != ".lock":
@@ -233,7 +233,7 @@ class World:
     def zero_bytes(self) -> Iterator[str]:
         """Yield empty files among the champion, history, records, manifests and published files."""
         root = self.folder / "store"
-        records = [*root.glob("executions/*/[0-9]*.json"), *root.glob(f"artifacts/*/*/{MANIFEST}")]
+        records = [*root.glob("executions/*/*/[0-9]*.json"), *root.glob(f"artifacts/*/*/{MANIFEST}")]
         served = [path for path in root.glob("serving/**/*") if path.name[0] != "." and path.is_file()]
         published = [path for path in root.glob("artifacts/*/*/**/*") if path.is_file()]
         for path in dict.fromkeys([*records, *served, *published]):

@@ -186,7 +186,7 @@ def test_a_damaged_record_is_left_out_and_its_step_alone_runs_again(toy_steps, s
         return first.state, execute(store, double, {"number": first.output or ""}, double.parse({}), run_id).state
 
     run("run 1")
-    (path,) = store.local.glob("executions/double/*.json")
+    (path,) = store.local.glob("executions/double/*/*.json")
     content = path.read_bytes()
     for damaged in itertools.islice(damages(content), 50):
         path.write_bytes(damaged)
@@ -198,7 +198,7 @@ def test_records_of_earlier_releases_are_read(toy_steps, store):
     from toy_steps.seed import seed
 
     execute(store, seed, {}, seed.parse({}), "run 1")
-    (path,) = store.local.glob("executions/seed/*.json")
+    (path,) = store.local.glob("executions/seed/*/*.json")
     fields = json.loads(path.read_text())
     del fields["sha256"]
     path.write_text(json.dumps(fields))

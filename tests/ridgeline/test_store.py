@@ -132,7 +132,7 @@ def test_executions_are_listed_newest_first(store):
         store.record(execution(run_id=str(minutes), minutes=minutes))
     store.record(execution("double", minutes=9))
     store.record(execution(key="l" * 64, minutes=5))
-    assert [e.run_id for e in store.executions("seed", "k" * 64)] == ["3", "2", "1"]
+    assert [e.run_id for e in store.executions("seed", key="k" * 64)] == ["3", "2", "1"]
     assert next(store.executions()).component == "double"
 
 
@@ -268,7 +268,7 @@ def test_staging_folders_do_not_block_each_other(store):
 def test_damaged_record_is_left_out_with_a_warning(store, caplog):
     store.record(execution(run_id="good"))
     folder = store.local / "executions" / "seed"
-    good = next(folder.iterdir())
+    good = next(folder.glob("*/*"))
     (folder / "20260101T000000.000000Z-torn.json").write_text("")
     (folder / "20260101T000000.000000Z-kkkkkkkkkkkkkkkk-00000000.json").mkdir()
     (folder / good.name.replace("00Z", "01Z")).write_bytes(good.read_bytes()[:-9])
@@ -290,7 +290,7 @@ def test_records_are_found_by_name_and_only_those_are_read(store, number, monkey
 
     monkeypatch.setattr(Store, "read_record", read_record)
     assert {e.state for e in store.executions(run_id="run 1")} == {"failed", "complete"}
-    assert [e.output for e in store.executions("seed", "2" * 64, with_output=True)] == [f"Number/{'2' * 64}"]
+    assert [e.output for e in store.executions("seed", key="2" * 64)] == [f"Number/{'2' * 64}"]
     assert lineage(store, f"Number/{'0' * 64}").execution.run_id == "run 0"
     assert len(read) == 4
 

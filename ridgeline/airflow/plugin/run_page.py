@@ -202,7 +202,8 @@ def _served(settings: Settings, pushed: PushedModel, run_id: str, decisions: lis
     pushes = list({entry.version: entry for entry in reversed(own)}.values())  # the first entry of each version
     champion = registry.champion(name)
     if not pushes or champion is None:
-        reason = registry.decide_push(pushed).reason or refusal(pushed, Decisions(settings.open_store()).all())
+        answers = Decisions(settings.open_store()).about(pushed.facts.model_digest)
+        reason = registry.decide_push(pushed).reason or refusal(pushed, answers)
         return f"Exported, but not pushed: {reason}." if reason else "Exported, but not pushed."
     last = pushes[0]
     text = f"Pushed as version {last.version} of {name}."
@@ -275,8 +276,9 @@ def render(settings: Settings, run: Run) -> str:
         StoreError: If the store is unreadable.
     """
     store = settings.open_store()
-    decided = Decisions(store).all(run.started_at) if run.started_at else []
-    decisions = [decision for decision in decided if decision.run_id == run.run_id]
+    started_at = run.started_at  # a run of another DAG may have the same name
+    decided = Decisions(store).of_run(run.run_id) if started_at else ()
+    decisions = [decision for decision in decided if started_at and decision.at >= started_at]
     has_changed = any(decision.kind in CHANGES for decision in decisions)
     steps = find_steps(store, run)
     records = [step.record for step in steps if step.record]
