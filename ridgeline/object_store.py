@@ -7,12 +7,14 @@ Here, a whole transfer is repeated after what is left.
 from __future__ import annotations
 
 import errno
+import functools
 import logging
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
@@ -318,6 +320,53 @@ def clock(folder: UPath) -> datetime:
         delete(probe)
 
 
+def abort_uploads(folder: UPath, older_than: timedelta) -> None:
+    """Delete the parts of large files whose upload began some time ago and never ended. Listings do not show them.
+
+    Args:
+        folder: The folder in S3.
+        older_than: How long ago an upload must have begun.
+    """
+    bucket, prefix, _ = folder.fs.split_path(folder.path)
+    listing = {"Bucket": bucket, "Prefix": f"{prefix.rstrip('/')}/"}
+    found = repeated(lambda: folder.fs.call_s3("list_multipart_uploads", **listing)).get("Uploads", [])
+    now = clock(folder) if found else None
+    for upload in found:
+        if now and now - upload["Initiated"] > older_than:
+            with suppress(FileNotFoundError):
+                folder.fs.call_s3(
+                    "abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                )
+            log.info("deleted what was uploaded of %s before its host died", mask(upload["Key"]))
+
+
+@contextmanager
+def repeating(seconds: float, what: str, action: Callable[[], object]) -> Iterator[None]:
+    """Do something again and again, in a thread, while the body runs. An error is logged.
+
+    Args:
+        seconds: Time between the end of one action and the next.
+        what: What the action does, after "Cannot".
+        action: The action.
+    """
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(seconds):
+            try:
+                action()
+            except Exception as error:  # of the driver; there are more attempts
+                log.warning("Cannot %s: %s", what, mask(f"{type(error).__name__}: {error}"))
+
+    thread = threading.Thread(target=repeat, name=what, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()  # so that nothing is written after the end
+
+
 def explain(error: BaseException) -> tuple[str, str] | None:
     """Return what is wrong with an object store and what to do about it; None if an error is about something else.
 
@@ -383,7 +432,7 @@ def write_if_unchanged(path: UPath, content: bytes, tag: str | None) -> bool:
     condition = {"mode": "create"} if tag is None else {"IfMatch": tag}
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            repeated(lambda: path.fs.pipe_file(path.path, content, **condition))
+            repeated(functools.partial(path.fs.pipe_file, path.path, content, **condition))
             return True
         except OSError as error:
             status, code = _status(error)
@@ -392,8 +441,14 @@ def write_if_unchanged(path: UPath, content: bytes, tag: str | None) -> bool:
             found = read(path)
             if found and found[0] == content:  # the answer to an earlier attempt was lost
                 return True
-            if status != 409 or (found and found[1]) != tag:
+            if (found and found[1]) != tag:
                 return False
+            if status != 409:
+                bare = (tag or "").strip('"')
+                if condition == {"IfMatch": bare} or not bare:
+                    return False
+                condition = {"IfMatch": bare}  # Ceph compares the tag without its quotes
+                continue
             time.sleep(FIRST_WAIT_SECONDS * 2**attempt)  # S3 asks for a repetition
     return False
 
@@ -424,5 +479,7 @@ def expect_conditional_writes(folder: UPath) -> None:
             raise ConditionalWritesError("it ignores the condition If-None-Match")
         if write_if_unchanged(probe, b"3", '"0123456789abcdef0123456789abcdef"'):
             raise ConditionalWritesError("it ignores the condition If-Match")
+        if not ((found := read(probe)) and write_if_unchanged(probe, b"4", found[1])):
+            raise ConditionalWritesError("it refuses to replace an object under the condition If-Match")
     finally:
         delete(probe)

@@ -10,11 +10,10 @@ import os
 import re
 import shutil
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
@@ -24,7 +23,7 @@ from filelock import FileLock, Timeout
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from upath import UPath
 
-from ridgeline import files, object_store
+from ridgeline import files, key_lease, object_store
 from ridgeline.artifacts.base import MANIFEST, Artifact, ArtifactError, Manifest, verify
 from ridgeline.journal import Journal
 from ridgeline.keys import KeyParts
@@ -41,6 +40,7 @@ LEASE_AGE = timedelta(days=1)  # how long an unfinished execution on another hos
 # In a store at a URL, a lease is renewed while its process lives, and what is new or reused is not deleted meanwhile.
 LEASE_EXPIRY, RENEWAL_SECONDS = timedelta(hours=1), 600.0  # by the clock of the object store alone
 CACHE_IN_USE = timedelta(hours=1)  # after its last use, a local copy counts as read still
+UPLOAD_AGE = timedelta(hours=6)  # an artifact whose upload takes longer is taken for dead; by the same clock
 WAIT_SECONDS = 0.1  # between two looks whether another execution of the same key has ended
 
 
@@ -190,9 +190,12 @@ class Store:
         <root>/staging/<id>.json                 a record that is being written, by the owner of the store's lock
         <root>/scratch/<key>/, <key>.lock        what an unfinished execution left for the next one with its key
         <local>/leases/<id>.lock                 its owner is the execution
+        <root>/keys/<key>.json                   in an object store: the host that works on a key, see `KeyLease`
+        <local>/.name                            of a mirror: its random name
 
     With a remote root, components still see local paths: artifacts are mirrored into a local folder of the
-    same layout, and an upload is complete when its manifest, written last, is there.
+    same layout, and an upload is complete when its manifest, written last, is there. Staging is local, and so are
+    scratch folders, but an object store with conditional writes holds a copy of these, see `key_lease`.
 
     Args:
         root: The root as a path or URL.
@@ -211,6 +214,7 @@ class Store:
     ) -> None:
         remember(str(root))
         self.cache_bytes = cache_bytes
+        self._unshared: str | None = None  # why several hosts can't share it; None: not looked at yet
         try:
             path = object_store.open_url(root, options)
         except (ImportError, ValueError, TypeError) as error:
@@ -357,17 +361,47 @@ class Store:
     def scratch(self, key: str) -> Iterator[Path]:
         """Yield the folder of an execution's unfinished work; it is deleted afterwards, unless the body failed.
 
-        Only one execution of a key holds it: another one waits, and finds the result of the first.
+        Only one execution of a key holds it: another one waits, and finds the result of the first. In an object store
+        with conditional writes, this holds across hosts, and what one left is there for the next one on any host.
 
         Args:
             key: The execution's key.
+
+        Raises:
+            StoreError: If an object store without conditional writes is used by several hosts.
         """
         folder = self.local / "scratch" / key
-        with self._owned(folder, wait=True):
+        with self._owned(folder, wait=True), ExitStack() as stack:
             with translate_os_errors("write to", self.root):
                 folder.mkdir(exist_ok=True)
+                if self.remote and self._is_shared():
+                    stack.enter_context(key_lease.hold(self.root, key, folder, self._mirror_name()))
             yield folder
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _is_shared(self) -> bool:
+        """Return whether several hosts may use this object store; refuse one that can't be shared if several do."""
+        if self._unshared is None:
+            try:
+                object_store.expect_conditional_writes(self.root)
+                self._unshared = ""
+            except object_store.ConditionalWritesError as error:
+                self._unshared = str(error)
+        others = {lease.host for lease in self.leases()} - {socket.gethostname()} if self._unshared else set()
+        if others:
+            raise StoreError(
+                f"Expected an object store with conditional writes for several hosts; received {self.root}: "
+                f"{self._unshared}. Now {', '.join(sorted(others))} uses it, too. Use S3 or a service that has them, "
+                "or run all steps on one host."
+            )
+        return not self._unshared
+
+    def _mirror_name(self) -> str:
+        """Return the random name of the mirror."""
+        with self.lock():
+            if not (file := self.local / ".name").exists():
+                files.write(file, uuid.uuid4().hex)
+            return file.read_text(encoding="utf-8")
 
     @contextmanager
     def lease(self, run_id: str, artifacts: Iterable[str] = ()) -> Iterator[StoreError | None]:
@@ -397,32 +431,16 @@ class Store:
         except StoreError as error:
             failure = error
         try:
-            with self._renewed(file, lease) if self.remote and not failure else nullcontext():
+            content = lease.model_dump_json().encode()
+            renewed = object_store.repeating(
+                RENEWAL_SECONDS, f"renew the lease of {run_id}", lambda: object_store.write(file, content)
+            )
+            with renewed if self.remote and not failure else nullcontext():
                 yield failure
         finally:
             if owner.is_locked:
                 self._end_lease(name)
                 owner.release()
-
-    @contextmanager
-    def _renewed(self, file: UPath, lease: Lease) -> Iterator[None]:
-        """Write a lease again and again while the body runs."""
-        ended = threading.Event()
-
-        def renew() -> None:
-            while not ended.wait(RENEWAL_SECONDS):
-                try:
-                    object_store.write(file, lease.model_dump_json().encode())
-                except Exception as error:  # of the driver; there are more attempts before it expires
-                    log.warning("Cannot renew the lease of %s: %s", lease.run_id, mask(error))
-
-        thread = threading.Thread(target=renew, name="lease", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()  # else it would write the lease again after its end
 
     def leases(self, clear: bool = False) -> list[Lease]:
         """Return the leases of running processes, on other hosts those of the last `LEASE_AGE`.
@@ -470,7 +488,7 @@ class Store:
         Returns:
             Size in bytes of each such folder, by key.
         """
-        sizes = {}
+        sizes = self._clear_copies(older_than, dry_run)
         for folder in _folders(self.local / "scratch"):
             lock_file = folder.with_name(f"{folder.name}.lock")
             with (
@@ -485,6 +503,33 @@ class Store:
                     sizes[folder.name] = sum(stat.st_size for stat in files)
                     if not dry_run:
                         shutil.rmtree(folder)
+        return sizes
+
+    def _clear_copies(self, older_than: timedelta, dry_run: bool) -> dict[str, int]:
+        """Delete copies of scratch folders that no host uses, and leases that dead hosts had on keys.
+
+        A copy goes if it did not change for some time, or if its key was finished.
+        """
+        if self.root.protocol not in object_store.S3:
+            return {}
+        with translate_os_errors("write to", self.root):
+            copies, ages = self.root / "scratch", object_store.ages(self.root / "scratch", "")
+            found = {name: size for name, size in object_store.sizes(copies).items() if "/" in name}
+            leases = object_store.ages(self.root / "keys", ".json")
+            in_use = {Path(name).stem for name, age in leases.items() if age <= key_lease.EXPIRY}
+            sizes: dict[str, int] = {}
+            for key in {name.partition("/")[0] for name in found} - in_use:
+                changed = min((age for name, age in ages.items() if name.startswith(f"{key}/")), default=timedelta())
+                if changed >= older_than or any(self.executions(key=key, with_output=True)):
+                    sizes[key] = sum(size for name, size in found.items() if name.startswith(f"{key}/"))
+            dead = {Path(name).stem for name in leases} - in_use
+            for key in () if dry_run else {*sizes, *dead}:
+                lease = key_lease.KeyLease(self.root / "keys" / f"{key}.json", self._mirror_name())
+                with self._owned(self.local / "scratch" / key) as owned:
+                    if owned and lease.acquire() is None:
+                        if key in sizes:
+                            object_store.delete(copies / key)
+                        lease.release()
         return sizes
 
     def clear_leftovers(self) -> None:
@@ -591,7 +636,27 @@ class Store:
             Size in bytes of each such folder, by name.
         """
         with nullcontext() if dry_run else self.lock():
-            return self._clear_dead(self.local / "staging", dry_run)
+            return self._clear_dead(self.local / "staging", dry_run) | self._clear_uploads(dry_run)
+
+    def _clear_uploads(self, dry_run: bool) -> dict[str, int]:
+        """Delete the artifacts in an object store that have no manifest, since their host died, after `UPLOAD_AGE`."""
+        if not self.remote:
+            return {}
+        with translate_os_errors("write to", self.root):
+            place = self.root / "artifacts"
+            ages, found = object_store.ages(place, ""), object_store.sizes(place)
+            sizes: dict[str, int] = {}
+            for ref in {"/".join(name.split("/")[:2]) for name in found}:
+                parts = [name for name in found if name.startswith(f"{ref}/")]
+                young = any(ages.get(name, timedelta()) <= UPLOAD_AGE for name in parts)
+                if REF.fullmatch(ref) and f"{ref}/{MANIFEST}" not in found and not young:
+                    sizes[ref] = sum(found[name] for name in parts)
+            if not dry_run:
+                for ref in sizes:
+                    object_store.delete(place / ref)
+                if self.root.protocol in object_store.S3:
+                    object_store.abort_uploads(self.root, UPLOAD_AGE)
+        return sizes
 
     def size_bytes(self, ref: str) -> int:
         """Return the size of an artifact's files as its manifest states it."""
@@ -872,12 +937,13 @@ class Store:
 
 
 def mirror_of(url: str) -> Path:
-    """Return the local folder for copies of what is at a URL.
+    """Return the local folder for copies of what is at a URL, in ``$XDG_CACHE_HOME`` or ``~/.cache``.
 
     Args:
         url: The URL.
     """
-    return Path.home() / ".cache" / "ridgeline" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches) / "ridgeline" / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
 def _folders(folder: Path) -> list[Path]:
