@@ -117,8 +117,8 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
                 found = measure(name, "select", Path(folder) / str(scale), values, __name__, source, scale)
                 peaks.append(found.peak)
             growth = (peaks[-1] - peaks[-2]) * 2**20 / ((SCALES[-1] - SCALES[-2]) * total)
-            found = ", ".join(f"{value:.0f}" for value in peaks)
-            row(name, f"{found} MiB; {growth:.0f} bytes an image at the end", "flat")
+            shown = ", ".join(f"{value:.0f}" for value in peaks)
+            row(name, f"{shown} MiB; {growth:.0f} bytes an image at the end", "flat")
 
 
 class Cost(NamedTuple):

@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ OPTIONS = "ingest.beam_pipeline_options"
 JOBS = 256  # at least, if there are as many files: one worker takes several, and none is long without work
 DIRECT_RUNNERS = ("direct", "directrunner")
 ERROR = "error.json"
+SAFE_PATH = "PYTHONSAFEPATH"
 
 
 class BeamError(StepError):
@@ -50,14 +52,15 @@ class Engine:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Let Beam log warnings alone, and let servers of its direct runner listen on the loopback interface alone.
+        """Keep the processes of Beam's direct runner to themselves, and let Beam log warnings alone.
 
-        They ask nobody for a password, and Beam would let them listen on all interfaces.
+        Its servers ask nobody for a password and would listen on all interfaces: they listen on the loopback interface.
+        Its workers would import modules from the working directory: they do not.
         """
         from apache_beam.runners.portability.fn_api_runner import worker_handlers
 
         grpc, logger = worker_handlers.grpc, logging.getLogger("apache_beam")
-        server, level = grpc.server, logger.level
+        server, level, safe = grpc.server, logger.level, os.environ.get(SAFE_PATH)
 
         def local_server(*args: Any, **kwargs: Any) -> Any:
             made = server(*args, **kwargs)
@@ -69,9 +72,12 @@ class Engine:
             logger.setLevel(logging.WARNING)
             if not isinstance(self.runner, str):
                 grpc.server = local_server
+                os.environ[SAFE_PATH] = "1"
             yield
         finally:
             grpc.server = server
+            os.environ.pop(SAFE_PATH, None)
+            os.environ.update({SAFE_PATH: safe} if safe is not None else {})
             logger.setLevel(level)
 
     @contextmanager

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +26,20 @@ from ridgeline.sources import read_sources
 needs_beam = pytest.mark.skipif(importlib.util.find_spec("apache_beam") is None, reason="needs the extra beam")
 pytestmark = pytest.mark.filterwarnings("default:::apache_beam", "default:::google")
 WORKERS = ("--direct_num_workers=2", "--direct_running_mode=multi_processing")
+
+WORKER = "apache_beam.runners.worker.sdk_worker_main"
+# Beam's own server for portable pipelines, which stands for a cluster's.
+JOB_SERVER = """
+import sys
+from apache_beam.runners.portability.local_job_service import LocalJobServicer
+from components.ingestion.beam import engine
+from components.ingestion.params import Params
+with engine(Params()).running():
+    server = LocalJobServicer(sys.argv[1])
+    print(server.start_grpc_server(), flush=True)
+    sys.stdin.read()
+    server.stop()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +83,28 @@ def test_a_folder_becomes_the_same_bytes(
 
 
 @needs_beam
+def test_servers_listen_on_the_loopback_interface_and_workers_import_nothing_from_the_working_directory(
+    shop: Path, in_process: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grpc = importlib.import_module("grpc")
+    with engine(Params()).running():
+        server = grpc.server(ThreadPoolExecutor(1))
+        port = server.add_insecure_port("[::]:0")
+        server.start()
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        with pytest.raises(OSError, match="refused|Cannot assign"):
+            socket.create_connection(("::1", port), timeout=5)
+        server.stop(None)
+    for name in ("components", "numpy", "apache_beam", "json"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    assert run(shop, tmp_path / "out", *WORKERS).digest == in_process.digest
+    assert not (tmp_path / "imported").exists()
+    assert "PYTHONSAFEPATH" not in os.environ
+
+
+@needs_beam
 def test_a_shared_folder_is_left_empty(shop: Path, in_process: Dataset, tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     dataset = run(shop, tmp_path / "out", f"--temp_location={tmp_path / 'shared'}")
@@ -85,6 +126,24 @@ def test_an_object_store_is_all_that_machines_share(
         name: split.images_sha256 for name, split in run(f"{bucket}/images", tmp_path / "here").facts.splits.items()
     } == {name: split.images_sha256 for name, split in dataset.facts.splits.items()}
     assert not (UPath(bucket) / "beam").exists()
+
+
+@needs_beam
+def test_another_runner_gets_its_options(shop: Path, in_process: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    command = [sys.executable, "-c", JOB_SERVER, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        address = f"--job_endpoint=127.0.0.1:{server.stdout.readline().strip()}"
+        environment = (
+            "--environment_type=beam:env:harness_subprocess_python:v1",
+            f"--environment_config={sys.executable} -m {WORKER}",
+        )
+        shared = f"--temp_location={tmp_path / 'shared'}"
+        dataset = run(shop, tmp_path / "out", "--runner=PortableRunner", address, *environment, shared)
+        server.communicate("", timeout=60)
+    assert dataset.digest == in_process.digest
+    assert list((tmp_path / "shared").iterdir()) == []
 
 
 @needs_beam
