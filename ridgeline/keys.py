@@ -20,8 +20,8 @@ from ridgeline.component import Champion, Component, Params, Source
 OTHER_NAMES = {"sklearn": "scikit-learn", "PIL": "pillow", "markdown_it": "markdown-it-py"}
 # Libraries that compute and write on behalf of another.
 IMPLIED = {"keras": ("tensorflow", "h5py"), "tensorflow_datasets": ("tensorflow",)}
-# Libraries that do not affect an artifact's bytes.
-NOT_IN_BYTES = {"pydantic", "pydantic_core", "pydantic_settings", "requests", "upath"}
+# Libraries that do not affect an artifact's bytes. Whatever engine runs the jobs of `ingest`, they do the same.
+NOT_IN_BYTES = {"apache_beam", "pydantic", "pydantic_core", "pydantic_settings", "requests", "upath"}
 
 
 class KeyParts(BaseModel):

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import warnings
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
@@ -169,6 +170,16 @@ def _users(value: Any) -> Any:
     return tuple(value.split()) if isinstance(value, str) else value
 
 
+def _options(value: Any) -> Any:
+    try:
+        words = tuple(shlex.split(value)) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(f"words as in a shell ({error})") from None
+    if any(not word.startswith("--") for word in words):
+        raise ValueError("options of Apache Beam as --name or --name=value; received other words")
+    return words
+
+
 def _store_connection(value: str, info: ValidationInfo) -> str:
     if "://" not in info.data.get("store", "://"):
         raise ValueError("none, since RIDGELINE_STORE is a folder")
@@ -193,6 +204,7 @@ class Settings(BaseSettings):
         serving_base_path: The same folder as TF Serving sees it, for example inside its container; `serving` if None.
         keep_versions: How many of the newest versions of a model a push keeps.
         manual_dir: The folder with the dataset's downloaded files, for machines without a network.
+        beam_pipeline_options: Options of Apache Beam, with which `ingest` decodes folders and prepares Beam datasets.
         image_dir: The folder of images of ``ingest.dataset=folder``: a folder or any `universal_pathlib` URL.
         replay_dir: Folder of unlabelled images for which `evaluate` compares a model with the champion: a folder or any
             `universal_pathlib` URL.
@@ -237,6 +249,7 @@ class Settings(BaseSettings):
     keep_versions: int = Field(10, ge=1)
     manual_dir: Folder = None
     image_dir: Annotated[str, AfterValidator(_store)] | None = None
+    beam_pipeline_options: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_options)] | None = None
     replay_dir: Annotated[str, AfterValidator(_store)] | None = None
     schedule: Schedule = "@weekly"
     inference_schedule: Annotated[str, AfterValidator(_inference_schedule)] = "never"

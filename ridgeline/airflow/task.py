@@ -242,7 +242,8 @@ def _resume_command(settings: Settings, component: Component, run_id: str) -> st
         for name, field in step.params.model_fields.items()
         if field.exclude
     }
-    variables = [f"RIDGELINE_{name}={shlex.quote(str(place))}" for name, place in places.items() if place]
+    texts = {name: shlex.join(place) if isinstance(place, tuple) else str(place) for name, place in places.items()}
+    variables = [f"RIDGELINE_{name}={shlex.quote(text)}" for name, text in texts.items() if places[name]]
     return (
         "To resume after you removed the cause, clear this task in the UI, or run "
         f"{mask(' '.join([*variables, shlex.join(command)]))}\n"

@@ -81,6 +81,7 @@ BAD = {
     "keep_versions": ["abc", "0", "2.5", "[]"],
     "manual_dir": ["https://example.org/data", "~no_such_user/data"],
     "image_dir": ["nosuch://bucket/images", "~no_such_user/images"],
+    "beam_pipeline_options": ["DirectRunner", "--runner DirectRunner", "--name='a"],
     "replay_dir": ["nosuch://bucket/images", "~no_such_user/images"],
     "schedule": ["weekly", "* * * *", "61 * * * *", "0 0 30 2 *", "@never", "{}"],
     "inference_schedule": ["weekly", "push", "* * * *"],

@@ -1,0 +1,252 @@
+"""Apache Beam: the engine that its options name, and the decoding of a folder's files by that engine's workers.
+
+What Beam decodes is what `decoding_processes` decodes, byte for byte: both run the same jobs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from components.ingestion.decoding_processes import MAX_JOB_FILES, Decoded, collect, raise_error_of
+from components.ingestion.decoding_worker import Task, run_job
+from components.ingestion.params import Params
+from ridgeline.component import Source, StepError
+
+log = logging.getLogger(__name__)
+
+OPTIONS = "ingest.beam_pipeline_options"
+JOBS = 256  # at least, if there are as many files: one worker takes several, and none is long without work
+DIRECT_RUNNERS = ("direct", "directrunner")
+ERROR = "error.json"
+SAFE_PATH = "PYTHONSAFEPATH"
+
+
+class BeamError(StepError):
+    """Beam is missing, or its options can't be used."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What runs a Beam pipeline.
+
+    Attributes:
+        options: Beam's ``PipelineOptions``.
+        runner: Beam's runner, or its name.
+        shared: A folder or URL that all workers see, of the option ``--temp_location``; None if none is given.
+    """
+
+    options: Any
+    runner: Any
+    shared: str | None
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Keep the processes of Beam's direct runner to themselves, and let Beam log warnings alone.
+
+        Its servers ask nobody for a password and would listen on all interfaces: they listen on the loopback interface.
+        Its workers would import modules from the working directory: they do not.
+        """
+        from apache_beam.runners.portability.fn_api_runner import worker_handlers
+
+        grpc, logger = worker_handlers.grpc, logging.getLogger("apache_beam")
+        server, level, safe = grpc.server, logger.level, os.environ.get(SAFE_PATH)
+
+        def local_server(*args: Any, **kwargs: Any) -> Any:
+            made = server(*args, **kwargs)
+            listen = made.add_insecure_port
+            made.add_insecure_port = lambda address: listen(address.replace("[::]", "127.0.0.1"))
+            return made
+
+        try:
+            logger.setLevel(logging.WARNING)
+            if not isinstance(self.runner, str):
+                grpc.server = local_server
+                os.environ[SAFE_PATH] = "1"
+            yield
+        finally:
+            grpc.server = server
+            os.environ.pop(SAFE_PATH, None)
+            os.environ.update({SAFE_PATH: safe} if safe is not None else {})
+            logger.setLevel(level)
+
+    @contextmanager
+    def shared_folder(self, scratch: Path) -> Iterator[Any]:
+        """Create a folder for one pipeline, as a path or a `universal_pathlib` path; it is deleted at the end.
+
+        Args:
+            scratch: Where it is created if no shared place is given.
+        """
+        from upath import UPath
+
+        folder = UPath(self.shared or scratch) / f"ridgeline-{uuid.uuid4().hex}"
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            with contextlib.suppress(FileNotFoundError):  # an object store has no empty folders
+                folder.fs.rm(folder.path, recursive=True)
+
+
+def engine(params: Params) -> Engine:
+    """Return the engine of the option ``ingest.beam_pipeline_options``; without options, Beam's direct runner.
+
+    Args:
+        params: The parameters of `ingest`.
+
+    Raises:
+        BeamError: If Beam is not installed, it does not know an option, or it can't use a value or the runner.
+    """
+    try:
+        import apache_beam  # noqa: F401
+    except ImportError:
+        raise BeamError(
+            f"Expected Apache Beam, for {OPTIONS} or for a dataset that needs it; received an installation without it. "
+            "Install the extra: pip install --constraint constraints-beam.txt 'ridgeline[beam]'."
+        ) from None
+    from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, StandardOptions, WorkerOptions
+
+    words, complaint = list(params.beam_pipeline_options), io.StringIO()
+    options = PipelineOptions(words)
+    try:
+        with redirect_stderr(complaint):
+            known = options.get_all_options()
+            given = options.get_all_options(retain_unknown_options=True)
+    except SystemExit:
+        raise BeamError(
+            f"Expected options of Beam in {OPTIONS}; received one that it can't use: "
+            f"{complaint.getvalue().strip().rpartition('error: ')[2]}. Correct it."
+        ) from None
+    name = options.view_as(StandardOptions).runner or "DirectRunner"
+    is_direct = name.lower() in DIRECT_RUNNERS
+    if is_direct and (unknown := sorted(given.keys() - known.keys())):  # another runner may know more options
+        raise BeamError(
+            f"Expected options of Beam in {OPTIONS}; received --{', --'.join(unknown)}, which it does not know. "
+            "Correct or remove them."
+        )
+    harness = options.view_as(WorkerOptions)
+    harness.default_sdk_harness_log_level = harness.default_sdk_harness_log_level or "WARNING"
+    runner = _direct_runner(options) if is_direct else _expect_runner(name)
+    return Engine(options, runner, options.view_as(GoogleCloudOptions).temp_location)
+
+
+def _direct_runner(options: Any) -> Any:
+    """Return the runner that Beam's DirectRunner chooses, without a try to download another one, Prism."""
+    from apache_beam.portability.api import beam_provision_api_pb2
+    from apache_beam.runners.portability.fn_api_runner import fn_runner
+    from apache_beam.runners.portability.portable_runner import JobServiceHandle
+
+    encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
+    provision = beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded)
+    return fn_runner.FnApiRunner(provision_info=fn_runner.ExtendedProvisionInfo(provision))
+
+
+def _expect_runner(name: str) -> str:
+    from apache_beam.runners import create_runner
+
+    try:
+        create_runner(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BeamError(f"Expected a runner of Beam in {OPTIONS}; received {name}: {error}. Correct it.") from None
+    return name
+
+
+class BeamDecoder:
+    """Decodes files of a folder with Beam; has the methods of `Decoder`.
+
+    Workers read jobs from a shared folder and write what the files became into it. Beam itself passes numbers alone.
+
+    Args:
+        source: The folder as it was listed; workers open it by the same path or URL.
+        params: The wanted size and colours, and Beam's options.
+        scratch: An empty folder for unfinished work.
+    """
+
+    def __init__(self, source: Source, params: Params, scratch: Path) -> None:
+        self._source, self._scratch = source, scratch
+        self._task = Task(source.name, source.location, params.form)
+        self._engine = engine(params)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def decode(self, files: Sequence[str]) -> Decoded:
+        """Decode files, as `Decoder.decode` does.
+
+        Args:
+            files: Names in the folder.
+
+        Raises:
+            TransientStepError: If a file was changed or removed since the folder was listed.
+            BeamError: If there are no results where they are expected.
+        """
+        import apache_beam as beam
+
+        size = max(1, min(MAX_JOB_FILES, -(-len(files) // JOBS)))
+        starts = range(0, len(files), size)
+        with self._engine.shared_folder(self._scratch) as folder, self._engine.running():
+            for number, start in enumerate(starts):
+                part = {file: self._source.files[file] for file in files[start : start + size]}
+                (folder / f"{number:06}.job").write_text(json.dumps(part), encoding="utf-8")
+            log.info("decoding %d files in %d jobs with Beam", len(files), len(starts))
+            with beam.Pipeline(runner=self._engine.runner, options=self._engine.options) as pipeline:
+                _ = (
+                    pipeline
+                    | beam.Create(range(len(starts)))
+                    | beam.Reshuffle()
+                    | beam.Map(_do_job, str(folder), self._task.text())
+                )
+            if (folder / ERROR).exists():
+                raise_error_of((folder / ERROR).read_text(encoding="utf-8"))
+            return collect([self._fetch(folder, f"{number:06}") for number in range(len(starts))])
+
+    def _fetch(self, folder: Any, name: str) -> Path:
+        """Move the result of a job here."""
+        job = self._scratch / name
+        try:
+            for suffix in (".json", ".pixels"):
+                result = folder / f"{name}{suffix}"
+                if "://" in str(folder):
+                    folder.fs.get_file(result.path, str(job.with_suffix(suffix)))
+                    result.unlink()
+                else:
+                    Path(str(result)).rename(job.with_suffix(suffix))
+        except FileNotFoundError:
+            raise BeamError(
+                f"Expected what Beam's workers wrote in {folder}; received no {name}{suffix}. Workers on other "
+                f"machines need a folder or URL that they share with this one: add --temp_location to {OPTIONS}."
+            ) from None
+        return job
+
+
+def _do_job(number: int, folder: str, text: str) -> None:
+    """Decode the files of a job, on a worker; a problem of the source becomes a file, so that Beam does not retry."""
+    from upath import UPath
+
+    shared, name, task = UPath(folder), f"{number:06}", Task.parse(text)
+    if (shared / ERROR).exists():
+        return
+    contents = json.loads((shared / f"{name}.job").read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory(dir=None if "://" in folder else folder) as own:
+        try:
+            run_job(Path(own) / name, contents, task)
+        except StepError as error:
+            (Path(own) / ERROR).write_text(json.dumps([type(error).__name__, str(error)]), encoding="utf-8")
+        for file in Path(own).iterdir():  # whole, even if Beam runs a job twice at a time
+            if "://" in folder:
+                shared.fs.put_file(str(file), (shared / file.name).path)
+            else:
+                file.rename(Path(folder) / file.name)
