@@ -199,7 +199,7 @@ class Decisions:
         path = self._folder / f"{_time(decision.at)}-{decision.id}.json"
         text = files.sign(decision.model_dump_json(indent=2))
         if self._store.remote:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            object_store.make_folder(self._folder)
             path.write_text(text, encoding="utf-8")
         else:
             files.make_folder(Path(self._folder.path))

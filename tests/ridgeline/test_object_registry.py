@@ -229,7 +229,7 @@ def test_an_object_store_without_conditional_writes_is_refused(open_registry, pr
 
 
 def test_credentials_without_the_right_to_delete_are_refused_before_work(open_registry, proxy, publish):
-    proxy.faults = Faults(forbidden=("DELETE", "POST"))
+    proxy.faults = Faults(forbidden=("DELETE",))
     with pytest.raises(StoreError, match="AccessDenied. Correct the credentials, or grant them the rights to list"):
         open_registry().push(publish(1), "run 1")
     proxy.faults = Faults(forbidden=("GET", "HEAD", "PUT"))
