@@ -409,4 +409,6 @@ def _is_written(path: UPath, content: bytes, tag: str | None) -> bool:
     except OSError as error:
         if _status(error)[0] != NOT_IMPLEMENTED:
             raise
-        raise ConditionalWritesError(f"it does not implement the condition {'If-Match' if tag else 'If-None-Match'}") from error
+        raise ConditionalWritesError(
+            f"it does not implement the condition {'If-Match' if tag else 'If-None-Match'}"
+        ) from error

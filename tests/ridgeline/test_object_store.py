@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 import time
+from datetime import timedelta
 
 import pytest
 
@@ -211,6 +212,37 @@ def test_an_endpoint_that_does_not_exist_is_an_error_after_retries(bucket, tmp_p
     store = Store(f"{bucket}/store", mirror=tmp_path / "here", options=options)
     with pytest.raises(StoreError, match="Cannot read s3://.*: EndpointConnectionError.*Try again later"):
         store.refs()
+
+
+@pytest.mark.parametrize("moment", ["before", "during", "after"])
+def test_what_another_host_records_beside_garbage_collection_is_kept(bucket, tmp_path, number, monkeypatch, moment):
+    here, there = (Store(f"{bucket}/store", mirror=tmp_path / host) for host in ("here", "there"))
+    ref = publish(there, number)
+    monkeypatch.setattr("ridgeline.store.LEASE_EXPIRY", timedelta(seconds=-60))  # it looked at its age before
+
+    def record(now):
+        if now == moment:
+            there.reuse(ref)
+            there.record(execution(output=ref))
+
+    with here.deletion(keep_young=True) as hide:
+        record("before")
+        assert hide(ref)
+        record("during")
+    record("after")
+    assert here.open(ref, number.Number).facts.digits == 1
+
+
+def test_half_an_upload_is_deleted_after_a_day(bucket, tmp_path, number, monkeypatch):
+    store = Store(f"{bucket}/store", mirror=tmp_path / "here")
+    ref, half = publish(store, number), f"Number/{'0' * 64}"
+    object_store.write(store.root / "artifacts" / half / "part" / "1", b"12345")
+    assert store.clear_uploads(dry_run=False) == {}
+    monkeypatch.setattr("ridgeline.store.LEASE_AGE", timedelta(seconds=-60))
+    for dry_run in (True, False):
+        assert store.clear_uploads(dry_run) == {half: 5}
+    left = {"/".join(name.split("/")[:2]) for name in object_store.sizes(store.root / "artifacts")}
+    assert left == {ref, object_store.CLOCK}
 
 
 def test_the_cache_is_bounded_and_keeps_what_is_in_use(bucket, tmp_path, number):
