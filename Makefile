@@ -1,16 +1,13 @@
 # Everything happens in .venv and var/ of this folder. `make` alone lists the targets.
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
-CONSTRAINTS := constraints.txt
-EXTRAS := server,s3,mlflow,openlineage
+BIN := .venv/bin
+INSTALLED := .venv/.installed
 DAG := fashion_mnist_training
 # Two workers; a group, see tests/conftest.py, stays on one, and the groups start in their order.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install run ui audit test test-fast test-beam torture screenshots test-containers up down logs backup restore lint format bench constraints clean
+.PHONY: help install run ui audit test test-fast torture screenshots test-containers up down logs backup restore lint format bench constraints clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -28,11 +25,6 @@ test: $(INSTALLED) ## Run all tests; ARGS="-k name"
 
 test-fast: $(INSTALLED) ## Run the tests that start no Airflow, browser or second TensorFlow; ARGS="-k name"
 	$(PYTEST) --ignore tests/torture -m "not airflow and not real_data and not fresh_process" $(ARGS)
-
-# Beam holds back pillow, protobuf and pyarrow, so it has pins and an environment of its own.
-test-beam: ## Install the extra beam into .venv-beam and run its tests
-	@$(MAKE) --no-print-directory install VENV=.venv-beam CONSTRAINTS=constraints-beam.txt EXTRAS=$(EXTRAS),beam
-	.venv-beam/bin/python -m pytest tests/components/ingestion/test_beam.py $(ARGS)
 
 torture: $(INSTALLED) ## Kill, cut, damage and load small stores for half an hour; ARGS="kills power_cut --seed 7 --scale 1"
 	@$(BIN)/python -m torture $(ARGS)
@@ -69,7 +61,7 @@ lint: $(INSTALLED) ## Check style, types and the direction of imports
 
 audit: $(INSTALLED) ## Look for security faults in the code, and for known ones of the pinned packages
 	$(BIN)/bandit --quiet --recursive --severity-level medium ridgeline components dags docker
-	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt --requirement constraints-beam.txt
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
 format: $(INSTALLED) ## Format the code
 	$(BIN)/ruff check --fix
@@ -78,23 +70,20 @@ format: $(INSTALLED) ## Format the code
 bench: $(INSTALLED) ## Compare speed and accuracy with the notebook and other loops
 	$(BIN)/python -m benchmarks $(ARGS)
 
-COMPILE := $(BIN)/uv pip compile --universal --fork-strategy fewest --python-version 3.11 \
-  --extra server --extra s3 --extra mlflow --extra openlineage --group dev \
-  --no-annotate --no-emit-index-url --custom-compile-command "make constraints" --quiet
-
-constraints: $(INSTALLED) ## Choose the newest versions that fit: constraints.txt; constraints-beam.txt differs where Beam needs it
-	$(COMPILE) --upgrade --output-file constraints.txt pyproject.toml
-	cp constraints.txt constraints-beam.txt
-	$(COMPILE) --extra beam --output-file constraints-beam.txt pyproject.toml
+constraints: $(INSTALLED) ## Choose the newest versions that fit and write them to constraints.txt
+	$(BIN)/uv pip compile --upgrade --universal --fork-strategy fewest --python-version 3.11 \
+	  --extra server --extra s3 --extra mlflow --extra openlineage --extra beam --group dev \
+	  --no-annotate --no-emit-index-url --custom-compile-command "make constraints" --quiet \
+	  --output-file constraints.txt pyproject.toml
 
 clean: ## Delete .venv, caches and test output; var/ and data/ stay
-	rm -rf .venv .venv-beam .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache dist test-output
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache dist test-output
 	find . -path ./var -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 # Without bytecode Airflow and TensorFlow take two to three times as long to start, so it is made here, even
 # where PYTHONDONTWRITEBYTECODE is set. A few files of the libraries are not valid Python: templates, test data.
 # An incomplete .venv, or one of another Python, is made from the start.
-$(INSTALLED): pyproject.toml $(CONSTRAINTS) Makefile
+$(INSTALLED): pyproject.toml constraints.txt Makefile
 	@fail() { echo "error: $$*" >&2; exit 1; }; \
 	version() { "$$@" -c 'import platform; print(platform.python_version())' 2>/dev/null || echo none; }; \
 	supported() { case $$1 in 3.11.* | 3.12.* | 3.13.*) ;; *) false ;; esac; }; \
@@ -102,12 +91,12 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS) Makefile
 	received=$$(version $(PYTHON)); \
 	supported "$$received" || fail "Expected Python 3.11, 3.12 or 3.13; received $$received ($(PYTHON))." \
 	  "Name another: make PYTHON=python3.12"; \
-	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || fail "Cannot make $(VENV): $(PYTHON) has no ensurepip." \
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || fail "Cannot make .venv: $(PYTHON) has no ensurepip." \
 	  "Install it: 'apt-get install python3-venv' on Debian."; \
-	$(PYTHON) -m venv --clear $(VENV)
-	@echo 'installing into $(VENV): a minute or two ...'
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS) \
-	  --editable '.[$(EXTRAS)]' --group dev
-	@$(BIN)/python -m compileall -q -j0 $(VENV)/lib >/dev/null || true
+	$(PYTHON) -m venv --clear .venv
+	@echo 'installing into .venv: a minute or two ...'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt \
+	  --editable '.[server,s3,mlflow,openlineage,beam]' --group dev
+	@$(BIN)/python -m compileall -q -j0 .venv/lib >/dev/null || true
 	@touch $@

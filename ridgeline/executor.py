@@ -256,9 +256,7 @@ def execute(
                 expect_last(ref)
                 if not store.reuse(ref):
                     return None
-                record(execution)
-                # on another host, garbage collection may have been about to delete it
-                return None if store.remote and not store.holds(ref) else execution
+                return record(execution)
         except StoreError as error:  # a full or read-only disk
             log.warning("%s is reused, but that can't be recorded: %s", component.name, error)
             return execution

@@ -39,7 +39,7 @@ class Garbage:
         artifacts: Size in bytes of each unneeded artifact, by store-relative name.
         num_executions: Number of unneeded execution records.
         scratch: Size in bytes of each abandoned scratch folder, by execution key.
-        staging: Size in bytes of each folder that a killed process left, by name.
+        staging: Size in bytes of each folder, or artifact without a manifest, that a killed process left, by name.
         sources: Size in bytes of each index of a source that no step has read for `SOURCE_AGE`, by its folder's name.
         num_in_progress: Number of runs that are kept, beyond the last runs, because they may be in progress.
     """
@@ -92,6 +92,7 @@ def collect_garbage(
     if keep_runs < 1:
         raise ValueError(f"Expected to keep at least 1 run; received {keep_runs}. Give a positive number.")
     staging = store.clear_staging(dry_run)  # first: on a full disk, it makes space for the rest
+    staging |= store.clear_uploads(dry_run)
     if not dry_run:
         store.clear_leftovers()
         registry.recover()

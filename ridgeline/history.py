@@ -223,6 +223,15 @@ def split_lines(content: bytes, place: object) -> Lines:
     return Lines(lines)
 
 
+def joined(lines: Iterable[str]) -> str:
+    """Return the content of a history.
+
+    Args:
+        lines: Its lines.
+    """
+    return "".join(f"{line}\n" for line in lines)
+
+
 @functools.lru_cache(maxsize=10_000)
 def parse(line: str) -> HistoryEntry:
     """Return the entry of a line.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -136,9 +136,10 @@ class Journal:
         unneeded = set(unneeded)
         if not unneeded:
             return
-        entries = [path for path in self._entries() if _file_of(path.name) in unneeded]
-        self._remove(entries)
-        self._remove([place for file in unneeded for place in self._places(*file)])
+        entries = {path for path in self._paths(self._index) if _file_of(path.rpartition("/")[2]) in unneeded}
+        self._remove(self._index, entries)
+        places = {place for file in unneeded for place in _relative_places(*file)}
+        self._remove(self._files, places)
 
     def is_complete(self) -> bool:
         """Return whether every file is in the index."""
@@ -161,8 +162,8 @@ class Journal:
         self._mark()
 
     def _places(self, folder: str, name: str) -> tuple[Place, Place]:
-        place = self._files / folder if folder else self._files
-        return place / name[:6] / name, place / name
+        new, old = _relative_places(folder, name)
+        return self._files / new, self._files / old
 
     def _names(self, folder: Place, prefix: str = "") -> list[str]:
         """Return the names in a folder, which may be missing; of a remote one, those that begin with a prefix."""
@@ -175,9 +176,6 @@ class Journal:
             *folders, name = path.split("/")
             if _is_file(name):
                 yield "/".join(folders[:-1] if folders and MONTH.fullmatch(folders[-1]) else folders), name
-
-    def _entries(self) -> Iterator[Place]:
-        return (self._index / path for path in self._paths(self._index) if path.endswith(".json"))
 
     def _paths(self, folder: Place) -> Iterator[str]:
         """Yield the paths of the files in a folder and below, relative to it."""
@@ -230,16 +228,22 @@ class Journal:
             files.make_folder(new.parent)
             files.move(old, new)
 
-    def _remove(self, paths: list[Place]) -> None:
+    def _remove(self, folder: Place, paths: Collection[str]) -> None:
         if self._remote:
-            object_store.remove(paths)
+            object_store.delete(folder, paths)
         else:
             for path in paths:
-                path.unlink(missing_ok=True)
+                (folder / path).unlink(missing_ok=True)
 
 
 def _is_file(name: str) -> bool:
     return name[:1].isdecimal() and name.endswith(".json")
+
+
+def _relative_places(folder: str, name: str) -> tuple[str, str]:
+    """Return where a file is below the folder of its kind, and where releases up to 0.2 wrote it."""
+    place = f"{folder}/" if folder else ""
+    return f"{place}{name[:6]}/{name}", f"{place}{name}"
 
 
 def _file_of(entry: str) -> tuple[str, str]:

@@ -133,6 +133,7 @@ def sync(
             now = str(error)
             if now != problem:
                 typer.echo(f"error: {now}", err=True)
+            before = None  # say so when it follows again
         if not follow:
             return
         problem = now

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -31,6 +31,8 @@ S3 = ("s3", "s3a")
 S3_CONFIG = {"retries": {"mode": "standard", "max_attempts": 5}, "connect_timeout": 5, "read_timeout": 30}
 ATTEMPTS, FIRST_WAIT_SECONDS = 4, 0.2  # of a transfer
 NUM_TRANSFERS = 8  # at a time
+PATTERN = frozenset("*?[")  # fsspec takes a path with one of these for a pattern
+CLOCK = ".clock"  # the object whose time of writing is the present time
 PROGRESS_SECONDS = 10.0  # between two lines in the log about a transfer
 TRANSIENT = (errno.EIO, errno.EBUSY, errno.ETIMEDOUT, errno.EAGAIN, getattr(errno, "EREMOTEIO", errno.EIO))
 TRANSIENT_KINDS = (
@@ -41,6 +43,11 @@ TRANSIENT_KINDS = (
     "IncompleteReadError",
     "ResponseParserError",
 )
+
+DRIVERS = ("botocore", "aiobotocore")  # packages whose errors say what S3 answered
+RIGHTS = "Correct the credentials, or grant them the rights to list, read, write and delete"
+ADDRESS = "Correct the credentials, the region or the address"
+LATER = "Try again later"
 
 T = TypeVar("T")
 
@@ -135,7 +142,7 @@ def upload(source: Path, target: UPath, names: Iterable[str]) -> None:
     """
 
     def copy(name: str) -> None:
-        (target / name).parent.mkdir(parents=True, exist_ok=True)  # nothing in S3; other drivers need it
+        make_folder((target / name).parent)
         target.fs.put_file(str(source / name), (target / name).path)
 
     _transfer("uploaded", copy, {name: (source / name).stat().st_size for name in names})
@@ -158,19 +165,51 @@ def _transfer(done: str, copy: Callable[[str], None], sizes: Mapping[str, int]) 
             raise
 
 
-def delete(folder: UPath) -> None:
-    """Delete a folder with all that it holds, whether or not it exists.
+def make_folder(folder: UPath) -> None:
+    """Create a folder where its driver needs one. S3 has none: there, the driver would create a missing bucket.
 
     Args:
         folder: The folder.
     """
+    if folder.protocol not in S3:
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def delete(folder: UPath, names: Collection[str] | None = None) -> None:
+    """Delete objects in a folder and below, whether or not they exist.
+
+    Args:
+        folder: The folder.
+        names: Their names there; all objects if None.
+    """
+    prefix = f"{folder.path.rstrip('/')}/"
+
+    def listed() -> list[str]:
+        found = folder.fs.find(folder.path)
+        return [path for path in found if names is None or path.removeprefix(prefix) in names]
 
     def remove() -> None:
-        if found := folder.fs.find(folder.path):
-            folder.fs.rm(found)
+        found = listed()
+        plain = [path for path in found if not PATTERN & set(path)]
+        if len(plain) > 1:
+            folder.fs.rm(plain)
+            found = listed()  # S3 states in a response with status 200 what it did not delete
+        for path in found:  # this raises the reason
+            with suppress(FileNotFoundError):
+                folder.fs.rm_file(path)
 
     with suppress(FileNotFoundError):  # another process deletes it, too
         repeated(remove)
+
+
+def delete_object(path: UPath) -> None:
+    """Delete one object, whether or not it exists.
+
+    Args:
+        path: The object.
+    """
+    with suppress(FileNotFoundError):
+        repeated(lambda: path.fs.rm_file(path.path))
 
 
 def write(path: UPath, content: bytes) -> None:
@@ -224,32 +263,6 @@ def create(paths: Iterable[UPath]) -> None:
         repeated(lambda: paths[0].fs.pipe({path.path: b"" for path in paths}))
 
 
-def make_folder(folder: UPath) -> None:
-    """Create a folder and its parents, unless it exists; S3 has none.
-
-    Args:
-        folder: The folder.
-    """
-    if folder.protocol not in S3:
-        folder.mkdir(parents=True, exist_ok=True)
-
-
-def remove(paths: Iterable[UPath]) -> None:
-    """Delete objects, many with a request; those that are missing are left out.
-
-    Args:
-        paths: The objects.
-    """
-    paths = list(paths)
-    if not paths:
-        return
-    if paths[0].protocol in S3:
-        repeated(lambda: paths[0].fs.rm([path.path for path in paths]))
-        return
-    for path in paths:
-        path.unlink(missing_ok=True)
-
-
 def move(source: UPath, target: UPath) -> None:
     """Rename an object, unless it is missing.
 
@@ -287,12 +300,12 @@ def modified_at(path: UPath) -> datetime:
     return cast(datetime, repeated(lambda: path.fs.modified(path.path)))
 
 
-def ages(folder: UPath, suffix: str) -> dict[str, timedelta]:
+def ages(folder: UPath, suffix: str = "") -> dict[str, timedelta]:
     """Return how long ago the objects in a folder and below were written, by the clock of the object store.
 
     Args:
         folder: The folder.
-        suffix: The end of the names of the objects in question.
+        suffix: The end of the names of the objects in question; empty for all.
     """
     prefix = f"{folder.path.rstrip('/')}/"
     listed = repeated(lambda: folder.fs.find(folder.path, detail=True))
@@ -310,14 +323,10 @@ def clock(folder: UPath) -> datetime:
     """Return the time by the clock of an object store, so that the hosts' own clocks do not matter.
 
     Args:
-        folder: Where a small object is written, and deleted.
+        folder: Where a small object is written.
     """
-    probe = folder / f".probe-{uuid.uuid4().hex}"
-    try:
-        write(probe, b"1")
-        return modified_at(probe)
-    finally:
-        delete(probe)
+    write(folder / CLOCK, b"1")
+    return modified_at(folder / CLOCK)
 
 
 def abort_uploads(folder: UPath, older_than: timedelta) -> None:
@@ -373,22 +382,34 @@ def explain(error: BaseException) -> tuple[str, str] | None:
     Args:
         error: An error of a driver.
     """
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+    is_of_driver = any(kind.__module__.partition(".")[0] in DRIVERS for kind in type(error).__mro__)
+    if isinstance(error, OSError) and type(error.__cause__).__module__.partition(".")[0] in DRIVERS:
+        return text, _advice(error)
     if isinstance(error, PermissionError) and error.errno is None:
-        if "time" in text:
-            return text, "Set the clock of this machine"
-        return text, "Correct the credentials, or grant them the rights to list, read, write and delete"
-    if isinstance(error, FileNotFoundError) and _status(error)[1] == "NoSuchBucket":
-        return text, "Create the bucket, or correct its name"
-    if any(kind.__module__.partition(".")[0] in ("botocore", "aiobotocore") for kind in type(error).__mro__):
-        advice = "Try again when it can be reached" if is_transient(error) else "Correct the credentials or the address"
-        return f"{type(error).__name__}: {text}", advice
+        return text, RIGHTS
+    if is_of_driver:
+        return f"{type(error).__name__}: {text}", LATER if is_transient(error) else ADDRESS
     if isinstance(error, OSError) and error.filename is None and is_transient(error):
-        return text or type(error).__name__, "Try again later"
+        return text, LATER
     return None
 
 
+def _advice(error: OSError) -> str:
+    """Return what to do about an error that a response of S3 was made of."""
+    code = _status(error)[1]
+    if code == "RequestTimeTooSkewed":
+        return "Set the clock of this machine"
+    if code == "NoSuchBucket":
+        return "Create the bucket, or correct its name"
+    if isinstance(error, PermissionError):
+        return RIGHTS
+    return LATER if is_transient(error) else ADDRESS
+
+
 # --- conditional writes
+
+NOT_IMPLEMENTED = 501  # HTTP status
 
 
 class ConditionalWritesError(RuntimeError):
@@ -473,13 +494,24 @@ def expect_conditional_writes(folder: UPath) -> None:
         raise ConditionalWritesError(f"{folder.protocol}:// URLs are not supported, only s3:// URLs")
     probe = folder / f".probe-{uuid.uuid4().hex}"
     try:
-        if not write_if_unchanged(probe, b"1", None):
+        if not _is_written(probe, b"1", None):
             raise ConditionalWritesError("it refuses to create an object under the condition If-None-Match")
-        if write_if_unchanged(probe, b"2", None):
+        if _is_written(probe, b"2", None):
             raise ConditionalWritesError("it ignores the condition If-None-Match")
-        if write_if_unchanged(probe, b"3", '"0123456789abcdef0123456789abcdef"'):
+        if _is_written(probe, b"3", '"0123456789abcdef0123456789abcdef"'):
             raise ConditionalWritesError("it ignores the condition If-Match")
         if not ((found := read(probe)) and write_if_unchanged(probe, b"4", found[1])):
             raise ConditionalWritesError("it refuses to replace an object under the condition If-Match")
     finally:
-        delete(probe)
+        delete_object(probe)
+
+
+def _is_written(path: UPath, content: bytes, tag: str | None) -> bool:
+    try:
+        return write_if_unchanged(path, content, tag)
+    except OSError as error:
+        if _status(error)[0] != NOT_IMPLEMENTED:
+            raise
+        raise ConditionalWritesError(
+            f"it does not implement the condition {'If-Match' if tag else 'If-None-Match'}"
+        ) from error

@@ -43,6 +43,7 @@ from ridgeline.history import (
     Serving,
     canary,
     champions,
+    joined,
     merge,
     parse,
     pointed,
@@ -881,7 +882,7 @@ class Registry:
             name: The model's name, whose versions' folders are in place.
             lines: The lines of its history.
         """
-        _update(self.root / name / HISTORY, _text(lines))
+        _update(self.root / name / HISTORY, joined(lines))
         self._follow(name)
 
     def _repair(self, name: str) -> None:
@@ -894,7 +895,7 @@ class Registry:
                 shutil.copyfile(folder / HISTORY, kept)
                 files.flush(kept)
                 problem += f"; the damaged file is {kept.name}"
-            files.write(folder / HISTORY, _text(lines))
+            files.write(folder / HISTORY, joined(lines))
             log.warning("repaired the history of %s: %s", name, problem)
         for leftover in [*folder.glob(".pruned-*"), *(folder / f".{file}" for file in (HISTORY, COPY, CHAMPION))]:
             files.remove(leftover)
@@ -914,7 +915,7 @@ class Registry:
         files.remove(staging)
 
     def _append(self, name: str, *entries: HistoryEntry) -> None:
-        files.write(self.root / name / HISTORY, _text([*self._lines(name)[0], *(entry.line() for entry in entries)]))
+        files.write(self.root / name / HISTORY, joined([*self._lines(name)[0], *(entry.line() for entry in entries)]))
         self._follow(name)
 
     def _follow(self, name: str) -> None:
@@ -930,7 +931,7 @@ class Registry:
             else:
                 files.remove(staging)
         if history:
-            _update(folder / COPY, _text(lines))
+            _update(folder / COPY, joined(lines))
             served = serving(history)
             assert served  # a push made a champion, or `rebuild` did
             pointer: dict[str, Any] = {"version": served.champion}
@@ -1006,7 +1007,7 @@ class Registry:
         if not expected and self.store:
             with suppress(ArtifactError):
                 expected = _files_digest(_saved_model_files(self.store.open(entry.artifact, PushedModel)))
-        return not expected or expected == _files_digest({n: file_entry(p) for n, p in _found(folder).items()})
+        return not expected or expected == digest_of_folder(folder)
 
 
 def _succession(history: list[HistoryEntry]) -> Iterator[HistoryEntry]:
@@ -1016,10 +1017,6 @@ def _succession(history: list[HistoryEntry]) -> Iterator[HistoryEntry]:
         yield history[-1]
         pushed = next(i for i, entry in enumerate(history) if entry.version == history[-1].version)
         history = history[:pushed]
-
-
-def _text(lines: list[str]) -> str:
-    return "".join(f"{line}\n" for line in lines)
 
 
 def _update(path: Path, text: str) -> None:
@@ -1038,6 +1035,15 @@ def _found(folder: Path) -> dict[str, Path]:
     """Return the files in a version's folder by name, those of operating systems left out."""
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     return {name: path for name, path in found.items() if not is_os_file(name)}
+
+
+def digest_of_folder(folder: Path) -> str:
+    """Return the digest of the files in a version's folder, those of operating systems left out.
+
+    Args:
+        folder: The folder.
+    """
+    return _files_digest({name: file_entry(path) for name, path in _found(folder).items()})
 
 
 def _files_digest(entries: dict[str, FileEntry]) -> str:

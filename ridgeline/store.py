@@ -423,8 +423,8 @@ class Store:
         file = self.root / "leases" / f"{name}.json"
         try:
             with translate_os_errors("write to", self.root), self.lock():
-                for folder in (Path(owner.lock_file).parent, file.parent):
-                    folder.mkdir(parents=True, exist_ok=True)
+                Path(owner.lock_file).parent.mkdir(parents=True, exist_ok=True)
+                object_store.make_folder(file.parent)
                 self.leases(clear=True)
                 owner.acquire()
                 file.write_text(lease.model_dump_json())
@@ -439,7 +439,10 @@ class Store:
                 yield failure
         finally:
             if owner.is_locked:
-                self._end_lease(name)
+                try:
+                    self._end_lease(name)
+                except Exception as error:  # of the driver; what the body did is done
+                    log.warning("Cannot delete the lease of %s, which expires by itself: %s", run_id, mask(error))
                 owner.release()
 
     def leases(self, clear: bool = False) -> list[Lease]:
@@ -601,30 +604,77 @@ class Store:
     def deletion(self, keep_young: bool = False) -> Iterator[Callable[[str], bool]]:
         """Yield a function that hides an artifact by one rename; afterwards, the hidden files are deleted.
 
-        It returns whether it did.
+        It returns whether it did. In a store at a URL, an artifact without its manifest is hidden. What another host
+        records as an output meanwhile gets its manifest back: either this host sees the record, or the other one
+        sees, after it wrote the record, that the artifact is gone.
 
         Args:
             keep_young: Leave what another host just wrote or reused, see `young`.
         """
+        hidden: dict[str, bytes] = {}
         with self._own_staging() as place:
             numbers = itertools.count()
-            with translate_os_errors("write to", self.root):
-                oldest_young = object_store.clock(self.root) - LEASE_EXPIRY if self.remote and keep_young else None
+            oldest_young, earlier = None, set[RecordFile]()
+            if self.remote and keep_young:
+                with translate_os_errors("write to", self.root):
+                    oldest_young = object_store.clock(self.root) - LEASE_EXPIRY
+                earlier = set(self.record_files())
 
             def hide(ref: str) -> bool:
                 with translate_os_errors("write to", self.root):
-                    if oldest_young:
-                        with suppress(FileNotFoundError):
-                            if object_store.modified_at(self.root / "artifacts" / ref / MANIFEST) > oldest_young:
-                                return False
                     if self.remote:
-                        object_store.delete(self.root / "artifacts" / ref / MANIFEST)
-                        object_store.delete(self.root / "artifacts" / ref)
+                        manifest = self.root / "artifacts" / ref / MANIFEST
+                        content = b""
+                        with suppress(FileNotFoundError):
+                            if oldest_young and object_store.modified_at(manifest) > oldest_young:
+                                return False
+                            content = manifest.read_bytes()
+                        object_store.delete_object(manifest)
+                        hidden[ref] = content
                     if (path := self.path(ref)).exists():
                         path.rename(place.with_name(f"{place.name}-{next(numbers)}"))
                 return True
 
-            yield hide
+            try:
+                yield hide
+            finally:
+                new = set(self.record_files()) - earlier if hidden and oldest_young else ()
+                outputs = {file.output for file in new}
+                for ref, content in hidden.items():
+                    folder = self.root / "artifacts" / ref
+                    with translate_os_errors("write to", self.root):
+                        if content and short_ref(ref) in outputs:
+                            object_store.write(folder / MANIFEST, content)
+                        else:
+                            object_store.delete(folder)
+
+    def clear_uploads(self, dry_run: bool) -> dict[str, int]:
+        """Delete what uploads and deletions that were killed left in a store at a URL, once it is `LEASE_AGE` old.
+
+        Args:
+            dry_run: Only report what would be deleted.
+
+        Returns:
+            Size in bytes of each such artifact, which has no manifest, by store-relative name.
+        """
+        if not self.remote:
+            return {}
+        folder, unfinished = self.root / "artifacts", dict[str, int]()
+        with translate_os_errors("read", self.root):
+            sizes = object_store.sizes(folder)
+            present = {name.rpartition("/")[0] for name in sizes if name.endswith(f"/{MANIFEST}")}
+            for name, size in sizes.items():
+                ref = "/".join(name.split("/")[:2])
+                if REF.fullmatch(ref) and ref not in present:
+                    unfinished[ref] = unfinished.get(ref, 0) + size
+            if unfinished:
+                for name, age in object_store.ages(folder).items():
+                    if age < LEASE_AGE:
+                        unfinished.pop("/".join(name.split("/")[:2]), None)
+        for ref in () if dry_run else unfinished:
+            with translate_os_errors("write to", self.root):
+                object_store.delete(folder / ref)
+        return unfinished
 
     def clear_staging(self, dry_run: bool) -> dict[str, int]:
         """Delete what dead processes left in the staging folder.
@@ -701,6 +751,9 @@ class Store:
             (staging := self.local / "staging").mkdir(parents=True, exist_ok=True)
             unfinished = staging / f"{uuid.uuid4().hex}.json"
             self._journal.add(name, file.name, text, values_of(execution), first=not newest, unfinished=unfinished)
+            made = execution.output if self.remote else None
+            if made and self.path(made).exists() and not self.holds(made):
+                self._upload(made)  # another host's garbage collection did not see the record in time
 
     def executions(
         self,
@@ -865,8 +918,11 @@ class Store:
                 owner.release()
 
     def _end_lease(self, name: str) -> None:
-        (self.root / "leases" / f"{name}.json").unlink(missing_ok=True)
         (self.local / "leases" / f"{name}.lock").unlink(missing_ok=True)
+        if self.remote:
+            object_store.delete_object(self.root / "leases" / f"{name}.json")
+        else:
+            (self.root / "leases" / f"{name}.json").unlink(missing_ok=True)
 
     @staticmethod
     def _clear_dead(staging: Path, dry_run: bool = False) -> dict[str, int]:

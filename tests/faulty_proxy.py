@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import random
+import re
 import socket
 import struct
 import threading
@@ -24,7 +25,9 @@ class Faults:
         seed: Of the draws.
         rate: Share of the requests that meet a fault.
         unconditional: Whether conditions (If-Match, If-None-Match) are removed.
-        forbidden: Methods that are refused with the status 403.
+        forbidden: Methods that are refused with the status 403. Without DELETE, the deletion of a list of objects is
+            refused as S3 does it: with the status 200 and an error for each object.
+        answer: Status and code with which each request but the deletions is refused; empty for none.
         counts: Number of faults of each kind, and of requests.
     """
 
@@ -32,6 +35,7 @@ class Faults:
     rate: float = 0.0
     unconditional: bool = False
     forbidden: tuple[str, ...] = ()
+    answer: tuple[str, str] | tuple[()] = ()
     counts: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -79,6 +83,11 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         faults, self.close_connection = self.server.faults, True
         fault = faults.draw()
+        if "DELETE" in faults.forbidden and self.command == "POST" and self.path.endswith("?delete"):
+            return self._refuse_each(body)
+        if faults.answer and self.command != "DELETE":
+            status, code = faults.answer
+            return self._refuse(status, code, f"{code} at this time")
         if self.command in faults.forbidden:
             return self._refuse("403")
         if fault == "latency":
@@ -118,14 +127,27 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content[: len(content) // 2] if fault == "truncation" else content)
         return None
 
-    def _refuse(self, status: str) -> None:
-        content = f"<Error><Code>{CODES[status]}</Code><Message>{CODES[status]}</Message></Error>".encode()
+    def _refuse(self, status: str, code: str = "", message: str = "") -> None:
+        code = code or CODES[status]
+        content = f"<Error><Code>{code}</Code><Message>{message or code}</Message></Error>".encode()
         self.send_response_only(int(status))
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Connection", "close")
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+    def _refuse_each(self, body: bytes) -> None:
+        errors = (
+            f"<Error><Key>{key}</Key><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+            for key in re.findall("<Key>([^<]*)</Key>", body.decode())
+        )
+        content = f"<DeleteResult>{''.join(errors)}</DeleteResult>".encode()
+        self.send_response_only(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(content)
 
     def _reset(self) -> None:
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -112,7 +112,7 @@ def engine(params: Params) -> Engine:
     except ImportError:
         raise BeamError(
             f"Expected Apache Beam, for {OPTIONS} or for a dataset that needs it; received an installation without it. "
-            "Install the extra: pip install --constraint constraints-beam.txt 'ridgeline[beam]'."
+            "Install the extra: pip install --constraint constraints.txt 'ridgeline[beam]'."
         ) from None
     from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, StandardOptions, WorkerOptions
 

@@ -6,9 +6,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
+import s3fs
 
 from ridgeline import object_registry, object_store
 from ridgeline.cli import app
@@ -165,6 +167,111 @@ def test_a_rollback_that_another_host_overtakes_is_refused(open_registry, publis
     assert [entry.run_id for entry in here.history(NAME)] == ["run 1", "run 2", "run 3"]
 
 
+def after_the_next_write(monkeypatch, action, answer=None):
+    """Let another host act between this host's next change of a history and the answer to it, True if none is given."""
+    write = object_store.write_if_unchanged
+    done: list[bool] = []
+
+    def replace(path, content, tag):
+        written = write(path, content, tag)
+        if path.name != "history.jsonl" or done:
+            return written
+        done.append(path)
+        action()
+        return answer(path, content, tag) if answer else written
+
+    monkeypatch.setattr(object_store, "write_if_unchanged", replace)
+
+
+def test_a_push_whose_answer_was_lost_and_that_another_host_followed_is_done(
+    open_registry, publish, store, monkeypatch
+):
+    here, there = open_registry("here"), open_registry("there")
+    here.push(publish(1), "run 1")
+    after_the_next_write(
+        monkeypatch,
+        lambda: there.start_canary(store, NAME, 1, 0.1, reason="try", by="ann", run_id="canary"),
+        object_store.write_if_unchanged,  # the driver repeats the request
+    )
+    pushed = here.push(publish(2), "run 2")
+    assert (pushed.new, pushed.version) == (True, 2)
+    assert there.versions(NAME) == [1, 2]
+    assert there.serving(NAME) == Serving(2, 1, 0.1)
+    assert there.verify(store, NAME).version == 2
+
+
+@pytest.mark.parametrize("change", ["push", "canary"])
+def test_a_change_that_is_undone_keeps_what_another_host_added(
+    open_registry, publish, publish_forced, store, monkeypatch, change
+):
+    monkeypatch.setattr(object_registry, "DELETION_SECONDS", 1)
+    here, there = open_registry("here"), open_registry("there")
+    here.push(publish(1), "run 1")
+    here.push(publish(2), "run 2")
+
+    def act():
+        there._delete_objects(NAME, 1)
+        if change == "push":
+            there.push(publish_forced(3), "run 3")
+        else:
+            there.start_canary(store, NAME, 2, 0.1, reason="try", by="ann", run_id="run 3")
+
+    after_the_next_write(monkeypatch, act)
+    with pytest.raises(HistoryChangedError, match="Cannot serve version 1 of shoes: another host deleted version 1"):
+        here.rollback(store, NAME, 1, reason="worse", by="ann", run_id="back")
+    actions = [(entry.action, entry.version) for entry in there.history(NAME)]
+    assert actions[:3] == [("push", 1), ("push", 2), ("rollback", 1)]
+    assert actions[3:] == {"push": [("push", 3)], "canary": [("canary", 2), ("rollback", 2)]}[change]
+
+
+def test_a_push_that_was_taken_for_dead_is_repeated(open_registry, publish, store):
+    here, there = open_registry("here"), open_registry("there")
+    here.push(publish(1), "run 1")
+    pushed = interrupted(here, lambda: there._discard(NAME, 2, here.root / "none")).push(publish(2), "run 2")
+    assert pushed.new
+    assert here.verify(store, NAME).version == pushed.version
+
+
+class DeathError(Exception):
+    """Every request of a host fails from now on, also those with which it would clean up."""
+
+
+def test_a_host_that_dies_at_any_request_of_a_push_leaves_nothing_wrong(
+    open_registry, publish_forced, store, monkeypatch
+):
+    monkeypatch.setattr("ridgeline.registry.STILL_LOADED", timedelta(0))
+    there = open_registry("there")
+    for number in (1, 2):
+        there.push(publish_forced(number), f"run {number}")
+    call, left = s3fs.S3FileSystem._call_s3, [0]
+
+    async def call_until_death(self, *args, **kwargs):
+        left[0] -= 1
+        if left[0] < 0:
+            raise DeathError
+        return await call(self, *args, **kwargs)
+
+    requests, done = 0, False
+    while not done:
+        model = publish_forced(requests + 3)
+        here = ObjectRegistry(there.url, there.root.parent / "here", keep_versions=1)
+        left[0] = requests
+        with monkeypatch.context() as patch, suppress(DeathError):
+            patch.setattr(s3fs.S3FileSystem, "_call_s3", call_until_death)
+            done = here.push(model, f"dies after {requests}").new
+        with monkeypatch.context() as patch:  # 6 hours later
+            patch.setattr(object_registry, "CLAIM_AGE", timedelta(seconds=-60))
+            there.recover()
+        assert there.verify(store, NAME)
+        found = {path.removeprefix(f"{NAME}/").partition("/")[0] for path in objects(there) if path[0] != "."}
+        versions = there.versions(NAME)
+        expected = {f"{version}{end}" for version in versions for end in ("", ".json")}
+        assert found == {"history.jsonl", *expected}
+        requests += 1
+    assert requests > 20
+    assert len(there.versions(NAME)) == 2
+
+
 def test_old_versions_are_deleted_unless_needed(open_registry, publish, monkeypatch):
     monkeypatch.setattr("ridgeline.registry.STILL_LOADED", timedelta(0))
     registry = open_registry(keep=1)
@@ -229,7 +336,7 @@ def test_an_object_store_without_conditional_writes_is_refused(open_registry, pr
 
 
 def test_credentials_without_the_right_to_delete_are_refused_before_work(open_registry, proxy, publish):
-    proxy.faults = Faults(forbidden=("DELETE", "POST"))
+    proxy.faults = Faults(forbidden=("DELETE",))
     with pytest.raises(StoreError, match="AccessDenied. Correct the credentials, or grant them the rights to list"):
         open_registry().push(publish(1), "run 1")
     proxy.faults = Faults(forbidden=("GET", "HEAD", "PUT"))
@@ -269,12 +376,57 @@ def test_a_server_of_folders_follows(open_registry, publish, store):
     assert folder.history(NAME) == here.history(NAME)
     assert folder.verify(store, NAME).version == 2
     assert (there.root / NAME / "1" / "saved_model.pb").stat().st_ino == before
-    here._delete_objects(NAME, 1)
     here.abort(NAME, reason="enough", by="ann", run_id="abort")
+    here._delete_objects(NAME, 1)
+    for _ in range(2):
+        assert there.sync() == {NAME: Serving(2)}
+        assert folder.versions(NAME) == [1, 2]  # a server may not know yet that it is no canary any more
+    os.utime(there.root / NAME / "champion.json", (0, 0))
     assert there.sync() == {NAME: Serving(2)}
     assert folder.versions(NAME) == [2]
     visible = [path.name for path in (there.root / NAME).iterdir() if path.name[0] != "."]
     assert sorted(visible) == ["2", "champion.json", "history-copy.jsonl", "history.jsonl"]
+
+
+def test_a_folder_never_follows_to_a_version_that_is_missing(open_registry, publish, store):
+    here, there = open_registry("here"), open_registry("folder")
+    here.push(publish(1), "run 1")
+    here.push(publish(2), "run 2")
+    there.sync()
+    here.rollback(store, NAME, 1, reason="worse", by="ann", run_id="back")
+    here._delete_objects(NAME, 1)
+    with pytest.raises(RegistryError, match="shoes: Expected version 1, which is served; it was deleted. Nothing was"):
+        there.sync()
+    assert Registry(there.root).serving(NAME) == Serving(2)
+
+
+def test_a_registry_in_a_folder_is_not_overwritten(open_registry, publish, store):
+    here = open_registry("here")
+    here.push(publish(1), "run 1")
+    own = Registry(here.root.parent / "own")
+    own.push(publish(2), "run 2")
+    with pytest.raises(RegistryError, match="Expected a folder for local copies alone; received .*own, which has a"):
+        open_registry("own").sync()
+    assert own.verify(store, NAME).run_id == "run 2"
+
+
+def test_a_copy_that_is_damaged_or_half_done_is_made_again(open_registry, publish):
+    registry = open_registry()
+    model = publish(1)
+    registry.push(model, "run 1")
+    copy = registry.folder(NAME, 1) / "saved_model.pb"
+    whole, before = copy.read_bytes(), copy.stat().st_ino
+    copy.write_bytes(b"")
+    assert registry.push(model, "run 2").unchanged  # no repair of what is whole in the object store
+    assert copy.read_bytes() == whole
+    assert copy.stat().st_ino != before
+    before = copy.stat().st_ino
+    (registry.root / NAME / ".1.json").unlink()  # a process was killed before it wrote it
+    (registry.root / NAME / ".fetch-7").mkdir()
+    (registry.root / NAME / ".pruned-7").mkdir()
+    registry.folder(NAME, 1)
+    assert copy.stat().st_ino == before  # nothing was moved that a server may be reading
+    assert sorted(path.name for path in (registry.root / NAME).iterdir() if path.is_dir()) == ["1"]
 
 
 def test_ridgeline_serve_follows_the_object_store(open_registry, publish, proxy):

@@ -1,4 +1,4 @@
-"""Ingest on Apache Beam. The extra `beam` has an environment of its own: ``make test-beam``."""
+"""Ingest on Apache Beam."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_options_of_other_runners_are_theirs_to_check() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("apache_beam") is not None, reason="Beam is installed")
 def test_without_the_extra_the_options_ask_for_it(shop: Path, tmp_path: Path) -> None:
     params = ingest.parse({**VALUES, "image_dir": str(shop), "beam_pipeline_options": ["--runner=DirectRunner"]})
-    with pytest.raises(BeamError, match=r"Expected Apache Beam, .*constraints-beam.txt 'ridgeline\[beam\]'"):
+    with pytest.raises(BeamError, match=r"Expected Apache Beam, .*constraints.txt 'ridgeline\[beam\]'"):
         ingest(params=params, output=tmp_path, sources=read_sources(ingest, params, None))
 
 
