@@ -147,8 +147,7 @@ class Decisions:
             StoreError: If the decisions can't be read.
         """
         with translate_os_errors("read", self._store.root):
-            found = self._journal.find("id", decision.id)
-            return any(name.endswith(f"-{decision.id}.json") for _, name in found)
+            return next(self._named(decision), None) is not None
 
     def newest(self, since: datetime | None = None, kinds: Collection[str] = ()) -> Iterator[Decision]:
         """Yield decisions, newest first; each is read when it is needed. Damaged ones are logged and left out.
@@ -266,8 +265,14 @@ class Decisions:
             return None
 
     def _replace(self, decision: Decision) -> None:
-        name = next(name for _, name in self._journal.find("id", decision.id) if name.endswith(f"-{decision.id}.json"))
-        self._journal.replace("", name, _text(decision))
+        for name in self._named(decision):
+            self._journal.replace("", name, _text(decision))
+
+    def _named(self, decision: Decision) -> Iterator[str]:
+        """Yield the name of a decision's file, if it is recorded."""
+        for _, name in self._journal.find("id", decision.id):
+            if name.endswith(f"-{decision.id}.json") and self._journal.exists("", name):
+                yield name
 
 
 def _text(decision: Decision) -> str:

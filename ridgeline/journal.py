@@ -89,6 +89,15 @@ class Journal:
                 return str(place.read_text(encoding="utf-8"))
         return str(new.read_text(encoding="utf-8"))  # it was moved meanwhile
 
+    def exists(self, folder: str, name: str) -> bool:
+        """Return whether a file exists.
+
+        Args:
+            folder: Its folder; empty for none.
+            name: Its name.
+        """
+        return any(place.exists() for place in self._places(folder, name))
+
     def newest(self, folder: str = "") -> Iterator[str]:
         """Yield the names in a folder, newest first; a month is listed when it is needed.
 
@@ -184,9 +193,10 @@ class Journal:
         if self._remote:
             yield from object_store.sizes(folder)
             return
-        for place, _, names in os.walk(folder):
+        for place, folders, names in os.walk(folder, onerror=_expect_missing):
             inner = os.path.relpath(place, folder)
-            yield from (name if inner == "." else f"{inner}/{name}" for name in names)
+            found = [*names, *(name for name in folders if name.endswith(".json"))]  # a folder in place of a file
+            yield from (name if inner == "." else f"{inner}/{name}" for name in found)
 
     def _mark(self) -> None:
         self._create([self._index / COMPLETE])
@@ -236,6 +246,12 @@ class Journal:
         else:
             for path in paths:
                 path.unlink(missing_ok=True)
+
+
+def _expect_missing(error: OSError) -> None:
+    """Raise the error of a folder that can't be listed, unless it was just deleted."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _is_file(name: str) -> bool:
