@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -38,6 +37,7 @@ from ridgeline.lineage import lineage
 from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store
 
+Times = dict[str, tuple[float, int]]  # seconds and requests, by what was done
 FEW, MANY = 20, 20_000
 FEW_VERSIONS, MANY_VERSIONS = 20, 1_000
 REPEATS = 7
@@ -204,10 +204,10 @@ def run_of(records: dict[str, Execution]) -> Run:
     return Run("bench", last.run_id, "success", tasks[0].started_at, tasks[-1].ended_at, "", {}, tuple(tasks))
 
 
-def measure(settings: Settings, params: dict[str, Any]) -> dict[str, tuple[float, int]]:
+def measure(settings: Settings, params: dict[str, Any]) -> Times:
     """Return the seconds, the fastest of several, and the requests of each thing to do, by its name."""
     plan = [component for component in pipeline.plan("export") if component.name in params]
-    found: dict[str, tuple[float, int]] = {}
+    found: Times = {}
 
     def note(name: str, seconds: float, number: int) -> None:
         best, _ = found.get(name, (seconds, 0))
@@ -232,17 +232,29 @@ def measure(settings: Settings, params: dict[str, Any]) -> dict[str, tuple[float
             if repeat < 3:
                 records = pipeline.run_records(settings, run_id)
                 ordered = {step.name: records[step.name] for step in plan}
-                store, last = settings.open_store(), ordered["export"].output or ""
-                take("a look-up of all steps, not found", lambda: look_up(settings.open_store()))
-                take("records of a run", lambda run_id=run_id: pipeline.run_records(settings, run_id))  # type: ignore[misc]
-                take("lineage of a model", lambda store=store, last=last: lineage(store, last))  # type: ignore[misc]
-                take("the page of a run", lambda run=run_of(ordered): render(settings, run))  # type: ignore[misc]
-                environment = {"RIDGELINE_STORE": settings.store, "RIDGELINE_SERVING": str(settings.serving_dir())}
-                with patch.dict(os.environ, environment), contextlib.redirect_stdout(io.StringIO()):
-                    take("ridgeline models list", lambda: CliRunner().invoke(app, ["models", "list"]))
+                for name, work in uses(settings, run_id, ordered).items():
+                    take(name, work)
         gc = settings.open_store(), settings.open_registry()
         take("gc --dry-run that keeps 10 runs", lambda: collect_garbage(*gc, 10, dry_run=True))
     return found
+
+
+def uses(settings: Settings, run_id: str, records: dict[str, Execution]) -> dict[str, Callable[[], object]]:
+    """Return what is measured besides the steps, by its name."""
+    store, last, run = settings.open_store(), records["export"].output or "", run_of(records)
+
+    def list_models() -> None:
+        places = {"RIDGELINE_STORE": settings.store, "RIDGELINE_SERVING": str(settings.serving_dir())}
+        with patch.dict(os.environ, places):
+            assert CliRunner().invoke(app, ["models", "list"]).exit_code == 0
+
+    return {
+        "a look-up of all steps, not found": lambda: look_up(store),
+        "records of a run": lambda: pipeline.run_records(settings, run_id),
+        "lineage of a model": lambda: lineage(store, last),
+        "the page of a run": lambda: render(settings, run),
+        "ridgeline models list": list_models,
+    }
 
 
 def look_up(store: Store) -> None:
@@ -252,8 +264,8 @@ def look_up(store: Store) -> None:
         assert decide(store, component, dict.fromkeys(component.inputs, unknown), component.params(), sources={}).parts
 
 
-def compare(title: str, few: dict[str, tuple[float, int]], many: dict[str, tuple[float, int]], counts: bool) -> None:
-    """Print what was measured with few and with many records."""
+def compare(title: str, few: Times, many: Times, counts: bool = False) -> None:
+    """Print what was measured with few and with many records, and the numbers of requests."""
     print(f"\n{title}")
     for name, (seconds, requests) in few.items():
         more, more_requests = many[name]
@@ -283,7 +295,7 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
             add_versions(own, own.open_store().open(refs["export"], PushedModel), versions)
             shutil.copytree(place, folder / bucket)
             measured.append(measure(settings.model_copy(update={"store": str(folder / bucket)}), params))
-        compare(f"In a folder: {title}", *measured, counts=False)
+        compare(f"In a folder: {title}", measured[0], measured[1])
         measured = []
         with object_store(folder / "buckets"), patch.dict(os.environ, {"HOME": str(folder / "home")}):
             for bucket in ("few", "many"):
@@ -292,7 +304,7 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
                     update={"store": f"s3://{bucket}/store", "serving": str(folder / "served" / bucket)}
                 )
                 measured.append(measure(own, params))
-        compare(f"In an object store on this machine: {title}", *measured, counts=True)
+        compare(f"In an object store on this machine: {title}", measured[0], measured[1], True)
         store, registry = Store(folder / "many"), settings.model_copy(update={"store": str(folder / "many")})
         with timed("\ngc in the folder, which keeps 10 runs", ""):
             wait = longest_wait(store, lambda: collect_garbage(store, registry.open_registry(), 10, dry_run=False))

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from ridgeline.journal import Journal
@@ -21,20 +19,30 @@ def root(request, tmp_path):
 
 
 def journal_in(root) -> Journal:
-    return Journal(root, "things", not isinstance(root, Path) or "://" in str(root))
+    return Journal(root, "things", "://" in str(root), lambda folder, name: {"colour": [f"{int(name[6:8]) % 2}" * 16]})
 
 
 def fill(journal: Journal) -> None:
     for folder in ("a", "b_c"):
         for number, name in enumerate(NAMES):
-            journal.add(folder, name, f"{folder} {number}", {"colour": [f"{number % 2}" * 16]}, first=not number)
+            journal.add(folder, name, f"{folder} {number}", {"colour": [f"{number % 2}" * 16]})
 
 
 def listed(monkeypatch, journal: Journal) -> list[str]:
     """The folders that a journal lists from now on, with the beginnings of the names."""
-    seen, names, paths = [], journal._names, journal._paths
-    monkeypatch.setattr(journal, "_names", lambda folder, prefix="": seen.append(folder.name) or names(folder, prefix))
-    monkeypatch.setattr(journal, "_paths", lambda folder: seen.append("all") or paths(folder))
+    seen: list[str] = []
+    names, paths = journal._names, journal._paths
+
+    def note_names(folder, prefix=""):
+        seen.append(folder.name)
+        return names(folder, prefix)
+
+    def note_paths(folder):
+        seen.append("all")
+        return paths(folder)
+
+    monkeypatch.setattr(journal, "_names", note_names)
+    monkeypatch.setattr(journal, "_paths", note_paths)
     return seen
 
 
@@ -71,23 +79,22 @@ def old_files(root) -> None:
         (root / "things" / "a" / name).write_text(f"a {number}")
 
 
-def test_files_of_earlier_releases_are_read_and_moved(root):
+NEW = "20260301T120000.000000Z-new.json"
+
+
+def test_files_of_earlier_releases_are_read_and_moved_by_the_next_one(root):
     old_files(root)
     journal = journal_in(root)
-    journal.add("a", "20260301T120000.000000Z-new.json", "new", {"colour": ["0" * 16]}, first=False)
-    assert list(journal.newest("a")) == [NAMES[5], "20260301T120000.000000Z-new.json", *NAMES[4::-1]]
-    assert [name for _, name in journal.find("colour", "0" * 16)] == [
-        "20260301T120000.000000Z-new.json",
-        *NAMES[::-1],  # the caller reads them, since their values are unknown
-    ]
+    assert list(journal.newest("a")) == NAMES[::-1]
+    # the caller reads them, since their values are unknown
+    assert [name for _, name in journal.find("colour", "0" * 16)] == NAMES[::-1]
     journal.replace("a", NAMES[0], "replaced")
     assert journal.read("a", NAMES[0]) == "replaced"
     assert not journal.is_complete()
-    journal.complete(lambda folder, name: {"colour": [name[6:8] * 8]})
+    journal.add("a", NEW, "new", {"colour": ["0" * 16]})
     assert journal_in(root).is_complete()
-    assert [name for _, name in journal_in(root).find("colour", "01" * 8)] == [
-        name for name in ["20260301T120000.000000Z-new.json", *NAMES[::-1]] if name[6:8] == "01"
-    ]
+    assert list(journal.newest("a")) == [NAMES[5], NEW, *NAMES[4::-1]]
+    assert [name for _, name in journal_in(root).find("colour", "0" * 16)] == [NAMES[5], NEW, NAMES[3], NAMES[1]]
     assert journal.read("a", NAMES[0]) == "replaced"
     assert sorted(path.name for path in (root / "things" / "a").iterdir()) == ["202601", "202602", "202603"]
     assert len(journal.all()) == 7
@@ -96,11 +103,10 @@ def test_files_of_earlier_releases_are_read_and_moved(root):
 def test_an_index_that_was_deleted_is_made_again(root):
     journal = journal_in(root)
     fill(journal)
-    values = {name: [f"{number % 2}" * 16] for number, name in enumerate(NAMES)}
     journal._remove([*journal._entries(), root / "index" / "things" / "complete"])
     again = journal_in(root)
     assert len(list(again.find("colour", "1" * 16))) == 12
-    again.complete(lambda folder, name: {"colour": values[name]})
+    again.add("a", NEW, "new", {"colour": ["0" * 16]})
     assert len(list(again.find("colour", "1" * 16))) == 6
 
 
@@ -114,7 +120,7 @@ def test_a_kill_between_the_index_and_the_file_leaves_no_file_without_an_entry(r
     monkeypatch.setattr(journal, "_write", die)
     name = "20260401T000000.000000Z-x.json"
     with pytest.raises(KeyboardInterrupt):
-        journal.add("a", name, "text", {"colour": ["1" * 16]}, first=False)
+        journal.add("a", name, "text", {"colour": ["1" * 16]})
     assert next(journal.find("colour", "1" * 16)) == ("a", name)
     assert not journal.exists("a", name)
     assert next(journal.newest("a")) == NAMES[5]
