@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import pwd
-from collections.abc import Iterator
 from pathlib import Path
 
 from ridgeline.masking import mask
@@ -62,21 +61,17 @@ def expect_readable(root: Path, depth: int) -> None:
     Raises:
         PermissionError: If one can't be listed; it names the folder.
     """
-    for folder in _folders(root):
-        if depth:
-            expect_readable(folder, depth - 1)
-
-
-def _folders(folder: Path) -> Iterator[Path]:
     try:
-        with os.scandir(folder) as entries:
-            found = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+        with os.scandir(root) as entries:  # of the last level, no name is read, however many there are
+            found = [entry for entry in entries if entry.is_dir(follow_symlinks=False)] if depth else []
     except (FileNotFoundError, NotADirectoryError):
         return
-    if not os.access(folder, os.X_OK, effective_ids=True):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
-    # ext4 makes lost+found, for root alone, in the folder that it is mounted at
-    yield from (path for path in found if not path.name.startswith(".") and path.name != "lost+found")
+    if not os.access(root, os.X_OK, effective_ids=True):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(root))
+    for folder in found:
+        # ext4 makes lost+found, for root alone, in the folder that it is mounted at
+        if not folder.name.startswith(".") and folder.name != "lost+found":
+            expect_readable(Path(folder.path), depth - 1)
 
 
 def _owner(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import takewhile
 from typing import Literal, Protocol, get_args
@@ -115,7 +115,8 @@ class Decisions:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._journal = Journal(store.root if store.remote else store.local, "decisions", store.remote)
+        root = store.root if store.remote else store.local
+        self._journal = Journal(root, "decisions", store.remote, self._values_of)
 
     def add(self, decision: Decision) -> bool:
         """Record a decision, unless it is recorded already.
@@ -133,8 +134,7 @@ class Decisions:
             if self.holds(decision):
                 return False
             name = f"{_time(decision.at)}-{decision.kind}-{decision.id}.json"
-            first = next(self._journal.newest(), None) is None
-            self._journal.add("", name, _text(decision), _values(decision), first)
+            self._journal.add("", name, _text(decision), _values(decision))
         return True
 
     def holds(self, decision: Decision) -> bool:
@@ -147,8 +147,7 @@ class Decisions:
             StoreError: If the decisions can't be read.
         """
         with translate_os_errors("read", self._store.root):
-            found = self._journal.find("id", decision.id)
-            return any(name.endswith(f"-{decision.id}.json") for _, name in found)
+            return next(self._named(decision), None) is not None
 
     def newest(self, since: datetime | None = None, kinds: Collection[str] = ()) -> Iterator[Decision]:
         """Yield decisions, newest first; each is read when it is needed. Damaged ones are logged and left out.
@@ -190,18 +189,6 @@ class Decisions:
             run_id: The run.
         """
         return (d for d in self._found("run", short_run(run_id)) if d.run_id == run_id)
-
-    def complete_index(self) -> None:
-        """Enter the decisions of earlier releases into the index, by which others find them without a listing."""
-
-        def values(_: str, name: str) -> dict[str, list[str]]:
-            decision = self._read(name)
-            return _values(decision) if decision else {}
-
-        with translate_os_errors("write to", self._store.root):
-            if not self._journal.is_complete():
-                with self._store.lock():
-                    self._journal.complete(values)
 
     def deliver(self, recipients: Iterable[Recipient], kinds: Iterable[str], since: datetime) -> int:
         """Send what recipients have not received yet, newest first, each decision once to each.
@@ -265,9 +252,19 @@ class Decisions:
             log.warning("Left out the decision %s, which can't be read: %s", name, mask(error))
             return None
 
+    def _values_of(self, _: str, name: str) -> Mapping[str, list[str]]:
+        decision = self._read(name)
+        return _values(decision) if decision else {}
+
     def _replace(self, decision: Decision) -> None:
-        name = next(name for _, name in self._journal.find("id", decision.id) if name.endswith(f"-{decision.id}.json"))
-        self._journal.replace("", name, _text(decision))
+        for name in self._named(decision):
+            self._journal.replace("", name, _text(decision))
+
+    def _named(self, decision: Decision) -> Iterator[str]:
+        """Yield the name of a decision's file, if it is recorded."""
+        for _, name in self._journal.find("id", decision.id):
+            if name.endswith(f"-{decision.id}.json") and self._journal.exists("", name):
+                yield name
 
 
 def _text(decision: Decision) -> str:

@@ -14,7 +14,6 @@ from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.predictions import Predictions
 from ridgeline.artifacts.schema import Schema
 from ridgeline.component import Component
-from ridgeline.decisions import Decisions
 from ridgeline.lineage import producers
 from ridgeline.records import RecordFile, described, short_ref, short_run
 from ridgeline.registry import Registry
@@ -117,9 +116,6 @@ def collect_garbage(
                 sizes = {ref: size_bytes(ref) for ref in artifacts}
                 sizes = {ref: size for ref, size in sizes.items() if hide(ref)}
             store.delete_records(records)
-    if not dry_run:
-        store.complete_index()
-        Decisions(store).complete_index()
     return Garbage(sizes, len(records), scratch, staging, sources, num_in_progress)
 
 

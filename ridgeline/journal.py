@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -10,6 +11,8 @@ from contextlib import suppress
 from typing import Any
 
 from ridgeline import files, object_store
+
+log = logging.getLogger(__name__)
 
 MONTH = re.compile(r"[0-9]{6}", re.ASCII)
 NAME = re.compile(r"(?:(.*)-)?([0-9]{8}T[0-9]{6}\..*\.json)", re.ASCII)  # after the folder, in an entry of the index
@@ -25,7 +28,7 @@ class Journal:
     On disk::
 
         <root>/<kind>/[<folder>/]<month>/<name>.json    the files
-        <root>/<kind>/[<folder>/]<name>.json            those of releases up to 0.2, until `complete` moves them
+        <root>/<kind>/[<folder>/]<name>.json            those of releases up to 0.2, until the next one is added
         <root>/index/<kind>/<field>/<xx>/<value>-[<folder>-]<name>.json   empty: this file has this value
         <root>/index/<kind>/complete                    empty: every file is in the index
 
@@ -38,15 +41,15 @@ class Journal:
         root: The root of the store.
         kind: The name of the folder of the files.
         remote: Whether the root is a URL.
+        values_of: Reads the values of a file of a folder, both given by name; returns none if it is damaged.
     """
 
-    def __init__(self, root: Place, kind: str, remote: bool) -> None:
+    def __init__(self, root: Place, kind: str, remote: bool, values_of: Callable[[str, str], Values]) -> None:
+        self._values_of = values_of
         self._files, self._index, self._remote = root / kind, root / "index" / kind, remote
         self._known_complete = False
 
-    def add(
-        self, folder: str, name: str, text: str, values: Values, first: bool, unfinished: Place | None = None
-    ) -> None:
+    def add(self, folder: str, name: str, text: str, values: Values, unfinished: Place | None = None) -> None:
         """Write a file, whole and flushed, and its entries in the index. The caller holds the store's lock.
 
         Args:
@@ -54,11 +57,10 @@ class Journal:
             name: Its name.
             text: Its content.
             values: Its values: hexadecimal digits, at least two.
-            first: Whether the folder had no file.
             unfinished: Where a local file is written before a rename; a hidden file beside it if None.
         """
-        if first and not self.is_complete() and next(self._all(), None) is None:
-            self._mark()
+        if not self.is_complete():
+            self._complete()
         self._enter([(folder, name, values)])
         self._write(self._places(folder, name)[0], text, unfinished)
 
@@ -88,6 +90,15 @@ class Journal:
             with suppress(FileNotFoundError):
                 return str(place.read_text(encoding="utf-8"))
         return str(new.read_text(encoding="utf-8"))  # it was moved meanwhile
+
+    def exists(self, folder: str, name: str) -> bool:
+        """Return whether a file exists.
+
+        Args:
+            folder: Its folder; empty for none.
+            name: Its name.
+        """
+        return any(place.exists() for place in self._places(folder, name))
 
     def newest(self, folder: str = "") -> Iterator[str]:
         """Yield the names in a folder, newest first; a month is listed when it is needed.
@@ -147,20 +158,6 @@ class Journal:
             self._known_complete = COMPLETE in self._names(self._index, COMPLETE)
         return self._known_complete
 
-    def complete(self, values_of: Callable[[str, str], Values]) -> None:
-        """Enter all files into the index, and move those of earlier releases.
-
-        Args:
-            values_of: Returns a file's values. The caller holds the store's lock.
-        """
-        found = self.all()
-        with ThreadPoolExecutor(object_store.NUM_TRANSFERS if self._remote else 1) as pool:
-            values = pool.map(lambda file: values_of(*file), found)
-            self._enter((*file, own) for file, own in zip(found, values, strict=True))
-            for _ in pool.map(self._move, found):
-                pass
-        self._mark()
-
     def _places(self, folder: str, name: str) -> tuple[Place, Place]:
         new, old = _relative_places(folder, name)
         return self._files / new, self._files / old
@@ -182,11 +179,21 @@ class Journal:
         if self._remote:
             yield from object_store.sizes(folder)
             return
-        for place, _, names in os.walk(folder):
+        for place, folders, names in os.walk(folder, onerror=_expect_missing):
             inner = os.path.relpath(place, folder)
-            yield from (name if inner == "." else f"{inner}/{name}" for name in names)
+            found = [*names, *(name for name in folders if name.endswith(".json"))]  # a folder in place of a file
+            yield from (name if inner == "." else f"{inner}/{name}" for name in found)
 
-    def _mark(self) -> None:
+    def _complete(self) -> None:
+        """Enter all files into the index, and move those of earlier releases."""
+        found = self.all()
+        if found:
+            log.info("makes the index of %d %s, once", len(found), self._files.name)
+        with ThreadPoolExecutor(object_store.NUM_TRANSFERS if self._remote else 1) as pool:
+            values = pool.map(lambda file: self._values_of(*file), found)
+            self._enter((*file, own) for file, own in zip(found, values, strict=True))
+            for _ in pool.map(self._move, found):
+                pass
         self._create([self._index / COMPLETE])
 
     def _enter(self, found: Iterable[tuple[str, str, Values]]) -> None:
@@ -234,6 +241,12 @@ class Journal:
         else:
             for path in paths:
                 (folder / path).unlink(missing_ok=True)
+
+
+def _expect_missing(error: OSError) -> None:
+    """Raise the error of a folder that can't be listed, unless it was just deleted."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _is_file(name: str) -> bool:

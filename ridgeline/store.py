@@ -228,7 +228,8 @@ class Store:
             self.local = Path(self.root.path)
         else:
             self.local = mirror or mirror_of(str(root))
-        self._journal = Journal(self.root if self.remote else self.local, "executions", self.remote)
+        root_of_files = self.root if self.remote else self.local
+        self._journal = Journal(root_of_files, "executions", self.remote, self._values_of)
 
     # --- artifacts
 
@@ -747,10 +748,10 @@ class Store:
         """Write an execution's record, whole and flushed."""
         name, text = execution.component, files.sign(execution.model_dump_json(indent=2))
         with translate_os_errors("write to", self.root), self.lock():
-            file = RecordFile.of(execution, after=(newest := self._newest_start(name)))
+            file = RecordFile.of(execution, after=self._newest_start(name))
             (staging := self.local / "staging").mkdir(parents=True, exist_ok=True)
             unfinished = staging / f"{uuid.uuid4().hex}.json"
-            self._journal.add(name, file.name, text, values_of(execution), first=not newest, unfinished=unfinished)
+            self._journal.add(name, file.name, text, values_of(execution), unfinished)
             made = execution.output if self.remote else None
             if made and self.path(made).exists() and not self.holds(made):
                 self._upload(made)  # another host's garbage collection did not see the record in time
@@ -828,18 +829,6 @@ class Store:
         with translate_os_errors("write to", self.root):
             self._journal.delete((file.component, file.name) for file in unneeded)
 
-    def complete_index(self) -> None:
-        """Enter the records of earlier releases into the index, by which others find them without a listing."""
-
-        def values(component: str, name: str) -> dict[str, list[str]]:
-            execution = self.read_record(RecordFile.parse(component, name))
-            return values_of(execution) if execution else {}
-
-        with translate_os_errors("write to", self.root):
-            if not self._journal.is_complete():
-                with self.lock():
-                    self._journal.complete(values)
-
     # --- internals
 
     def _found(self, component: str, values: Mapping[str, str]) -> Iterator[RecordFile]:
@@ -857,6 +846,10 @@ class Store:
             for place, name in found:
                 if folder in ("", place):
                     yield RecordFile.parse(place, name)
+
+    def _values_of(self, component: str, name: str) -> Mapping[str, list[str]]:
+        execution = self.read_record(RecordFile.parse(component, name))
+        return values_of(execution) if execution else {}
 
     def _newest_start(self, component: str) -> str:
         """Return the start that the name of a component's newest record states; empty if there is none."""

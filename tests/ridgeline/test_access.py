@@ -118,7 +118,7 @@ def test_an_artifact_that_is_closed_is_neither_missing_nor_damaged(
 
 
 def test_a_record_or_a_history_that_is_closed_is_named(shared: Path) -> None:
-    record = next((shared / "executions" / "train").glob("*.json"))
+    record = next((shared / "executions" / "train").glob("*/*.json"))
     with closed(record):
         refuse(COMMANDS["explain"], record)
     history = shared / "serving" / "synthetic_garments" / "history.jsonl"

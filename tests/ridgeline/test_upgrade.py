@@ -158,7 +158,7 @@ def test_a_newer_artifact_is_refused_by_name(settings: Settings) -> None:
 
 def test_a_newer_record_is_refused_by_name_and_stays(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
     store = settings.open_store()
-    path = next(store.local.glob("executions/train/*/*.json"))
+    path = next(store.local.glob("executions/train/**/*.json"))
     content = with_newer_schema(path)
     with caplog.at_level(logging.WARNING):
         assert len(list(settings.open_store().executions())) == 10

@@ -94,7 +94,7 @@ def test_it_shows_what_was_decided_and_who_knows(copy: Settings, synthetic: Synt
     told = copy.model_copy(update={"notify": SecretStr("json://127.0.0.1:1")})
     assert "not delivered" in shown(told)
     (decision,) = Decisions(copy.open_store()).all()
-    path = next((Path(copy.store) / "decisions").iterdir())
+    path = next((Path(copy.store) / "decisions").glob("*/*"))
     path.write_text(sign(decision.model_copy(update={"delivered": ("a" * 16, "b" * 16)}).model_dump_json()))
     assert "delivered to 2 recipients" in shown(told)
 
