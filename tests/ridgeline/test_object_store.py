@@ -245,6 +245,20 @@ def test_half_an_upload_is_deleted_after_a_day(bucket, tmp_path, number, monkeyp
     assert left == {ref, object_store.CLOCK}
 
 
+def test_the_log_tells_the_progress_within_a_file(bucket, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(object_store, "PROGRESS_SECONDS", -1)
+    monkeypatch.setattr(object_store, "PART_BYTES", 5 * 2**20)
+    monkeypatch.setattr(object_store, "NUM_PARTS", 2)
+    (tmp_path / "large").write_bytes(os.urandom(12 * 2**20))
+    folder = object_store.open_url(f"{bucket}/folder")
+    with caplog.at_level("INFO"):
+        object_store.upload(tmp_path, folder, ["large"])
+        object_store.download(folder, tmp_path / "copy", {"large": 12 * 2**20})
+    assert (tmp_path / "copy" / "large").read_bytes() == (tmp_path / "large").read_bytes()
+    lines = [f"{done} {count}.0 of 12.0 MiB" for done in ("uploaded", "downloaded") for count in (5, 10, 12)]
+    assert [record.getMessage() for record in caplog.records if "MiB" in record.getMessage()] == lines
+
+
 def test_the_cache_is_bounded_and_keeps_what_is_in_use(bucket, tmp_path, number):
     here = Store(f"{bucket}/store", mirror=tmp_path / "here")
     refs = [publish(here, number, digit * 1000) for digit in "1234"]
