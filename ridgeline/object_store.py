@@ -26,8 +26,10 @@ from ridgeline.masking import mask
 log = logging.getLogger(__name__)
 
 S3 = ("s3", "s3a")
-# The driver itself repeats a request that got no answer five times more, so a dead endpoint costs about a minute.
+# botocore repeats a request, s3fs repeats what botocore gave up, and `repeated` the whole action. An endpoint that
+# refuses connections or throttles is an error after a minute or two, one that never responds after five minutes.
 S3_CONFIG = {"retries": {"mode": "standard", "max_attempts": 5}, "connect_timeout": 5, "read_timeout": 30}
+DRIVER_ATTEMPTS = 2  # of s3fs, which would make five
 ATTEMPTS, FIRST_WAIT_SECONDS = 4, 0.2  # of a transfer
 NUM_TRANSFERS = 8  # at a time
 PATTERN = frozenset("*?[")  # fsspec takes a path with one of these for a pattern
@@ -75,6 +77,8 @@ def open_url(url: str | Path, options: Mapping[str, Any] = MappingProxyType({}))
         merged["config_kwargs"] = {**S3_CONFIG, **options.get("config_kwargs", {})}
     path = cast(UPath, UPath(url, **merged))
     assert path.fs is not None  # the driver is there
+    if protocol in S3:
+        path.fs.retries = DRIVER_ATTEMPTS
     return path
 
 
@@ -103,7 +107,7 @@ def repeated(action: Callable[[], T]) -> T:
         try:
             return action()
         except Exception as error:
-            if not is_transient(error):
+            if not is_transient(error) or type(error).__name__ == "ReadTimeoutError":  # which took minutes already
                 raise
             log.info("attempt %d of %d failed: %s", attempt, ATTEMPTS, mask(f"{type(error).__name__}: {error}"))
             time.sleep(FIRST_WAIT_SECONDS * 2**attempt)
@@ -158,7 +162,7 @@ def _parts(folder: UPath, size: int) -> dict[str, int]:
     return {"chunksize": max(PART_BYTES, -(-size // MAX_PARTS)), "max_concurrency": NUM_PARTS}
 
 
-class _Progress(Callback):
+class _Progress(Callback):  # type: ignore[misc]  # fsspec has no types
     """Counts the bytes of one file, and calls a function after each part of it."""
 
     def __init__(self, log_progress: Callable[[], None]) -> None:

@@ -2,11 +2,13 @@
 
 import importlib
 import os
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -206,8 +208,24 @@ def test_what_s3_refuses_is_reported_with_advice(bucket, proxy, tmp_path, status
         Store(f"{bucket}/store", mirror=tmp_path / "here").refs()
 
 
-def test_an_endpoint_that_does_not_exist_is_an_error_after_retries(bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
+def test_an_endpoint_that_never_responds_is_asked_twice(bucket, tmp_path):
+    timeouts = {"read_timeout": 0.1, "retries": {"total_max_attempts": 1}}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        options = {"endpoint_url": endpoint, "config_kwargs": timeouts}
+        with pytest.raises(StoreError, match="Cannot read s3://.*: ReadTimeoutError: .* Try again later"):
+            Store(f"{bucket}/store", mirror=tmp_path / "here", options=options).refs()
+        server.settimeout(0)
+        connections = []
+        with suppress(BlockingIOError):
+            while True:
+                connections.append(server.accept()[0])
+    for connection in connections:
+        connection.close()
+    assert len(connections) == 2
+
+
+def test_an_endpoint_that_does_not_exist_is_an_error_after_retries(bucket, tmp_path):
     options = {"endpoint_url": "http://127.0.0.1:9", "config_kwargs": {"retries": {"max_attempts": 0}}}
     store = Store(f"{bucket}/store", mirror=tmp_path / "here", options=options)
     with pytest.raises(StoreError, match="Cannot read s3://.*: EndpointConnectionError.*Try again later"):
