@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 
 S3 = ("s3", "s3a")
 # botocore repeats a request, s3fs repeats what botocore gave up, and `repeated` the whole action. An endpoint that
-# refuses connections or throttles is an error after a minute or two, one that never responds after five minutes.
+# refuses connections or throttles is an error after minutes, one that never responds after eight.
 S3_CONFIG = {"retries": {"mode": "standard", "max_attempts": 5}, "connect_timeout": 5, "read_timeout": 30}
-DRIVER_ATTEMPTS = 2  # of s3fs, which would make five
+DRIVER_ATTEMPTS = 3  # of s3fs, which would make five
 ATTEMPTS, FIRST_WAIT_SECONDS = 4, 0.2  # of a transfer
 NUM_TRANSFERS = 8  # at a time
 PATTERN = frozenset("*?[")  # fsspec takes a path with one of these for a pattern

@@ -208,7 +208,7 @@ def test_what_s3_refuses_is_reported_with_advice(bucket, proxy, tmp_path, status
         Store(f"{bucket}/store", mirror=tmp_path / "here").refs()
 
 
-def test_an_endpoint_that_never_responds_is_asked_twice(bucket, tmp_path):
+def test_an_endpoint_that_never_responds_is_asked_three_times(bucket, tmp_path):
     timeouts = {"read_timeout": 0.1, "retries": {"total_max_attempts": 1}}
     with socket.create_server(("127.0.0.1", 0)) as server:
         endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
@@ -222,7 +222,7 @@ def test_an_endpoint_that_never_responds_is_asked_twice(bucket, tmp_path):
                 connections.append(server.accept()[0])
     for connection in connections:
         connection.close()
-    assert len(connections) == 2
+    assert len(connections) == 3
 
 
 def test_an_endpoint_that_does_not_exist_is_an_error_after_retries(bucket, tmp_path):
