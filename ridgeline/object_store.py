@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -47,6 +48,7 @@ TRANSIENT_KINDS = (
     "ResponseParserError",
 )
 
+INVALID_BUCKET = re.compile('Invalid bucket name "[^"]*"')
 DRIVERS = ("botocore", "aiobotocore")  # packages whose errors say what S3 answered
 RIGHTS = "Correct the credentials, or grant them the rights to list, read, write and delete"
 ADDRESS = "Correct the credentials, the region or the address"
@@ -330,6 +332,8 @@ def explain(error: BaseException) -> tuple[str, str] | None:
         return text, _advice(error)
     if isinstance(error, PermissionError) and error.errno is None:
         return text, RIGHTS
+    if is_of_driver and (name := INVALID_BUCKET.search(text)):
+        return name[0], "Correct the name of the bucket"
     if is_of_driver:
         return f"{type(error).__name__}: {text}", LATER if is_transient(error) else ADDRESS
     if isinstance(error, OSError) and error.filename is None and is_transient(error):

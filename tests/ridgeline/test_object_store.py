@@ -156,6 +156,11 @@ def test_a_bucket_that_is_missing_is_named(bucket, tmp_path, number):
             action()
 
 
+def test_a_name_that_no_bucket_has_is_reported(bucket, tmp_path):
+    with pytest.raises(StoreError, match='Cannot read s3://a!/store: Invalid bucket name "a!". Correct the name of the'):
+        Store("s3://a!/store", mirror=tmp_path / "here").refs()
+
+
 def test_a_bucket_that_is_missing_is_not_created(bucket, tmp_path):
     store = Store(f"{bucket}0/store", mirror=tmp_path / "here")
     with store.lease("run") as problem:
