@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import re
 import threading
 import time
 import uuid
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
+from fsspec.callbacks import Callback
 from upath import UPath
 
 from ridgeline.masking import mask
@@ -27,12 +29,16 @@ from ridgeline.masking import mask
 log = logging.getLogger(__name__)
 
 S3 = ("s3", "s3a")
-# The driver itself repeats a request that got no answer five times more, so a dead endpoint costs about a minute.
+# botocore repeats a request, s3fs repeats what botocore gave up, and `repeated` the whole action. An endpoint that
+# refuses connections or throttles is an error after minutes, one that never responds after eight.
 S3_CONFIG = {"retries": {"mode": "standard", "max_attempts": 5}, "connect_timeout": 5, "read_timeout": 30}
+DRIVER_ATTEMPTS = 3  # of s3fs, which would make five
 ATTEMPTS, FIRST_WAIT_SECONDS = 4, 0.2  # of a transfer
 NUM_TRANSFERS = 8  # at a time
 PATTERN = frozenset("*?[")  # fsspec takes a path with one of these for a pattern
 CLOCK = ".clock"  # the object whose time of writing is the present time
+PART_BYTES, NUM_PARTS = 2**24, 4  # of a file in S3 in memory: 512 MiB for all transfers
+MAX_PARTS = 10_000  # that S3 allows
 PROGRESS_SECONDS = 10.0  # between two lines in the log about a transfer
 TRANSIENT = (errno.EIO, errno.EBUSY, errno.ETIMEDOUT, errno.EAGAIN, getattr(errno, "EREMOTEIO", errno.EIO))
 TRANSIENT_KINDS = (
@@ -44,6 +50,7 @@ TRANSIENT_KINDS = (
     "ResponseParserError",
 )
 
+INVALID_BUCKET = re.compile('Invalid bucket name "[^"]*"')
 DRIVERS = ("botocore", "aiobotocore")  # packages whose errors say what S3 answered
 RIGHTS = "Correct the credentials, or grant them the rights to list, read, write and delete"
 ADDRESS = "Correct the credentials, the region or the address"
@@ -74,6 +81,8 @@ def open_url(url: str | Path, options: Mapping[str, Any] = MappingProxyType({}))
         merged["config_kwargs"] = {**S3_CONFIG, **options.get("config_kwargs", {})}
     path = cast(UPath, UPath(url, **merged))
     assert path.fs is not None  # the driver is there
+    if protocol in S3:
+        path.fs.retries = DRIVER_ATTEMPTS
     return path
 
 
@@ -102,7 +111,7 @@ def repeated(action: Callable[[], T]) -> T:
         try:
             return action()
         except Exception as error:
-            if not is_transient(error):
+            if not is_transient(error) or type(error).__name__ == "ReadTimeoutError":  # which took minutes already
                 raise
             log.info("attempt %d of %d failed: %s", attempt, ATTEMPTS, mask(f"{type(error).__name__}: {error}"))
             time.sleep(FIRST_WAIT_SECONDS * 2**attempt)
@@ -122,10 +131,10 @@ def download(source: UPath, target: Path, sizes: Mapping[str, int]) -> None:
         EOFError: If the object store keeps sending too little.
     """
 
-    def copy(name: str) -> None:
+    def copy(name: str, callback: Callback) -> None:
         place = target / name
         place.parent.mkdir(parents=True, exist_ok=True)
-        source.fs.get_file((source / name).path, str(place))
+        source.fs.get_file((source / name).path, str(place), callback=callback, **_parts(source, sizes[name]))
         if (received := place.stat().st_size) != sizes[name]:
             raise EOFError(f"Expected {sizes[name]} bytes of {name}; received {received}.")
 
@@ -140,26 +149,56 @@ def upload(source: Path, target: UPath, names: Iterable[str]) -> None:
         target: The folder in the object store.
         names: Names of the files in the folder.
     """
+    sizes = {name: (source / name).stat().st_size for name in names}
 
-    def copy(name: str) -> None:
+    def copy(name: str, callback: Callback) -> None:
         make_folder((target / name).parent)
-        target.fs.put_file(str(source / name), (target / name).path)
+        place = (target / name).path
+        target.fs.put_file(str(source / name), place, callback=callback, **_parts(target, sizes[name]))
 
-    _transfer("uploaded", copy, {name: (source / name).stat().st_size for name in names})
+    _transfer("uploaded", copy, sizes)
 
 
-def _transfer(done: str, copy: Callable[[str], None], sizes: Mapping[str, int]) -> None:
-    total, count, logged = sum(sizes.values()), 0, time.monotonic()
+def _parts(folder: UPath, size: int) -> dict[str, int]:
+    """Return the options by which S3's driver transfers a file in parts, of which few are in memory at a time."""
+    if folder.protocol not in S3:
+        return {}
+    return {"chunksize": max(PART_BYTES, -(-size // MAX_PARTS)), "max_concurrency": NUM_PARTS}
+
+
+class _Progress(Callback):  # type: ignore[misc]  # fsspec has no types
+    """Counts the bytes of one file, and calls a function after each part of it."""
+
+    def __init__(self, log_progress: Callable[[], None]) -> None:
+        super().__init__()
+        self._log_progress = log_progress
+
+    def relative_update(self, inc: int = 1) -> None:
+        super().relative_update(inc)
+        self._log_progress()
+
+
+def _transfer(done: str, copy: Callable[[str, Callback], None], sizes: Mapping[str, int]) -> None:
+    """Copy files, largest first, and log now and then how much of them is done."""
+    total, logged = sum(sizes.values()), time.monotonic()
+    progress: dict[str, Callback] = {}
+
+    def log_progress() -> None:
+        nonlocal logged
+        if time.monotonic() - logged > PROGRESS_SECONDS:
+            logged = time.monotonic()
+            count = sum(min(file.value, sizes[name]) for name, file in progress.copy().items())
+            log.info("%s %.1f of %.1f MiB", done, count / 2**20, total / 2**20)
+
+    def copied(name: str) -> None:
+        progress[name] = _Progress(log_progress)
+        copy(name, progress[name])
+
     with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
         largest_first = sorted(sizes, key=lambda name: -sizes[name])
         try:
-            for name, _ in zip(
-                largest_first, pool.map(lambda name: repeated(lambda: copy(name)), largest_first), strict=True
-            ):
-                count += sizes[name]
-                if time.monotonic() - logged > PROGRESS_SECONDS:
-                    logged = time.monotonic()
-                    log.info("%s %.1f of %.1f MiB", done, count / 2**20, total / 2**20)
+            for _ in pool.map(lambda name: repeated(lambda: copied(name)), largest_first):
+                pass
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -388,6 +427,8 @@ def explain(error: BaseException) -> tuple[str, str] | None:
         return text, _advice(error)
     if isinstance(error, PermissionError) and error.errno is None:
         return text, RIGHTS
+    if is_of_driver and (name := INVALID_BUCKET.search(text)):
+        return name[0], "Correct the name of the bucket"
     if is_of_driver:
         return f"{type(error).__name__}: {text}", LATER if is_transient(error) else ADDRESS
     if isinstance(error, OSError) and error.filename is None and is_transient(error):

@@ -58,9 +58,11 @@ def _json_object(value: Any) -> Any:
 def _store(value: str) -> str:
     from fsspec import available_protocols
 
-    scheme, mark, _ = value.partition("://")
+    scheme, mark, place = value.partition("://")
     if not mark:
         _folder(value)
+    elif scheme in S3 and not place.partition("/")[0]:
+        raise ValueError("the name of a bucket after s3://")
     elif unknown := set(scheme.split("::")) - {*available_protocols(), "local"}:
         raise ValueError(f"a folder, or a URL that fsspec can open, which has no {'::'.join(sorted(unknown))}://")
     return value

@@ -170,7 +170,7 @@ def test_a_rollback_that_another_host_overtakes_is_refused(open_registry, publis
 def after_the_next_write(monkeypatch, action, answer=None):
     """Let another host act between this host's next change of a history and the answer to it, True if none is given."""
     write = object_store.write_if_unchanged
-    done: list[bool] = []
+    done: list[object] = []
 
     def replace(path, content, tag):
         written = write(path, content, tag)

@@ -2,11 +2,13 @@
 
 import importlib
 import os
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -154,6 +156,11 @@ def test_a_bucket_that_is_missing_is_named(bucket, tmp_path, number):
             action()
 
 
+def test_a_name_that_no_bucket_has_is_reported(bucket, tmp_path):
+    with pytest.raises(StoreError, match='Cannot read s3://a!/store: Invalid bucket name "a!". Correct the name of the'):
+        Store("s3://a!/store", mirror=tmp_path / "here").refs()
+
+
 def test_a_bucket_that_is_missing_is_not_created(bucket, tmp_path):
     store = Store(f"{bucket}0/store", mirror=tmp_path / "here")
     with store.lease("run") as problem:
@@ -206,8 +213,24 @@ def test_what_s3_refuses_is_reported_with_advice(bucket, proxy, tmp_path, status
         Store(f"{bucket}/store", mirror=tmp_path / "here").refs()
 
 
-def test_an_endpoint_that_does_not_exist_is_an_error_after_retries(bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
+def test_an_endpoint_that_never_responds_is_asked_three_times(bucket, tmp_path):
+    timeouts = {"read_timeout": 0.1, "retries": {"total_max_attempts": 1}}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        options = {"endpoint_url": endpoint, "config_kwargs": timeouts}
+        with pytest.raises(StoreError, match="Cannot read s3://.*: ReadTimeoutError: .* Try again later"):
+            Store(f"{bucket}/store", mirror=tmp_path / "here", options=options).refs()
+        server.settimeout(0)
+        connections = []
+        with suppress(BlockingIOError):
+            while True:
+                connections.append(server.accept()[0])
+    for connection in connections:
+        connection.close()
+    assert len(connections) == 3
+
+
+def test_an_endpoint_that_does_not_exist_is_an_error_after_retries(bucket, tmp_path):
     options = {"endpoint_url": "http://127.0.0.1:9", "config_kwargs": {"retries": {"max_attempts": 0}}}
     store = Store(f"{bucket}/store", mirror=tmp_path / "here", options=options)
     with pytest.raises(StoreError, match="Cannot read s3://.*: EndpointConnectionError.*Try again later"):
@@ -243,6 +266,20 @@ def test_half_an_upload_is_deleted_after_a_day(bucket, tmp_path, number, monkeyp
         assert store.clear_uploads(dry_run) == {half: 5}
     left = {"/".join(name.split("/")[:2]) for name in object_store.sizes(store.root / "artifacts")}
     assert left == {ref, object_store.CLOCK}
+
+
+def test_the_log_tells_the_progress_within_a_file(bucket, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(object_store, "PROGRESS_SECONDS", -1)
+    monkeypatch.setattr(object_store, "PART_BYTES", 5 * 2**20)
+    monkeypatch.setattr(object_store, "NUM_PARTS", 2)
+    (tmp_path / "large").write_bytes(os.urandom(12 * 2**20))
+    folder = object_store.open_url(f"{bucket}/folder")
+    with caplog.at_level("INFO"):
+        object_store.upload(tmp_path, folder, ["large"])
+        object_store.download(folder, tmp_path / "copy", {"large": 12 * 2**20})
+    assert (tmp_path / "copy" / "large").read_bytes() == (tmp_path / "large").read_bytes()
+    lines = [f"{done} {count}.0 of 12.0 MiB" for done in ("uploaded", "downloaded") for count in (5, 10, 12)]
+    assert [record.getMessage() for record in caplog.records if "MiB" in record.getMessage()] == lines
 
 
 def test_the_cache_is_bounded_and_keeps_what_is_in_use(bucket, tmp_path, number):

@@ -43,6 +43,14 @@ def test_an_empty_variable_is_not_set(monkeypatch):
     assert (settings.defaults, settings.serving) == ({}, None)
 
 
+@pytest.mark.parametrize("name", ["STORE", "SERVING"])
+@pytest.mark.parametrize("url", ["s3://", "s3:///models"])
+def test_a_url_without_a_bucket_is_refused(monkeypatch, name, url):
+    monkeypatch.setenv(f"RIDGELINE_{name}", url)
+    with pytest.raises(SettingsError, match=f"RIDGELINE_{name}: expected the name of a bucket after s3://; received"):
+        Settings()
+
+
 def test_remote_store_needs_a_serving_folder():
     with pytest.raises(StoreError, match="RIDGELINE_SERVING"):
         Settings(store="memory://bucket").serving_dir()
