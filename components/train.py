@@ -19,7 +19,7 @@ from components.training.fit import fit, make_engine
 from components.training.network import build_model
 from components.training.network_check import check_network
 from components.training.params import Params, Regularization, network_code
-from components.training.several_workers import make_shared_engine
+from components.training.several_workers import join, make_shared_engine
 from ridgeline.artifacts.example_anomalies import ExampleAnomalies
 from ridgeline.artifacts.examples import Examples
 from ridgeline.artifacts.model import LayerSparsity, Model, ModelFacts, eliminated_pixels, eliminated_units, kernels
@@ -63,6 +63,8 @@ def train(
         StepError: If the network can't be trained, or not be served, or the training can't start from the champion.
         TransientStepError: If a worker is lost, or missing.
     """
+    if workers:
+        join(workers)
     if sweep:
         _expect_same_examples(sweep, examples)
         params = choose_penalty(params, sweep)

@@ -331,7 +331,9 @@ def execute(
     def take_part(decision: Decision, known: Collection[Execution]) -> Execution:
         with store.stage() as folder:
             call(decision, folder, scratch=None)
-        return _await_chief(store, component, decision.parts, known)
+        execution = _await_chief(store, component, decision.parts, known)
+        log.info("%s %s, recorded by the chief: %s", component.name, execution.state, execution.output)
+        return execution
 
     def run(decision: Decision, scratch: Path) -> Execution:
         try:

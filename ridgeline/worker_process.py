@@ -12,6 +12,7 @@ import importlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -49,7 +50,8 @@ def run_in_process(
         The sealed output artifact.
 
     Raises:
-        TransientStepError: If the process ended without an outcome: it was killed, or TensorFlow crashed.
+        TransientStepError: If the process ended without an outcome: it was killed, TensorFlow crashed, or the step
+            ended it with `signal.SIGALRM` because another worker did not start in time.
         Exception: Any exception of the component.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -80,6 +82,11 @@ def run_in_process(
             process.wait()
             process.stdin.close()  # type: ignore[union-attr]
         if not outcome.exists():
+            if status == -signal.SIGALRM:
+                raise TransientStepError(
+                    f"Expected {workers.count} workers to start in time; missing one of "
+                    f"{', '.join(workers.addresses[1:])}. Start all workers again."
+                )
             raise TransientStepError(
                 f"The process of {component.name} on worker {workers.index} of {workers.count} ended with status "
                 f"{status} and no result: it was killed, or TensorFlow ended it. Start all workers again."

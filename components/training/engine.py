@@ -125,7 +125,7 @@ class Engine:
         formula: The penalty, but for its strengths.
     """
 
-    by_xla = True  # where XLA can compile the network
+    by_xla = True  # where XLA can compile the network, and is fast
     worker, num_workers = 0, 1  # which share of each batch this engine computes
 
     def __init__(
@@ -154,7 +154,8 @@ class Engine:
         layers = all_layers(self._model).values()
         # Layers that look at a whole batch get no padding: their state and their losses are of the batch alone.
         self._pads = not any(layer.non_trainable_weights or layer.activity_regularizer for layer in layers)
-        self._by_xla = self.by_xla and not any("Conv" in type(layer).__name__ for layer in layers)
+        self._fits_xla = not any("Conv" in type(layer).__name__ for layer in layers)
+        self._by_xla = self.by_xla and self._fits_xla
         self._advance = self._compiled()
         self._score = tf.function(self._sums, reduce_retracing=True, autograph=False)
 
@@ -455,23 +456,15 @@ class Engine:
         """
         import tensorflow as tf
 
-        own = slice(self._share(size).start, self._share(size).stop)
+        share = self._share(size)
+        own = slice(share.start, share.stop)
         count, height, width = images.shape[:3]
-        limit = self._recipe.shift
-        draws = tf.random.stateless_uniform(
-            [3, size, 1], [self._seed, tf.cast(self._optimizer.iterations, tf.int32)], 0, 2 * limit + 1, tf.int32
-        )[:, own]
-        chances = tf.random.stateless_uniform(
-            [size, 1], [-1 - self._seed, tf.cast(self._optimizer.iterations, tf.int32)]
-        )[own]
-        moves = tf.where(chances < self._recipe.shift_share, draws - limit, 0)
+        draws, chances, flips = self._draws(size)
+        moves = tf.where(chances[own] < self._recipe.shift_share, draws[:, own] - self._recipe.shift, 0)
         rows = tf.range(height) + moves[0]
         columns = tf.range(width) + moves[1]
         if self._recipe.flip:
-            flips = tf.random.stateless_uniform(
-                [size, 1], [self._seed, -1 - tf.cast(self._optimizer.iterations, tf.int32)]
-            )[own]
-            columns = tf.where(flips < 0.5, width - 1 - columns, columns)
+            columns = tf.where(flips[own] < 0.5, width - 1 - columns, columns)
         inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
         index = tf.clip_by_value(rows, 0, height - 1)[:, :, None] * width
         index = index + tf.clip_by_value(columns, 0, width - 1)[:, None, :]
@@ -479,6 +472,16 @@ class Engine:
         moved = tf.gather(pixels, tf.reshape(index, [count, -1]), batch_dims=1)
         moved = tf.reshape(moved, images.shape)
         return moved * tf.cast(tf.reshape(inside, [count, height, width, *[1] * (images.ndim - 3)]), images.dtype)
+
+    def _draws(self, size: int) -> tuple[Any, Any, Any]:
+        """Return random numbers for a batch: int32 ``[3, size, 1]`` for shifts, and twice float32 ``[size, 1]``."""
+        import tensorflow as tf
+
+        step = tf.cast(self._optimizer.iterations, tf.int32)
+        draws = tf.random.stateless_uniform([3, size, 1], [self._seed, step], 0, 2 * self._recipe.shift + 1, tf.int32)
+        chances = tf.random.stateless_uniform([size, 1], [-1 - self._seed, step])
+        flips = tf.random.stateless_uniform([size, 1], [self._seed, -1 - step])
+        return draws, chances, flips
 
     # --- validation
 

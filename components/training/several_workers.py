@@ -14,6 +14,7 @@ import io
 import json
 import logging
 import re
+import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -43,8 +44,23 @@ AGAIN = "Start all workers again with the same command: training resumes after t
 TASK = re.compile(r"/job:worker/replica:0/task:([0-9]+)")
 
 
+def join(workers: Workers) -> None:
+    """Connect this process with those of the other workers; it must not have used TensorFlow before.
+
+    If one has not started in time, the chief's process ends with `signal.SIGALRM`.
+
+    Args:
+        workers: The workers.
+
+    Raises:
+        StepError: If this worker's port can't be used.
+        TransientStepError: If a worker has not started in time.
+    """
+    _strategy(workers.addresses, workers.index)
+
+
 def make_shared_engine(examples: Examples, params: Params, workers: Workers) -> Engine:
-    """Return an engine that trains together with those of the other workers.
+    """Return an engine that trains together with those of the other workers, after `join`.
 
     Args:
         examples: The splits, the same on each worker.
@@ -53,7 +69,7 @@ def make_shared_engine(examples: Examples, params: Params, workers: Workers) -> 
 
     Raises:
         StepError: If the training can't be divided, or the workers' keys differ.
-        TransientStepError: If a worker is missing.
+        TransientStepError: If a worker is lost.
     """
     build = functools.partial(build_model, examples, params)
     return SharedEngine(build, examples, params.recipe, params.penalty.formula, workers)
@@ -73,7 +89,7 @@ class SharedEngine(Engine):
         workers: The workers.
     """
 
-    by_xla = False  # it compiles no communication
+    by_xla = False  # XLA compiles no communication
 
     def __init__(
         self,
@@ -90,7 +106,8 @@ class SharedEngine(Engine):
                 f"Expected a batch of at least one image for each of {workers.count} workers; received "
                 f"train.batch_size={recipe.batch_size}. Enlarge it, or use fewer workers."
             )
-        self._strategy = _join(workers.addresses, workers.index)  # before the first operation of TensorFlow
+        self._strategy = _strategy(workers.addresses, workers.index)
+        self._add = _adder(self._strategy)
         super().__init__(build, examples, recipe, formula)
         self._expect_divisible()
         with self._all_present():
@@ -133,6 +150,14 @@ class SharedEngine(Engine):
         shaped = [tf.reshape(g, variable.shape) for g, variable in zip(gradients, variables, strict=True)]
         return loss[0], tf.cast(hits[0], tf.int32), shaped
 
+    def _draws(self, size: int) -> tuple[Any, Any, Any]:
+        """Return what `Engine` draws: XLA and TensorFlow have different generators."""
+        import tensorflow as tf
+
+        draw = tf.function(functools.partial(super()._draws, size), jit_compile=self._fits_xla, autograph=False)
+        drawn: tuple[Any, Any, Any] = draw()
+        return drawn
+
     def _penalties(self, real: Any, total: Any) -> Any:
         """Return the share of the penalties of the layers' outputs, which are means; on the chief, that of weights."""
         import tensorflow as tf
@@ -156,14 +181,7 @@ class SharedEngine(Engine):
         """Return the sum of all workers' arrays."""
         import tensorflow as tf
 
-        def reduce(part: Any) -> Any:
-            return tf.distribute.get_replica_context().all_reduce("SUM", tf.identity(part))
-
-        @tf.function(autograph=False)
-        def summed(part: Any) -> Any:
-            return self._strategy.run(reduce, (part,))
-
-        return np.asarray(summed(tf.constant(values)))
+        return np.asarray(self._add(tf.constant(values)))
 
     def _broadcast(self, content: bytes) -> bytes:
         """Return the chief's bytes."""
@@ -268,13 +286,8 @@ class _SharedCheckpoint(Checkpoint):
 
 
 @functools.cache
-def _join(addresses: tuple[str, ...], index: int) -> Any:
-    """Return the strategy that connects this process with the others, once all have started.
-
-    Raises:
-        StepError: If this worker's port can't be used.
-        TransientStepError: If a worker has not started in time.
-    """
+def _strategy(addresses: tuple[str, ...], index: int) -> Any:
+    """Return the strategy that connects this process with the others, once all have started, see `join`."""
     import tensorflow as tf
     from tensorflow.python.distribute.collective_all_reduce_strategy import coordination_config_pb2
     from tensorflow.python.eager import context
@@ -292,6 +305,7 @@ def _join(addresses: tuple[str, ...], index: int) -> Any:
     resolver = distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(addresses)}), task_type="worker", task_id=index, rpc_layer="grpc"
     )
+    signal.alarm(START_SECONDS + 5)  # ends the process: the chief waits inside TensorFlow, where no thread can stop it
     try:
         strategy = distribute.MultiWorkerMirroredStrategy(resolver)
     except errors.UnknownError as error:
@@ -305,12 +319,28 @@ def _join(addresses: tuple[str, ...], index: int) -> Any:
             f"Expected {workers.count} workers within {START_SECONDS} seconds; missing "
             f"{_named(workers, missing)}. {AGAIN}"
         ) from error
+    finally:
+        signal.alarm(0)
     if strategy.num_replicas_in_sync != workers.count:
         raise StepError(
             f"Expected one device for each of {workers.count} workers; received {strategy.num_replicas_in_sync} "
             "devices. Show one GPU to each process, with CUDA_VISIBLE_DEVICES."
         )
     return strategy
+
+
+def _adder(strategy: Any) -> Callable[[Any], Any]:
+    """Return a function that adds up what all workers give it: tensors of one type and shape."""
+    import tensorflow as tf
+
+    def reduce(part: Any) -> Any:
+        return tf.distribute.get_replica_context().all_reduce("SUM", tf.identity(part))
+
+    def add(part: Any) -> Any:
+        return strategy.run(reduce, (part,))
+
+    summed: Callable[[Any], Any] = tf.function(add, autograph=False)
+    return summed
 
 
 def _unreachable(workers: Workers) -> list[int]:

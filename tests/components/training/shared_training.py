@@ -20,18 +20,19 @@ def main():
     import numpy as np
 
     from components.train import train
+    from components.training import several_workers
     from components.training.checkpoint import Checkpoint
     from components.training.fit import fit
-    from components.training.several_workers import make_shared_engine
     from ridgeline.artifacts.examples import Examples
 
     given = json.loads(sys.argv[1])
+    several_workers.START_SECONDS = given.get("start_seconds", several_workers.START_SECONDS)
     examples, results = Examples.load(Path(given["examples"])), Path(given["results"])
     workers = Workers(tuple(given["addresses"]), given["index"], given.get("key", ""))
     for name, values in given["cases"].items():
         params = train.parse(values)
         checkpoint = Checkpoint(results / f"{name}.checkpoint") if workers.is_chief else None
-        result = fit(make_shared_engine(examples, params, workers), params, checkpoint)
+        result = fit(several_workers.make_shared_engine(examples, params, workers), params, checkpoint)
         np.savez(results / f"{name}.{workers.index}.npz", *result.weights, **result.history, epoch=result.epoch)
     time.sleep(0.5)  # another worker may still read the last sum
     os._exit(0)

@@ -3,7 +3,6 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,17 +15,17 @@ from tests.components.training import shared_training
 TOLERANCE = 2e-5  # of a weight, after two epochs
 
 TINY = {"mlp": {"hidden_units": [5]}, "epochs": 2, "batch_size": 50, "learning_rate": 0.05}
-STRENGTHS = {"l1": 0.003, "l2": 0.01, "group": 0.01}
+STRENGTHS = {"l1": 0.02, "l2": 0.01, "group": 0.02}
 CNN = {"network": "cnn", "cnn": {"filters": [3, 2], "dropout": 0.0}, "epochs": 2, "batch_size": 50}
 
 
-def penalty(kind):
-    return {"kind": kind, **{strength.name: STRENGTHS[strength.name] for strength in KINDS[kind].strengths}}
+def penalty(kind, factor=1):
+    return {"kind": kind, **{strength.name: factor * STRENGTHS[strength.name] for strength in KINDS[kind].strengths}}
 
 
 CASES = {f"{kind} subgradient": TINY | {"penalty": penalty(kind)} for kind in KINDS}
 CASES |= {
-    f"{kind} proximal": TINY | {"penalty": penalty(kind), "solver": "proximal", "momentum": 0.9, "learning_rate": 0.01}
+    f"{kind} proximal": TINY | {"penalty": penalty(kind, 10), "solver": "proximal", "momentum": 0.9}
     for kind in KINDS
     if KINDS[kind].sparse
 }
@@ -60,7 +59,12 @@ def start(examples, results, cases, count, **changed):
             "index": index,
             "cases": cases,
         }
-        command = [sys.executable, "-P", shared_training.__file__, json.dumps(given | changed.get(f"worker_{index}", {}))]
+        command = [
+            sys.executable,
+            "-P",
+            shared_training.__file__,
+            json.dumps(given | changed.get(f"worker_{index}", {})),
+        ]
         env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         processes.append(
             subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -110,8 +114,9 @@ def test_several_workers_train_what_one_trains_but_for_the_order_of_sums(shared,
         with np.load(folder / f"{name}.{index}.npz") as file:
             assert int(file["epoch"]) == expected.epoch
             for metric, values in expected.history.items():
-                np.testing.assert_allclose(file[metric], values, atol=TOLERANCE * 10, err_msg=metric)
+                tie = 1 / 640 if "accuracy" in metric else 0.0  # two classes that are equally probable
+                np.testing.assert_allclose(file[metric], values, atol=TOLERANCE + 1.01 * tie, err_msg=metric)
             for weight, own in zip(expected.weights, weights_of(file), strict=True):
                 np.testing.assert_allclose(own, weight, atol=TOLERANCE)
     if name.endswith("proximal"):
-        assert sum(np.count_nonzero(weight == 0) for weight in expected.weights[::2]) > 0
+        assert any(np.any(weight == 0) for weight in expected.weights[::2])
