@@ -148,6 +148,11 @@ def _run(settings: Settings, store: Store, clean: Store, origin: Origin) -> Rebu
     assert recorded
     component = load_components()[recorded.component]
     params = _params(component, recorded, settings)
+    if recorded.parts.workers > 1:
+        raise RebuildError(
+            f"Cannot rebuild {origin.ref}: {recorded.parts.workers} workers ran the step {component.name} together, "
+            "and one gives other bytes. Run the step again on as many workers, and compare."
+        )
     try:
         made = execute(clean, component, recorded.inputs, params, "rebuild")
     except Exception as error:

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ridgeline.access import expect_readable
-from ridgeline.component import Component
+from ridgeline.component import Component, Workers
 from ridgeline.connections import ENTRY, ENTRY_FORM, Connection, apprise_urls, storage_options
 from ridgeline.decisions import KINDS
 from ridgeline.masking import HIDDEN, mask, remember
@@ -27,6 +27,7 @@ from ridgeline.object_registry import ObjectRegistry
 from ridgeline.object_store import S3, open_url
 from ridgeline.registry import Registry
 from ridgeline.store import Store, StoreError, mirror_of
+from ridgeline.workers import workers_of_environment
 
 PREFIX = "RIDGELINE_"
 BASE_PATH = f"{PREFIX}SERVING_BASE_PATH"
@@ -335,6 +336,15 @@ class Settings(BaseSettings):
             f"Cannot use the Airflow connection {self.store_connection!r} for the store: {cause}. Correct it, or unset "
             "RIDGELINE_STORE_CONNECTION and give the driver its credentials in the environment."
         )
+
+    @property
+    def workers(self) -> Workers | None:
+        """The workers of which this process is one, from ``TF_CONFIG``; None if it is alone.
+
+        Raises:
+            ParameterError: If ``TF_CONFIG`` can't be used.
+        """
+        return workers_of_environment()
 
     @property
     def longest_run(self) -> timedelta:

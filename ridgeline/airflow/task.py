@@ -87,7 +87,8 @@ def _run(
             by, link = ask.user, ""
         else:
             by, link = context["dag_run"].triggering_user_name or "", link_of_run(context)
-        result = run_step(settings, component, names, params, run_id, by, rerun, link, ask)
+        workers = settings.workers if component.distributes else None
+        result = run_step(settings, component, names, params, run_id, by, rerun, link, ask, workers)
     except (Exception, AirflowTaskTimeout) as error:
         with contextlib.suppress(Exception):  # the error of the step matters more
             log.error("%s", _resume_command(settings, component, run_id))
