@@ -103,7 +103,7 @@ def test_files_of_earlier_releases_are_read_and_moved_by_the_next_one(root):
 def test_an_index_that_was_deleted_is_made_again(root):
     journal = journal_in(root)
     fill(journal)
-    journal._remove([*journal._entries(), root / "index" / "things" / "complete"])
+    journal._remove(root / "index" / "things", list(journal._paths(root / "index" / "things")))
     again = journal_in(root)
     assert len(list(again.find("colour", "1" * 16))) == 12
     again.add("a", NEW, "new", {"colour": ["0" * 16]})
