@@ -348,7 +348,11 @@ def ages(folder: UPath, suffix: str = "") -> dict[str, timedelta]:
     """
     prefix = f"{folder.path.rstrip('/')}/"
     listed = repeated(lambda: folder.fs.find(folder.path, detail=True))
-    infos = {path.removeprefix(prefix): info for path, info in listed.items() if path.endswith(suffix)}
+    infos = {
+        path.removeprefix(prefix): info
+        for path, info in listed.items()
+        if path.endswith(suffix) and not path.endswith(f"/{CLOCK}")
+    }
     if not infos:
         return {}
     try:
