@@ -157,7 +157,7 @@ def test_a_bucket_that_is_missing_is_named(bucket, tmp_path, number):
 
 
 def test_a_name_that_no_bucket_has_is_reported(bucket, tmp_path):
-    with pytest.raises(StoreError, match='Cannot read s3://a!/store: Invalid bucket name "a!". Correct the name of the'):
+    with pytest.raises(StoreError, match='Cannot read s3://a!/store: Invalid bucket name "a!". Correct the name'):
         Store("s3://a!/store", mirror=tmp_path / "here").refs()
 
 
