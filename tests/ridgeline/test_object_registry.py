@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 
@@ -13,6 +14,7 @@ import pytest
 import s3fs
 
 from ridgeline import object_registry, object_store
+from ridgeline.artifacts.pushed_model import CARD_HTML, EXTRA
 from ridgeline.cli import app
 from ridgeline.history import Serving
 from ridgeline.object_registry import ObjectRegistry
@@ -451,6 +453,15 @@ def test_ridgeline_serve_follows_the_object_store(open_registry, publish, proxy)
     models.refresh()
     assert models.status(NAME) == [(2, "stable")]
     assert loaded == ["1", "2"]
+
+
+def test_pages_that_show_one_card_at_the_same_time_all_get_it(open_registry, publish):
+    registry = open_registry()
+    registry.push(publish(1), "run 1")
+    object_store.write(registry.url / NAME / "1" / EXTRA / CARD_HTML, b"card")
+    with ThreadPoolExecutor(8) as pool:
+        cards = list(pool.map(lambda _: registry.card(NAME, 1), range(40)))
+    assert {card.read_bytes() for card in cards} == {b"card"}
 
 
 def test_settings_name_the_registry(bucket, monkeypatch, tmp_path):
