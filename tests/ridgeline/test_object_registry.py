@@ -514,6 +514,14 @@ def test_the_command_sync_follows_until_it_is_interrupted(open_registry, publish
         process.communicate()
 
 
+def test_a_folder_that_tensorflow_takes_for_a_pattern_is_refused(bucket, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("RIDGELINE_SERVING", f"{bucket}/serving")
+    monkeypatch.setattr("sys.argv", ["ridgeline", "models", "sync", str(tmp_path / "models[1]")])
+    with pytest.raises(SystemExit):
+        app()
+    assert "which TensorFlow takes for a pattern; received" in capfd.readouterr().err
+
+
 def test_a_folder_of_served_models_needs_no_sync(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("RIDGELINE_SERVING", str(tmp_path / "serving"))
     monkeypatch.setattr("sys.argv", ["ridgeline", "models", "sync", str(tmp_path / "copy")])
