@@ -116,6 +116,7 @@ def sync(
 ) -> None:
     """Make FOLDER equal to the registry in an object store, for TensorFlow Serving and `ridgeline serve`."""
     settings = Settings()
+    settings.expect_servable(folder.absolute())
     registry = settings.open_object_registry(folder.absolute(), settings.serving_base_path)
     before, problem = None, ""
     while True:

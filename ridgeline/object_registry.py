@@ -75,6 +75,7 @@ class ObjectRegistry(Registry):
         self.place = mask(str(url)).rstrip("/")
         self._held: dict[str, tuple[bytes, str] | None] = {}  # the histories that this process is changing
         self._known: dict[str, tuple[bytes, str]] = {}  # the last ones that were read, by their tags
+        self._claimed: dict[tuple[str, int], bytes] = {}  # the content of this process's claims
         self._is_conditional = False
 
     # --- queries
@@ -284,7 +285,13 @@ class ObjectRegistry(Registry):
     def _claims(self, name: str, version: int) -> bool:
         """Return whether this host alone may push or delete a version now, until it deletes its claim."""
         claim = {"host": socket.gethostname(), "at": datetime.now(UTC).isoformat(), "id": uuid.uuid4().hex}
-        return object_store.write_if_unchanged(self._claim(name, version), json.dumps(claim).encode(), None)
+        self._claimed[name, version] = content = json.dumps(claim).encode()
+        return object_store.write_if_unchanged(self._claim(name, version), content, None)
+
+    def _is_claimed(self, name: str, version: int) -> bool:
+        """Return whether this host's claim is still there: after `CLAIM_AGE`, another one may have taken the number."""
+        found = object_store.read(self._claim(name, version))
+        return found is not None and found[0] == self._claimed.get((name, version))
 
     def _claim(self, name: str, version: int) -> UPath:
         return self.url / name / f"{version}.claim"
@@ -301,14 +308,15 @@ class ObjectRegistry(Registry):
 
     def _discard(self, name: str, version: int, staging: Path) -> None:
         files.remove(staging)
-        self._delete_objects(name, version)
-        object_store.delete_object(self._claim(name, version))
+        if self._is_claimed(name, version):
+            self._delete_objects(name, version)
+            object_store.delete_object(self._claim(name, version))
 
     def _append(self, name: str, *entries: HistoryEntry) -> None:
         lines, entry = self._lines(name)[0], entries[0]
         staging = self.root / name / f".push-{entry.version}"
         is_new = staging.exists()
-        if is_new and not object_store.read(self._manifest(name, entry.version)):
+        if is_new and not self._is_claimed(name, entry.version):
             raise HistoryChangedError(
                 f"Cannot push version {entry.version} of {name}: another host deleted it, since the push took longer "
                 f"than {CLAIM_AGE}."

@@ -494,6 +494,9 @@ def write_if_unchanged(path: UPath, content: bytes, tag: str | None) -> bool:
 
     Returns:
         Whether it was replaced; if not, another process has changed it.
+
+    Raises:
+        ConditionalWritesError: If the object store says that it knows no conditions.
     """
     condition = {"mode": "create"} if tag is None else {"IfMatch": tag}
     for attempt in range(1, ATTEMPTS + 1):
@@ -502,6 +505,9 @@ def write_if_unchanged(path: UPath, content: bytes, tag: str | None) -> bool:
             return True
         except OSError as error:
             status, code = _status(error)
+            if status == NOT_IMPLEMENTED:
+                name = "If-None-Match" if tag is None else "If-Match"
+                raise ConditionalWritesError(f"it does not implement the condition {name}") from error
             if status not in (409, 412) and code != "NoSuchKey":
                 raise
             found = read(path)
@@ -539,24 +545,13 @@ def expect_conditional_writes(folder: UPath) -> None:
         raise ConditionalWritesError(f"{folder.protocol}:// URLs are not supported, only s3:// URLs")
     probe = folder / f".probe-{uuid.uuid4().hex}"
     try:
-        if not _is_written(probe, b"1", None):
+        if not write_if_unchanged(probe, b"1", None):
             raise ConditionalWritesError("it refuses to create an object under the condition If-None-Match")
-        if _is_written(probe, b"2", None):
+        if write_if_unchanged(probe, b"2", None):
             raise ConditionalWritesError("it ignores the condition If-None-Match")
-        if _is_written(probe, b"3", '"0123456789abcdef0123456789abcdef"'):
+        if write_if_unchanged(probe, b"3", '"0123456789abcdef0123456789abcdef"'):
             raise ConditionalWritesError("it ignores the condition If-Match")
         if not ((found := read(probe)) and write_if_unchanged(probe, b"4", found[1])):
             raise ConditionalWritesError("it refuses to replace an object under the condition If-Match")
     finally:
         delete_object(probe)
-
-
-def _is_written(path: UPath, content: bytes, tag: str | None) -> bool:
-    try:
-        return write_if_unchanged(path, content, tag)
-    except OSError as error:
-        if _status(error)[0] != NOT_IMPLEMENTED:
-            raise
-        raise ConditionalWritesError(
-            f"it does not implement the condition {'If-Match' if tag else 'If-None-Match'}"
-        ) from error

@@ -401,18 +401,22 @@ class Settings(BaseSettings):
             )
         return store.local / "serving"
 
-    def expect_servable(self) -> None:
+    def expect_servable(self, folder: Path | None = None) -> None:
         """Check that models can be served from the folder of the served models, before a run makes one.
+
+        Args:
+            folder: Another folder that servers read; None for that of the settings.
 
         Raises:
             StoreError: If the store is remote and no folder is set, or the folder's path has a character that
                 TensorFlow takes for a pattern: it would find no file of the model.
         """
-        for path, name in ((str(self.serving_dir()), "RIDGELINE_SERVING"), (self.serving_base_path or "", BASE_PATH)):
+        own = (str(folder), "as FOLDER") if folder else (str(self.serving_dir()), "in RIDGELINE_SERVING")
+        for path, place in (own, (self.serving_base_path or "", f"in {BASE_PATH}")):
             if found := [character for character in PATTERN if character in path]:
                 raise StoreError(
                     f"Expected a folder for served models without {' '.join(PATTERN)} in its path, which TensorFlow "
-                    f"takes for a pattern; received {path}, with {' '.join(found)}. Name another folder in {name}."
+                    f"takes for a pattern; received {path}, with {' '.join(found)}. Name another folder {place}."
                 )
 
     def open_registry(self) -> Registry:

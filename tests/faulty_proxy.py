@@ -25,6 +25,7 @@ class Faults:
         seed: Of the draws.
         rate: Share of the requests that meet a fault.
         unconditional: Whether conditions (If-Match, If-None-Match) are removed.
+        unknown_conditions: Whether writes under a condition are refused with the status 501.
         forbidden: Methods that are refused with the status 403. Without DELETE, the deletion of a list of objects is
             refused as S3 does it: with the status 200 and an error for each object.
         answer: Status and code with which each request but the deletions is refused; empty for none.
@@ -34,6 +35,7 @@ class Faults:
     seed: int = 0
     rate: float = 0.0
     unconditional: bool = False
+    unknown_conditions: bool = False
     forbidden: tuple[str, ...] = ()
     answer: tuple[str, str] | tuple[()] = ()
     counts: Counter[str] = field(default_factory=Counter)
@@ -97,6 +99,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault in CODES:
             return self._refuse(fault)
         headers = dict(self.headers.items())
+        if faults.unknown_conditions and self.command == "PUT" and {"If-Match", "If-None-Match"} & headers.keys():
+            return self._refuse("501", "NotImplemented")
         if faults.unconditional:
             headers = {k: v for k, v in headers.items() if k.lower() not in ("if-match", "if-none-match")}
         upstream = http.client.HTTPConnection(self.server.upstream, timeout=60)

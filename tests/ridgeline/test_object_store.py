@@ -129,13 +129,21 @@ def test_an_object_store_without_conditional_writes_is_recognized(bucket, proxy)
     proxy.faults = Faults(unconditional=True)
     with pytest.raises(object_store.ConditionalWritesError, match="ignores the condition If-None-Match"):
         object_store.expect_conditional_writes(folder)
-    proxy.faults = Faults(answer=("501", "NotImplemented"))
+    proxy.faults = Faults(unknown_conditions=True)
     with pytest.raises(object_store.ConditionalWritesError, match="does not implement the condition If-None-Match"):
         object_store.expect_conditional_writes(folder)
     proxy.faults = Faults()
     with pytest.raises(object_store.ConditionalWritesError, match="only s3://"):
         object_store.expect_conditional_writes(object_store.open_url("memory://bucket"))
     assert folder.fs.find(folder.path) == []
+
+
+def test_a_store_of_one_host_needs_no_conditional_writes(bucket, proxy, tmp_path, number):
+    proxy.faults = Faults(unknown_conditions=True)
+    store = Store(f"{bucket}/store", mirror=tmp_path / "here")
+    refs = [publish(store, number) for _ in range(2)]
+    assert refs == [*store.refs(), *store.refs()]
+    assert store.reuse(refs[0])
 
 
 def test_a_listing_that_fails_is_an_error_and_hides_nothing(bucket, proxy, tmp_path, number):
@@ -157,9 +165,7 @@ def test_a_bucket_that_is_missing_is_named(bucket, tmp_path, number):
 
 
 def test_a_name_that_no_bucket_has_is_reported(bucket, tmp_path):
-    with pytest.raises(
-        StoreError, match='Cannot read s3://a!/store: Invalid bucket name "a!". Correct the name of the'
-    ):
+    with pytest.raises(StoreError, match='Cannot read s3://a!/store: Invalid bucket name "a!". Correct the name'):
         Store("s3://a!/store", mirror=tmp_path / "here").refs()
 
 
