@@ -6,6 +6,7 @@ import http.client
 import random
 import socket
 import struct
+import sys
 import threading
 import time
 from collections import Counter
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 FAULTS = ("latency", "reset_before", "reset_after", "500", "503", "truncation")
-CODES = {"500": "InternalError", "503": "SlowDown", "403": "AccessDenied"}
+CODES = {"500": "InternalError", "503": "SlowDown", "403": "AccessDenied", "412": "PreconditionFailed"}
 
 
 @dataclass
@@ -24,6 +25,7 @@ class Faults:
         seed: Of the draws.
         rate: Share of the requests that meet a fault.
         unconditional: Whether conditions (If-Match, If-None-Match) are removed.
+        bare_tags: Whether a tag in quotes meets no condition of a write, as in Ceph 16.
         forbidden: Methods that are refused with the status 403.
         counts: Number of faults of each kind, and of requests.
     """
@@ -31,6 +33,7 @@ class Faults:
     seed: int = 0
     rate: float = 0.0
     unconditional: bool = False
+    bare_tags: bool = False
     forbidden: tuple[str, ...] = ()
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -58,9 +61,9 @@ class Proxy(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, port: int = 0) -> None:
         self.upstream, self.faults, self.writes = endpoint.partition("://")[2], Faults(), threading.Lock()
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", port), _Handler)
         self.address = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -88,6 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault in CODES:
             return self._refuse(fault)
         headers = dict(self.headers.items())
+        if faults.bare_tags and headers.get("If-Match", "").startswith('"') and self.command == "PUT":
+            return self._refuse("412")
         if faults.unconditional:
             headers = {k: v for k, v in headers.items() if k.lower() not in ("if-match", "if-none-match")}
         upstream = http.client.HTTPConnection(self.server.upstream, timeout=60)
@@ -132,3 +137,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.close()
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on  # noqa: N815
+
+
+if __name__ == "__main__":  # ENDPOINT PORT SEED RATE CONDITIONAL; ends with its input, and says what it did
+    server = Proxy(sys.argv[1], int(sys.argv[2]))
+    server.faults = Faults(int(sys.argv[3]), float(sys.argv[4]), unconditional=sys.argv[5] == "unconditional")
+    print("ready", flush=True)
+    sys.stdin.read()
+    print(server.faults, flush=True)

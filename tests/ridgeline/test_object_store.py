@@ -131,6 +131,17 @@ def test_an_object_store_without_conditional_writes_is_recognized(bucket, proxy)
     assert folder.fs.find(folder.path) == []
 
 
+def test_an_object_store_that_compares_tags_without_quotes_has_conditional_writes(bucket, proxy):
+    proxy.faults = Faults(bare_tags=True)
+    path = object_store.open_url(f"{bucket}/serving/object")
+    object_store.expect_conditional_writes(path.parent)
+    assert object_store.write_if_unchanged(path, b"first", None)
+    _, tag = read(path)
+    assert object_store.write_if_unchanged(path, b"second", tag)
+    assert not object_store.write_if_unchanged(path, b"third", tag)
+    assert read(path)[0] == b"second"
+
+
 def test_a_listing_that_fails_is_an_error_and_hides_nothing(bucket, proxy, tmp_path, number):
     store = Store(f"{bucket}/store", mirror=tmp_path / "here")
     store.record(execution(output=publish(store, number)))
