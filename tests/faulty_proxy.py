@@ -7,6 +7,7 @@ import random
 import re
 import socket
 import struct
+import sys
 import threading
 import time
 from collections import Counter
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 FAULTS = ("latency", "reset_before", "reset_after", "500", "503", "truncation")
-CODES = {"500": "InternalError", "503": "SlowDown", "403": "AccessDenied"}
+CODES = {"500": "InternalError", "503": "SlowDown", "403": "AccessDenied", "412": "PreconditionFailed"}
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Faults:
         forbidden: Methods that are refused with the status 403. Without DELETE, the deletion of a list of objects is
             refused as S3 does it: with the status 200 and an error for each object.
         answer: Status and code with which each request but the deletions is refused; empty for none.
+        bare_tags: Whether a tag in quotes meets no condition of a write, as in Ceph 16.
         counts: Number of faults of each kind, and of requests.
     """
 
@@ -36,6 +38,7 @@ class Faults:
     rate: float = 0.0
     unconditional: bool = False
     unknown_conditions: bool = False
+    bare_tags: bool = False
     forbidden: tuple[str, ...] = ()
     answer: tuple[str, str] | tuple[()] = ()
     counts: Counter[str] = field(default_factory=Counter)
@@ -64,9 +67,9 @@ class Proxy(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, port: int = 0) -> None:
         self.upstream, self.faults, self.writes = endpoint.partition("://")[2], Faults(), threading.Lock()
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", port), _Handler)
         self.address = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -101,6 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
         headers = dict(self.headers.items())
         if faults.unknown_conditions and self.command == "PUT" and {"If-Match", "If-None-Match"} & headers.keys():
             return self._refuse("501", "NotImplemented")
+        if faults.bare_tags and headers.get("If-Match", "").startswith('"') and self.command == "PUT":
+            return self._refuse("412")
         if faults.unconditional:
             headers = {k: v for k, v in headers.items() if k.lower() not in ("if-match", "if-none-match")}
         upstream = http.client.HTTPConnection(self.server.upstream, timeout=60)
@@ -158,3 +163,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.close()
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on  # noqa: N815
+
+
+if __name__ == "__main__":  # ENDPOINT PORT SEED RATE CONDITIONAL; ends with its input, and says what it did
+    server = Proxy(sys.argv[1], int(sys.argv[2]))
+    server.faults = Faults(int(sys.argv[3]), float(sys.argv[4]), unconditional=sys.argv[5] == "unconditional")
+    print("ready", flush=True)
+    sys.stdin.read()
+    print(server.faults, flush=True)
