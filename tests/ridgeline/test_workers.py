@@ -1,11 +1,7 @@
 import json
-import os
 import re
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import pytest
@@ -13,6 +9,7 @@ import pytest
 from ridgeline.component import ParameterError, Workers
 from ridgeline.store import Store
 from ridgeline.workers import parse
+from tests.cluster import finish, free_addresses, start
 from tests.conftest import SYNTHETIC
 
 CLUSTER = {"worker": ["a:1", "b:2"]}
@@ -68,44 +65,22 @@ def test_a_bad_tf_config_is_refused(text, problem):
     assert str(raised.value).endswith((".", "unset TF_CONFIG to use one machine."))
 
 
-def free_addresses(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    for each in sockets:
-        each.close()
-    return addresses
-
-
 def start_workers(store, *arguments, count=2):
     """Start the same command for each worker."""
-    cluster, processes = {"worker": free_addresses(count)}, []
-    for index in range(count):
-        env = os.environ | {"RIDGELINE_STORE": str(store), "TF_CONFIG": config(cluster, index=index)}
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-        command = [sys.executable, "-P", "-m", "ridgeline.cli", *arguments]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        processes.append(subprocess.Popen(command, env=env, **pipes))
-    return processes
-
-
-def finish(processes):
-    try:
-        return [process.communicate(timeout=200)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    cluster = {"worker": free_addresses(count)}
+    return [
+        start("-m", "ridgeline.cli", *arguments, RIDGELINE_STORE=str(store), TF_CONFIG=config(cluster, index=index))
+        for index in range(count)
+    ]
 
 
 def test_a_bad_tf_config_is_refused_before_any_step_runs(tmp_path):
-    env = os.environ | {"RIDGELINE_STORE": str(tmp_path / "store"), "TF_CONFIG": config(index=5)}
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    command = [sys.executable, "-P", "-m", "ridgeline.cli", "run", "train"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "error: TF_CONFIG: expected an index of one of the 2 addresses" in done.stderr
+    process = start(
+        "-m", "ridgeline.cli", "run", "train", RIDGELINE_STORE=str(tmp_path / "store"), TF_CONFIG=config(index=5)
+    )
+    (printed,) = finish([process])
+    assert process.returncode == 1
+    assert "error: TF_CONFIG: expected an index of one of the 2 addresses" in printed
     assert not (tmp_path / "store" / "executions").exists()
 
 

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from ridgeline import quiet_tensorflow
 from ridgeline.component import STEP_ENVIRONMENT, Workers
@@ -30,10 +31,11 @@ def main():
     examples, results = Examples.load(Path(given["examples"])), Path(given["results"])
     workers = Workers(tuple(given["addresses"]), given["index"], given.get("key", ""))
     for name, values in given["cases"].items():
-        params = train.parse(values)
+        params: Any = train.parse(values)
         checkpoint = Checkpoint(results / f"{name}.checkpoint") if workers.is_chief else None
         result = fit(several_workers.make_shared_engine(examples, params, workers), params, checkpoint)
-        np.savez(results / f"{name}.{workers.index}.npz", *result.weights, **result.history, epoch=result.epoch)
+        arrays: dict[str, Any] = {**result.history, "epoch": result.epoch}
+        np.savez(results / f"{name}.{workers.index}.npz", *result.weights, **arrays)
     time.sleep(0.5)  # another worker may still read the last sum
     os._exit(0)
 

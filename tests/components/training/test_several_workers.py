@@ -1,8 +1,6 @@
 import json
-import os
-import socket
-import subprocess
-import sys
+import signal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +8,7 @@ import pytest
 from components.train import train
 from components.training.fit import fit, make_engine
 from components.training.penalties import KINDS
+from tests.cluster import finish, free_addresses, start
 from tests.components.training import shared_training
 
 TOLERANCE = 2e-5  # of a weight, after two epochs
@@ -35,57 +34,24 @@ CASES |= {
     "patience": TINY | {"epochs": 9, "patience": 2, "learning_rate": 0.3},
     "batch normalization": CNN,
 }
+DROPOUT = {"dropout": CNN | {"cnn": {"filters": [3, 2], "dropout": 0.5}}}
 
 
-def free_addresses(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    for each in sockets:
-        each.close()
-    return addresses
-
-
-def start(examples, results, cases, count, **changed):
-    """Start a process for each worker."""
-    addresses = free_addresses(count)
-    processes = []
+def start_workers(examples, results, cases, count, others=None, chief=None):
+    """Start a process for each worker, with arguments of the chief and of the others."""
+    addresses, processes = free_addresses(count), []
     for index in range(count):
-        given = {
-            "examples": str(examples.path),
-            "results": str(results),
-            "addresses": addresses,
-            "index": index,
-            "cases": cases,
-        }
-        command = [
-            sys.executable,
-            "-P",
-            shared_training.__file__,
-            json.dumps(given | changed.get(f"worker_{index}", {})),
-        ]
-        env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        processes.append(
-            subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
+        given = {"examples": str(examples.path), "results": str(results), "cases": cases}
+        given |= {"addresses": addresses, "index": index} | ((others if index else chief) or {})
+        processes.append(start(shared_training.__file__, json.dumps(given)))
     return processes
-
-
-def finish(processes, timeout=300):
-    try:
-        return [process.communicate(timeout=timeout)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
 
 
 @pytest.fixture(scope="module", params=[2, 3])
 def shared(request, bars, tmp_path_factory):
     """The folder of what several workers trained together, and their number."""
     folder = tmp_path_factory.mktemp("shared")
-    processes = start(bars, folder, CASES, request.param)
+    processes = start_workers(bars, folder, CASES | DROPOUT, request.param)
     printed = finish(processes)
     assert [process.returncode for process in processes] == [0] * request.param, "\n".join(printed)
     return folder, request.param
@@ -96,7 +62,7 @@ def alone(bars):
     """What one worker trains."""
     results = {}
     for name, values in CASES.items():
-        params = train.parse(values)
+        params: Any = train.parse(values)
         results[name] = fit(make_engine(bars, params), params)
     return results
 
@@ -120,3 +86,40 @@ def test_several_workers_train_what_one_trains_but_for_the_order_of_sums(shared,
                 np.testing.assert_allclose(own, weight, atol=TOLERANCE)
     if name.endswith("proximal"):
         assert any(np.any(weight == 0) for weight in expected.weights[::2])
+
+
+@pytest.mark.fresh_process
+def test_dropout_differs_between_workers_but_their_weights_do_not(shared, bars):
+    folder, count = shared
+    params: Any = train.parse(DROPOUT["dropout"])
+    alone = fit(make_engine(bars, params), params)
+    files = [np.load(folder / f"dropout.{index}.npz") for index in range(count)]
+    for weight, *others in zip(*map(weights_of, files), strict=True):
+        for other in others:
+            np.testing.assert_array_equal(other, weight)
+    assert abs(files[0]["loss"][0] - alone.history["loss"][0]) > TOLERANCE
+    assert abs(files[0]["val_loss"][-1] - alone.history["val_loss"][-1]) < 0.2
+
+
+@pytest.mark.fresh_process
+def test_workers_with_other_keys_or_batches_that_cannot_be_divided_are_refused(bars, tmp_path):
+    processes = start_workers(bars, tmp_path, {"tiny": TINY | {"batch_size": 1}}, 2)
+    for printed in finish(processes):
+        assert "Expected a batch of at least one image for each of 2 workers; received train.batch_size=1." in printed
+    processes = start_workers(bars, tmp_path, {"tiny": TINY}, 3, {"key": "another"})
+    for printed in finish(processes):
+        assert "inputs, code and libraries as the chief; received others on worker 1, 2." in printed
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.fresh_process
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_worker_that_does_not_start_is_not_waited_for_for_ever(bars, tmp_path, missing):
+    cases = {"tiny": TINY}
+    processes = start_workers(bars, tmp_path, cases, 2, {"start_seconds": 4}, {"start_seconds": 4})
+    processes[missing].kill()
+    printed = finish(processes)[1 - missing]
+    if missing:
+        assert processes[0].returncode == -signal.SIGALRM
+    else:
+        assert "Expected 2 workers within 4 seconds; missing worker 0 at 127.0.0.1:" in printed
