@@ -6,7 +6,9 @@ Anonymous memory (``RssAnon``) leaves out pages of files, which the system may d
 from __future__ import annotations
 
 import json
+import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -122,9 +124,10 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
 
 
 class Cost(NamedTuple):
-    """What a step took: seconds, and the growth of its anonymous memory, in MiB."""
+    """What a step took: seconds, those of processors, and the growth of its anonymous memory, in MiB."""
 
     seconds: float
+    processor: float
     peak: float
 
 
@@ -159,7 +162,7 @@ def measure(
         assert process.stdout is not None
         ready = process.stdout.readline()
         before = highest = _anonymous(process.pid)
-        start = time.monotonic()
+        start, used = time.monotonic(), _processor_of_ended() + _processor_of(process.pid)
         if ready:  # else it has failed
             print("go", file=process.stdin, flush=True)
         while process.poll() is None:
@@ -169,7 +172,19 @@ def measure(
         if process.returncode != 0 or process.stdout.readline() != "complete\n":
             errors.seek(0)
             raise SystemExit(errors.read())
-    return Cost(seconds, highest - before)
+    return Cost(seconds, _processor_of_ended() - used, highest - before)
+
+
+def _processor_of_ended() -> float:
+    """Return the seconds of processors that this process's ended children took."""
+    found = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return found.ru_utime + found.ru_stime
+
+
+def _processor_of(pid: int) -> float:
+    """Return the seconds of processors that a running process and its ended children took."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def _anonymous(pid: int) -> float:

@@ -701,12 +701,17 @@ class Store:
         with translate_os_errors("write to", self.root):
             place = self.root / "artifacts"
             ages, found = object_store.ages(place, ""), object_store.sizes(place)
-            sizes: dict[str, int] = {}
-            for ref in {"/".join(name.split("/")[:2]) for name in found}:
-                parts = [name for name in found if name.startswith(f"{ref}/")]
-                young = any(ages.get(name, timedelta()) <= UPLOAD_AGE for name in parts)
-                if REF.fullmatch(ref) and f"{ref}/{MANIFEST}" not in found and not young:
-                    sizes[ref] = sum(found[name] for name in parts)
+            whole = {name.removesuffix(f"/{MANIFEST}") for name in found if name.endswith(f"/{MANIFEST}")}
+            parts: dict[str, list[str]] = {}
+            for name in found:
+                ref = "/".join(name.split("/")[:2])
+                if ref not in whole and REF.fullmatch(ref):
+                    parts.setdefault(ref, []).append(name)
+            sizes = {
+                ref: sum(found[name] for name in names)
+                for ref, names in parts.items()
+                if all(ages.get(name, timedelta()) > UPLOAD_AGE for name in names)
+            }
             if not dry_run:
                 for ref in sizes:
                     object_store.delete(place / ref)

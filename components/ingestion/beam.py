@@ -9,19 +9,24 @@ import contextlib
 import io
 import json
 import logging
-import os
+import shlex
+import signal
+import subprocess
+import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 from components.ingestion.decoding_processes import MAX_JOB_FILES, Decoded, collect, raise_error_of
 from components.ingestion.decoding_worker import Task, run_job
 from components.ingestion.params import Params
-from ridgeline.component import Source, StepError
+from ridgeline.component import Source, StepError, TransientStepError
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +34,6 @@ OPTIONS = "ingest.beam_pipeline_options"
 JOBS = 256  # at least, if there are as many files: one worker takes several, and none is long without work
 DIRECT_RUNNERS = ("direct", "directrunner")
 ERROR = "error.json"
-SAFE_PATH = "PYTHONSAFEPATH"
 
 
 class BeamError(StepError):
@@ -52,32 +56,61 @@ class Engine:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Keep the processes of Beam's direct runner to themselves, and let Beam log warnings alone.
+        """Keep what Beam's direct runner starts to itself, and let Beam log errors alone.
 
-        Its servers ask nobody for a password and would listen on all interfaces: they listen on the loopback interface.
-        Its workers would import modules from the working directory: they do not.
+        Its servers would listen on all interfaces, and they ask nobody for a password. If one of its workers died, it
+        would wait without an end.
+
+        Raises:
+            TransientStepError: If a worker dies.
         """
+        from apache_beam.runners.portability import local_job_service
         from apache_beam.runners.portability.fn_api_runner import worker_handlers
 
         grpc, logger = worker_handlers.grpc, logging.getLogger("apache_beam")
-        server, level, safe = grpc.server, logger.level, os.environ.get(SAFE_PATH)
+        make_server, level, hook = grpc.server, logger.level, threading.excepthook
+        workers: list[subprocess.Popen[bytes]] = []
+        deaths: list[str] = []
 
         def local_server(*args: Any, **kwargs: Any) -> Any:
-            made = server(*args, **kwargs)
-            listen = made.add_insecure_port
-            made.add_insecure_port = lambda address: listen(address.replace("[::]", "127.0.0.1"))
-            return made
+            server = make_server(*args, **kwargs)
+            listen = server.add_insecure_port
+            server.add_insecure_port = lambda address: listen(address.replace("[::]", "127.0.0.1"))
+            return server
+
+        def start_worker(*args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
+            workers.append(subprocess.Popen(*args, **kwargs))
+            return workers[-1]
+
+        def note_death(failed: threading.ExceptHookArgs) -> None:
+            if not str(failed.exc_value).startswith("Worker subprocess exited"):
+                hook(failed)
+            elif not deaths:
+                deaths.append(str(failed.exc_value))
+                for worker in workers:
+                    worker.kill()
+                if (main := threading.main_thread().ident) is not None:
+                    signal.pthread_kill(main, signal.SIGINT)
 
         try:
-            logger.setLevel(logging.WARNING)
+            logger.setLevel(logging.ERROR)
             if not isinstance(self.runner, str):
                 grpc.server = local_server
-                os.environ[SAFE_PATH] = "1"
+                setattr(local_job_service, "subprocess", SimpleNamespace(Popen=start_worker))  # noqa: B010
+                if threading.current_thread() is threading.main_thread():
+                    threading.excepthook = note_death
             yield
+        except KeyboardInterrupt:
+            if not deaths:
+                raise
+            raise TransientStepError(
+                f"Expected Beam's workers to work to the end; received: {deaths[0]}. -9 means that it was killed, "
+                f"perhaps for lack of memory: lower --direct_num_workers in {OPTIONS}."
+            ) from None
         finally:
-            grpc.server = server
-            os.environ.pop(SAFE_PATH, None)
-            os.environ.update({SAFE_PATH: safe} if safe is not None else {})
+            threading.excepthook = hook
+            local_job_service.subprocess = subprocess
+            grpc.server = make_server
             logger.setLevel(level)
 
     @contextmanager
@@ -108,7 +141,8 @@ def engine(params: Params) -> Engine:
         BeamError: If Beam is not installed, it does not know an option, or it can't use a value or the runner.
     """
     try:
-        import apache_beam  # noqa: F401
+        with _without_warnings_in_log():  # about parts of Google's cloud that are not installed
+            import apache_beam  # noqa: F401
     except ImportError:
         raise BeamError(
             f"Expected Apache Beam, for {OPTIONS} or for a dataset that needs it; received an installation without it. "
@@ -119,7 +153,7 @@ def engine(params: Params) -> Engine:
     words, complaint = list(params.beam_pipeline_options), io.StringIO()
     options = PipelineOptions(words)
     try:
-        with redirect_stderr(complaint):
+        with redirect_stderr(complaint), _without_warnings_in_log():  # about unknown options: see below
             known = options.get_all_options()
             given = options.get_all_options(retain_unknown_options=True)
     except SystemExit:
@@ -135,20 +169,36 @@ def engine(params: Params) -> Engine:
             "Correct or remove them."
         )
     harness = options.view_as(WorkerOptions)
-    harness.default_sdk_harness_log_level = harness.default_sdk_harness_log_level or "WARNING"
+    harness.default_sdk_harness_log_level = harness.default_sdk_harness_log_level or "ERROR"
     runner = _direct_runner(options) if is_direct else _expect_runner(name)
     return Engine(options, runner, options.view_as(GoogleCloudOptions).temp_location)
 
 
+@contextmanager
+def _without_warnings_in_log() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def _direct_runner(options: Any) -> Any:
     """Return the runner that Beam's DirectRunner chooses, without a try to download another one, Prism."""
+    from apache_beam.options.pipeline_options import DirectOptions
     from apache_beam.portability.api import beam_provision_api_pb2
     from apache_beam.runners.portability.fn_api_runner import fn_runner
     from apache_beam.runners.portability.portable_runner import JobServiceHandle
+    from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
+    environment, direct = None, options.view_as(DirectOptions)
+    if direct.direct_running_mode == "multi_processing":  # as it would be, but with no code of the working directory
+        command = f"exec {shlex.quote(sys.executable)} -P -m apache_beam.runners.worker.sdk_worker_main"
+        environment, direct.direct_running_mode = SubprocessSDKEnvironment.from_command_string(command), "in_memory"
     encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
     provision = beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded)
-    return fn_runner.FnApiRunner(provision_info=fn_runner.ExtendedProvisionInfo(provision))
+    return fn_runner.FnApiRunner(environment, provision_info=fn_runner.ExtendedProvisionInfo(provision))
 
 
 def _expect_runner(name: str) -> str:

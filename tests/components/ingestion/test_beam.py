@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -101,7 +103,6 @@ def test_servers_listen_on_the_loopback_interface_and_workers_import_nothing_fro
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
     assert run(shop, tmp_path / "out", *WORKERS).digest == in_process.digest
     assert not (tmp_path / "imported").exists()
-    assert "PYTHONSAFEPATH" not in os.environ
 
 
 @needs_beam
@@ -153,6 +154,25 @@ def test_a_changed_file_stops_the_run(shop: Path, tmp_path: Path) -> None:
     changed = Source(source.name, source.location, {**source.files, "Boot/7.png": "0" * 64})
     with pytest.raises(TransientStepError, match=r"received another Boot/7.png"):
         ingest(params=params, output=tmp_path, sources={"image_dir": changed})
+
+
+@needs_beam
+def test_a_killed_worker_ends_the_run(shop: Path, tmp_path: Path) -> None:
+    def kill_one() -> None:
+        while True:
+            for process in psutil.Process().children(recursive=True):
+                if WORKER in process.cmdline()[-1:]:
+                    process.kill()
+                    return
+            time.sleep(0.05)
+
+    hook, killer = threading.excepthook, threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    with pytest.raises(TransientStepError, match=r"Expected Beam's workers.*received: Worker subprocess exited with"):
+        run(shop, tmp_path / "out", *WORKERS)
+    killer.join()
+    assert list((tmp_path / "out").iterdir()) == []
+    assert threading.excepthook is hook
 
 
 @needs_beam
