@@ -144,6 +144,8 @@ def test_a_store_of_one_host_needs_no_conditional_writes(bucket, proxy, tmp_path
     refs = [publish(store, number) for _ in range(2)]
     assert refs == [*store.refs(), *store.refs()]
     assert store.reuse(refs[0])
+
+
 def test_an_object_store_that_compares_tags_without_quotes_has_conditional_writes(bucket, proxy):
     proxy.faults = Faults(bare_tags=True)
     path = object_store.open_url(f"{bucket}/serving/object")
