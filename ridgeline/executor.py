@@ -219,6 +219,7 @@ def execute(
     with contextlib.suppress(StoreError):  # where nothing can be written, a step may still be reused
         store.clear_leftovers()
     started_at, start = datetime.now(UTC), time.monotonic()
+    adding = component.name if component.adds(params) else ""
 
     def ended(decision: Decision, state: str, reason: str, output: str | None) -> Execution:
         execution = Execution(
@@ -252,7 +253,7 @@ def execute(
     def reuse(decision: Decision, ref: str) -> Execution | None:
         execution = ended(decision, "cached", decision.reason, ref)
         try:
-            with store.lock():
+            with store.lock(across_hosts=adding):
                 expect_last(ref)
                 if not store.reuse(ref):
                     return None
@@ -272,7 +273,7 @@ def execute(
                 artifact = component(params=params, output=folder, **{**artifacts, **given})
                 expect_unchanged(component, params, decision.sources, store.local / "sources")
                 flush_tree(folder)  # here, since it takes a while, and others wait for the lock
-                with store.lock():
+                with store.lock(across_hosts=adding):
                     expect_last(artifact.ref)
                     return record(ended(decision, "complete", decision.reason, store.publish(artifact)))
         except StepSkipped as skipped:
