@@ -273,6 +273,7 @@ def execute(
         store.clear_leftovers()
     started_at, start = datetime.now(UTC), time.monotonic()
     follows = workers is not None and not workers.is_chief
+    adding = component.name if component.adds(params) else ""
 
     def ended(decision: Decision, state: str, reason: str, output: str | None) -> Execution:
         execution = Execution(
@@ -308,7 +309,7 @@ def execute(
         if follows:  # the chief records it
             return execution
         try:
-            with store.lock():
+            with store.lock(across_hosts=adding):
                 expect_last(ref)
                 if not store.reuse(ref):
                     return None
@@ -340,7 +341,7 @@ def execute(
                 artifact = call(decision, folder, scratch=scratch, sources=decision.sources, previous=previous)
                 expect_unchanged(component, params, decision.sources, store.local / "sources")
                 flush_tree(folder)  # here, since it takes a while, and others wait for the lock
-                with store.lock():
+                with store.lock(across_hosts=adding):
                     expect_last(artifact.ref)
                     return record(ended(decision, "complete", decision.reason, store.publish(artifact)))
         except StepSkipped as skipped:

@@ -196,13 +196,6 @@ def hold(root: UPath, key: str, folder: Path, mirror: str) -> Iterator[None]:
         folder: The local scratch folder, which this process has locked.
         mirror: Name of this host's mirror, see `Holder`.
     """
-    lease = KeyLease(root / "keys" / f"{key}.json", mirror)
-    waits = False
-    while other := lease.acquire():
-        if not waits:
-            log.info("waits: %s runs the same step on the same inputs (key %s)", other, key[:SHORT])
-            waits = True
-        time.sleep(LOOK_SECONDS)
     copy = ScratchCopy(folder, root / "scratch" / key)
 
     def update() -> None:
@@ -213,16 +206,37 @@ def hold(root: UPath, key: str, folder: Path, mirror: str) -> Iterator[None]:
         if lease.is_held():
             copy.delete()
 
+    with exclusive(root, key, mirror, "runs the same step on the same inputs") as lease:
+        copy.fetch()
+        try:
+            with object_store.repeating(COPY_SECONDS, "copy the unfinished work", update):
+                yield
+        except BaseException:
+            _tried("copy the unfinished work", update)
+            raise
+        _tried("delete the copy of the finished work", delete)
+
+
+@contextmanager
+def exclusive(root: UPath, key: str, mirror: str, does: str) -> Iterator[KeyLease]:
+    """Yield the lease of a key, for this host alone; another one that holds it is waited for.
+
+    Args:
+        root: The store's root, in an object store with conditional writes.
+        key: The key, which this process has locked on this host.
+        mirror: Name of this host's mirror, see `Holder`.
+        does: What the other host does, for the log.
+    """
+    lease = KeyLease(root / "keys" / f"{key}.json", mirror)
+    waits = False
+    while other := lease.acquire():
+        if not waits:
+            log.info("waits: %s %s (key %s)", other, does, key[:SHORT])
+            waits = True
+        time.sleep(LOOK_SECONDS)
     try:
         with object_store.repeating(RENEWAL_SECONDS, "renew the lease of a key", lease.renew):
-            copy.fetch()
-            try:
-                with object_store.repeating(COPY_SECONDS, "copy the unfinished work", update):
-                    yield
-            except BaseException:
-                _tried("copy the unfinished work", update)
-                raise
-            _tried("delete the copy of the finished work", delete)
+            yield lease
     finally:
         _tried("end the lease of a key", lease.release)
 

@@ -737,8 +737,11 @@ class Store:
             raise ArtifactError(mask(f"Expected an artifact at {folder}; received: {error}.")) from error
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, across_hosts: str = "") -> Iterator[None]:
         """Hold the store's lock, as while an artifact and its record change together.
+
+        Args:
+            across_hosts: Name of what no other host may change either, if this is an object store; nothing if empty.
 
         Raises:
             StoreError: If the store can't be written.
@@ -748,7 +751,14 @@ class Store:
             lock = FileLock(self.local / ".lock", is_singleton=True)
             lock.acquire()
         try:
-            yield
+            with ExitStack() as stack:
+                with translate_os_errors("write to", self.root):
+                    if across_hosts and self.remote and self._is_shared():
+                        exclusive = key_lease.exclusive(
+                            self.root, across_hosts, self._mirror_name(), "changes the same"
+                        )
+                        stack.enter_context(exclusive)
+                yield
         finally:
             lock.release()
 
