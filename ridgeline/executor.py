@@ -354,13 +354,14 @@ def execute(
     with store.lease(run_id, inputs.values()) as unprotected:
         artifacts = open_inputs(store, component, inputs)
         look = functools.partial(decide, store, component, artifacts, params, workers=workers)
-        known = list(store.executions(component.name)) if follows and component.distributes else []
         while True:
             decision = look(rerun)
             with contextlib.ExitStack() as stack:
                 if decision.output is None and follows and component.distributes:
-                    log.info("%s %s, as worker %d", component.name, decision, workers.index if workers else 0)
-                    return take_part(decision, known)
+                    known = list(store.executions(component.name, decision.parts.key()))
+                    if rerun or (decision := look(sources=decision.sources)).output is None:
+                        log.info("%s %s", component.name, decision)
+                        return take_part(decision, known)
                 if decision.output is None:
                     if unprotected:
                         log.info("%s %s", component.name, decision)

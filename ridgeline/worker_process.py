@@ -7,6 +7,7 @@ worker is lost, all that hangs or crashes in TensorFlow ends with this process.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -74,13 +75,15 @@ def run_in_process(
         )
         try:
             assert process.stdin is not None
-            process.stdin.write(f"{json.dumps(request)}\n")
-            process.stdin.flush()  # it stays open: its end ends the process
+            with contextlib.suppress(BrokenPipeError):  # it ended already
+                process.stdin.write(f"{json.dumps(request)}\n")
+                process.stdin.flush()  # it stays open: its end ends the process
             status = process.wait()
         finally:
             process.kill()
             process.wait()
-            process.stdin.close()  # type: ignore[union-attr]
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()  # type: ignore[union-attr]
         if not outcome.exists():
             if status == -signal.SIGALRM:
                 raise TransientStepError(
@@ -127,7 +130,8 @@ def serve() -> None:
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    for library in ("absl", "tensorflow"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     quiet_tensorflow.install()
     component: Component = _named(request["step"])
     inputs: dict[str, Any] = {name: _opened(value) for name, value in request["inputs"].items()}
