@@ -26,6 +26,7 @@ from ridgeline.messages import Recipient
 from ridgeline.object_registry import ObjectRegistry
 from ridgeline.object_store import S3, open_url
 from ridgeline.registry import Registry
+from ridgeline.resources import StepResources, parse_resources
 from ridgeline.store import Store, StoreError, mirror_of
 from ridgeline.workers import workers_of_environment
 
@@ -233,6 +234,8 @@ class Settings(BaseSettings):
         approval_hours: Hours after which a push that nobody approved is rejected.
         tensorflow_slots: Slots of Airflow's pool ``tensorflow``: tasks that use TensorFlow at a time. It applies when
             the pool is created.
+        step_resources: What the pods of steps get under Airflow's KubernetesExecutor: a JSON object, or a file with
+            one, of cpu, memory, disk and gpu by step.
         maintenance_schedule: When the maintenance DAG runs, like `schedule`.
         keep_runs: Number of latest runs whose artifacts maintenance keeps.
         log_retention_days: Age in days after which maintenance deletes logs of tasks.
@@ -267,6 +270,7 @@ class Settings(BaseSettings):
     approvers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_users)] = ()
     approval_hours: float = Field(12.0, gt=0.0, le=MAX_APPROVAL_HOURS, allow_inf_nan=False)
     tensorflow_slots: int = Field(2, ge=1, le=10_000)
+    step_resources: Annotated[dict[str, StepResources], NoDecode, BeforeValidator(parse_resources)] = {}
     maintenance_schedule: Schedule = "0 6 * * 0"
     keep_runs: int = Field(50, ge=1)
     log_retention_days: int = Field(30, ge=1, le=MAX_RETENTION_DAYS)
