@@ -19,6 +19,7 @@ from benchmarks import (
     memory,
     records,
     serving,
+    spread,
     steps,
     sweep,
     tuned,
@@ -43,6 +44,7 @@ PARTS = {
     "cifar": cifar.main,
     "faults": faults.main,
     "serving": serving.main,
+    "spread": spread.main,
 }
 
 
