@@ -59,8 +59,7 @@ class Journal:
             values: Its values: hexadecimal digits, at least two.
             unfinished: Where a local file is written before a rename; a hidden file beside it if None.
         """
-        if not self.is_complete():
-            self._complete()
+        self.complete()
         self._enter([(folder, name, values)])
         self._write(self._places(folder, name)[0], text, unfinished)
 
@@ -119,7 +118,7 @@ class Journal:
 
     def all(self) -> list[tuple[str, str]]:
         """Return the folders and names of all files, newest first."""
-        return sorted(self._all(), key=lambda found: found[::-1], reverse=True)
+        return sorted(set(self._all()), key=lambda found: found[::-1], reverse=True)
 
     def find(self, field: str, value: str, folder: str = "") -> Iterator[tuple[str, str]]:
         """Yield the folders and names of the files with a value, newest first.
@@ -158,6 +157,23 @@ class Journal:
             self._known_complete = COMPLETE in self._names(self._index, COMPLETE)
         return self._known_complete
 
+    def complete(self) -> None:
+        """Enter all files into the index, unless they are, and move those of earlier releases.
+
+        The caller holds the store's lock. In an object store, another host may do the same at the same time.
+        """
+        if self.is_complete():
+            return
+        found = self.all()
+        if found:
+            log.info("makes the index of %d %s, once", len(found), self._files.name)
+        with ThreadPoolExecutor(object_store.NUM_TRANSFERS if self._remote else 1) as pool:
+            values = pool.map(lambda file: self._values_of(*file), found)
+            self._enter((*file, own) for file, own in zip(found, values, strict=True))
+            for _ in pool.map(self._move, found):
+                pass
+        self._create([self._index / COMPLETE])
+
     def _places(self, folder: str, name: str) -> tuple[Place, Place]:
         new, old = _relative_places(folder, name)
         return self._files / new, self._files / old
@@ -183,18 +199,6 @@ class Journal:
             inner = os.path.relpath(place, folder)
             found = [*names, *(name for name in folders if name.endswith(".json"))]  # a folder in place of a file
             yield from (name if inner == "." else f"{inner}/{name}" for name in found)
-
-    def _complete(self) -> None:
-        """Enter all files into the index, and move those of earlier releases."""
-        found = self.all()
-        if found:
-            log.info("makes the index of %d %s, once", len(found), self._files.name)
-        with ThreadPoolExecutor(object_store.NUM_TRANSFERS if self._remote else 1) as pool:
-            values = pool.map(lambda file: self._values_of(*file), found)
-            self._enter((*file, own) for file, own in zip(found, values, strict=True))
-            for _ in pool.map(self._move, found):
-                pass
-        self._create([self._index / COMPLETE])
 
     def _enter(self, found: Iterable[tuple[str, str, Values]]) -> None:
         self._create(

@@ -279,7 +279,7 @@ while time.monotonic() < end:
         second = execute(store, double, {"number": first.output}, double.parse({}), run_id)
         third = execute(store, double, {"number": first.output}, double.parse({"factor": 3}), run_id)
     states += [first.state, second.state, third.state]
-print(len(states), set(states) == {"complete", "cached"}, set(states))
+print(len(states), set(states) == {"complete", "cached"})
 """
 
 

@@ -104,6 +104,7 @@ BAD = {
     "approvers": ["ann,bob", "ann; bob"],
     "approval_hours": ["0", "-1", "a day", "inf", "73"],
     "tensorflow_slots": ["0", "two", "99999999999999999999"],
+    "step_resources": ["[1]", "/missing.json", '{"train": 1}', '{"trian": {"cpu": 1, "memory": "1Gi"}}'],
     "maintenance_schedule": ["daily", "0 6 * * 8"],
     "keep_runs": ["-1", "all"],
     "log_retention_days": ["0", "999999999", "1 week"],
