@@ -483,7 +483,7 @@ class Store:
         return found
 
     def clear_scratch(self, older_than: timedelta, dry_run: bool) -> dict[str, int]:
-        """Delete the scratch folders that no execution uses and that have not changed for some time.
+        """Delete the scratch folders that no execution uses and that have not changed for some time, and their copies.
 
         Args:
             older_than: How long ago the last change must be.
@@ -683,7 +683,7 @@ class Store:
         return unfinished
 
     def clear_staging(self, dry_run: bool) -> dict[str, int]:
-        """Delete what dead processes left in the staging folder.
+        """Delete what dead processes left in the staging folder, and in an object store of the artifacts they uploaded.
 
         Args:
             dry_run: Only report what would be deleted.
@@ -692,7 +692,8 @@ class Store:
             Size in bytes of each such folder, by name.
         """
         with nullcontext() if dry_run else self.lock():
-            return self._clear_dead(self.local / "staging", dry_run) | self._clear_uploads(dry_run)
+            sizes = self._clear_dead(self.local / "staging", dry_run)
+        return sizes | self._clear_uploads(dry_run)
 
     def _clear_uploads(self, dry_run: bool) -> dict[str, int]:
         """Delete the artifacts in an object store that have no manifest, since their host died, after `UPLOAD_AGE`."""

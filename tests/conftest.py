@@ -114,6 +114,7 @@ FIRST = (
     "tests/docs/test_extending.py",
     "tests/components/test_train.py",
     "tests/components/test_infer.py",
+    "tests/ridgeline/test_key_lease.py",
     "tests/ridgeline/test_registry.py",
     "tests/ridgeline/test_cli.py",
     "tests/components/training/test_engine.py",
