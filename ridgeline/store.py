@@ -819,6 +819,16 @@ class Store:
         with translate_os_errors("read", self.root):
             return [RecordFile.parse(folder, name) for folder, name in self._journal.all()]
 
+    def newest_files(self, component: str) -> Iterator[RecordFile]:
+        """Yield the files of a component's records, newest first; a month is listed when it is needed, nothing is read.
+
+        Args:
+            component: The component's name.
+        """
+        with translate_os_errors("read", self.root):
+            for name in self._journal.newest(component):
+                yield RecordFile.parse(component, name)
+
     def read_record(self, file: RecordFile) -> Execution | None:
         """Return a record; None if it is damaged, which is logged, or was deleted meanwhile.
 
@@ -862,14 +872,10 @@ class Store:
         field = next((field for field in ("key", "output", "input", "run") if values[field]), "")
         folder = "" if component == "*" else component
         with translate_os_errors("read", self.root):
-            found: Iterable[tuple[str, str]]
-            if field:
-                found = self._journal.find(field, values[field], folder)
-            elif folder:
-                found = ((folder, name) for name in self._journal.newest(folder))
-            else:
-                found = self._journal.all()
-            for place, name in found:
+            if folder and not field:
+                yield from self.newest_files(folder)
+                return
+            for place, name in self._journal.find(field, values[field], folder) if field else self._journal.all():
                 if folder in ("", place):
                     yield RecordFile.parse(place, name)
 
@@ -879,7 +885,7 @@ class Store:
 
     def _newest_start(self, component: str) -> str:
         """Return the start that the name of a component's newest record states; empty if there is none."""
-        return RecordFile.parse(component, next(self._journal.newest(component), "")).start
+        return next((file.start for file in self.newest_files(component)), "")
 
     @contextmanager
     def _own_staging(self) -> Iterator[Path]:
@@ -963,8 +969,7 @@ class Store:
         made = list(self.executions(key=scratch.name))
         if any(e.started_at.timestamp() + e.seconds >= changed for e in made):
             return True
-        for name in self._journal.newest(made[0].component) if made else ():  # it may have been reused
-            file = RecordFile.parse(made[0].component, name)
+        for file in self.newest_files(made[0].component) if made else ():  # it may have been reused
             if not file.state or datetime.fromisoformat(file.start).timestamp() < changed:
                 break
             if file.key == scratch.name[:SHORT] and file.state == "cached":
