@@ -98,7 +98,7 @@ class Engine:
             logger.setLevel(logging.ERROR)
             if not isinstance(self.runner, str):
                 grpc.server = local_server
-                setattr(local_job_service, "subprocess", SimpleNamespace(Popen=start_worker))  # noqa: B010
+                local_job_service.subprocess = SimpleNamespace(Popen=start_worker)
                 if threading.current_thread() is threading.main_thread():
                     threading.excepthook = note_death
             yield
