@@ -199,8 +199,7 @@ class Decisions:
         path = self._folder / f"{_time(decision.at)}-{decision.id}.json"
         text = files.sign(decision.model_dump_json(indent=2))
         if self._store.remote:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            object_store.write(path, text.encode())
         else:
             files.make_folder(Path(self._folder.path))
             files.write(Path(path.path), text)

@@ -135,7 +135,7 @@ def upload(source: Path, target: UPath, names: Iterable[str]) -> None:
     """
 
     def copy(name: str) -> None:
-        (target / name).parent.mkdir(parents=True, exist_ok=True)  # nothing in S3; other drivers need it
+        _make_parent(target / name)
         target.fs.put_file(str(source / name), (target / name).path)
 
     _transfer("uploaded", copy, {name: (source / name).stat().st_size for name in names})
@@ -180,7 +180,18 @@ def write(path: UPath, content: bytes) -> None:
         path: The object.
         content: Its content.
     """
-    repeated(lambda: path.fs.pipe_file(path.path, content))
+
+    def replace() -> None:
+        _make_parent(path)
+        path.fs.pipe_file(path.path, content)
+
+    repeated(replace)
+
+
+def _make_parent(path: UPath) -> None:
+    """Make the folder of an object, as drivers need it; S3 has no folders, and its driver would make a bucket."""
+    if path.protocol not in S3:
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def sizes(folder: UPath) -> dict[str, int]:
@@ -307,6 +318,8 @@ def explain(error: BaseException) -> tuple[str, str] | None:
         error: An error of a driver.
     """
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.args == (None,):  # Ceph sends a code without a text
+        text = _status(error)[1] or type(error).__name__
     if isinstance(error, PermissionError) and error.errno is None:
         if "time" in text:
             return text, "Set the clock of this machine"

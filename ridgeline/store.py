@@ -417,18 +417,20 @@ class Store:
         name, failure = uuid.uuid4().hex, None
         owner = FileLock(self.local / "leases" / f"{name}.lock")
         lease = Lease(run_id=run_id, artifacts=list(artifacts), lock=str(owner.lock_file))
-        file = self.root / "leases" / f"{name}.json"
+        file, content = self.root / "leases" / f"{name}.json", lease.model_dump_json().encode()
         try:
             with translate_os_errors("write to", self.root), self.lock():
-                for folder in (Path(owner.lock_file).parent, file.parent):
-                    folder.mkdir(parents=True, exist_ok=True)
+                Path(owner.lock_file).parent.mkdir(parents=True, exist_ok=True)
                 self.leases(clear=True)
                 owner.acquire()
-                file.write_text(lease.model_dump_json())
+                if self.remote:
+                    object_store.write(file, content)
+                else:
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes(content)
         except StoreError as error:
             failure = error
         try:
-            content = lease.model_dump_json().encode()
             renewed = object_store.repeating(
                 RENEWAL_SECONDS, f"renew the lease of {run_id}", lambda: object_store.write(file, content)
             )
@@ -436,8 +438,13 @@ class Store:
                 yield failure
         finally:
             if owner.is_locked:
-                self._end_lease(name)
-                owner.release()
+                try:
+                    with translate_os_errors("write to", self.root):
+                        self._end_lease(name)
+                except StoreError as error:
+                    log.warning("Cannot end the lease of %s, which expires: %s", run_id, error)
+                finally:
+                    owner.release()
 
     def leases(self, clear: bool = False) -> list[Lease]:
         """Return the leases of running processes, on other hosts those of the last `LEASE_AGE`.
@@ -706,13 +713,11 @@ class Store:
         folder = self.root / "executions" / execution.component
         text = files.sign(execution.model_dump_json(indent=2))
         with translate_os_errors("write to", self.root), self.lock():
-            if self.remote:
-                folder.mkdir(parents=True, exist_ok=True)
-            else:
+            if not self.remote:
                 files.make_folder(Path(folder.path))
             target = folder / RecordFile.of(execution, after=self._newest_start(execution.component)).name
             if self.remote:
-                target.write_text(text, encoding="utf-8")
+                object_store.write(target, text.encode())
             else:
                 (staging := self.local / "staging").mkdir(exist_ok=True)
                 files.write(Path(target.path), text, unfinished=staging / f"{uuid.uuid4().hex}.json")

@@ -160,6 +160,16 @@ def test_a_bucket_that_is_missing_is_named(bucket, tmp_path, number):
             action()
 
 
+def test_no_bucket_is_made(bucket, tmp_path, number):
+    store = Store(f"{bucket}0/store", mirror=tmp_path / "here")
+    with store.lease("run") as error:
+        assert "Create the bucket, or correct its name" in str(error)
+    for action in (lambda: store.record(execution()), lambda: publish(store, number)):
+        with pytest.raises(StoreError, match="Create the bucket, or correct its name"):
+            action()
+    assert f"{bucket}0".removeprefix("s3://") not in store.root.fs.ls("")
+
+
 def test_an_endpoint_that_does_not_exist_is_an_error_after_retries(bucket, tmp_path, monkeypatch):
     monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
     options = {"endpoint_url": "http://127.0.0.1:9", "config_kwargs": {"retries": {"max_attempts": 0}}}
