@@ -297,12 +297,15 @@ class ObjectRegistry(Registry):
 
     def _replace(self, name: str, content: bytes) -> None:
         place, held = self.url / name / HISTORY, self._held[name]
-        if not object_store.write_if_unchanged(place, content, held[1] if held else None):
+        replaced = object_store.write_if_unchanged(place, content, held[1] if held else None)
+        now = object_store.read(place)
+        # the response to a write that took place may be lost, and another host may have added lines since
+        if not replaced and not (now and now[0].startswith(content)):
             raise HistoryChangedError(
                 f"Cannot change the history of {name}: another host changed it meanwhile. Nothing was changed. "
                 "Look at it with `ridgeline models show`, and run this again if it still applies."
             )
-        self._held[name] = object_store.read(place)
+        self._held[name] = now
 
     def _delete(self, name: str, version: int, pushed: HistoryEntry) -> bool:
         """Delete a version, unless another host just made it the champion; return whether it was deleted."""

@@ -476,14 +476,18 @@ def test_who_may_not_delete_is_refused_before_work(stack: Stack) -> None:
                 "Effect": "Allow",
                 "Principal": {"AWS": ["arn:aws:iam:::user/limited"]},
                 "Action": ["s3:ListBucket", "s3:GetObject", "s3:PutObject"],
-                "Resource": ["arn:aws:s3:::ridgeline", "arn:aws:s3:::ridgeline/*"],
+                "Resource": ["arn:aws:s3:::limited", "arn:aws:s3:::limited/*"],
             }
         ],
     }
-    stack.in_store(
-        f"str(store.root.fs.call_s3('put_bucket_policy', Bucket='ridgeline', Policy={json.dumps(policy)!r}))"
-    )
-    limited = {"AWS_ACCESS_KEY_ID": "limited", "AWS_SECRET_ACCESS_KEY": "limited"}
+    call = "str(store.root.fs.call_s3"
+    stack.in_store(f"{call}('create_bucket', Bucket='limited'))")
+    stack.in_store(f"{call}('put_bucket_policy', Bucket='limited', Policy={json.dumps(policy)!r}))")
+    limited = {
+        "RIDGELINE_STORE": "s3://limited/store",
+        "AWS_ACCESS_KEY_ID": "limited",
+        "AWS_SECRET_ACCESS_KEY": "limited",
+    }
     refused = stack.in_worker(0, "python", "/app/first_start.py", "store", expected=1, **limited)
     assert "grant them the rights to list, read, write and delete, then run `make up`" in refused
     refused = stack.in_worker(0, *TRAIN, "--set=train.seed=4", expected=1, **limited)
