@@ -227,7 +227,7 @@ def _await_chief(store: Store, component: Component, parts: KeyParts, last: str)
                 )
         time.sleep(LOOK_SECONDS)
     raise TransientStepError(
-        f"Expected the chief of the workers to record {component.name} in {store.root} within {CHIEF_SECONDS:g} "
+        f"Expected the chief of the workers to record {component.name} in {mask(store.root)} within {CHIEF_SECONDS:g} "
         "seconds; it did not. Let all workers use one store, and start all of them again."
     )
 

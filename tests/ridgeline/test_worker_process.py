@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ridgeline import executor, keys
+from ridgeline import executor, keys, step_cli
 from ridgeline.artifacts.dataset import Dataset, DatasetFacts
 from ridgeline.component import Params, StepError, StepSkipped, TransientStepError, Workers, component
 from ridgeline.executor import decide, execute
@@ -195,3 +195,13 @@ def test_a_record_of_one_worker_is_that_of_earlier_releases(store, number):
     (record,) = Store(store.local).executions("seed")
     assert record.parts.workers == 1
     assert '"workers"' not in next((store.local / "executions" / "seed").glob("*.json")).read_text()
+
+
+def test_ridgeline_step_writes_on_the_chief_alone(share, opened, tmp_path):
+    arguments = ["--number", str(opened.path), "--output", str(tmp_path / "new")]
+    assert step_cli.run_step(share, arguments, OTHER) is None
+    assert not (tmp_path / "new").exists()
+    made = step_cli.run_step(share, arguments, CHIEF)
+    assert (tmp_path / "new" / "number.txt").read_text() == "21 2 None"
+    assert made.path == tmp_path / "new"
+    assert sorted(path.name for path in tmp_path.iterdir() if "new" in path.name) == ["new"]
