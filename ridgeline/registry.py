@@ -1012,10 +1012,13 @@ class Registry:
 def _succession(history: list[HistoryEntry]) -> Iterator[HistoryEntry]:
     """Yield the champion, the champion that it replaced when its version was pushed, and so on."""
     history = champions(history)
-    while history:
-        yield history[-1]
-        pushed = next(i for i, entry in enumerate(history) if entry.version == history[-1].version)
-        history = history[:pushed]
+    pushed: dict[int, int] = {}  # the place of each version's first entry
+    for place, entry in enumerate(history):
+        pushed.setdefault(entry.version, place)
+    end = len(history)
+    while end:
+        yield history[end - 1]
+        end = pushed[history[end - 1].version]
 
 
 def _text(lines: list[str]) -> str:
