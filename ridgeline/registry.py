@@ -46,9 +46,9 @@ from ridgeline.history import (
     merge,
     parse,
     pointed,
-    read_lines,
     rebuild,
     serving,
+    split_lines,
 )
 from ridgeline.model_function import function_digest
 from ridgeline.serving_check import ServingError, check
@@ -745,6 +745,8 @@ class Registry:
         """
         folder = self.root / name
         own, copy, exists = self._read_lines(name)
+        if own is copy and own.lines and not own.damaged:
+            return own.valid, ""
         # the copy may hold another text of the same entry
         texts = {(entry.at, entry.version): line for line in own.valid for entry in [parse(line)]}
         copied = [(parse(line), line) for line in copy.valid]
@@ -777,7 +779,9 @@ class Registry:
     def _read_lines(self, name: str) -> tuple[Lines, Lines, bool]:
         """Return what a model's history and its copy hold, and whether the model was ever pushed."""
         folder = self.root / name
-        own, copy = read_lines(folder / HISTORY), read_lines(folder / COPY)
+        content, copied = (p.read_bytes() if p.exists() else b"" for p in (folder / HISTORY, folder / COPY))
+        own = split_lines(content, folder / HISTORY)
+        copy = own if copied == content else split_lines(copied, folder / COPY)
         return own, copy, bool(own.lines) or (folder / HISTORY).exists() or (folder / CHAMPION).exists()
 
     def _recorded_push(self, name: str, version: int) -> HistoryEntry | None:
@@ -898,7 +902,7 @@ class Registry:
             log.warning("repaired the history of %s: %s", name, problem)
         for leftover in [*folder.glob(".pruned-*"), *(folder / f".{file}" for file in (HISTORY, COPY, CHAMPION))]:
             files.remove(leftover)
-        self._follow(name)
+        self._follow(name, lines)
 
     def _new_version(self, name: str, history: list[HistoryEntry]) -> int:
         """Return the number of a version that is going to be pushed."""
@@ -917,10 +921,10 @@ class Registry:
         files.write(self.root / name / HISTORY, _text([*self._lines(name)[0], *(entry.line() for entry in entries)]))
         self._follow(name)
 
-    def _follow(self, name: str) -> None:
-        """Rename or delete what a push prepared, and write the files that repeat the history."""
+    def _follow(self, name: str, lines: list[str] | None = None) -> None:
+        """Rename or delete what a push prepared, and write the files that repeat the history; it is read if None."""
         folder = self.root / name
-        lines = self._lines(name)[0]
+        lines = self._lines(name)[0] if lines is None else lines
         history = [parse(line) for line in lines]
         pushed = {str(entry.version) for entry in history}
         for staging in folder.glob(".push-*"):
