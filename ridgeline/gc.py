@@ -91,7 +91,6 @@ def collect_garbage(
     if keep_runs < 1:
         raise ValueError(f"Expected to keep at least 1 run; received {keep_runs}. Give a positive number.")
     staging = store.clear_staging(dry_run)  # first: on a full disk, it makes space for the rest
-    staging |= store.clear_uploads(dry_run)
     if not dry_run:
         store.clear_leftovers()
         registry.recover()
