@@ -528,7 +528,9 @@ def describe_problem(name: str, problem: ErrorDetails) -> str:
     if problem["type"] == "extra_forbidden":
         return f"{name}: expected no such parameter; received {problem['input']!r}."
     if problem["type"] == "value_error":  # from a step's validator: its message starts with the field's name
-        return ".".join(filter(None, [name, str(problem["ctx"]["error"])]))
+        text = str(problem["ctx"]["error"])
+        whole, _, field = name.rpartition(".")
+        return ".".join(filter(None, [whole if text.startswith(f"{field}: ") else name, text]))
     expected = problem["msg"].replace("Input should be", "expected").replace("String should", "expected text to")
     return f"{name}: {expected}; received {problem['input']!r}."
 

@@ -93,6 +93,7 @@ def collect_garbage(
     staging = store.clear_staging(dry_run)  # first: on a full disk, it makes space for the rest
     if not dry_run:
         store.clear_leftovers()
+        store.complete_index()
         registry.recover()
     scratch = store.clear_scratch(SCRATCH_AGE, dry_run)
     sources = clear_unused(store.local / "sources", SOURCE_AGE, dry_run)

@@ -60,11 +60,10 @@ class Journal:
             values: Its values: hexadecimal digits, at least two.
             unfinished: Where a local file is written before a rename; a hidden file beside it if None.
         """
-        if not self.is_complete():
-            self._take_in(self.all())
-            self._create([self._index / COMPLETE])
-        else:  # an earlier release may still be in use
+        if self.is_complete():  # an earlier release may still be in use
             self._take_in([(folder, old) for old in self._names(self._folder(folder)) if _is_file(old)])
+        else:
+            self.complete()
         self._enter([(folder, name, values)])
         self._write(self._places(folder, name)[0], text, unfinished)
 
@@ -165,6 +164,15 @@ class Journal:
         if not self._known_complete:
             self._known_complete = COMPLETE in self._names(self._index, COMPLETE)
         return self._known_complete
+
+    def complete(self) -> None:
+        """Enter all files into the index, unless they are, and move those of earlier releases.
+
+        The caller holds the store's lock. In an object store, another host may do the same at the same time.
+        """
+        if not self.is_complete():
+            self._take_in(self.all())
+            self._create([self._index / COMPLETE])
 
     def _folder(self, folder: str) -> Place:
         return self._files / folder if folder else self._files

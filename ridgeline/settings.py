@@ -21,7 +21,7 @@ from ridgeline.access import expect_readable
 from ridgeline.component import Component, Workers
 from ridgeline.connections import ENTRY, ENTRY_FORM, Connection, apprise_urls, storage_options
 from ridgeline.decisions import KINDS
-from ridgeline.masking import HIDDEN, mask, remember
+from ridgeline.masking import HIDDEN, mask, remember, remember_secret
 from ridgeline.messages import Recipient
 from ridgeline.object_registry import ObjectRegistry
 from ridgeline.object_store import S3, open_url
@@ -32,6 +32,7 @@ from ridgeline.workers import workers_of_environment
 
 PREFIX = "RIDGELINE_"
 BASE_PATH = f"{PREFIX}SERVING_BASE_PATH"
+SECRET_OPTION = re.compile(r"--\w*(?:secret|password|token)\w*=(.+)", re.DOTALL)
 AIRFLOW = "airflow://"  # begins what names an Airflow connection
 PATTERN = "*?[\\"
 MAX_DEADLINE_MINUTES = 10 * 366 * 24 * 60
@@ -178,9 +179,12 @@ def _options(value: Any) -> Any:
     try:
         words = tuple(shlex.split(value)) if isinstance(value, str) else value
     except ValueError as error:
-        raise ValueError(f"words as in a shell ({error})") from None
+        raise ValueError(f"words as in a shell; received others ({error})") from None
     if any(not word.startswith("--") for word in words):
         raise ValueError("options of Apache Beam as --name or --name=value; received other words")
+    for word in words:
+        if match := SECRET_OPTION.fullmatch(word):
+            remember_secret(match[1])
     return words
 
 

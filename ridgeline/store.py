@@ -835,6 +835,11 @@ class Store:
         with translate_os_errors("write to", self.root):
             self._journal.delete((file.component, file.name) for file in unneeded)
 
+    def complete_index(self) -> None:
+        """Make the index of the records, unless there is one: while files move, a listing may leave one out."""
+        with translate_os_errors("write to", self.root), self.lock():
+            self._journal.complete()
+
     # --- internals
 
     def _found(self, component: str, values: Mapping[str, str]) -> Iterator[RecordFile]:

@@ -57,10 +57,11 @@ def run_in_process(
     """
     with tempfile.TemporaryDirectory() as folder:
         outcome = Path(folder, "outcome.json")
+        locations = {name: getattr(params, name) for name, field in type(params).model_fields.items() if field.exclude}
         request = {
             "step": f"{component.module}:{component.name}",
             "workers": dataclasses.asdict(workers),
-            "params": params.model_dump(mode="json"),
+            "params": params.model_dump(mode="json") | locations,
             "output": str(output),
             "scratch": str(scratch) if scratch else None,
             "inputs": {name: _described(value) for name, value in inputs.items()},
@@ -76,7 +77,7 @@ def run_in_process(
         try:
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError):  # it ended already
-                process.stdin.write(f"{json.dumps(request)}\n")
+                process.stdin.write(f"{json.dumps(request, default=str)}\n")
                 process.stdin.flush()  # it stays open: its end ends the process
             status = process.wait()
         finally:

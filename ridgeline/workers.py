@@ -85,7 +85,8 @@ def _addresses(job: str, values: Any) -> tuple[str, ...]:
     if not isinstance(values, list):
         _refuse(f"a list of addresses of {job}", repr(values))
     for value in values:
-        if not isinstance(value, str) or not ADDRESS.fullmatch(value):
+        port = value.rpartition(":")[2] if isinstance(value, str) and ADDRESS.fullmatch(value) else "0"
+        if not 0 < int(port) < 2**16:
             _refuse(f"addresses of {job} such as host-0:2222", repr(value))
     return tuple(values)
 

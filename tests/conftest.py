@@ -113,6 +113,8 @@ FIRST = (
     "tests/ridgeline/serving/test_app.py",
     "tests/docs/test_extending.py",
     "tests/components/test_train.py",
+    "tests/components/training/test_several_workers.py",
+    "tests/ridgeline/test_workers.py",
     "tests/components/test_infer.py",
     "tests/ridgeline/test_key_lease.py",
     "tests/ridgeline/test_registry.py",

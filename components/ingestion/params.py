@@ -32,7 +32,12 @@ def _as_size(value: Any) -> Any:
 
 def _as_words(value: Any) -> Any:
     """Return text as a shell's words, and check that each is an option."""
-    words = shlex.split(value) if isinstance(value, str) else value
+    try:
+        words = shlex.split(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(
+            f"beam_pipeline_options: expected words as in a shell; received others ({error}). Correct the quotes."
+        ) from None
     if not isinstance(words, list | tuple):
         return words
     if others := [word for word in words if not str(word).startswith("--")]:

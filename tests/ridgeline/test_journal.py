@@ -134,9 +134,14 @@ def test_files_that_an_earlier_release_adds_later_are_moved_by_the_next_one(root
     old_files(root, [name := "20260228T000000.000000Z-old.json"])
     assert next(journal.newest("a")) == NAMES[5]
     assert journal.exists("a", name)
-    read = []
+    read: list[tuple[str, str]] = []
     values_of = journal._values_of
-    monkeypatch.setattr(journal, "_values_of", lambda *file: read.append(file) or values_of(*file))
+
+    def read_values(*file):
+        read.append(file)
+        return values_of(*file)
+
+    monkeypatch.setattr(journal, "_values_of", read_values)
     journal.add("a", NEW, "new", {"colour": ["0" * 16]})
     assert read == [("a", name)]  # the others are in the index
     assert [found for _, found in journal.find("colour", "0" * 16, "a")] == [NEW, NAMES[4], name, NAMES[2], NAMES[0]]

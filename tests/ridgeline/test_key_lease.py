@@ -333,7 +333,7 @@ def test_gc_deletes_the_unfinished_work_of_dead_hosts(store, tmp_path, aged):
     assert collect(store, tmp_path, dry_run=True).scratch == {"b": 4}
     assert collect(store, tmp_path).scratch == {"b": 4}
     assert sorted(object_store.ages(store.root / "scratch", "")) == ["a/state", "c/state"]
-    assert object_store.sizes(store.root / "keys") == {}
+    assert object_store.ages(store.root / "keys") == {}
     aged(24 * 7)
     assert collect(store, tmp_path).scratch == {"a": 4, "c": 4}
     assert leftovers(store) == []

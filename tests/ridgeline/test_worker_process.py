@@ -24,6 +24,7 @@ import os
 import signal
 from pathlib import Path
 from typing import Any
+from pydantic import Field
 from ridgeline.component import Params, StepError, StepSkipped, Workers, component
 from toy_steps.number import Doubled, DoubledFacts, Number
 
@@ -33,6 +34,7 @@ class OwnError(Exception):
 
 class ShareParams(Params):
     fail: str = ""
+    place: Path | None = Field(None, exclude=True)
 
 @component(output=Doubled)
 def share(
@@ -56,7 +58,7 @@ def share(
     if params.fail == "chief" and workers.is_chief:
         raise ArithmeticError("only the chief")
     text = (number.path / "number.txt").read_text()
-    text += f" {len(workers.addresses) if workers else 1} {os.environ.get('TF_CONFIG')}"
+    text += f" {len(workers.addresses) if workers else 1} {os.environ.get('TF_CONFIG')} {params.place}"
     (output / "number.txt").write_text(text)
     return DoubledFacts(digits=len(text))
 """
@@ -86,9 +88,10 @@ def opened(store, number):
 
 def test_a_step_runs_in_a_process_of_its_own(share, opened, tmp_path, capfd):
     (tmp_path / "output").mkdir()
-    made = run_in_process(share, OTHER, params=share.parse({}), output=tmp_path / "output", number=opened)
-    assert (made.path / "number.txt").read_text() == "21 2 None"
-    assert made.facts.digits == len("21 2 None")
+    params = share.parse({"place": "/shop"})  # a location, which is in no key
+    made = run_in_process(share, OTHER, params=params, output=tmp_path / "output", number=opened)
+    assert (made.path / "number.txt").read_text() == "21 2 None /shop"
+    assert made.facts.digits == len("21 2 None /shop")
     assert "worker 1" in capfd.readouterr().out
 
 

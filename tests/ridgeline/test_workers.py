@@ -54,6 +54,7 @@ def test_tf_config_says_which_worker_this_is(text, expected):
         (config({"worker": "a:1"}), "expected a list of addresses of worker; received 'a:1'"),
         (config({"worker": ["a"]}), "expected addresses of worker such as host-0:2222; received 'a'"),
         (config({"worker": ["http://a:1"]}), "received 'http://a:1'"),
+        (config({"worker": ["a:65536"]}), "received 'a:65536'"),
         (config({"worker": ["a:1", "a:1"]}), "expected an address of its own for each worker"),
         (config({"chief": ["a:1", "b:1"]}), "expected one chief; received 2"),
     ],

@@ -213,8 +213,11 @@ def test_options_are_words_or_text() -> None:
     expected = ("--runner=FlinkRunner", "--flink_conf=a b")
     assert ingest.parse({"beam_pipeline_options": text}).beam_pipeline_options == expected  # type: ignore[attr-defined]
     assert ingest.parse({"beam_pipeline_options": [*expected]}).beam_pipeline_options == expected  # type: ignore[attr-defined]
-    with pytest.raises(ParameterError, match="expected options of Beam as --name or --name=value; received 1 others"):
+    name = "Parameter ingest.beam_pipeline_options: "
+    with pytest.raises(ParameterError, match=f"^{name}expected options of Beam as --name or --name=value; received 1 "):
         ingest.parse({"beam_pipeline_options": ["--runner", "FlinkRunner"]})
+    with pytest.raises(ParameterError, match=rf"^{name}expected words as in a shell; received others \(No closing"):
+        ingest.parse({"beam_pipeline_options": "--runner='FlinkRunner"})
 
 
 def test_the_engine_is_no_part_of_the_key() -> None:
