@@ -194,4 +194,4 @@ def test_a_step_with_workers_has_no_sources():
 def test_a_record_of_one_worker_is_that_of_earlier_releases(store, number):
     (record,) = Store(store.local).executions("seed")
     assert record.parts.workers == 1
-    assert '"workers"' not in next((store.local / "executions" / "seed").glob("*.json")).read_text()
+    assert '"workers"' not in next((store.local / "executions" / "seed").glob("*/*.json")).read_text()
