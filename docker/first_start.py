@@ -20,6 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ridgeline.files import move
+from ridgeline.masking import mask
 
 VOLUMES = {
     "artifacts": Path("/var/lib/ridgeline"),
@@ -134,6 +135,25 @@ def prepare_serving(serving: Path) -> None:
         config.write_text("model_config_list {\n}\n")
 
 
+def expect_shared(name: str, url: str) -> None:
+    """Check that workers on several hosts can reach a place.
+
+    Args:
+        name: The variable that names it.
+        url: Its value.
+
+    Raises:
+        Refusal: If they can't.
+    """
+    from ridgeline import object_store
+
+    if url.partition("://")[0] not in object_store.S3:
+        raise Refusal(
+            f"Expected an s3:// URL as {name} for the profile celery; received {url!r}. The workers share no folder. "
+            f"Unset {name}, or name an object store."
+        )
+
+
 def check_store(url: str, connection: str, create_bucket: bool) -> None:
     """Check that workers on several hosts can share an object store: that it can be written and has conditional writes.
 
@@ -147,11 +167,6 @@ def check_store(url: str, connection: str, create_bucket: bool) -> None:
     """
     from ridgeline import object_store
 
-    if url.partition("://")[0] not in object_store.S3:
-        raise Refusal(
-            f"Expected an s3:// URL as RIDGELINE_STORE for the profile celery; received {url!r}. The workers share no "
-            "folder. Unset RIDGELINE_STORE for the stack's own object store, or name one."
-        )
     if connection:
         print(f"store: not checked, its credentials are in the Airflow connection {connection!r}")
         return
@@ -297,12 +312,14 @@ def main(stage: str) -> None:
         elif stage == "store":
             connection = os.environ.get("RIDGELINE_STORE_CONNECTION", "")
             create_bucket = bool(os.environ.get("RIDGELINE_CREATE_BUCKET"))
+            for name in ("RIDGELINE_STORE", "RIDGELINE_SERVING"):
+                expect_shared(name, os.environ[name])
             check_store(os.environ["RIDGELINE_STORE"], connection, create_bucket)
         else:
             wait_for_database((VOLUMES["secrets"] / "database_url").read_text())
             prepare_database(migrate=bool(os.environ.get("RIDGELINE_MIGRATE")))
     except Refusal as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {mask(error)}")
 
 
 if __name__ == "__main__":

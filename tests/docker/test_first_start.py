@@ -119,9 +119,20 @@ def test_an_object_store_that_workers_cannot_share_is_refused(
         first_start.check_store(f"{bucket}/store", "", create_bucket=False)
 
 
-def test_a_folder_and_a_missing_bucket_are_refused_and_the_own_bucket_is_made(bucket: str, first_start: Any) -> None:
-    with pytest.raises(first_start.Refusal, match="Expected an s3:// URL as RIDGELINE_STORE for the profile celery"):
-        first_start.check_store("/srv/store", "", create_bucket=False)
+@pytest.mark.parametrize("name", ["RIDGELINE_STORE", "RIDGELINE_SERVING"])
+def test_a_folder_that_workers_do_not_share_is_refused(
+    name: str, first_start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for other in ("RIDGELINE_STORE", "RIDGELINE_SERVING"):
+        monkeypatch.setenv(other, "ftp://ann:secret@host/x" if other == name else "s3://bucket/x")
+    with pytest.raises(
+        SystemExit, match=f"Expected an s3:// URL as {name} for the profile celery; received 'ftp"
+    ) as end:
+        first_start.main("store")
+    assert "secret" not in str(end.value)
+
+
+def test_a_missing_bucket_is_refused_and_the_own_bucket_is_made(bucket: str, first_start: Any) -> None:
     with pytest.raises(first_start.Refusal, match="Create the bucket, or correct its name"):
         first_start.check_store(f"{bucket}0/store", "", create_bucket=False)
     for _ in range(2):
