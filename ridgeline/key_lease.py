@@ -243,9 +243,33 @@ def exclusive(root: UPath, key: str, mirror: str, does: str) -> Iterator[KeyLeas
             log.info("waits: %s %s (key %s)", other, does, key[:SHORT])
             waits = True
         time.sleep(LOOK_SECONDS)
+    with _kept(lease):
+        yield lease
+
+
+@contextmanager
+def attempted(root: UPath, key: str, mirror: str) -> Iterator[bool]:
+    """Yield whether this host alone has a key while the body runs; another one that holds it is not waited for.
+
+    Args:
+        root: The store's root, in an object store with conditional writes.
+        key: The key, which this process has locked on this host.
+        mirror: Name of this host's mirror, see `Holder`.
+    """
+    lease = KeyLease(root / "keys" / f"{key}.json", mirror)
+    if lease.acquire():
+        yield False
+        return
+    with _kept(lease):
+        yield True
+
+
+@contextmanager
+def _kept(lease: KeyLease) -> Iterator[None]:
+    """Renew a lease while the body runs, and end it afterwards."""
     try:
         with object_store.repeating(RENEWAL_SECONDS, "renew the lease of a key", lease.renew):
-            yield lease
+            yield
     finally:
         _tried("end the lease of a key", lease.release)
 

@@ -380,15 +380,43 @@ class Store:
             yield folder
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _is_shared(self) -> bool:
-        """Return whether several hosts may use this object store; refuse one that can't be shared if several do."""
+    @contextmanager
+    def alone(self, name: str) -> Iterator[bool]:
+        """Yield whether no other process does the same meanwhile, in an object store also on no other host.
+
+        Args:
+            name: The name of what is done.
+        """
+        lock = FileLock(self.local / f"{name}.lock")
+        with suppress(Timeout):
+            lock.acquire(timeout=0)
+        if not lock.is_locked:
+            yield False
+            return
+        try:
+            with ExitStack() as stack:
+                is_alone = True
+                with translate_os_errors("write to", self.root):
+                    if self.remote and not self._why_unshared():
+                        lease = key_lease.attempted(self.root, name, self._mirror_name())
+                        is_alone = stack.enter_context(lease)
+                yield is_alone
+        finally:
+            lock.release()
+
+    def _why_unshared(self) -> str:
+        """Return why several hosts can't share this object store; empty if they can."""
         if self._unshared is None:
             try:
                 object_store.expect_conditional_writes(self.root)
                 self._unshared = ""
             except object_store.ConditionalWritesError as error:
                 self._unshared = str(error)
-        others = {lease.host for lease in self.leases()} - {socket.gethostname()} if self._unshared else set()
+        return self._unshared
+
+    def _is_shared(self) -> bool:
+        """Return whether several hosts may use this object store; refuse one that can't be shared if several do."""
+        others = {lease.host for lease in self.leases()} - {socket.gethostname()} if self._why_unshared() else set()
         if others:
             raise StoreError(
                 f"Expected an object store with conditional writes for several hosts; received {self.root}: "
