@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 from ridgeline.files import move
 from ridgeline.masking import mask
@@ -73,7 +72,7 @@ def check_volumes(volumes: dict[str, Path]) -> None:
 
 
 def make_secrets(
-    private: Path, services: Path, users: str, notify: str = "", aws: Mapping[str, str] = MappingProxyType({})
+    private: Path, services: Path, users: str, notify: str = "", aws: Mapping[str, str] | None = None
 ) -> None:
     """Create the missing secrets; existing ones are never replaced, except what the settings state.
 
@@ -82,7 +81,8 @@ def make_secrets(
         services: The folder for the database and the broker, which run as other users.
         users: Airflow's ``simple_auth_manager_users``: ``name:role``, separated by commas.
         notify: The recipients of messages, as in ``RIDGELINE_NOTIFY``.
-        aws: The credentials of an object store, by the names of AWS's variables; those of the stack's own if empty.
+        aws: The credentials of an object store, by the names of AWS's variables; without a key, the driver looks for
+            credentials elsewhere, such as the machine's role. None for the stack's own object store.
     """
     private.chmod(0o700)  # an earlier version left it open to the group
     password = _secret(services / "database_password", secrets.token_urlsafe(32), 0o444)
@@ -96,9 +96,9 @@ def make_secrets(
     _secret(private / "api_secret_key", secrets.token_urlsafe(64))
     _replace(private / "notify", notify, 0o400)
     own = _secret(services / "object_store", f"{secrets.token_hex(10)} {secrets.token_hex(20)}\n", 0o444).split()
-    keys = {name.lower(): value for name, value in aws.items() if value}
-    keys = keys or dict(zip(("aws_access_key_id", "aws_secret_access_key"), own, strict=True))
-    _replace(private / "aws_credentials", "\n".join(["[default]", *(f"{k} = {v}" for k, v in keys.items()), ""]), 0o400)
+    keys = dict(zip(AWS_VARIABLES, own, strict=False)) if aws is None else aws
+    lines = [f"{name.lower()} = {value}" for name, value in keys.items() if value]
+    _replace(private / "aws_credentials", "\n".join(["[default]", *lines, ""]), 0o400)
     passwords = private / "passwords.json"
     known: dict[str, str] = json.loads(passwords.read_text()) if passwords.exists() else {}
     names = [user.split(":")[0].strip() for user in users.split(",")]
@@ -306,7 +306,8 @@ def main(stage: str) -> None:
             check_volumes(VOLUMES)
             users = os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"]
             notify = os.environ.get("RIDGELINE_NOTIFY", "")
-            aws = {name: os.environ.get(name, "") for name in AWS_VARIABLES}
+            own_store = bool(os.environ.get("RIDGELINE_CREATE_BUCKET"))
+            aws = None if own_store else {name: os.environ.get(name, "") for name in AWS_VARIABLES}
             make_secrets(VOLUMES["secrets"], VOLUMES["service-secrets"], users, notify, aws)
             prepare_serving(VOLUMES["artifacts"] / "serving")
         elif stage == "store":

@@ -98,6 +98,8 @@ def test_the_credentials_of_an_object_store_follow_the_settings(tmp_path: Path, 
     aws = {"AWS_ACCESS_KEY_ID": "theirs", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_SESSION_TOKEN": ""}
     first_start.make_secrets(tmp_path, tmp_path, "admin:admin", aws=aws)
     assert path.read_text() == "[default]\naws_access_key_id = theirs\naws_secret_access_key = secret\n"
+    first_start.make_secrets(tmp_path, tmp_path, "admin:admin", aws=dict.fromkeys(aws, ""))
+    assert path.read_text() == "[default]\n"  # the driver takes the machine's role, for example
     first_start.make_secrets(tmp_path, tmp_path, "admin:admin")
     assert path.read_text() == own
 
