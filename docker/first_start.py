@@ -309,7 +309,7 @@ def main(stage: str) -> None:
             own_store = bool(os.environ.get("RIDGELINE_CREATE_BUCKET"))
             aws = None if own_store else {name: os.environ.get(name, "") for name in AWS_VARIABLES}
             make_secrets(VOLUMES["secrets"], VOLUMES["service-secrets"], users, notify, aws)
-            prepare_serving(VOLUMES["artifacts"] / "serving")
+            prepare_serving(Path(os.environ["RIDGELINE_SERVED_FOLDER"]))
         elif stage == "store":
             connection = os.environ.get("RIDGELINE_STORE_CONNECTION", "")
             create_bucket = bool(os.environ.get("RIDGELINE_CREATE_BUCKET"))
