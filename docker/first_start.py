@@ -17,9 +17,9 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 from ridgeline.files import move
+from ridgeline.masking import mask
 
 VOLUMES = {
     "artifacts": Path("/var/lib/ridgeline"),
@@ -72,7 +72,7 @@ def check_volumes(volumes: dict[str, Path]) -> None:
 
 
 def make_secrets(
-    private: Path, services: Path, users: str, notify: str = "", aws: Mapping[str, str] = MappingProxyType({})
+    private: Path, services: Path, users: str, notify: str = "", aws: Mapping[str, str] | None = None
 ) -> None:
     """Create the missing secrets; existing ones are never replaced, except what the settings state.
 
@@ -81,7 +81,8 @@ def make_secrets(
         services: The folder for the database and the broker, which run as other users.
         users: Airflow's ``simple_auth_manager_users``: ``name:role``, separated by commas.
         notify: The recipients of messages, as in ``RIDGELINE_NOTIFY``.
-        aws: The credentials of an object store, by the names of AWS's variables; those of the stack's own if empty.
+        aws: The credentials of an object store, by the names of AWS's variables; without a key, the driver looks for
+            credentials elsewhere, such as the machine's role. None for the stack's own object store.
     """
     private.chmod(0o700)  # an earlier version left it open to the group
     password = _secret(services / "database_password", secrets.token_urlsafe(32), 0o444)
@@ -95,9 +96,9 @@ def make_secrets(
     _secret(private / "api_secret_key", secrets.token_urlsafe(64))
     _replace(private / "notify", notify, 0o400)
     own = _secret(services / "object_store", f"{secrets.token_hex(10)} {secrets.token_hex(20)}\n", 0o444).split()
-    keys = {name.lower(): value for name, value in aws.items() if value}
-    keys = keys or dict(zip(("aws_access_key_id", "aws_secret_access_key"), own, strict=True))
-    _replace(private / "aws_credentials", "\n".join(["[default]", *(f"{k} = {v}" for k, v in keys.items()), ""]), 0o400)
+    keys = dict(zip(AWS_VARIABLES, own, strict=False)) if aws is None else aws
+    lines = [f"{name.lower()} = {value}" for name, value in keys.items() if value]
+    _replace(private / "aws_credentials", "\n".join(["[default]", *lines, ""]), 0o400)
     passwords = private / "passwords.json"
     known: dict[str, str] = json.loads(passwords.read_text()) if passwords.exists() else {}
     names = [user.split(":")[0].strip() for user in users.split(",")]
@@ -134,6 +135,25 @@ def prepare_serving(serving: Path) -> None:
         config.write_text("model_config_list {\n}\n")
 
 
+def expect_shared(name: str, url: str) -> None:
+    """Check that workers on several hosts can reach a place.
+
+    Args:
+        name: The variable that names it.
+        url: Its value.
+
+    Raises:
+        Refusal: If they can't.
+    """
+    from ridgeline import object_store
+
+    if url.partition("://")[0] not in object_store.S3:
+        raise Refusal(
+            f"Expected an s3:// URL as {name} for the profile celery; received {url!r}. The workers share no folder. "
+            f"Unset {name}, or name an object store."
+        )
+
+
 def check_store(url: str, connection: str, create_bucket: bool) -> None:
     """Check that workers on several hosts can share an object store: that it can be written and has conditional writes.
 
@@ -147,11 +167,6 @@ def check_store(url: str, connection: str, create_bucket: bool) -> None:
     """
     from ridgeline import object_store
 
-    if url.partition("://")[0] not in object_store.S3:
-        raise Refusal(
-            f"Expected an s3:// URL as RIDGELINE_STORE for the profile celery; received {url!r}. The workers share no "
-            "folder. Unset RIDGELINE_STORE for the stack's own object store, or name one."
-        )
     if connection:
         print(f"store: not checked, its credentials are in the Airflow connection {connection!r}")
         return
@@ -291,18 +306,21 @@ def main(stage: str) -> None:
             check_volumes(VOLUMES)
             users = os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"]
             notify = os.environ.get("RIDGELINE_NOTIFY", "")
-            aws = {name: os.environ.get(name, "") for name in AWS_VARIABLES}
+            own_store = bool(os.environ.get("RIDGELINE_CREATE_BUCKET"))
+            aws = None if own_store else {name: os.environ.get(name, "") for name in AWS_VARIABLES}
             make_secrets(VOLUMES["secrets"], VOLUMES["service-secrets"], users, notify, aws)
-            prepare_serving(VOLUMES["artifacts"] / "serving")
+            prepare_serving(Path(os.environ["RIDGELINE_SERVED_FOLDER"]))
         elif stage == "store":
             connection = os.environ.get("RIDGELINE_STORE_CONNECTION", "")
             create_bucket = bool(os.environ.get("RIDGELINE_CREATE_BUCKET"))
+            for name in ("RIDGELINE_STORE", "RIDGELINE_SERVING"):
+                expect_shared(name, os.environ[name])
             check_store(os.environ["RIDGELINE_STORE"], connection, create_bucket)
         else:
             wait_for_database((VOLUMES["secrets"] / "database_url").read_text())
             prepare_database(migrate=bool(os.environ.get("RIDGELINE_MIGRATE")))
     except Refusal as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {mask(error)}")
 
 
 if __name__ == "__main__":

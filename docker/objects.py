@@ -5,18 +5,19 @@ This may be done while steps run: what is still being written is a step's unfini
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
 import tarfile
-from contextlib import suppress
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from upath import UPath
 
 from ridgeline import object_store
 
-UNFINISHED = ("scratch", "keys", "leases")  # of the store
+UNFINISHED = ("store/scratch/", "store/keys/", "store/leases/")
+SMALL_BYTES = 2**24  # what may be replaced meanwhile, such as a history, is smaller
 
 
 def save(bucket: UPath, target: BinaryIO) -> None:
@@ -27,13 +28,27 @@ def save(bucket: UPath, target: BinaryIO) -> None:
         target: The archive.
     """
     with tarfile.open(fileobj=target, mode="w|") as archive:
-        for name in sorted(object_store.sizes(bucket)):
-            if name.split("/")[1] in UNFINISHED:
+        for name, size in sorted(object_store.sizes(bucket).items()):
+            if name.startswith(UNFINISHED):
                 continue
-            with suppress(FileNotFoundError), bucket.fs.open((bucket / name).path, "rb") as file:
+            try:
+                opened = _opened(bucket / name, size)
+            except FileNotFoundError:  # deleted just now; once its entry has begun, it is an error
+                continue
+            with opened as file:
                 entry = tarfile.TarInfo(name)
-                entry.size = file.size
+                entry.size = file.seek(0, io.SEEK_END)
+                file.seek(0)
                 archive.addfile(entry, file)
+
+
+def _opened(path: UPath, size: int) -> BinaryIO:
+    """Return an object for reading; a small one is read at once, again if another process replaces it meanwhile."""
+    if size >= SMALL_BYTES:
+        return cast(BinaryIO, path.fs.open(path.path, "rb"))
+    if not (found := object_store.read(path)):
+        raise FileNotFoundError
+    return io.BytesIO(found[0])
 
 
 def load(bucket: UPath, source: BinaryIO) -> None:

@@ -91,7 +91,6 @@ def collect_garbage(
     if keep_runs < 1:
         raise ValueError(f"Expected to keep at least 1 run; received {keep_runs}. Give a positive number.")
     staging = store.clear_staging(dry_run)  # first: on a full disk, it makes space for the rest
-    staging |= store.clear_uploads(dry_run)
     if not dry_run:
         store.clear_leftovers()
         store.complete_index()
@@ -129,6 +128,7 @@ def _unneeded(
     read: Callable[[RecordFile], Execution | None],
 ) -> tuple[list[str], list[RecordFile], int]:
     """Return the unneeded artifacts and records, and the number of runs in progress beyond those to keep."""
+    stored = store.refs()  # first: what is published after this stays
     leases = store.leases()
     files = list(described(store.record_files(), read))
     last_runs = set(list(dict.fromkeys(file.run for file in files))[:keep_runs])
@@ -178,7 +178,7 @@ def _unneeded(
                 served |= ancestors(model)
 
     for kind in COMPARED if served else ():
-        outputs = {short_ref(ref) for ref in store.refs() if ref.startswith(f"{kind}/")}
+        outputs = {short_ref(ref) for ref in stored if ref.startswith(f"{kind}/")}
         for made in filter(None, (read(file) for file in files if file.output in outputs)):
             others = (ref for ref in made.inputs.values() if ref.partition("/")[0] != kind)
             if made.output and served.issuperset(others):
@@ -187,7 +187,7 @@ def _unneeded(
 
     # What a step adds to is kept back to its beginning: an output that could not be written gets the rows later.
     for step in adding:
-        outputs = {short_ref(ref) for ref in store.refs() if ref.startswith(f"{step.output.__name__}/")}
+        outputs = {short_ref(ref) for ref in stored if ref.startswith(f"{step.output.__name__}/")}
         last: dict[str, str] = {}
         for made in filter(None, (read(file) for file in files if file.output in outputs)):
             if made.output and made.component == step.name:
@@ -211,5 +211,5 @@ def _unneeded(
                 "Update Ridgeline; nothing was deleted."
             )
     needed |= store.young()
-    unneeded = [ref for ref in store.refs() if ref not in needed and short_ref(ref) not in kept]
+    unneeded = [ref for ref in stored if ref not in needed and short_ref(ref) not in kept]
     return unneeded, records, len(in_progress - last_runs)

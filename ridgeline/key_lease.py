@@ -36,10 +36,11 @@ class Holder(BaseModel):
 
     Attributes:
         host: Name of the machine.
-        mirror: Random name of its mirror. Who has locked the key there knows that an earlier holder of it is dead.
+        mirror: Random name of its mirror. Who has locked the key there, on the same machine, knows that an earlier
+            holder is dead. A copy of a machine has the same mirror, but another name.
         pid: Process id.
         id: Random name of this holding.
-        renewals: Their number; so the object's tag changes with each.
+        renewals: Their number, so that the object's tag changes with each.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -49,6 +50,10 @@ class Holder(BaseModel):
     pid: int = Field(default_factory=os.getpid)
     id: str = Field(default_factory=lambda: uuid.uuid4().hex)
     renewals: int = 0
+
+    def as_bytes(self) -> bytes:
+        """Return the content of the object."""
+        return self.model_dump_json().encode()
 
 
 class KeyLease:
@@ -65,6 +70,7 @@ class KeyLease:
 
     def __init__(self, place: UPath, mirror: str) -> None:
         self.place, self.mirror = place, mirror
+        self._holder = Holder(mirror=mirror)
         self._is_lost = False  # another host has taken it over
         self._offset: datetime | None = None
         self._renewing = threading.Lock()
@@ -73,17 +79,13 @@ class KeyLease:
         """Return None if this process has the lease now, else the name of the host that has it."""
         began, found = _monotonic(), object_store.read(self.place)
         if found:
-            try:
-                other = Holder.model_validate_json(found[0])
-            except ValidationError:  # of another release, or damaged: it expires all the same
-                other = Holder(host="another host", mirror="")
-            if other.mirror != self.mirror and not self._has_expired():
+            other = _holder_in(found[0])
+            is_own = (other.host, other.mirror) == (self._holder.host, self._holder.mirror)
+            if not is_own and not self._has_expired():
                 return other.host
-        self._holder = Holder(mirror=self.mirror)
-        content = self._holder.model_dump_json().encode()
-        if not object_store.write_if_unchanged(self.place, content, found[1] if found else None):
+        if not object_store.write_if_unchanged(self.place, self._holder.as_bytes(), found[1] if found else None):
             return "another host"
-        self._content, self._renewed_at = content, began
+        self._renewed_at = began
         if found:
             log.info("took over the work of %s on key %s, which ended there", other.host, self.place.stem[:SHORT])
         return None
@@ -100,10 +102,9 @@ class KeyLease:
         """Return whether this process has the lease still."""
         with self._renewing:
             began, found = _monotonic(), object_store.read(self.place)
-            if found and found[0] == self._content:
+            if found and _holder_in(found[0]).id == self._holder.id:
                 self._holder = self._holder.model_copy(update={"renewals": self._holder.renewals + 1})
-                self._content = self._holder.model_dump_json().encode()
-                if object_store.write_if_unchanged(self.place, self._content, found[1]):
+                if object_store.write_if_unchanged(self.place, self._holder.as_bytes(), found[1]):
                     self._renewed_at = began
                     return True
         if not self._is_lost:
@@ -120,7 +121,15 @@ class KeyLease:
     def release(self) -> None:
         """End the lease, unless another host has it."""
         if not self._is_lost and self.renew():
-            object_store.delete(self.place)
+            object_store.delete_object(self.place)
+
+
+def _holder_in(content: bytes) -> Holder:
+    """Return what an object of a lease states; nothing but another host if it can't be read."""
+    try:
+        return Holder.model_validate_json(content)
+    except ValidationError:
+        return Holder(host="another host", mirror="")  # of another release, or damaged: it expires all the same
 
 
 class ScratchCopy:
@@ -234,9 +243,33 @@ def exclusive(root: UPath, key: str, mirror: str, does: str) -> Iterator[KeyLeas
             log.info("waits: %s %s (key %s)", other, does, key[:SHORT])
             waits = True
         time.sleep(LOOK_SECONDS)
+    with _kept(lease):
+        yield lease
+
+
+@contextmanager
+def attempted(root: UPath, key: str, mirror: str) -> Iterator[bool]:
+    """Yield whether this host alone has a key while the body runs; another one that holds it is not waited for.
+
+    Args:
+        root: The store's root, in an object store with conditional writes.
+        key: The key, which this process has locked on this host.
+        mirror: Name of this host's mirror, see `Holder`.
+    """
+    lease = KeyLease(root / "keys" / f"{key}.json", mirror)
+    if lease.acquire():
+        yield False
+        return
+    with _kept(lease):
+        yield True
+
+
+@contextmanager
+def _kept(lease: KeyLease) -> Iterator[None]:
+    """Renew a lease while the body runs, and end it afterwards."""
     try:
         with object_store.repeating(RENEWAL_SECONDS, "renew the lease of a key", lease.renew):
-            yield lease
+            yield
     finally:
         _tried("end the lease of a key", lease.release)
 

@@ -177,6 +177,7 @@ class ObjectRegistry(Registry):
                     pass
             except (StoreError, OSError) as error:
                 log.warning("%s", error)
+        object_store.abort_uploads(self.url, CLAIM_AGE)
 
     def sync(self) -> dict[str, Serving]:
         """Make the mirror equal to the registry, for servers that read a folder.

@@ -378,23 +378,32 @@ def clock(folder: UPath) -> datetime:
 
 
 def abort_uploads(folder: UPath, older_than: timedelta) -> None:
-    """Delete the parts of large files whose upload began some time ago and never ended. Listings do not show them.
+    """Delete the parts of large files in S3 whose upload began some time ago and never ended.
+
+    Listings do not show them. It takes rights of its own, and some services can't do it: an error is logged.
 
     Args:
-        folder: The folder in S3.
+        folder: The folder.
         older_than: How long ago an upload must have begun.
     """
+    if folder.protocol not in S3:
+        return
     bucket, prefix, _ = folder.fs.split_path(folder.path)
     listing = {"Bucket": bucket, "Prefix": f"{prefix.rstrip('/')}/"}
-    found = repeated(lambda: folder.fs.call_s3("list_multipart_uploads", **listing)).get("Uploads", [])
-    now = clock(folder) if found else None
-    for upload in found:
-        if now and now - upload["Initiated"] > older_than:
-            with suppress(FileNotFoundError):
-                folder.fs.call_s3(
-                    "abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]
-                )
-            log.info("deleted what was uploaded of %s before its host died", mask(upload["Key"]))
+    try:
+        found = repeated(lambda: folder.fs.call_s3("list_multipart_uploads", **listing)).get("Uploads", [])
+        now = clock(folder) if found else None
+        for upload in found:
+            if now and now - upload["Initiated"] > older_than:
+                with suppress(FileNotFoundError):
+                    folder.fs.call_s3(
+                        "abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                    )
+                log.info("deleted what was uploaded of %s before its host died", mask(upload["Key"]))
+    except Exception as error:  # of the driver
+        log.info(
+            "Cannot delete parts of large files whose upload never ended: %s", mask(f"{type(error).__name__}: {error}")
+        )
 
 
 @contextmanager

@@ -380,15 +380,43 @@ class Store:
             yield folder
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _is_shared(self) -> bool:
-        """Return whether several hosts may use this object store; refuse one that can't be shared if several do."""
+    @contextmanager
+    def alone(self, name: str) -> Iterator[bool]:
+        """Yield whether no other process does the same meanwhile, in an object store also on no other host.
+
+        Args:
+            name: The name of what is done.
+        """
+        lock = FileLock(self.local / f"{name}.lock")
+        with suppress(Timeout):
+            lock.acquire(timeout=0)
+        if not lock.is_locked:
+            yield False
+            return
+        try:
+            with ExitStack() as stack:
+                is_alone = True
+                with translate_os_errors("write to", self.root):
+                    if self.remote and not self._why_unshared():
+                        lease = key_lease.attempted(self.root, name, self._mirror_name())
+                        is_alone = stack.enter_context(lease)
+                yield is_alone
+        finally:
+            lock.release()
+
+    def _why_unshared(self) -> str:
+        """Return why several hosts can't share this object store; empty if they can."""
         if self._unshared is None:
             try:
                 object_store.expect_conditional_writes(self.root)
                 self._unshared = ""
             except object_store.ConditionalWritesError as error:
                 self._unshared = str(error)
-        others = {lease.host for lease in self.leases()} - {socket.gethostname()} if self._unshared else set()
+        return self._unshared
+
+    def _is_shared(self) -> bool:
+        """Return whether several hosts may use this object store; refuse one that can't be shared if several do."""
+        others = {lease.host for lease in self.leases()} - {socket.gethostname()} if self._why_unshared() else set()
         if others:
             raise StoreError(
                 f"Expected an object store with conditional writes for several hosts; received {self.root}: "
@@ -653,34 +681,6 @@ class Store:
                         else:
                             object_store.delete(folder)
 
-    def clear_uploads(self, dry_run: bool) -> dict[str, int]:
-        """Delete what uploads and deletions that were killed left in a store at a URL, once it is `LEASE_AGE` old.
-
-        Args:
-            dry_run: Only report what would be deleted.
-
-        Returns:
-            Size in bytes of each such artifact, which has no manifest, by store-relative name.
-        """
-        if not self.remote:
-            return {}
-        folder, unfinished = self.root / "artifacts", dict[str, int]()
-        with translate_os_errors("read", self.root):
-            sizes = object_store.sizes(folder)
-            present = {name.rpartition("/")[0] for name in sizes if name.endswith(f"/{MANIFEST}")}
-            for name, size in sizes.items():
-                ref = "/".join(name.split("/")[:2])
-                if REF.fullmatch(ref) and ref not in present:
-                    unfinished[ref] = unfinished.get(ref, 0) + size
-            if unfinished:
-                for name, age in object_store.ages(folder).items():
-                    if age < LEASE_AGE:
-                        unfinished.pop("/".join(name.split("/")[:2]), None)
-        for ref in () if dry_run else unfinished:
-            with translate_os_errors("write to", self.root):
-                object_store.delete(folder / ref)
-        return unfinished
-
     def clear_staging(self, dry_run: bool) -> dict[str, int]:
         """Delete what dead processes left in the staging folder, and in an object store of the artifacts they uploaded.
 
@@ -695,7 +695,11 @@ class Store:
         return sizes | self._clear_uploads(dry_run)
 
     def _clear_uploads(self, dry_run: bool) -> dict[str, int]:
-        """Delete the artifacts in an object store that have no manifest, since their host died, after `UPLOAD_AGE`."""
+        """Delete the artifacts in an object store that have no manifest, since their host died, after `UPLOAD_AGE`.
+
+        Returns:
+            Size in bytes of each, by store-relative name.
+        """
         if not self.remote:
             return {}
         with translate_os_errors("write to", self.root):
@@ -715,8 +719,7 @@ class Store:
             if not dry_run:
                 for ref in sizes:
                     object_store.delete(place / ref)
-                if self.root.protocol in object_store.S3:
-                    object_store.abort_uploads(self.root, UPLOAD_AGE)
+                object_store.abort_uploads(self.root, UPLOAD_AGE)
         return sizes
 
     def size_bytes(self, ref: str) -> int:

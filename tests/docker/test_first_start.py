@@ -98,6 +98,8 @@ def test_the_credentials_of_an_object_store_follow_the_settings(tmp_path: Path, 
     aws = {"AWS_ACCESS_KEY_ID": "theirs", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_SESSION_TOKEN": ""}
     first_start.make_secrets(tmp_path, tmp_path, "admin:admin", aws=aws)
     assert path.read_text() == "[default]\naws_access_key_id = theirs\naws_secret_access_key = secret\n"
+    first_start.make_secrets(tmp_path, tmp_path, "admin:admin", aws=dict.fromkeys(aws, ""))
+    assert path.read_text() == "[default]\n"  # the driver takes the machine's role, for example
     first_start.make_secrets(tmp_path, tmp_path, "admin:admin")
     assert path.read_text() == own
 
@@ -119,9 +121,20 @@ def test_an_object_store_that_workers_cannot_share_is_refused(
         first_start.check_store(f"{bucket}/store", "", create_bucket=False)
 
 
-def test_a_folder_and_a_missing_bucket_are_refused_and_the_own_bucket_is_made(bucket: str, first_start: Any) -> None:
-    with pytest.raises(first_start.Refusal, match="Expected an s3:// URL as RIDGELINE_STORE for the profile celery"):
-        first_start.check_store("/srv/store", "", create_bucket=False)
+@pytest.mark.parametrize("name", ["RIDGELINE_STORE", "RIDGELINE_SERVING"])
+def test_a_folder_that_workers_do_not_share_is_refused(
+    name: str, first_start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for other in ("RIDGELINE_STORE", "RIDGELINE_SERVING"):
+        monkeypatch.setenv(other, "ftp://ann:secret@host/x" if other == name else "s3://bucket/x")
+    with pytest.raises(
+        SystemExit, match=f"Expected an s3:// URL as {name} for the profile celery; received 'ftp"
+    ) as end:
+        first_start.main("store")
+    assert "secret" not in str(end.value)
+
+
+def test_a_missing_bucket_is_refused_and_the_own_bucket_is_made(bucket: str, first_start: Any) -> None:
     with pytest.raises(first_start.Refusal, match="Create the bucket, or correct its name"):
         first_start.check_store(f"{bucket}0/store", "", create_bucket=False)
     for _ in range(2):

@@ -248,6 +248,26 @@ def test_the_next_process_of_a_host_does_not_wait_for_a_killed_one(store, monkey
     assert leftovers(store) == []
 
 
+def test_a_copy_of_a_machine_waits_for_it(store):
+    lease, copy = (KeyLease(store.root / "keys" / "a.json", store._mirror_name()) for _ in range(2))
+    assert lease.acquire() is None
+    copy._holder = copy._holder.model_copy(update={"host": "copy"})
+    assert copy.acquire() == lease._holder.host
+
+
+def test_a_lease_outlasts_a_renewal_that_failed(proxy, store, caplog):
+    lease = KeyLease(store.root / "keys" / "a.json", store._mirror_name())
+    assert lease.acquire() is None
+    proxy.faults = Faults(forbidden=("PUT",))
+    with pytest.raises(PermissionError):
+        lease.renew()
+    proxy.faults = Faults()
+    assert lease.renew()
+    lease.release()
+    assert "another host has taken over" not in caplog.text
+    assert leftovers(store) == []
+
+
 def test_what_failed_on_one_host_is_there_on_another(bucket, store, tmp_path):
     with pytest.raises(ArithmeticError), store.scratch("a") as scratch:
         (scratch / "part").mkdir()

@@ -275,18 +275,6 @@ def test_what_another_host_records_beside_garbage_collection_is_kept(bucket, tmp
     assert here.open(ref, number.Number).facts.digits == 1
 
 
-def test_half_an_upload_is_deleted_after_a_day(bucket, tmp_path, number, monkeypatch):
-    store = Store(f"{bucket}/store", mirror=tmp_path / "here")
-    ref, half = publish(store, number), f"Number/{'0' * 64}"
-    object_store.write(store.root / "artifacts" / half / "part" / "1", b"12345")
-    assert store.clear_uploads(dry_run=False) == {}
-    monkeypatch.setattr("ridgeline.store.LEASE_AGE", timedelta(seconds=-60))
-    for dry_run in (True, False):
-        assert store.clear_uploads(dry_run) == {half: 5}
-    left = {"/".join(name.split("/")[:2]) for name in object_store.sizes(store.root / "artifacts")}
-    assert left == {ref, object_store.CLOCK}
-
-
 def test_the_log_tells_the_progress_within_a_file(bucket, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(object_store, "PROGRESS_SECONDS", -1)
     monkeypatch.setattr(object_store, "PART_BYTES", 5 * 2**20)

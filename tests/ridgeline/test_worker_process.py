@@ -194,7 +194,7 @@ def test_a_step_with_workers_has_no_sources():
 def test_a_record_of_one_worker_is_that_of_earlier_releases(store, number):
     (record,) = Store(store.local).executions("seed")
     assert record.parts.workers == 1
-    assert '"workers"' not in next((store.local / "executions" / "seed").glob("*.json")).read_text()
+    assert '"workers"' not in next((store.local / "executions" / "seed").glob("*/*.json")).read_text()
 
 
 def test_ridgeline_step_writes_on_the_chief_alone(share, opened, tmp_path):
