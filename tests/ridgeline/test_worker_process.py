@@ -112,6 +112,11 @@ def test_errors_reach_the_caller(share, opened, tmp_path, fail, error, message):
     assert type(raised.value) is error
 
 
+def test_the_worker_that_is_missing_is_another_one(share, opened, tmp_path):
+    with pytest.raises(TransientStepError, match="missing one of a:1. Start"):
+        run_in_process(share, OTHER, params=share.parse({"fail": "alone"}), output=tmp_path, number=opened)
+
+
 def together(store, share, number, params, workers, **changed):
     """Run the step as each worker at once; return the executions and errors by index."""
     outcomes: dict[int, Any] = {}
