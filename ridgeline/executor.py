@@ -217,12 +217,11 @@ def _await_chief(store: Store, component: Component, parts: KeyParts, known: Col
     end = time.monotonic() + CHIEF_SECONDS
     while time.monotonic() < end:
         for execution in store.executions(component.name, parts.key()):
-            if execution not in known and execution.output:
+            if execution in known:
+                continue
+            if execution.state != "failed":
                 return execution
-            if execution not in known and execution.state == "failed":
-                raise TransientStepError(
-                    f"The chief of the workers failed: {execution.reason}. Start all of them again."
-                )
+            raise TransientStepError(f"The chief of the workers failed: {execution.reason}. Start all of them again.")
         time.sleep(LOOK_SECONDS)
     raise TransientStepError(
         f"Expected the chief of the workers to record {component.name} in {store.root} within {CHIEF_SECONDS:g} "
@@ -328,10 +327,11 @@ def execute(
         return component(params=params, output=output, **{**artifacts, **given})
 
     def take_part(decision: Decision, known: Collection[Execution]) -> Execution:
-        with store.stage() as folder:
+        with store.stage() as folder, contextlib.suppress(StepSkipped):  # then the chief skips it, too
             call(decision, folder, scratch=None)
         execution = _await_chief(store, component, decision.parts, known)
-        log.info("%s %s, recorded by the chief: %s", component.name, execution.state, execution.output)
+        text = execution.output or execution.reason
+        log.info("%s %s, recorded by the chief: %s", component.name, execution.state, text)
         return execution
 
     def run(decision: Decision, scratch: Path) -> Execution:

@@ -166,6 +166,13 @@ def test_the_others_fail_with_the_chief(store, share, number):
     assert scratch.name == record.key
 
 
+def test_a_step_that_the_workers_skip_is_skipped_once(store, share, number):
+    outcomes = together(store, share, number, {"fail": "skipped"}, [CHIEF, OTHER])
+    (record,) = store.executions("share")
+    assert (record.run_id, record.state, record.reason) == ("run 0", "skipped", "nothing to do")
+    assert outcomes == {0: record, 1: record}
+
+
 def test_a_worker_does_not_wait_for_ever_for_the_record(store, share, number, monkeypatch):
     monkeypatch.setattr(executor, "CHIEF_SECONDS", 1.0)
     outcomes = together(store, share, number, {}, [OTHER])
