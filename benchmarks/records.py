@@ -63,7 +63,7 @@ def fill(store: Store, num_records: int) -> list[str]:
     code = {step.name: reachable_code(step.module) for step in steps}
     start = datetime.now(UTC) - timedelta(days=365)
     refs: list[str] = []
-    with patch("os.fsync", lambda descriptor: None):  # nothing of it must survive a power cut
+    with store.lock(), patch("os.fsync", lambda descriptor: None):  # nothing of it must survive a power cut
         for i in range(num_records - num_records % len(steps)):
             run, step = i // len(steps), steps[i % len(steps)]
             refs = refs if i % len(steps) else []

@@ -28,6 +28,7 @@ from ridgeline.component import (
 from ridgeline.files import flush_tree
 from ridgeline.keys import KeyParts, key_parts
 from ridgeline.masking import mask
+from ridgeline.records import SHORT
 from ridgeline.sources import describe_changes, expect_unchanged, read_sources
 from ridgeline.store import Execution, Store, StoreError
 
@@ -202,26 +203,28 @@ def _previous(store: Store, component: Component, parts: KeyParts) -> Artifact[A
     return None
 
 
-def _await_chief(store: Store, component: Component, parts: KeyParts, known: Collection[Execution]) -> Execution:
+def _await_chief(store: Store, component: Component, parts: KeyParts, last: str) -> Execution:
     """Return the chief's record of a step that this worker took part in.
 
     Args:
         store: The store.
         component: The step.
         parts: What its key covers.
-        known: The records from before.
+        last: Name of the newest record from before; empty if there is none.
 
     Raises:
         TransientStepError: If the chief failed, or there is no record in time.
     """
     end = time.monotonic() + CHIEF_SECONDS
     while time.monotonic() < end:
-        for execution in store.executions(component.name, parts.key()):
-            if execution in known:
-                continue
-            if execution.state != "failed":
+        for file in itertools.takewhile(lambda file: file.name > last, store.newest_files(component.name)):
+            execution = store.read_record(file) if file.key == parts.key()[:SHORT] else None
+            if execution and execution.state == "failed":
+                raise TransientStepError(
+                    f"The chief of the workers failed: {execution.reason}. Start all of them again."
+                )
+            if execution:
                 return execution
-            raise TransientStepError(f"The chief of the workers failed: {execution.reason}. Start all of them again.")
         time.sleep(LOOK_SECONDS)
     raise TransientStepError(
         f"Expected the chief of the workers to record {component.name} in {store.root} within {CHIEF_SECONDS:g} "
@@ -326,10 +329,10 @@ def execute(
             )
         return component(params=params, output=output, **{**artifacts, **given})
 
-    def take_part(decision: Decision, known: Collection[Execution]) -> Execution:
+    def take_part(decision: Decision, last: str) -> Execution:
         with store.stage() as folder, contextlib.suppress(StepSkipped):  # then the chief skips it, too
             call(decision, folder, scratch=None)
-        execution = _await_chief(store, component, decision.parts, known)
+        execution = _await_chief(store, component, decision.parts, last)
         text = execution.output or execution.reason
         log.info("%s %s, recorded by the chief: %s", component.name, execution.state, text)
         return execution
@@ -358,10 +361,10 @@ def execute(
             decision = look(rerun)
             with contextlib.ExitStack() as stack:
                 if decision.output is None and follows and component.distributes:
-                    known = list(store.executions(component.name, decision.parts.key()))
+                    last = next((file.name for file in store.newest_files(component.name)), "")
                     if rerun or (decision := look(sources=decision.sources)).output is None:
                         log.info("%s %s", component.name, decision)
-                        return take_part(decision, known)
+                        return take_part(decision, last)
                 if decision.output is None:
                     if unprotected:
                         log.info("%s %s", component.name, decision)

@@ -94,6 +94,7 @@ def collect_garbage(
     staging |= store.clear_uploads(dry_run)
     if not dry_run:
         store.clear_leftovers()
+        store.complete_index()
         registry.recover()
     scratch = store.clear_scratch(SCRATCH_AGE, dry_run)
     sources = clear_unused(store.local / "sources", SOURCE_AGE, dry_run)

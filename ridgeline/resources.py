@@ -64,9 +64,7 @@ def _resources(step: str, wanted: Any, place: str) -> StepResources:
     names = set(StepResources._fields)
     if not isinstance(wanted, dict) or not {"cpu", "memory"} <= wanted.keys() <= names:
         received = ", ".join(wanted) if isinstance(wanted, dict) else repr(wanted)
-        raise ValueError(
-            f"cpu and memory, and if need be disk and gpu, for {step}{place}; received {received or 'none'}"
-        )
+        raise ValueError(f"cpu, memory and, if need be, disk and gpu for {step}{place}; received {received or 'none'}")
     found: dict[str, Any] = {}
     for name, amount in wanted.items():
         if name == "gpu":

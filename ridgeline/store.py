@@ -483,7 +483,7 @@ class Store:
         return found
 
     def clear_scratch(self, older_than: timedelta, dry_run: bool) -> dict[str, int]:
-        """Delete the scratch folders that no execution uses and that have not changed for some time.
+        """Delete the scratch folders that no execution uses and that have not changed for some time, and their copies.
 
         Args:
             older_than: How long ago the last change must be.
@@ -683,7 +683,7 @@ class Store:
         return unfinished
 
     def clear_staging(self, dry_run: bool) -> dict[str, int]:
-        """Delete what dead processes left in the staging folder.
+        """Delete what dead processes left in the staging folder, and in an object store of the artifacts they uploaded.
 
         Args:
             dry_run: Only report what would be deleted.
@@ -692,7 +692,8 @@ class Store:
             Size in bytes of each such folder, by name.
         """
         with nullcontext() if dry_run else self.lock():
-            return self._clear_dead(self.local / "staging", dry_run) | self._clear_uploads(dry_run)
+            sizes = self._clear_dead(self.local / "staging", dry_run)
+        return sizes | self._clear_uploads(dry_run)
 
     def _clear_uploads(self, dry_run: bool) -> dict[str, int]:
         """Delete the artifacts in an object store that have no manifest, since their host died, after `UPLOAD_AGE`."""
@@ -818,6 +819,16 @@ class Store:
         with translate_os_errors("read", self.root):
             return [RecordFile.parse(folder, name) for folder, name in self._journal.all()]
 
+    def newest_files(self, component: str) -> Iterator[RecordFile]:
+        """Yield the files of a component's records, newest first; a month is listed when it is needed, nothing is read.
+
+        Args:
+            component: The component's name.
+        """
+        with translate_os_errors("read", self.root):
+            for name in self._journal.newest(component):
+                yield RecordFile.parse(component, name)
+
     def read_record(self, file: RecordFile) -> Execution | None:
         """Return a record; None if it is damaged, which is logged, or was deleted meanwhile.
 
@@ -849,6 +860,11 @@ class Store:
         with translate_os_errors("write to", self.root):
             self._journal.delete((file.component, file.name) for file in unneeded)
 
+    def complete_index(self) -> None:
+        """Make the index of the records, unless there is one: while files move, a listing may leave one out."""
+        with translate_os_errors("write to", self.root), self.lock():
+            self._journal.complete()
+
     # --- internals
 
     def _found(self, component: str, values: Mapping[str, str]) -> Iterator[RecordFile]:
@@ -856,14 +872,10 @@ class Store:
         field = next((field for field in ("key", "output", "input", "run") if values[field]), "")
         folder = "" if component == "*" else component
         with translate_os_errors("read", self.root):
-            found: Iterable[tuple[str, str]]
-            if field:
-                found = self._journal.find(field, values[field], folder)
-            elif folder:
-                found = ((folder, name) for name in self._journal.newest(folder))
-            else:
-                found = self._journal.all()
-            for place, name in found:
+            if folder and not field:
+                yield from self.newest_files(folder)
+                return
+            for place, name in self._journal.find(field, values[field], folder) if field else self._journal.all():
                 if folder in ("", place):
                     yield RecordFile.parse(place, name)
 
@@ -873,7 +885,7 @@ class Store:
 
     def _newest_start(self, component: str) -> str:
         """Return the start that the name of a component's newest record states; empty if there is none."""
-        return RecordFile.parse(component, next(self._journal.newest(component), "")).start
+        return next((file.start for file in self.newest_files(component)), "")
 
     @contextmanager
     def _own_staging(self) -> Iterator[Path]:
@@ -957,8 +969,7 @@ class Store:
         made = list(self.executions(key=scratch.name))
         if any(e.started_at.timestamp() + e.seconds >= changed for e in made):
             return True
-        for name in self._journal.newest(made[0].component) if made else ():  # it may have been reused
-            file = RecordFile.parse(made[0].component, name)
+        for file in self.newest_files(made[0].component) if made else ():  # it may have been reused
             if not file.state or datetime.fromisoformat(file.start).timestamp() < changed:
                 break
             if file.key == scratch.name[:SHORT] and file.state == "cached":

@@ -31,7 +31,9 @@ from ridgeline.component import Source, StepError, TransientStepError
 log = logging.getLogger(__name__)
 
 OPTIONS = "ingest.beam_pipeline_options"
-JOBS = 256  # at least, if there are as many files: one worker takes several, and none is long without work
+JOBS = 256  # at least, of `MIN_JOB_FILES` or more: a worker takes several, so that none is long without work
+MIN_JOB_FILES = 50
+OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "abfs", "az")  # have no folders; to make one could make a bucket
 DIRECT_RUNNERS = ("direct", "directrunner")
 ERROR = "error.json"
 
@@ -96,7 +98,7 @@ class Engine:
             logger.setLevel(logging.ERROR)
             if not isinstance(self.runner, str):
                 grpc.server = local_server
-                setattr(local_job_service, "subprocess", SimpleNamespace(Popen=start_worker))  # noqa: B010
+                local_job_service.subprocess = SimpleNamespace(Popen=start_worker)
                 if threading.current_thread() is threading.main_thread():
                     threading.excepthook = note_death
             yield
@@ -119,11 +121,22 @@ class Engine:
 
         Args:
             scratch: Where it is created if no shared place is given.
+
+        Raises:
+            BeamError: If it can't be written.
         """
         from upath import UPath
 
         folder = UPath(self.shared or scratch) / f"ridgeline-{uuid.uuid4().hex}"
-        folder.mkdir(parents=True)
+        try:
+            if folder.protocol not in OBJECT_STORES:
+                folder.mkdir(parents=True)
+            (folder / "began").write_bytes(b"")
+        except OSError as error:
+            raise BeamError(
+                f"Expected in --temp_location of {OPTIONS} a place where this machine can write; received "
+                f"{self.shared or scratch}: {error}. Correct it, or its credentials."
+            ) from error
         try:
             yield folder
         finally:
@@ -245,7 +258,7 @@ class BeamDecoder:
         """
         import apache_beam as beam
 
-        size = max(1, min(MAX_JOB_FILES, -(-len(files) // JOBS)))
+        size = max(MIN_JOB_FILES, min(MAX_JOB_FILES, -(-len(files) // JOBS)))
         starts = range(0, len(files), size)
         with self._engine.shared_folder(self._scratch) as folder, self._engine.running():
             for number, start in enumerate(starts):

@@ -376,6 +376,8 @@ def test_a_run_succeeds_on_workers_that_share_nothing(stack: Stack) -> None:
     report = f"/dags/fashion_mnist_training/runs/{urllib.parse.quote(run_id)}"
     assert stack.page(f"{report}/reports/evaluate").startswith("<!doctype html>")
     assert run_id in stack.page("/models")
+    stack.in_worker(0, "ridgeline", "models", "sync", "/tmp/serving")
+    assert "versions: 1 " in stack.in_worker(0, "cat", "/tmp/serving/models.config")
 
 
 def test_a_worker_killed_in_the_middle_of_training_costs_nothing(stack: Stack) -> None:

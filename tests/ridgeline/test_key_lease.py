@@ -21,6 +21,7 @@ from ridgeline.registry import Registry
 from ridgeline.store import Lease, Store, StoreError
 from tests.faulty_proxy import Faults
 from tests.ridgeline.test_store import execution, publish
+from torture.clock import clock_off_by
 
 SLOW = """
 import logging, os, time
@@ -312,7 +313,23 @@ def test_gc_deletes_the_unfinished_work_of_dead_hosts(store, tmp_path, aged):
     assert collect(store, tmp_path, dry_run=True).scratch == {"b": 4}
     assert collect(store, tmp_path).scratch == {"b": 4}
     assert sorted(object_store.ages(store.root / "scratch", "")) == ["a/state", "c/state"]
-    assert object_store.sizes(store.root / "keys") == {}
+    assert object_store.ages(store.root / "keys") == {}
     aged(24 * 7)
     assert collect(store, tmp_path).scratch == {"a": 4, "c": 4}
     assert leftovers(store) == []
+
+
+@pytest.mark.parametrize("hours", [-7, 7])
+def test_gc_on_a_host_whose_clock_is_wrong_deletes_nothing_that_is_in_use(store, tmp_path, toy_steps, hours):
+    half, key = f"Number/{'0' * 64}", store.root / "keys" / "a.json"
+    number = importlib.import_module("toy_steps.number")
+    ref = publish(store, number)  # its record follows
+    object_store.write(store.root / "artifacts" / half / "number.txt", b"half")
+    object_store.write(store.root / "scratch" / "a" / "state", b"half")
+    assert KeyLease(key, "there").acquire() is None
+    before = object_store.sizes(store.root)
+    with clock_off_by(timedelta(hours=hours)):
+        collect(store, tmp_path)
+        assert KeyLease(key, "here").acquire()
+    assert object_store.sizes(store.root) == before
+    assert store.refs() == [ref]

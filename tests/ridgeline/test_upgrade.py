@@ -164,7 +164,8 @@ def test_a_newer_record_is_refused_by_name_and_stays(settings: Settings, caplog:
         assert len(list(settings.open_store().executions())) == 10
     assert any(path.name in text and "newer version of Ridgeline" in text for text in caplog.messages)
     collect_garbage(settings.open_store(), settings.open_registry(), keep_runs=1, dry_run=False)
-    assert path.read_bytes() == content
+    (moved,) = store.local.glob(f"executions/train/*/{path.name}")
+    assert moved.read_bytes() == content
 
 
 def test_a_newer_history_is_refused_by_name_and_stays(settings: Settings, tmp_path: Path) -> None:

@@ -130,6 +130,15 @@ def test_an_object_store_is_all_that_machines_share(
 
 
 @needs_beam
+@pytest.mark.parametrize("place", ["{folder}/file/beam", "{bucket}-missing/beam"], ids=["folder", "bucket"])
+def test_a_shared_place_that_cannot_be_written_is_refused(shop: Path, tmp_path: Path, bucket: str, place: str) -> None:
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    shared = place.format(folder=tmp_path, bucket=bucket)
+    with pytest.raises(BeamError, match=f"Expected in --temp_location .* a place .*; received {shared}: "):
+        run(shop, tmp_path / "out", f"--temp_location={shared}")
+
+
+@needs_beam
 def test_another_runner_gets_its_options(shop: Path, in_process: Dataset, tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     command = [sys.executable, "-c", JOB_SERVER, str(tmp_path)]
