@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 START_SECONDS = 600  # for all workers to start: a cluster may have to find machines for them first
-GIVE_UP_SECONDS = 20  # TensorFlow notices the end of that time up to 12 seconds late
 SILENCE_SECONDS = 30  # after which a worker counts as lost; one that ends is noticed at once
 PROBE_SECONDS = 2.0
 SEEDS_APART = 1_000_003  # between the workers' seeds of layers that draw, such as dropout
@@ -48,7 +47,7 @@ TASK = re.compile(r"/job:worker/replica:0/task:([0-9]+)")
 def join(workers: Workers) -> None:
     """Connect this process with those of the other workers; it must not have used TensorFlow before.
 
-    If one has not started in time, the process ends with `signal.SIGALRM` unless TensorFlow says so before.
+    If one has not started in time, the chief's process ends with `signal.SIGALRM`.
 
     Args:
         workers: The workers.
@@ -306,8 +305,7 @@ def _strategy(addresses: tuple[str, ...], index: int) -> Any:
     resolver = distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(addresses)}), task_type="worker", task_id=index, rpc_layer="grpc"
     )
-    # It ends the process: the chief waits inside TensorFlow, where no thread can stop it. The others give up before.
-    signal.alarm(START_SECONDS + GIVE_UP_SECONDS)
+    signal.alarm(START_SECONDS + 5)  # ends the process: the chief waits inside TensorFlow, where no thread can stop it
     try:
         strategy = distribute.MultiWorkerMirroredStrategy(resolver)
     except errors.UnknownError as error:
