@@ -112,6 +112,11 @@ def test_errors_reach_the_caller(share, opened, tmp_path, fail, error, message):
     assert type(raised.value) is error
 
 
+def test_the_worker_that_is_missing_is_another_one(share, opened, tmp_path):
+    with pytest.raises(TransientStepError, match="missing one of a:1. Start"):
+        run_in_process(share, OTHER, params=share.parse({"fail": "alone"}), output=tmp_path, number=opened)
+
+
 def together(store, share, number, params, workers, **changed):
     """Run the step as each worker at once; return the executions and errors by index."""
     outcomes: dict[int, Any] = {}
@@ -159,6 +164,13 @@ def test_the_others_fail_with_the_chief(store, share, number):
     assert (record.run_id, record.state) == ("run 0", "failed")
     (scratch,) = (store.local / "scratch").glob("*/")
     assert scratch.name == record.key
+
+
+def test_a_step_that_the_workers_skip_is_skipped_once(store, share, number):
+    outcomes = together(store, share, number, {"fail": "skipped"}, [CHIEF, OTHER])
+    (record,) = store.executions("share")
+    assert (record.run_id, record.state, record.reason) == ("run 0", "skipped", "nothing to do")
+    assert outcomes == {0: record, 1: record}
 
 
 def test_a_worker_does_not_wait_for_ever_for_the_record(store, share, number, monkeypatch):
