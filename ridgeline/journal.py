@@ -87,8 +87,8 @@ class Journal:
         new, old = self._places(folder, name)
         for place in (new, old):
             with suppress(FileNotFoundError):
-                return str(place.read_text(encoding="utf-8"))
-        return str(new.read_text(encoding="utf-8"))  # it was moved meanwhile
+                return self._text(place)
+        return self._text(new)  # it was moved meanwhile
 
     def exists(self, folder: str, name: str) -> bool:
         """Return whether a file exists.
@@ -177,6 +177,9 @@ class Journal:
         place = self._files / folder if folder else self._files
         return place / name[:6] / name, place / name
 
+    def _text(self, place: Place) -> str:
+        return str((object_store.content(place) if self._remote else place.read_bytes()).decode())
+
     def _names(self, folder: Place, prefix: str = "") -> list[str]:
         """Return the names in a folder, which may be missing; of a remote one, those that begin with a prefix."""
         if not self._remote:
@@ -227,7 +230,7 @@ class Journal:
     def _write(self, place: Place, text: str, unfinished: Place | None = None) -> None:
         if self._remote:
             object_store.make_folder(place.parent)
-            place.write_text(text, encoding="utf-8")
+            object_store.write(place, text.encode())
         else:
             files.make_folder(place.parent)
             files.write(place, text, unfinished)
