@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from ridgeline.artifacts.base import ArtifactError
 from ridgeline.artifacts.example_statistics import ExampleStatistics
 from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.predictions import Predictions
@@ -98,23 +97,16 @@ def collect_garbage(
     scratch = store.clear_scratch(SCRATCH_AGE, dry_run)
     sources = clear_unused(store.local / "sources", SOURCE_AGE, dry_run)
 
-    @functools.cache
-    def size_bytes(ref: str) -> int:
-        try:
-            return store.size_bytes(ref)
-        except ArtifactError:
-            return 0
-
     read = functools.cache(store.read_record)
     adding = [step for step in steps if step.adds_to]
     artifacts, records, num_in_progress = _unneeded(store, registry, adding, keep_runs, recent, read)
-    sizes = {ref: size_bytes(ref) for ref in artifacts}
+    sizes = store.sizes(artifacts)
     if not dry_run and (artifacts or records):
         with store.deletion(keep_young=True) as hide:
             with store.lock():
                 artifacts, records, num_in_progress = _unneeded(store, registry, adding, keep_runs, recent, read)
-                sizes = {ref: size_bytes(ref) for ref in artifacts}
-                sizes = {ref: size for ref, size in sizes.items() if hide(ref)}
+                sizes |= store.sizes(ref for ref in artifacts if ref not in sizes)
+                sizes = {ref: sizes[ref] for ref in artifacts if hide(ref)}
             store.delete_records(records)
     return Garbage(sizes, len(records), scratch, staging, sources, num_in_progress)
 

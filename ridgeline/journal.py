@@ -93,8 +93,8 @@ class Journal:
         new, old = self._places(folder, name)
         for place in (new, old):
             with suppress(FileNotFoundError):
-                return str(place.read_text(encoding="utf-8"))
-        return str(new.read_text(encoding="utf-8"))  # it was moved meanwhile
+                return self._text(place)
+        return self._text(new)  # it was moved meanwhile
 
     def exists(self, folder: str, name: str) -> bool:
         """Return whether a file exists.
@@ -180,6 +180,9 @@ class Journal:
     def _places(self, folder: str, name: str) -> tuple[Place, Place]:
         new, old = _relative_places(folder, name)
         return self._files / new, self._files / old
+
+    def _text(self, place: Place) -> str:
+        return str((object_store.content(place) if self._remote else place.read_bytes()).decode())
 
     def _names(self, folder: Place, prefix: str = "") -> list[str]:
         """Return the names in a folder, which may be missing; of a remote one, those that begin with a prefix."""

@@ -266,6 +266,15 @@ def write(path: UPath, content: bytes) -> None:
     repeated(replace)
 
 
+def content(path: UPath) -> bytes:
+    """Return the content of a small object, with one request.
+
+    Args:
+        path: The object.
+    """
+    return cast(bytes, repeated(lambda: path.fs.cat_file(path.path)))
+
+
 def sizes(folder: UPath) -> dict[str, int]:
     """Return the sizes in bytes of all objects in a folder and below, by their names there.
 

@@ -129,7 +129,7 @@ def _steps(options: Options, whole: World, values: dict[str, Any]) -> Row:
                 shutil.copytree(store.path(ref), world.settings.open_store().path(ref))
             (world.folder / "tmp").mkdir(parents=True)
             before = {path: path.read_bytes() for path in files_in(world.folder) if "artifacts" in path.parts}
-            disk.leave(2 * PAGE + int(share * store.size_bytes(record.output or "")))
+            disk.leave(2 * PAGE + int(share * sum(store.sizes([record.output or ""]).values())))
             arguments = (world.settings.open_store(), step, record.inputs, params[step.name], "full")
             problem = in_new_process(world, lambda: execute(*arguments), 200)
             problems = _judged(problem)
