@@ -219,15 +219,15 @@ def _await_chief(store: Store, component: Component, parts: KeyParts, last: str)
     while time.monotonic() < end:
         for file in itertools.takewhile(lambda file: file.name > last, store.newest_files(component.name)):
             execution = store.read_record(file) if file.key == parts.key()[:SHORT] else None
-            if execution and execution.output:
-                return execution
             if execution and execution.state == "failed":
                 raise TransientStepError(
                     f"The chief of the workers failed: {execution.reason}. Start all of them again."
                 )
+            if execution:
+                return execution
         time.sleep(LOOK_SECONDS)
     raise TransientStepError(
-        f"Expected the chief of the workers to record {component.name} in {store.root} within {CHIEF_SECONDS:g} "
+        f"Expected the chief of the workers to record {component.name} in {mask(store.root)} within {CHIEF_SECONDS:g} "
         "seconds; it did not. Let all workers use one store, and start all of them again."
     )
 
@@ -330,10 +330,11 @@ def execute(
         return component(params=params, output=output, **{**artifacts, **given})
 
     def take_part(decision: Decision, last: str) -> Execution:
-        with store.stage() as folder:
+        with store.stage() as folder, contextlib.suppress(StepSkipped):  # then the chief skips it, too
             call(decision, folder, scratch=None)
         execution = _await_chief(store, component, decision.parts, last)
-        log.info("%s %s, recorded by the chief: %s", component.name, execution.state, execution.output)
+        text = execution.output or execution.reason
+        log.info("%s %s, recorded by the chief: %s", component.name, execution.state, text)
         return execution
 
     def run(decision: Decision, scratch: Path) -> Execution:

@@ -185,18 +185,6 @@ class Lines:
         return [number for number, line in enumerate(self.lines, start=1) if line is None]
 
 
-def read_lines(path: Path) -> Lines:
-    """Read a file of history lines.
-
-    Args:
-        path: The file; one that is missing has no lines.
-
-    Raises:
-        StoreError: If a later release of Ridgeline wrote it.
-    """
-    return split_lines(path.read_bytes() if path.exists() else b"", path)
-
-
 def split_lines(content: bytes, place: object) -> Lines:
     """Return the lines of a history.
 
@@ -207,6 +195,22 @@ def split_lines(content: bytes, place: object) -> Lines:
     Raises:
         StoreError: If a later release of Ridgeline wrote it.
     """
+    try:
+        return Lines([*_split(content)])
+    except NewerLine as error:
+        raise StoreError(
+            f"Cannot read {place}: a newer version of Ridgeline wrote line {error}. Update Ridgeline; nothing was "
+            "changed."
+        ) from None
+
+
+class NewerLine(ValueError):
+    """A later release wrote a line; the text is its number."""
+
+
+@functools.lru_cache(maxsize=8)  # a history is read several times in a step, and grows with each push
+def _split(content: bytes) -> tuple[str | None, ...]:
+    """Return the lines of a history; None for each that is damaged."""
     lines: list[str | None] = []
     for line in content.split(b"\n"):  # not splitlines: a reason may hold others
         try:
@@ -215,12 +219,9 @@ def split_lines(content: bytes, place: object) -> Lines:
                 lines.append(text)
         except ValueError:  # not UTF-8, another checksum, or no entry
             if files.is_newer(line.decode(errors="replace"), SCHEMA_VERSION):
-                raise StoreError(
-                    f"Cannot read {place}: a newer version of Ridgeline wrote line {len(lines) + 1}. Update Ridgeline; "
-                    "nothing was changed."
-                ) from None
+                raise NewerLine(len(lines) + 1) from None
             lines.append(None)
-    return Lines(lines)
+    return tuple(lines)
 
 
 def joined(lines: Iterable[str]) -> str:

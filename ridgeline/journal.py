@@ -238,8 +238,7 @@ class Journal:
 
     def _write(self, place: Place, text: str, unfinished: Place | None = None) -> None:
         if self._remote:
-            object_store.make_folder(place.parent)
-            place.write_text(text, encoding="utf-8")
+            object_store.write(place, text.encode())
         else:
             files.make_folder(place.parent)
             files.write(place, text, unfinished)

@@ -258,7 +258,12 @@ def write(path: UPath, content: bytes) -> None:
         path: The object.
         content: Its content.
     """
-    repeated(lambda: path.fs.pipe_file(path.path, content))
+
+    def replace() -> None:
+        make_folder(path.parent)
+        path.fs.pipe_file(path.path, content)
+
+    repeated(replace)
 
 
 def sizes(folder: UPath) -> dict[str, int]:
@@ -435,6 +440,8 @@ def explain(error: BaseException) -> tuple[str, str] | None:
         error: An error of a driver.
     """
     text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.args == (None,):  # Ceph sends a code without a text
+        text = _status(error)[1] or type(error).__name__
     is_of_driver = any(kind.__module__.partition(".")[0] in DRIVERS for kind in type(error).__mro__)
     if isinstance(error, OSError) and type(error.__cause__).__module__.partition(".")[0] in DRIVERS:
         return text, _advice(error)

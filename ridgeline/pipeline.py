@@ -310,7 +310,10 @@ def _made_beside(store: Store, step: Component, model_digest: str) -> str | None
     data.
     """
     model = f"{Model.__name__}/{model_digest}"
-    ancestors = {origin.ref for _, origin, _ in lineage(store, model).walk()}
+    origin = lineage(store, model)
+    if origin.execution is None:  # its record was deleted: nothing tells what it was made from
+        return None
+    ancestors = {other.ref for _, other, _ in origin.walk()}
     kinds = {ref.partition("/")[0] for ref in ancestors}
     champions = {component.name: component.champions for component in load_components().values()}
     producer = producer_in(store)

@@ -47,9 +47,9 @@ from ridgeline.history import (
     merge,
     parse,
     pointed,
-    read_lines,
     rebuild,
     serving,
+    split_lines,
 )
 from ridgeline.model_function import function_digest
 from ridgeline.serving_check import ServingError, check
@@ -746,6 +746,8 @@ class Registry:
         """
         folder = self.root / name
         own, copy, exists = self._read_lines(name)
+        if own is copy and own.lines and not own.damaged:
+            return own.valid, ""
         # the copy may hold another text of the same entry
         texts = {(entry.at, entry.version): line for line in own.valid for entry in [parse(line)]}
         copied = [(parse(line), line) for line in copy.valid]
@@ -778,7 +780,9 @@ class Registry:
     def _read_lines(self, name: str) -> tuple[Lines, Lines, bool]:
         """Return what a model's history and its copy hold, and whether the model was ever pushed."""
         folder = self.root / name
-        own, copy = read_lines(folder / HISTORY), read_lines(folder / COPY)
+        content, copied = (p.read_bytes() if p.exists() else b"" for p in (folder / HISTORY, folder / COPY))
+        own = split_lines(content, folder / HISTORY)
+        copy = own if copied == content else split_lines(copied, folder / COPY)
         return own, copy, bool(own.lines) or (folder / HISTORY).exists() or (folder / CHAMPION).exists()
 
     def _recorded_push(self, name: str, version: int) -> HistoryEntry | None:
@@ -899,7 +903,7 @@ class Registry:
             log.warning("repaired the history of %s: %s", name, problem)
         for leftover in [*folder.glob(".pruned-*"), *(folder / f".{file}" for file in (HISTORY, COPY, CHAMPION))]:
             files.remove(leftover)
-        self._follow(name)
+        self._follow(name, lines)
 
     def _new_version(self, name: str, history: list[HistoryEntry]) -> int:
         """Return the number of a version that is going to be pushed."""
@@ -918,10 +922,10 @@ class Registry:
         files.write(self.root / name / HISTORY, joined([*self._lines(name)[0], *(entry.line() for entry in entries)]))
         self._follow(name)
 
-    def _follow(self, name: str) -> None:
-        """Rename or delete what a push prepared, and write the files that repeat the history."""
+    def _follow(self, name: str, lines: list[str] | None = None) -> None:
+        """Rename or delete what a push prepared, and write the files that repeat the history; it is read if None."""
         folder = self.root / name
-        lines = self._lines(name)[0]
+        lines = self._lines(name)[0] if lines is None else lines
         history = [parse(line) for line in lines]
         pushed = {str(entry.version) for entry in history}
         for staging in folder.glob(".push-*"):
@@ -1013,10 +1017,13 @@ class Registry:
 def _succession(history: list[HistoryEntry]) -> Iterator[HistoryEntry]:
     """Yield the champion, the champion that it replaced when its version was pushed, and so on."""
     history = champions(history)
-    while history:
-        yield history[-1]
-        pushed = next(i for i, entry in enumerate(history) if entry.version == history[-1].version)
-        history = history[:pushed]
+    pushed: dict[int, int] = {}  # the place of each version's first entry
+    for place, entry in enumerate(history):
+        pushed.setdefault(entry.version, place)
+    end = len(history)
+    while end:
+        yield history[end - 1]
+        end = pushed[history[end - 1].version]
 
 
 def _update(path: Path, text: str) -> None:

@@ -449,18 +449,17 @@ class Store:
         name, failure = uuid.uuid4().hex, None
         owner = FileLock(self.local / "leases" / f"{name}.lock")
         lease = Lease(run_id=run_id, artifacts=list(artifacts), lock=str(owner.lock_file))
-        file = self.root / "leases" / f"{name}.json"
+        file, content = self.root / "leases" / f"{name}.json", lease.model_dump_json().encode()
         try:
             with translate_os_errors("write to", self.root), self.lock():
                 Path(owner.lock_file).parent.mkdir(parents=True, exist_ok=True)
                 object_store.make_folder(file.parent)
                 self.leases(clear=True)
                 owner.acquire()
-                file.write_text(lease.model_dump_json())
+                object_store.write(file, content) if self.remote else file.write_bytes(content)
         except StoreError as error:
             failure = error
         try:
-            content = lease.model_dump_json().encode()
             renewed = object_store.repeating(
                 RENEWAL_SECONDS, f"renew the lease of {run_id}", lambda: object_store.write(file, content)
             )

@@ -87,9 +87,10 @@ def run_in_process(
                 process.stdin.close()  # type: ignore[union-attr]
         if not outcome.exists():
             if status == -signal.SIGALRM:
+                others = ", ".join(address for i, address in enumerate(workers.addresses) if i != workers.index)
                 raise TransientStepError(
-                    f"Expected {workers.count} workers to start in time; missing one of "
-                    f"{', '.join(workers.addresses[1:])}. Start all workers again."
+                    f"Expected {workers.count} workers to start in time; missing one of {others}. Start all workers "
+                    "again."
                 )
             raise TransientStepError(
                 f"The process of {component.name} on worker {workers.index} of {workers.count} ended with status "

@@ -107,7 +107,7 @@ class SharedEngine(Engine):
                 f"train.batch_size={recipe.batch_size}. Enlarge it, or use fewer workers."
             )
         self._strategy = _strategy(workers.addresses, workers.index)
-        self._add = _adder(self._strategy)
+        self._sum = _adder(self._strategy)
         super().__init__(build, examples, recipe, formula)
         self._expect_divisible()
         with self._all_present():
@@ -176,12 +176,6 @@ class SharedEngine(Engine):
         return super()._epoch(*arguments)
 
     # --- what passes between workers
-
-    def _sum(self, values: np.ndarray) -> np.ndarray:
-        """Return the sum of all workers' arrays."""
-        import tensorflow as tf
-
-        return np.asarray(self._add(tf.constant(values)))
 
     def _broadcast(self, content: bytes) -> bytes:
         """Return the chief's bytes."""
@@ -294,7 +288,7 @@ def _strategy(addresses: tuple[str, ...], index: int) -> Any:
 
     workers, distribute, errors = Workers(addresses, index), tf.distribute, tf.errors
     log.info("worker %d of %d at %s: waits for the others", index, workers.count, addresses[index])
-    # As the strategy does it, but for the two limits: it would wait for an hour.
+    # As the strategy does it, but for the two limits: the other workers would wait for an hour.
     context.context().configure_coordination_service(
         service_type="standalone",
         service_leader="/job:worker/replica:0/task:0",
@@ -305,7 +299,8 @@ def _strategy(addresses: tuple[str, ...], index: int) -> Any:
     resolver = distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(addresses)}), task_type="worker", task_id=index, rpc_layer="grpc"
     )
-    signal.alarm(START_SECONDS + 5)  # ends the process: the chief waits inside TensorFlow, where no thread can stop it
+    if workers.is_chief:  # it waits inside TensorFlow without a limit, where no thread can stop it
+        signal.alarm(START_SECONDS)
     try:
         strategy = distribute.MultiWorkerMirroredStrategy(resolver)
     except errors.UnknownError as error:
@@ -329,18 +324,22 @@ def _strategy(addresses: tuple[str, ...], index: int) -> Any:
     return strategy
 
 
-def _adder(strategy: Any) -> Callable[[Any], Any]:
-    """Return a function that adds up what all workers give it: tensors of one type and shape."""
+def _adder(strategy: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that adds up the arrays that all workers give it, of one type and shape."""
     import tensorflow as tf
 
     def reduce(part: Any) -> Any:
         return tf.distribute.get_replica_context().all_reduce("SUM", tf.identity(part))
 
-    def add(part: Any) -> Any:
-        return strategy.run(reduce, (part,))
+    functions: dict[tuple[str, tuple[int, ...]], Any] = {}  # one for each shape: TensorFlow warns of a fifth in one
 
-    summed: Callable[[Any], Any] = tf.function(add, autograph=False)
-    return summed
+    def add(values: np.ndarray) -> np.ndarray:
+        kind = values.dtype.str, values.shape
+        if kind not in functions:
+            functions[kind] = tf.function(functools.partial(strategy.run, reduce), autograph=False)
+        return np.asarray(functions[kind]((tf.constant(values),)))
+
+    return add
 
 
 def _unreachable(workers: Workers) -> list[int]:

@@ -434,17 +434,13 @@ def test_faults_of_the_network_cost_time_only(stack: Stack, seed: int) -> None:
 
 @contextmanager
 def proxied(stack: Stack, seed: int = 0, rate: float = 0.0, conditional: str = "conditional") -> Iterator[str]:
-    """Start a proxy that injects faults beside the first worker, and yield its address there; it prints its counts."""
-    worker, program = stack.containers("worker")[0], ROOT / "tests" / "faulty_proxy.py"
-    command = ["podman", "run", "-i", "--rm", f"--network=container:{worker}", f"--volume={program}:/proxy.py:ro"]
-    command += [stack.env["PYTHON_IMAGE"], "python3", "/proxy.py", "http://object-store:7480", "9100"]
-    with subprocess.Popen(
-        [*command, str(seed), str(rate), conditional],
-        env=stack.env,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as proxy:
+    """Start a proxy that injects faults in the first worker, and yield its address there; it prints its counts."""
+    worker, program = stack.containers("worker")[0], (ROOT / "tests" / "faulty_proxy.py").read_text()
+    place = ["sh", "-c", "cat >/tmp/faulty_proxy.py"]
+    subprocess.run(["podman", "exec", "-i", worker, *place], env=stack.env, input=program, text=True, check=True)
+    command = ["podman", "exec", "-i", worker, "python", "/tmp/faulty_proxy.py", "http://object-store:7480", "9100"]
+    command += [str(seed), str(rate), conditional]
+    with subprocess.Popen(command, env=stack.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as proxy:
         assert proxy.stdout
         assert proxy.stdout.readline() == "ready\n"
         yield "http://127.0.0.1:9100"
@@ -480,14 +476,18 @@ def test_who_may_not_delete_is_refused_before_work(stack: Stack) -> None:
                 "Effect": "Allow",
                 "Principal": {"AWS": ["arn:aws:iam:::user/limited"]},
                 "Action": ["s3:ListBucket", "s3:GetObject", "s3:PutObject"],
-                "Resource": ["arn:aws:s3:::ridgeline", "arn:aws:s3:::ridgeline/*"],
+                "Resource": ["arn:aws:s3:::limited", "arn:aws:s3:::limited/*"],
             }
         ],
     }
-    stack.in_store(
-        f"str(store.root.fs.call_s3('put_bucket_policy', Bucket='ridgeline', Policy={json.dumps(policy)!r}))"
-    )
-    limited = {"AWS_ACCESS_KEY_ID": "limited", "AWS_SECRET_ACCESS_KEY": "limited"}
+    call = "str(store.root.fs.call_s3"
+    stack.in_store(f"{call}('create_bucket', Bucket='limited'))")
+    stack.in_store(f"{call}('put_bucket_policy', Bucket='limited', Policy={json.dumps(policy)!r}))")
+    limited = {
+        "RIDGELINE_STORE": "s3://limited/store",
+        "AWS_ACCESS_KEY_ID": "limited",
+        "AWS_SECRET_ACCESS_KEY": "limited",
+    }
     refused = stack.in_worker(0, "python", "/app/first_start.py", "store", expected=1, **limited)
     assert "grant them the rights to list, read, write and delete, then run `make up`" in refused
     refused = stack.in_worker(0, *TRAIN, "--set=train.seed=4", expected=1, **limited)

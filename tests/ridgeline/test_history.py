@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ridgeline.executor import execute
-from ridgeline.history import read_lines
+from ridgeline.history import split_lines
 from ridgeline.keys import KeyParts
 from ridgeline.registry import Registry
 from ridgeline.store import Execution
@@ -97,7 +97,10 @@ def test_a_damaged_or_missing_file_is_repaired_from_the_others(registry, name):
         registry.recover()
         expect_whole(registry, before)
         kept = list((registry.root / NAME).glob("*.damaged-*"))
-        whole = damaged is None or read_lines(path).valid == damaged.decode(errors="replace").splitlines()
+        whole = (
+            damaged is None
+            or split_lines(path.read_bytes(), path).valid == damaged.decode(errors="replace").splitlines()
+        )
         assert [k.read_bytes() for k in kept] == ([] if name != "history.jsonl" or whole else [damaged])
         for k in kept:
             k.unlink()

@@ -231,10 +231,12 @@ def test_hosts_that_add_to_the_same_output_do_so_one_after_the_other(bucket, pro
     assert leftovers(store) == []
 
 
-def test_who_may_not_delete_is_refused_before_work(proxy, store):
+def test_who_may_not_delete_is_refused_before_work(proxy, store, caplog):
     proxy.faults = Faults(forbidden=("DELETE", "POST"))
-    with pytest.raises(StoreError, match="AccessDenied.*rights to list, read, write and delete"), store.scratch("a"):
+    message = "AccessDenied.*rights to list, read, write and delete"
+    with pytest.raises(StoreError, match=message), store.lease("run"), store.scratch("a"):
         raise AssertionError
+    assert "Cannot end the lease of run, which expires" in caplog.text
 
 
 def test_the_next_process_of_a_host_does_not_wait_for_a_killed_one(store, monkeypatch):

@@ -16,7 +16,7 @@ import s3fs
 from ridgeline import object_registry, object_store
 from ridgeline.artifacts.pushed_model import CARD_HTML, EXTRA
 from ridgeline.cli import app
-from ridgeline.history import Serving
+from ridgeline.history import HISTORY, Serving
 from ridgeline.object_registry import ObjectRegistry
 from ridgeline.registry import HistoryChangedError, Registry, RegistryError
 from ridgeline.serving.metrics import Metrics
@@ -156,6 +156,30 @@ def test_of_two_pushes_judged_against_the_same_champion_one_wins(open_registry, 
     assert f"judged against model {1:012x}"[:20] in pushed.reason
     assert [(entry.version, entry.run_id) for entry in there.history(NAME)] == [(1, "run 1"), (3, "run 2")]
     assert [path for path in objects(here) if path.startswith(f"{NAME}/2")] == []  # what it had uploaded
+
+
+def test_a_push_whose_answer_was_lost_and_to_which_another_host_added_is_done(
+    open_registry, publish, publish_forced, monkeypatch
+):
+    here, there = open_registry("here"), open_registry("there")
+    here.push(publish(1), "run 1")
+    write, others = object_store.write_if_unchanged, [publish_forced(3)]
+
+    def lost(path, content, tag):
+        written = write(path, content, tag)
+        if others and path.name == HISTORY:
+            there.push(others.pop(), "run 3")
+            return False
+        return written
+
+    monkeypatch.setattr("ridgeline.object_store.write_if_unchanged", lost)
+    assert here.push(publish_forced(2), "run 2").version == 2
+    assert [(entry.version, entry.run_id) for entry in there.history(NAME)] == [
+        (1, "run 1"),
+        (2, "run 2"),
+        (3, "run 3"),
+    ]
+    assert there.versions(NAME) == [1, 2, 3]
 
 
 def test_a_rollback_that_another_host_overtakes_is_refused(open_registry, publish, store):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ridgeline import executor, keys
+from ridgeline import executor, keys, step_cli
 from ridgeline.artifacts.dataset import Dataset, DatasetFacts
 from ridgeline.component import Params, StepError, StepSkipped, TransientStepError, Workers, component
 from ridgeline.executor import decide, execute
@@ -112,6 +112,11 @@ def test_errors_reach_the_caller(share, opened, tmp_path, fail, error, message):
     assert type(raised.value) is error
 
 
+def test_the_worker_that_is_missing_is_another_one(share, opened, tmp_path):
+    with pytest.raises(TransientStepError, match="missing one of a:1. Start"):
+        run_in_process(share, OTHER, params=share.parse({"fail": "alone"}), output=tmp_path, number=opened)
+
+
 def together(store, share, number, params, workers, **changed):
     """Run the step as each worker at once; return the executions and errors by index."""
     outcomes: dict[int, Any] = {}
@@ -161,6 +166,13 @@ def test_the_others_fail_with_the_chief(store, share, number):
     assert scratch.name == record.key
 
 
+def test_a_step_that_the_workers_skip_is_skipped_once(store, share, number):
+    outcomes = together(store, share, number, {"fail": "skipped"}, [CHIEF, OTHER])
+    (record,) = store.executions("share")
+    assert (record.run_id, record.state, record.reason) == ("run 0", "skipped", "nothing to do")
+    assert outcomes == {0: record, 1: record}
+
+
 def test_a_worker_does_not_wait_for_ever_for_the_record(store, share, number, monkeypatch):
     monkeypatch.setattr(executor, "CHIEF_SECONDS", 1.0)
     outcomes = together(store, share, number, {}, [OTHER])
@@ -195,3 +207,13 @@ def test_a_record_of_one_worker_is_that_of_earlier_releases(store, number):
     (record,) = Store(store.local).executions("seed")
     assert record.parts.workers == 1
     assert '"workers"' not in next((store.local / "executions" / "seed").glob("*/*.json")).read_text()
+
+
+def test_ridgeline_step_writes_on_the_chief_alone(share, opened, tmp_path):
+    arguments = ["--number", str(opened.path), "--output", str(tmp_path / "new")]
+    assert step_cli.run_step(share, arguments, OTHER) is None
+    assert not (tmp_path / "new").exists()
+    made = step_cli.run_step(share, arguments, CHIEF)
+    assert (tmp_path / "new" / "number.txt").read_text() == "21 2 None"
+    assert made.path == tmp_path / "new"
+    assert sorted(path.name for path in tmp_path.iterdir() if "new" in path.name) == ["new"]

@@ -1,3 +1,4 @@
+import functools
 import json
 import signal
 from typing import Any
@@ -6,7 +7,9 @@ import numpy as np
 import pytest
 
 from components.train import train
+from components.training.engine import Engine
 from components.training.fit import fit, make_engine
+from components.training.network import build_model
 from components.training.penalties import KINDS
 from tests.cluster import finish, free_addresses, start
 from tests.components.training import shared_training
@@ -123,3 +126,34 @@ def test_a_worker_that_does_not_start_is_not_waited_for_for_ever(bars, tmp_path,
         assert processes[0].returncode == -signal.SIGALRM
     else:
         assert "Expected 2 workers within 4 seconds; missing worker 0 at 127.0.0.1:" in printed
+
+
+class Halves(Engine):
+    """One worker that adds the gradients of the two halves of each batch."""
+
+    by_xla = False
+    chief = True
+
+    def _gradients(self, images, labels, real, total):
+        middle, parts = images.shape[0] // 2, []
+        for self.chief, rows in ((True, slice(None, middle)), (False, slice(middle, None))):
+            parts.append(super()._gradients(images[rows], labels[rows], real[rows], total))
+        (loss, hits, gradients), others = parts
+        return loss + others[0], hits + others[1], [a + b for a, b in zip(gradients, others[2], strict=True)]
+
+    def _penalties(self, real, total):
+        return super()._penalties(real, total) * float(self.chief)
+
+
+@pytest.mark.fresh_process
+@pytest.mark.parametrize("name", ["l2 subgradient", "l1 proximal", "adam"])
+def test_two_workers_give_the_bytes_of_one_that_adds_the_halves(shared, bars, name):
+    folder, count = shared
+    if count != 2:
+        pytest.skip("of three numbers, the sum depends on their order")
+    params: Any = train.parse(CASES[name])
+    build = functools.partial(build_model, bars, params)
+    expected = fit(Halves(build, bars, params.recipe, params.penalty.formula), params)
+    with np.load(folder / f"{name}.0.npz") as file:
+        for weight, own in zip(expected.weights, weights_of(file), strict=True):
+            np.testing.assert_array_equal(own, weight)
