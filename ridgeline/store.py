@@ -678,7 +678,7 @@ class Store:
                     with translate_os_errors("write to", self.root):
                         if content and short_ref(ref) in outputs:
                             object_store.write(folder / MANIFEST, content)
-                        else:
+                        elif not self.holds(ref):  # else another host has published it again
                             object_store.delete(folder)
 
     def clear_staging(self, dry_run: bool) -> dict[str, int]:
@@ -794,7 +794,7 @@ class Store:
             unfinished = staging / f"{uuid.uuid4().hex}.json"
             self._journal.add(name, file.name, text, values_of(execution), unfinished)
             made = execution.output if self.remote else None
-            if made and self.path(made).exists() and not self.holds(made):
+            if made and self.path(made).exists() and not self._is_whole(made):
                 self._upload(made)  # another host's garbage collection did not see the record in time
 
     def executions(
@@ -1022,6 +1022,15 @@ class Store:
                     log.info("deleted the local copy of %s: %.1f MiB", ref, size / 2**20)
         if excess > 0:
             log.info("the local copies in %s exceed the cache by %.1f MiB: all are in use", self.local, excess / 2**20)
+
+    def _is_whole(self, ref: str) -> bool:
+        """Return whether an object store has all files of an artifact, by their sizes."""
+        try:
+            wanted = self.manifest(ref).files
+        except ArtifactError:
+            return False
+        found = object_store.sizes(self.root / "artifacts" / ref)
+        return all(found.get(name) == entry.bytes for name, entry in wanted.items())
 
     def _uploaded(self, artifact: Artifact[Any]) -> bool:
         try:

@@ -353,5 +353,5 @@ def test_gc_on_a_host_whose_clock_is_wrong_deletes_nothing_that_is_in_use(store,
     with clock_off_by(timedelta(hours=hours)):
         collect(store, tmp_path)
         assert KeyLease(key, "here").acquire()
-    assert object_store.sizes(store.root) == before
+    assert before.items() <= object_store.sizes(store.root).items()
     assert store.refs() == [ref]

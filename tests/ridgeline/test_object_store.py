@@ -14,6 +14,7 @@ from datetime import timedelta
 import pytest
 
 from ridgeline import object_store
+from ridgeline.artifacts.base import MANIFEST
 from ridgeline.decisions import Decision, Decisions
 from ridgeline.store import Store, StoreError
 from tests.faulty_proxy import Faults
@@ -272,6 +273,28 @@ def test_what_another_host_records_beside_garbage_collection_is_kept(bucket, tmp
         assert hide(ref)
         record("during")
     record("after")
+    assert here.open(ref, number.Number).facts.digits == 1
+
+
+@pytest.mark.parametrize("moment", ["in the middle", "after"])
+def test_what_is_published_again_while_it_is_deleted_is_whole(bucket, tmp_path, number, monkeypatch, moment):
+    """Garbage collection has hidden it, and deletes it in the middle of the upload by another host, or after it."""
+    here, there = (Store(f"{bucket}/store", mirror=tmp_path / name) for name in ("here", "there"))
+    ref = publish(here, number)
+    upload, deletion = object_store.upload, here.deletion()
+    deletion.__enter__()(ref)
+
+    def upload_beside(source, target, names):
+        if names == [MANIFEST] and moment == "in the middle":
+            deletion.__exit__(None, None, None)
+        upload(source, target, names)
+
+    monkeypatch.setattr(object_store, "upload", upload_beside)
+    assert publish(there, number) == ref
+    monkeypatch.undo()
+    there.record(execution(output=ref))
+    if moment == "after":
+        deletion.__exit__(None, None, None)
     assert here.open(ref, number.Number).facts.digits == 1
 
 
