@@ -72,7 +72,7 @@ bench: $(INSTALLED) ## Compare speed and accuracy with the notebook and other lo
 
 constraints: $(INSTALLED) ## Choose the newest versions that fit and write them to constraints.txt
 	$(BIN)/uv pip compile --upgrade --universal --fork-strategy fewest --python-version 3.11 \
-	  --extra server --extra s3 --extra mlflow --extra openlineage --extra kubernetes --group dev \
+	  --extra server --extra s3 --extra mlflow --extra openlineage --extra beam --extra kubernetes --group dev \
 	  --no-annotate --no-emit-index-url --custom-compile-command "make constraints" --quiet \
 	  --output-file constraints.txt pyproject.toml
 
@@ -97,6 +97,6 @@ $(INSTALLED): pyproject.toml constraints.txt Makefile
 	@echo 'installing into .venv: a minute or two ...'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt \
-	  --editable '.[server,s3,mlflow,openlineage,kubernetes]' --group dev
+	  --editable '.[server,s3,mlflow,openlineage,beam,kubernetes]' --group dev
 	@$(BIN)/python -m compileall -q -j0 .venv/lib >/dev/null || true
 	@touch $@

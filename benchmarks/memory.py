@@ -6,14 +6,16 @@ Anonymous memory (``RssAnon``) leaves out pages of files, which the system may d
 from __future__ import annotations
 
 import json
+import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.steps import ROOT, environment, row
 from ridgeline import pipeline
@@ -31,29 +33,27 @@ VALUES = {
     "ingest.dataset": f"{NAME}:1.0.0",
     "validate.accept_anomalies": "repeated on purpose",
     "train.epochs": 1,
-    "sweep.l1": [1e-4],
-    "sweep.l2": [],
     "evaluate.min_accuracy": 0.0,
     "evaluate.min_class_recall": 0.0,
 }
+SWEEP: dict[str, Any] = {"sweep.l1": [1e-4], "sweep.l2": []}
 
 STEP = """
 import importlib, itertools, json, os, sys
 from ridgeline import pipeline, quiet_tensorflow
 from ridgeline.component import STEP_ENVIRONMENT
 from ridgeline.settings import Settings
-name, library, store, source, scale, values = sys.argv[1:]
+name, extra, library, store, values, module, source, scale = sys.argv[1:]
 os.environ.update(STEP_ENVIRONMENT)
 quiet_tensorflow.install()
-settings, steps = Settings(store=store, serving=f"{store}-serving"), pipeline.plan("export", ["select"])
+settings, steps = Settings(store=store, serving=f"{store}-serving"), pipeline.plan("export", extra.split())
 params = pipeline.parse_params(steps, json.loads(values), settings)
 before = [step.name for step in steps].index(name)
 results = pipeline.run(settings, steps[: before + 1], params, "bench")
 if library:
     importlib.import_module(library)
 if name == "ingest":
-    from benchmarks.memory import register
-    register(source, float(scale))
+    importlib.import_module(module).register(source, float(scale))
 for result in itertools.islice(results, before):
     assert result.execution.state == "cached", result.execution
 print("ready", flush=True)
@@ -115,25 +115,41 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
             peaks = []
             for scale in SCALES:
                 held_out = int(scale * counts["train"]) // IMAGES_PER_HELD_OUT
-                values = json.dumps(VALUES | {"transform.validation_examples": held_out})
-                library = LIBRARIES.get(name, "")
-                peaks.append(peak(name, library, str(Path(folder) / str(scale)), str(source), str(scale), values))
+                values = VALUES | SWEEP | {"transform.validation_examples": held_out}
+                found = measure(name, "select", Path(folder) / str(scale), values, __name__, source, scale)
+                peaks.append(found.peak)
             growth = (peaks[-1] - peaks[-2]) * 2**20 / ((SCALES[-1] - SCALES[-2]) * total)
-            found = ", ".join(f"{value:.0f}" for value in peaks)
-            row(name, f"{found} MiB; {growth:.0f} bytes an image at the end", "flat")
+            shown = ", ".join(f"{value:.0f}" for value in peaks)
+            row(name, f"{shown} MiB; {growth:.0f} bytes an image at the end", "flat")
 
 
-def peak(*arguments: str) -> float:
-    """Run a step in a process; return the growth of its anonymous memory, in MiB.
+class Cost(NamedTuple):
+    """What a step took: seconds, those of processors, and the growth of its anonymous memory, in MiB."""
+
+    seconds: float
+    processor: float
+    peak: float
+
+
+def measure(
+    name: str, extra: str, store: Path, values: Mapping[str, Any], module: str, source: Path, scale: float
+) -> Cost:
+    """Run a step in a process; those before it have run.
 
     Args:
-        arguments: Those of `STEP`.
+        name: The step.
+        extra: Steps of the pipeline besides those that a model needs, separated by blanks.
+        store: Folder of the store.
+        values: Parameters of all steps.
+        module: Its ``register`` registers the dataset, from the source and the scale.
+        source: Where the images are.
+        scale: How many.
     """
-    command = [sys.executable, "-c", STEP, *arguments]
+    arguments = [name, extra, LIBRARIES.get(name, ""), str(store), json.dumps(values), module, str(source), str(scale)]
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
-            command,
+            [sys.executable, "-c", STEP, *arguments],
             cwd=ROOT,
             env=environment(),
             stdin=subprocess.PIPE,
@@ -146,15 +162,29 @@ def peak(*arguments: str) -> float:
         assert process.stdout is not None
         ready = process.stdout.readline()
         before = highest = _anonymous(process.pid)
+        start, used = time.monotonic(), _processor_of_ended() + _processor_of(process.pid)
         if ready:  # else it has failed
             print("go", file=process.stdin, flush=True)
         while process.poll() is None:
             highest = max(highest, _anonymous(process.pid))
             time.sleep(0.002)
+        seconds = time.monotonic() - start
         if process.returncode != 0 or process.stdout.readline() != "complete\n":
             errors.seek(0)
             raise SystemExit(errors.read())
-    return highest - before
+    return Cost(seconds, _processor_of_ended() - used, highest - before)
+
+
+def _processor_of_ended() -> float:
+    """Return the seconds of processors that this process's ended children took."""
+    found = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return found.ru_utime + found.ru_stime
+
+
+def _processor_of(pid: int) -> float:
+    """Return the seconds of processors that a running process and its ended children took."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def _anonymous(pid: int) -> float:

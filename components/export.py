@@ -145,7 +145,7 @@ def export(
     sizes = save_in_a_fresh_process(model.path, output / "saved_model", params.compact)
     exceeded = _exceeded_limit(sizes["size"], params.max_size_mib, evaluation.facts.verdict.force_reason)
     (output / "check").mkdir()
-    np.save(output / "check" / "images.npy", examples.split("test").images[: params.check_images])
+    np.save(output / "check" / "images.npy", examples.split("test").rows(0, params.check_images)[0])
     np.save(output / "check" / "probabilities.npy", evaluation.predictions()[: params.check_images])
     facts = PushedModelFacts(
         model_name=model.facts.model_name,

@@ -19,11 +19,12 @@ from components.training.fit import fit, make_engine
 from components.training.network import build_model
 from components.training.network_check import check_network
 from components.training.params import Params, Regularization, network_code
+from components.training.several_workers import join, make_shared_engine
 from ridgeline.artifacts.example_anomalies import ExampleAnomalies
 from ridgeline.artifacts.examples import Examples
 from ridgeline.artifacts.model import LayerSparsity, Model, ModelFacts, eliminated_pixels, eliminated_units, kernels
 from ridgeline.artifacts.sweep_result import SweepResult
-from ridgeline.component import Champion, StepError, component
+from ridgeline.component import Champion, StepError, Workers, component
 
 if TYPE_CHECKING:
     import keras
@@ -37,6 +38,7 @@ def train(
     params: Params,
     output: Path,
     scratch: Path | None,
+    workers: Workers | None,
     sweep: SweepResult | None = None,
     champion: Champion[Model] | None = None,
 ) -> ModelFacts:
@@ -47,6 +49,7 @@ def train(
         params: Network, penalty and training.
         output: Empty directory to write a `Model` into.
         scratch: Folder of the checkpoint, from which a killed or failed training resumes; None for no checkpoint.
+        workers: The processes that share each batch; None for this one alone.
         sweep: A sweep on the same examples: the penalty and the solver that it chose replace those of `params`.
         champion: The model to start from under ``warm_start``; None if there is none.
 
@@ -58,7 +61,10 @@ def train(
         CheckpointError: If the checkpoint in `scratch` belongs to another training.
         ValueError: If the sweep used other examples.
         StepError: If the network can't be trained, or not be served, or the training can't start from the champion.
+        TransientStepError: If a worker is lost, or missing.
     """
+    if workers:
+        join(workers)
     if sweep:
         _expect_same_examples(sweep, examples)
         params = choose_penalty(params, sweep)
@@ -73,7 +79,7 @@ def train(
     elif params.warm_start:
         log.info("there is no champion to start from: the weights are random")
     checkpoint = Checkpoint(scratch / "checkpoint", identity) if scratch else None
-    engine = make_engine(examples, params)
+    engine = make_engine(examples, params) if workers is None else make_shared_engine(examples, params, workers)
     result = fit(engine, params, checkpoint, initial)
     facts = write_model(output, examples, params, result, engine.penalized(result.weights).values())
     return facts.model_copy(update={"started_from": champion.artifact_digest}) if champion else facts

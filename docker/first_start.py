@@ -2,7 +2,8 @@
 
 ``secrets`` checks the settings and that the volumes are writable, and creates missing secrets. ``database`` waits for
 PostgreSQL, creates Airflow's tables in an empty database, refuses the database of another version of Airflow, and
-creates the pool of tasks that use TensorFlow. Both stages can run again at any time: they do not change what exists.
+creates the pool of tasks that use TensorFlow. ``store`` checks that workers on several hosts can share the object
+store. All stages can run again at any time: they do not change what exists.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import secrets
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from ridgeline.files import move
+from ridgeline.masking import mask
 
 VOLUMES = {
     "artifacts": Path("/var/lib/ridgeline"),
@@ -24,7 +27,8 @@ VOLUMES = {
     "secrets": Path("/secrets"),
     "service-secrets": Path("/service-secrets"),
 }
-DATABASE_SECONDS = 120
+AWS_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+DATABASE_SECONDS, STORE_SECONDS = 120, 120
 
 
 class Refusal(RuntimeError):
@@ -67,14 +71,18 @@ def check_volumes(volumes: dict[str, Path]) -> None:
             ) from error
 
 
-def make_secrets(private: Path, services: Path, users: str, notify: str = "") -> None:
-    """Create the missing secrets; existing ones are never replaced, except the recipients of messages.
+def make_secrets(
+    private: Path, services: Path, users: str, notify: str = "", aws: Mapping[str, str] | None = None
+) -> None:
+    """Create the missing secrets; existing ones are never replaced, except what the settings state.
 
     Args:
         private: The folder for Airflow only.
         services: The folder for the database and the broker, which run as other users.
         users: Airflow's ``simple_auth_manager_users``: ``name:role``, separated by commas.
         notify: The recipients of messages, as in ``RIDGELINE_NOTIFY``.
+        aws: The credentials of an object store, by the names of AWS's variables; without a key, the driver looks for
+            credentials elsewhere, such as the machine's role. None for the stack's own object store.
     """
     private.chmod(0o700)  # an earlier version left it open to the group
     password = _secret(services / "database_password", secrets.token_urlsafe(32), 0o444)
@@ -87,6 +95,10 @@ def make_secrets(private: Path, services: Path, users: str, notify: str = "") ->
     _secret(private / "jwt_secret", secrets.token_urlsafe(64))
     _secret(private / "api_secret_key", secrets.token_urlsafe(64))
     _replace(private / "notify", notify, 0o400)
+    own = _secret(services / "object_store", f"{secrets.token_hex(10)} {secrets.token_hex(20)}\n", 0o444).split()
+    keys = dict(zip(AWS_VARIABLES, own, strict=False)) if aws is None else aws
+    lines = [f"{name.lower()} = {value}" for name, value in keys.items() if value]
+    _replace(private / "aws_credentials", "\n".join(["[default]", *lines, ""]), 0o400)
     passwords = private / "passwords.json"
     known: dict[str, str] = json.loads(passwords.read_text()) if passwords.exists() else {}
     names = [user.split(":")[0].strip() for user in users.split(",")]
@@ -121,6 +133,71 @@ def prepare_serving(serving: Path) -> None:
     config = serving / "models.config"
     if not config.exists():
         config.write_text("model_config_list {\n}\n")
+
+
+def expect_shared(name: str, url: str) -> None:
+    """Check that workers on several hosts can reach a place.
+
+    Args:
+        name: The variable that names it.
+        url: Its value.
+
+    Raises:
+        Refusal: If they can't.
+    """
+    from ridgeline import object_store
+
+    if url.partition("://")[0] not in object_store.S3:
+        raise Refusal(
+            f"Expected an s3:// URL as {name} for the profile celery; received {url!r}. The workers share no folder. "
+            f"Unset {name}, or name an object store."
+        )
+
+
+def check_store(url: str, connection: str, create_bucket: bool) -> None:
+    """Check that workers on several hosts can share an object store: that it can be written and has conditional writes.
+
+    Args:
+        url: The store's root.
+        connection: The Airflow connection with its credentials; with one, only the steps themselves can check it.
+        create_bucket: Whether to wait for the stack's own object store, and to create the missing bucket.
+
+    Raises:
+        Refusal: If they can't.
+    """
+    from ridgeline import object_store
+
+    if connection:
+        print(f"store: not checked, its credentials are in the Airflow connection {connection!r}")
+        return
+    root = object_store.open_url(url, {"config_kwargs": {"retries": {"max_attempts": 1}}} if create_bucket else {})
+    deadline = time.monotonic() + STORE_SECONDS
+    while create_bucket:
+        try:
+            root.fs.call_s3("create_bucket", Bucket=root.path.partition("/")[0])
+        except FileExistsError:
+            break
+        except Exception as error:
+            if not object_store.is_transient(error) or time.monotonic() > deadline:
+                raise Refusal(
+                    f"Cannot reach the object store: {error}. See `make logs SERVICE=object-store`."
+                ) from error
+            time.sleep(2)
+        else:
+            break
+    try:
+        object_store.entries(root)
+        object_store.expect_conditional_writes(root)
+    except object_store.ConditionalWritesError as error:
+        raise Refusal(
+            f"Expected an object store with conditional writes for several workers; received {url}: {error}. Two "
+            "workers would do the same work, and lose pushes. Use S3 or a service that has them, or leave out the "
+            "profile celery."
+        ) from error
+    except Exception as error:
+        if not (found := object_store.explain(error)):
+            raise
+        raise Refusal(f"Cannot use the store {url}: {found[0]}. {found[1]}, then run `make up`.") from error
 
 
 def wait_for_database(url: str) -> None:
@@ -221,7 +298,7 @@ def main(stage: str) -> None:
     """Run a stage.
 
     Args:
-        stage: ``secrets`` or ``database``.
+        stage: ``secrets``, ``database`` or ``store``.
     """
     try:
         if stage == "secrets":
@@ -229,13 +306,21 @@ def main(stage: str) -> None:
             check_volumes(VOLUMES)
             users = os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"]
             notify = os.environ.get("RIDGELINE_NOTIFY", "")
-            make_secrets(VOLUMES["secrets"], VOLUMES["service-secrets"], users, notify)
-            prepare_serving(Path(os.environ["RIDGELINE_SERVING"]))
+            own_store = bool(os.environ.get("RIDGELINE_CREATE_BUCKET"))
+            aws = None if own_store else {name: os.environ.get(name, "") for name in AWS_VARIABLES}
+            make_secrets(VOLUMES["secrets"], VOLUMES["service-secrets"], users, notify, aws)
+            prepare_serving(Path(os.environ["RIDGELINE_SERVED_FOLDER"]))
+        elif stage == "store":
+            connection = os.environ.get("RIDGELINE_STORE_CONNECTION", "")
+            create_bucket = bool(os.environ.get("RIDGELINE_CREATE_BUCKET"))
+            for name in ("RIDGELINE_STORE", "RIDGELINE_SERVING"):
+                expect_shared(name, os.environ[name])
+            check_store(os.environ["RIDGELINE_STORE"], connection, create_bucket)
         else:
             wait_for_database((VOLUMES["secrets"] / "database_url").read_text())
             prepare_database(migrate=bool(os.environ.get("RIDGELINE_MIGRATE")))
     except Refusal as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {mask(error)}")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from ridgeline.run_summary import summary
 from ridgeline.serving import ServeError
 from ridgeline.settings import Settings, SettingsError
 from ridgeline.store import Execution, Store, StoreError
+from ridgeline.workers import workers_of_environment
 
 KNOWN_ERRORS = (ArtifactError, StoreError, RegistryError, SettingsError, CompareError, RebuildError, ServeError)
 
@@ -186,8 +187,11 @@ def step(ctx: typer.Context, name: Annotated[str, typer.Argument()] = "") -> Non
         raise ParameterError(f"Expected a step of {', '.join(steps)}; received {name!r}.")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    artifact = step_cli.run_step(steps[name], ctx.args)
-    typer.echo(f"{artifact.ref} in {artifact.path}")
+    workers = workers_of_environment() if steps[name].distributes else None
+    if artifact := step_cli.run_step(steps[name], ctx.args, workers):
+        typer.echo(f"{artifact.ref} in {artifact.path}")
+    else:
+        typer.echo("the chief of the workers writes the output")
 
 
 @app.command()

@@ -100,7 +100,7 @@ def shown_as(**labels: str) -> dict[str, Any]:
     return {"values_display": labels}
 
 
-FILLED_IN = ("scratch", "previous")  # arguments that the executor provides, or None
+FILLED_IN = ("scratch", "previous", "workers")  # arguments that the executor provides, or None
 
 # A field's ``json_schema_extra`` for a value that applies to one run: it can't be made a default of scheduled runs.
 FOR_ONE_RUN: dict[str, Any] = {"for_one_run": True}
@@ -181,6 +181,33 @@ class Champion(Generic[A]):
     def digest(self) -> str:
         """Its entry in a key: the artifact's digest, marked if it can't be read."""
         return self.artifact_digest if self.artifact else f"unreadable ({self.problem}) {self.artifact_digest}"
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes that run one step together, on one machine or several, and which of them this one is.
+
+    The chief alone reads and writes what outlives the step: the scratch folder, the output, the record.
+
+    Attributes:
+        addresses: ``host:port`` of each, the chief's first.
+        index: The place of this one among them.
+        key: The key of the execution, by which they check that they do the same.
+    """
+
+    addresses: tuple[str, ...]
+    index: int
+    key: str = ""
+
+    @property
+    def count(self) -> int:
+        """Their number, at least 2."""
+        return len(self.addresses)
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this one is the chief."""
+        return self.index == 0
 
 
 # When a person must approve the push of a model, see `ridgeline.approval`.
@@ -364,6 +391,8 @@ class Component:
         push: Returns, for the parameters of a step that yields servable models, what happens to them.
         resumes: Whether `run` takes ``scratch``: a folder that survives a failed or killed attempt and is handed
             to the next one with the same key, or None where there is none.
+        distributes: Whether `run` takes ``workers``: the `Workers` that run it together, or None for one process. Their
+            number is part of the key; which of them runs where is not.
     """
 
     name: str
@@ -383,6 +412,7 @@ class Component:
     after: tuple[type[Artifact[Any]], ...] = ()
     push: Callable[[Any], PushRule] = _push_at_once
     resumes: bool = False
+    distributes: bool = False
 
     @property
     def earlier(self) -> str | None:
@@ -430,6 +460,7 @@ class Component:
         scratch: Path | None = None,
         sources: Mapping[str, Source] | None = None,
         previous: Artifact[Any] | None = None,
+        workers: Workers | None = None,
         **inputs: Artifact[Any] | Champion[Any],
     ) -> Artifact[Any]:
         """Run the step and seal what it wrote.
@@ -440,6 +471,7 @@ class Component:
             scratch: For a step that resumes: the folder with an earlier attempt's state; None if it has none.
             sources: For a step that declares sources: each as it was listed, by name.
             previous: For a step that continues: its last output; None if it has none.
+            workers: For a step that distributes: the processes that run it together; None for this one alone.
             **inputs: The input artifacts by name.
 
         Returns:
@@ -450,6 +482,7 @@ class Component:
         extra: dict[str, Any] = {"scratch": scratch} if self.resumes else {}
         extra |= {"sources": sources or {}} if self.has_sources else {}
         extra |= {"previous": previous} if self.continues else {}
+        extra |= {"workers": workers} if self.distributes else {}
         os.environ.update(STEP_ENVIRONMENT)
         return self.output.seal(output, self.run(**inputs, **extra, params=params, output=output))
 
@@ -495,7 +528,9 @@ def describe_problem(name: str, problem: ErrorDetails) -> str:
     if problem["type"] == "extra_forbidden":
         return f"{name}: expected no such parameter; received {problem['input']!r}."
     if problem["type"] == "value_error":  # from a step's validator: its message starts with the field's name
-        return ".".join(filter(None, [name, str(problem["ctx"]["error"])]))
+        text = str(problem["ctx"]["error"])
+        whole, _, field = name.rpartition(".")
+        return ".".join(filter(None, [whole if text.startswith(f"{field}: ") else name, text]))
     expected = problem["msg"].replace("Input should be", "expected").replace("String should", "expected text to")
     return f"{name}: {expected}; received {problem['input']!r}."
 
@@ -523,6 +558,7 @@ def component(
     ``scratch: Path | None``                     a folder for unfinished work: the step resumes from it
     ``sources: Mapping[str, Source]``            the folders outside the store, for a step that declares `sources`
     ``previous: Dataset | None``                 the step's own last output, before the sources changed
+    ``workers: Workers | None``                  the processes that run the step together; None for one alone
     ===========================================  ==================================================================
 
     Args:
@@ -565,6 +601,11 @@ def component(
                     f"Expected an input of the type of {name} in {run.__name__} to compare the champion with; received "
                     f"{', '.join(inputs) or 'none'}. Add one of type {get_args(kind)[0].__name__}."
                 )
+        if "workers" in hints and (sources is not _no_sources or "previous" in hints):
+            raise TypeError(
+                f"Expected a step with workers to have neither sources nor an argument previous; received "
+                f"{run.__name__}. Read the source in a step before it."
+            )
         return Component(
             name=run.__name__,
             run=run,
@@ -583,6 +624,7 @@ def component(
             after=after,
             push=push,
             resumes="scratch" in hints,
+            distributes="workers" in hints,
         )
 
     return declare

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from itertools import takewhile
 from typing import Literal, Protocol, get_args
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field
 
 from ridgeline import files
@@ -106,6 +105,7 @@ class Decisions:
         <root>/decisions/<month>/<time>-<kind>-<id>.json   a `Decision`, with its checksum
         <root>/index/decisions/...                   finds them without a listing of all, see `Journal`
         <local>/decisions.lock                       its owner sends messages
+        <root>/keys/decisions.json                   in an object store: the host that does, see `KeyLease`
 
     Up to version 0.2 the name was ``<time>-<id>.json``.
 
@@ -197,7 +197,7 @@ class Decisions:
 
         After `MAX_FAILURES` failures of a recipient, its other messages wait for the next call: one that hangs would
         delay the run by minutes. Newest first, so that messages that it refuses do not block later ones. If another
-        process sends at present, it is left to that.
+        process sends at present, on any host, it is left to that.
 
         Args:
             recipients: To whom.
@@ -207,29 +207,37 @@ class Decisions:
         Returns:
             The number of messages that were not delivered.
         """
-        failures, wanted, recipients = Counter[str](), set(kinds), list(recipients)
-        try:
-            with FileLock(self._store.local / "decisions.lock", timeout=0):
-                answered = set[str]()
-                for decision in self.all(since):
-                    if decision.kind in ANSWERS:
-                        answered.add(decision.subject)
-                    missing = [r for r in recipients if r.digest not in decision.delivered]
-                    closed = decision.kind == "approval_asked" and decision.subject in answered
-                    if decision.kind not in wanted or not missing or closed:
-                        continue
-                    done = []
-                    for recipient in missing:
-                        if failures[recipient.digest] < MAX_FAILURES and recipient.send(decision.title, decision.body):
-                            done.append(recipient.digest)
-                        else:
-                            failures[recipient.digest] += 1
-                    if done:
-                        with self._store.lock():
-                            self._replace(decision.model_copy(update={"delivered": (*decision.delivered, *done)}))
-        except Timeout:
-            log.info("another process sends messages at present")
+        failures, kinds, recipients = Counter[str](), set(kinds), list(recipients)
+        if next(self._undelivered(recipients, kinds, since), None) is None:
+            return 0
+        with self._store.alone("decisions") as is_alone:
+            if not is_alone:
+                log.info("another process sends messages at present")
+                return 0
+            for decision, missing in self._undelivered(recipients, kinds, since):
+                done = []
+                for recipient in missing:
+                    if failures[recipient.digest] < MAX_FAILURES and recipient.send(decision.title, decision.body):
+                        done.append(recipient.digest)
+                    else:
+                        failures[recipient.digest] += 1
+                if done:
+                    with self._store.lock():
+                        self._replace(decision.model_copy(update={"delivered": (*decision.delivered, *done)}))
         return failures.total()
+
+    def _undelivered(
+        self, recipients: Iterable[Recipient], kinds: Collection[str], since: datetime
+    ) -> Iterator[tuple[Decision, list[Recipient]]]:
+        """Yield the decisions that are to be sent, newest first, and to whom."""
+        answered = set[str]()
+        for decision in self.all(since):
+            if decision.kind in ANSWERS:
+                answered.add(decision.subject)
+            missing = [r for r in recipients if r.digest not in decision.delivered]
+            is_closed = decision.kind == "approval_asked" and decision.subject in answered
+            if decision.kind in kinds and missing and not is_closed:
+                yield decision, missing
 
     def _names(self, earliest: str) -> Iterator[str]:
         with translate_os_errors("read", self._store.root):

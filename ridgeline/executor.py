@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ridgeline import quiet_tensorflow
+from ridgeline import quiet_tensorflow, worker_process
 from ridgeline.artifacts.base import Artifact, ArtifactError
-from ridgeline.component import Champion, Component, Params, Source, StepSkipped, TransientStepError, members
+from ridgeline.component import (
+    Champion,
+    Component,
+    Params,
+    Source,
+    StepSkipped,
+    TransientStepError,
+    Workers,
+    members,
+)
 from ridgeline.files import flush_tree
 from ridgeline.keys import KeyParts, key_parts
 from ridgeline.masking import mask
+from ridgeline.records import SHORT
 from ridgeline.sources import describe_changes, expect_unchanged, read_sources
 from ridgeline.store import Execution, Store, StoreError
 
@@ -28,6 +39,7 @@ UNCHANGED = "same inputs, parameters and code"
 REQUESTED = "the user asked to run it again"
 SOURCES = "sources"  # the folder of indexes and listings in the store
 NAMED_FILES = 3  # of a damaged champion
+CHIEF_SECONDS, LOOK_SECONDS = 600.0, 0.5  # how long a worker waits for the chief's record, and between two looks
 
 
 @dataclass(frozen=True)
@@ -127,6 +139,7 @@ def decide(
     params: Params,
     rerun: bool = False,
     sources: Mapping[str, Source] | None = None,
+    workers: Workers | None = None,
 ) -> Decision:
     """List the step's sources and look up its key.
 
@@ -139,13 +152,14 @@ def decide(
         params: Its parameters.
         rerun: Run it even if there is a hit.
         sources: The step's sources, if they were listed before.
+        workers: The processes that run it together, if it distributes; None for one.
 
     Raises:
         SourceError: If a source can't be read.
     """
     if sources is None:
         sources = list_sources(store, component, params, inputs)
-    parts = key_parts(component, inputs, params, sources)
+    parts = key_parts(component, inputs, params, sources, workers)
 
     def decided(reason: str, output: Artifact[Any] | None = None) -> Decision:
         return Decision(parts, reason, output, sources)
@@ -189,8 +203,43 @@ def _previous(store: Store, component: Component, parts: KeyParts) -> Artifact[A
     return None
 
 
+def _await_chief(store: Store, component: Component, parts: KeyParts, last: str) -> Execution:
+    """Return the chief's record of a step that this worker took part in.
+
+    Args:
+        store: The store.
+        component: The step.
+        parts: What its key covers.
+        last: Name of the newest record from before; empty if there is none.
+
+    Raises:
+        TransientStepError: If the chief failed, or there is no record in time.
+    """
+    end = time.monotonic() + CHIEF_SECONDS
+    while time.monotonic() < end:
+        for file in itertools.takewhile(lambda file: file.name > last, store.newest_files(component.name)):
+            execution = store.read_record(file) if file.key == parts.key()[:SHORT] else None
+            if execution and execution.state == "failed":
+                raise TransientStepError(
+                    f"The chief of the workers failed: {execution.reason}. Start all of them again."
+                )
+            if execution:
+                return execution
+        time.sleep(LOOK_SECONDS)
+    raise TransientStepError(
+        f"Expected the chief of the workers to record {component.name} in {mask(store.root)} within {CHIEF_SECONDS:g} "
+        "seconds; it did not. Let all workers use one store, and start all of them again."
+    )
+
+
 def execute(
-    store: Store, component: Component, inputs: Mapping[str, str], params: Params, run_id: str, rerun: bool = False
+    store: Store,
+    component: Component,
+    inputs: Mapping[str, str],
+    params: Params,
+    run_id: str,
+    rerun: bool = False,
+    workers: Workers | None = None,
 ) -> Execution:
     """Run a step, or reuse its output, and record the execution.
 
@@ -199,6 +248,9 @@ def execute(
     folder for the next execution with the same key. Of several executions with one key at a time, one runs the step;
     the others wait for it and reuse its output. Garbage collection keeps the inputs meanwhile.
 
+    Several workers run a step that distributes together. The chief does all of the above; the others take part, write
+    into a folder that is deleted, and wait for the chief's record.
+
     Args:
         store: The store.
         component: The component.
@@ -206,19 +258,24 @@ def execute(
         params: Its parameters.
         run_id: The pipeline run that this belongs to.
         rerun: Run it even if nothing changed.
+        workers: The workers of this run; None for one. A worker that is not the chief records no reuse.
 
     Returns:
-        The execution; its state is ``complete``, ``cached`` or ``skipped``.
+        The execution, that of the chief if this worker took part in it; its state is ``complete``, ``cached`` or
+        ``skipped``.
 
     Raises:
         ArtifactError: If an input is missing or damaged.
         StoreError: If the store can't be written.
-        TransientStepError: If the step adds to its last output, and another execution did so meanwhile.
+        TransientStepError: If the step adds to its last output, and another execution did so meanwhile; or if a worker
+            was lost.
         Exception: Any exception of the component.
     """
     with contextlib.suppress(StoreError):  # where nothing can be written, a step may still be reused
         store.clear_leftovers()
     started_at, start = datetime.now(UTC), time.monotonic()
+    follows = workers is not None and not workers.is_chief
+    adding = component.name if component.adds(params) else ""
 
     def ended(decision: Decision, state: str, reason: str, output: str | None) -> Execution:
         execution = Execution(
@@ -251,28 +308,43 @@ def execute(
 
     def reuse(decision: Decision, ref: str) -> Execution | None:
         execution = ended(decision, "cached", decision.reason, ref)
+        if follows:  # the chief records it
+            return execution
         try:
-            with store.lock():
+            with store.lock(across_hosts=adding):
                 expect_last(ref)
                 if not store.reuse(ref):
                     return None
-                record(execution)
-                # on another host, garbage collection may have been about to delete it
-                return None if store.remote and not store.holds(ref) else execution
+                return record(execution)
         except StoreError as error:  # a full or read-only disk
             log.warning("%s is reused, but that can't be recorded: %s", component.name, error)
             return execution
 
+    def call(decision: Decision, output: Path, **given: Any) -> Artifact[Any]:
+        quiet_tensorflow.install()
+        if workers and component.distributes:
+            own = replace(workers, key=decision.parts.key())
+            return worker_process.run_in_process(
+                component, own, params=params, output=output, scratch=given["scratch"], **artifacts
+            )
+        return component(params=params, output=output, **{**artifacts, **given})
+
+    def take_part(decision: Decision, last: str) -> Execution:
+        with store.stage() as folder, contextlib.suppress(StepSkipped):  # then the chief skips it, too
+            call(decision, folder, scratch=None)
+        execution = _await_chief(store, component, decision.parts, last)
+        text = execution.output or execution.reason
+        log.info("%s %s, recorded by the chief: %s", component.name, execution.state, text)
+        return execution
+
     def run(decision: Decision, scratch: Path) -> Execution:
         try:
             with store.stage() as folder:
-                quiet_tensorflow.install()
                 previous = _previous(store, component, decision.parts) if component.continues else None
-                given: dict[str, Any] = {"scratch": scratch, "sources": decision.sources, "previous": previous}
-                artifact = component(params=params, output=folder, **{**artifacts, **given})
+                artifact = call(decision, folder, scratch=scratch, sources=decision.sources, previous=previous)
                 expect_unchanged(component, params, decision.sources, store.local / "sources")
                 flush_tree(folder)  # here, since it takes a while, and others wait for the lock
-                with store.lock():
+                with store.lock(across_hosts=adding):
                     expect_last(artifact.ref)
                     return record(ended(decision, "complete", decision.reason, store.publish(artifact)))
         except StepSkipped as skipped:
@@ -284,16 +356,22 @@ def execute(
 
     with store.lease(run_id, inputs.values()) as unprotected:
         artifacts = open_inputs(store, component, inputs)
+        look = functools.partial(decide, store, component, artifacts, params, workers=workers)
         while True:
-            decision = decide(store, component, artifacts, params, rerun)
+            decision = look(rerun)
             with contextlib.ExitStack() as stack:
+                if decision.output is None and follows and component.distributes:
+                    last = next((file.name for file in store.newest_files(component.name)), "")
+                    if rerun or (decision := look(sources=decision.sources)).output is None:
+                        log.info("%s %s", component.name, decision)
+                        return take_part(decision, last)
                 if decision.output is None:
                     if unprotected:
                         log.info("%s %s", component.name, decision)
                         raise unprotected
                     scratch = stack.enter_context(store.scratch(decision.parts.key()))
                     if not rerun and _hit(store, component, decision.parts):  # another process has run it meanwhile
-                        decision = decide(store, component, artifacts, params, sources=decision.sources)
+                        decision = look(sources=decision.sources)
                 log.info("%s %s", component.name, decision)
                 if decision.output is None:
                     return run(decision, scratch)

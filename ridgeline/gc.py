@@ -37,7 +37,7 @@ class Garbage:
         artifacts: Size in bytes of each unneeded artifact, by store-relative name.
         num_executions: Number of unneeded execution records.
         scratch: Size in bytes of each abandoned scratch folder, by execution key.
-        staging: Size in bytes of each folder that a killed process left, by name.
+        staging: Size in bytes of each folder, or artifact without a manifest, that a killed process left, by name.
         sources: Size in bytes of each index of a source that no step has read for `SOURCE_AGE`, by its folder's name.
         num_in_progress: Number of runs that are kept, beyond the last runs, because they may be in progress.
     """
@@ -120,6 +120,7 @@ def _unneeded(
     read: Callable[[RecordFile], Execution | None],
 ) -> tuple[list[str], list[RecordFile], int]:
     """Return the unneeded artifacts and records, and the number of runs in progress beyond those to keep."""
+    stored = store.refs()  # first: what is published after this stays
     leases = store.leases()
     files = list(described(store.record_files(), read))
     last_runs = set(list(dict.fromkeys(file.run for file in files))[:keep_runs])
@@ -169,7 +170,7 @@ def _unneeded(
                 served |= ancestors(model)
 
     for kind in COMPARED if served else ():
-        outputs = {short_ref(ref) for ref in store.refs() if ref.startswith(f"{kind}/")}
+        outputs = {short_ref(ref) for ref in stored if ref.startswith(f"{kind}/")}
         for made in filter(None, (read(file) for file in files if file.output in outputs)):
             others = (ref for ref in made.inputs.values() if ref.partition("/")[0] != kind)
             if made.output and served.issuperset(others):
@@ -178,7 +179,7 @@ def _unneeded(
 
     # What a step adds to is kept back to its beginning: an output that could not be written gets the rows later.
     for step in adding:
-        outputs = {short_ref(ref) for ref in store.refs() if ref.startswith(f"{step.output.__name__}/")}
+        outputs = {short_ref(ref) for ref in stored if ref.startswith(f"{step.output.__name__}/")}
         last: dict[str, str] = {}
         for made in filter(None, (read(file) for file in files if file.output in outputs)):
             if made.output and made.component == step.name:
@@ -202,5 +203,5 @@ def _unneeded(
                 "Update Ridgeline; nothing was deleted."
             )
     needed |= store.young()
-    unneeded = [ref for ref in store.refs() if ref not in needed and short_ref(ref) not in kept]
+    unneeded = [ref for ref in stored if ref not in needed and short_ref(ref) not in kept]
     return unneeded, records, len(in_progress - last_runs)

@@ -224,6 +224,15 @@ def _split(content: bytes) -> tuple[str | None, ...]:
     return tuple(lines)
 
 
+def joined(lines: Iterable[str]) -> str:
+    """Return the content of a history.
+
+    Args:
+        lines: Its lines.
+    """
+    return "".join(f"{line}\n" for line in lines)
+
+
 @functools.lru_cache(maxsize=10_000)
 def parse(line: str) -> HistoryEntry:
     """Return the entry of a line.

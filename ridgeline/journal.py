@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -28,14 +28,15 @@ class Journal:
     On disk::
 
         <root>/<kind>/[<folder>/]<month>/<name>.json    the files
-        <root>/<kind>/[<folder>/]<name>.json            those of releases up to 0.2, until the next one is added
+        <root>/<kind>/[<folder>/]<name>.json            those of releases up to 0.2, until one is added to the folder
         <root>/index/<kind>/<field>/<xx>/<value>-[<folder>-]<name>.json   empty: this file has this value
         <root>/index/<kind>/complete                    empty: every file is in the index
 
-    An entry of the index is written before its file, and deleted before it: a file always has its entries, also
-    after a kill. An entry without a file counts for nothing. In an object store, which lists names by their beginning,
-    a search by a value is one request, and the newest files of a folder are two. In a local folder, the index is split
-    into 256 folders by the first two digits of the value.
+    An entry of the index is written before its file, so that no kill leaves a new file that is not found. An entry
+    without a file counts for nothing. Files that are deleted lose their entries first; a deletion that was killed is
+    repeated by the next garbage collection. In an object store, which lists names by their beginning, a search by a
+    value is one request, and the newest files of a folder are two. In a local folder, the index is split into 256
+    folders by the first two digits of the value.
 
     Args:
         root: The root of the store.
@@ -59,7 +60,10 @@ class Journal:
             values: Its values: hexadecimal digits, at least two.
             unfinished: Where a local file is written before a rename; a hidden file beside it if None.
         """
-        self.complete()
+        if self.is_complete():  # an earlier release may still be in use
+            self._take_in([(folder, old) for old in self._names(self._folder(folder)) if _is_file(old)])
+        else:
+            self.complete()
         self._enter([(folder, name, values)])
         self._write(self._places(folder, name)[0], text, unfinished)
 
@@ -72,7 +76,9 @@ class Journal:
             text: Its new content.
         """
         new, old = self._places(folder, name)
-        self._write(old if old.exists() else new, text)
+        self._write(new, text)
+        if old.exists():
+            old.unlink()
 
     def read(self, folder: str, name: str) -> str:
         """Return the content of a file.
@@ -97,7 +103,8 @@ class Journal:
             folder: Its folder; empty for none.
             name: Its name.
         """
-        return any(place.exists() for place in self._places(folder, name))
+        new, old = self._places(folder, name)
+        return any(place.exists() for place in (new, old, new))  # new again: it was moved meanwhile
 
     def newest(self, folder: str = "") -> Iterator[str]:
         """Yield the names in a folder, newest first; a month is listed when it is needed.
@@ -105,7 +112,7 @@ class Journal:
         Args:
             folder: The folder; empty for none.
         """
-        place = self._files / folder if folder else self._files
+        place = self._folder(folder)
         listed = self._names(place)
         months = {name for name in listed if MONTH.fullmatch(name)}
         old: dict[str, list[str]] = {}
@@ -114,7 +121,7 @@ class Journal:
                 old.setdefault(name[:6], []).append(name)
         for month in sorted({*months, *old}, reverse=True):
             names = self._names(place / month) if month in months else []
-            yield from sorted([*filter(_is_file, names), *old.get(month, ())], reverse=True)
+            yield from sorted({*filter(_is_file, names), *old.get(month, ())}, reverse=True)
 
     def all(self) -> list[tuple[str, str]]:
         """Return the folders and names of all files, newest first."""
@@ -123,19 +130,20 @@ class Journal:
     def find(self, field: str, value: str, folder: str = "") -> Iterator[tuple[str, str]]:
         """Yield the folders and names of the files with a value, newest first.
 
-        While the index is incomplete, all files that are not found by it follow.
+        While the index is incomplete, these are all files, whatever their values and folders.
 
         Args:
             field: The name of the index.
             value: The value.
             folder: Only files in this folder; empty for all.
         """
+        if not self.is_complete():
+            yield from self.all()
+            return
         prefix = f"{value}-{folder}-" if folder else f"{value}-"
         names = self._names(self._index / field / value[:2], prefix)
         found = [_file_of(name) for name in names if name.startswith(prefix)]
         yield from sorted(found, key=lambda file: file[::-1], reverse=True)
-        if not self.is_complete():
-            yield from (file for file in self.all() if file not in found)
 
     def delete(self, unneeded: Iterable[tuple[str, str]]) -> None:
         """Delete files and their entries.
@@ -146,9 +154,10 @@ class Journal:
         unneeded = set(unneeded)
         if not unneeded:
             return
-        entries = [path for path in self._entries() if _file_of(path.name) in unneeded]
-        self._remove(entries)
-        self._remove([place for file in unneeded for place in self._places(*file)])
+        entries = {path for path in self._paths(self._index) if _file_of(path.rpartition("/")[2]) in unneeded}
+        self._remove(self._index, entries)
+        places = {place for file in unneeded for place in _relative_places(*file)}
+        self._remove(self._files, places)
 
     def is_complete(self) -> bool:
         """Return whether every file is in the index."""
@@ -161,21 +170,16 @@ class Journal:
 
         The caller holds the store's lock. In an object store, another host may do the same at the same time.
         """
-        if self.is_complete():
-            return
-        found = self.all()
-        if found:
-            log.info("makes the index of %d %s, once", len(found), self._files.name)
-        with ThreadPoolExecutor(object_store.NUM_TRANSFERS if self._remote else 1) as pool:
-            values = pool.map(lambda file: self._values_of(*file), found)
-            self._enter((*file, own) for file, own in zip(found, values, strict=True))
-            for _ in pool.map(self._move, found):
-                pass
-        self._create([self._index / COMPLETE])
+        if not self.is_complete():
+            self._take_in(self.all())
+            self._create([self._index / COMPLETE])
+
+    def _folder(self, folder: str) -> Place:
+        return self._files / folder if folder else self._files
 
     def _places(self, folder: str, name: str) -> tuple[Place, Place]:
-        place = self._files / folder if folder else self._files
-        return place / name[:6] / name, place / name
+        new, old = _relative_places(folder, name)
+        return self._files / new, self._files / old
 
     def _text(self, place: Place) -> str:
         return str((object_store.content(place) if self._remote else place.read_bytes()).decode())
@@ -192,9 +196,6 @@ class Journal:
             if _is_file(name):
                 yield "/".join(folders[:-1] if folders and MONTH.fullmatch(folders[-1]) else folders), name
 
-    def _entries(self) -> Iterator[Place]:
-        return (self._index / path for path in self._paths(self._index) if path.endswith(".json"))
-
     def _paths(self, folder: Place) -> Iterator[str]:
         """Yield the paths of the files in a folder and below, relative to it."""
         if self._remote:
@@ -204,6 +205,17 @@ class Journal:
             inner = os.path.relpath(place, folder)
             found = [*names, *(name for name in folders if name.endswith(".json"))]  # a folder in place of a file
             yield from (name if inner == "." else f"{inner}/{name}" for name in found)
+
+    def _take_in(self, found: Collection[tuple[str, str]]) -> None:
+        """Enter files into the index, and move those of earlier releases."""
+        if not found:
+            return
+        log.info("enters %d %s into their index", len(found), self._files.name)
+        with ThreadPoolExecutor(object_store.NUM_TRANSFERS if self._remote else 1) as pool:
+            values = pool.map(lambda file: self._values_of(*file), found)
+            self._enter((*file, own) for file, own in zip(found, values, strict=True))
+            for _ in pool.map(self._move, found):
+                pass
 
     def _enter(self, found: Iterable[tuple[str, str, Values]]) -> None:
         self._create(
@@ -229,7 +241,6 @@ class Journal:
 
     def _write(self, place: Place, text: str, unfinished: Place | None = None) -> None:
         if self._remote:
-            object_store.make_folder(place.parent)
             object_store.write(place, text.encode())
         else:
             files.make_folder(place.parent)
@@ -244,12 +255,12 @@ class Journal:
             files.make_folder(new.parent)
             files.move(old, new)
 
-    def _remove(self, paths: list[Place]) -> None:
+    def _remove(self, folder: Place, paths: Collection[str]) -> None:
         if self._remote:
-            object_store.remove(paths)
+            object_store.delete(folder, paths)
         else:
             for path in paths:
-                path.unlink(missing_ok=True)
+                (folder / path).unlink(missing_ok=True)
 
 
 def _expect_missing(error: OSError) -> None:
@@ -260,6 +271,12 @@ def _expect_missing(error: OSError) -> None:
 
 def _is_file(name: str) -> bool:
     return name[:1].isdecimal() and name.endswith(".json")
+
+
+def _relative_places(folder: str, name: str) -> tuple[str, str]:
+    """Return where a file is below the folder of its kind, and where releases up to 0.2 wrote it."""
+    place = f"{folder}/" if folder else ""
+    return f"{place}{name[:6]}/{name}", f"{place}{name}"
 
 
 def _file_of(entry: str) -> tuple[str, str]:

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import grimp
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from ridgeline.artifacts.base import Artifact, digest_of, file_entry
-from ridgeline.component import Champion, Component, Params, Source
+from ridgeline.component import Champion, Component, Params, Source, Workers
 
 # Distributions whose name differs from their package's. Any other is found by a search that takes 0.3 s.
 OTHER_NAMES = {"sklearn": "scikit-learn", "PIL": "pillow", "markdown_it": "markdown-it-py"}
 # Libraries that compute and write on behalf of another.
 IMPLIED = {"keras": ("tensorflow", "h5py"), "tensorflow_datasets": ("tensorflow",)}
-# Libraries that do not affect an artifact's bytes.
-NOT_IN_BYTES = {"pydantic", "pydantic_core", "pydantic_settings", "requests", "upath"}
+# Libraries that do not affect an artifact's bytes. Whatever engine runs the jobs of `ingest`, they do the same.
+NOT_IN_BYTES = {"apache_beam", "pydantic", "pydantic_core", "pydantic_settings", "requests", "upath"}
 
 
 class KeyParts(BaseModel):
@@ -34,6 +34,8 @@ class KeyParts(BaseModel):
         code: SHA-256 of each of the source files that the component can reach, libraries left out, by path.
         libraries: Version of each library that this code imports, by distribution name.
         sources: Fingerprint of each source, by the name by which the step declares it.
+        workers: The number of processes that run the step together; their sums have another order than those of one.
+            Neither the key nor a record has it if it is 1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +46,14 @@ class KeyParts(BaseModel):
     code: dict[str, str]
     libraries: dict[str, str]
     sources: dict[str, str] = {}
+    workers: int = 1
+
+    @model_serializer(mode="wrap")
+    def _without_one_worker(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialize(self)
+        if self.workers == 1:
+            values.pop("workers", None)
+        return values
 
     def key(self) -> str:
         """Return the digest of the parts: 64 hexadecimal digits."""
@@ -76,6 +86,7 @@ class KeyParts(BaseModel):
             *(_code_change(n, a, b) for n, a, b in changes(earlier.code, self.code)),
             *(f"library {n} {a} → {b}" for n, a, b in changes(earlier.libraries, self.libraries)),
             *(self._source_change(n, a, b, describe) for n, a, b in changes(earlier.sources, self.sources)),
+            *([f"number of workers {earlier.workers} → {self.workers}"] if earlier.workers != self.workers else []),
         ]
 
     @staticmethod
@@ -90,6 +101,7 @@ def key_parts(
     inputs: Mapping[str, Artifact[Any] | Champion[Any]],
     params: Params,
     sources: Mapping[str, Source] | None = None,
+    workers: Workers | None = None,
 ) -> KeyParts:
     """Return what a component's execution key covers; nothing of the component is imported or run.
 
@@ -98,6 +110,7 @@ def key_parts(
         inputs: Its input artifacts by name.
         params: Its parameters.
         sources: Its sources by name.
+        workers: The processes that run it together, if it distributes; None for one.
     """
     code, libraries = reachable_code(component.module, *component.code(params))
     return KeyParts(
@@ -107,6 +120,7 @@ def key_parts(
         code=code,
         libraries=libraries,
         sources={name: source.digest for name, source in (sources or {}).items()},
+        workers=workers.count if workers and component.distributes else 1,
     )
 
 

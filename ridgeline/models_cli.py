@@ -116,6 +116,7 @@ def sync(
 ) -> None:
     """Make FOLDER equal to the registry in an object store, for TensorFlow Serving and `ridgeline serve`."""
     settings = Settings()
+    settings.expect_servable(folder.absolute())
     registry = settings.open_object_registry(folder.absolute(), settings.serving_base_path)
     before, problem = None, ""
     while True:
@@ -133,6 +134,7 @@ def sync(
             now = str(error)
             if now != problem:
                 typer.echo(f"error: {now}", err=True)
+            before = None  # say so when it follows again
         if not follow:
             return
         problem = now

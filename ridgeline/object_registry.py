@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from upath import UPath
@@ -18,10 +19,17 @@ from upath import UPath
 from ridgeline import files, object_store
 from ridgeline.artifacts.base import file_entry
 from ridgeline.artifacts.pushed_model import CARD_HTML, EXTRA
-from ridgeline.history import HISTORY, HistoryEntry, Lines, Serving, champions, parse, split_lines
+from ridgeline.history import CHAMPION, HISTORY, HistoryEntry, Lines, Serving, champions, joined, parse, split_lines
 from ridgeline.history import serving as serving_of
 from ridgeline.masking import mask
-from ridgeline.registry import HistoryChangedError, Registry, RegistryError
+from ridgeline.registry import (
+    PUSH_ATTEMPTS,
+    STILL_LOADED,
+    HistoryChangedError,
+    Registry,
+    RegistryError,
+    digest_of_folder,
+)
 from ridgeline.store import Store, StoreError, translate_os_errors
 
 log = logging.getLogger(__name__)
@@ -38,7 +46,7 @@ class ObjectRegistry(Registry):
         <url>/<model name>/history.jsonl      the history; replaced by a conditional write, if nobody else changed it
         <url>/<model name>/<version>/         SavedModel and model card
         <url>/<model name>/<version>.json     their sizes and SHA-256; written last: with it, the version is whole
-        <url>/<model name>/<version>.claim    a host is going to push this version; deleted with the push
+        <url>/<model name>/<version>.claim    a host is going to push or delete this version; deleted afterwards
 
     The history decides, as in a folder. A push uploads its version under a number that it claimed by a conditional
     write, then adds its line. If another host changed the history meanwhile, the version is deleted, and the push
@@ -67,6 +75,7 @@ class ObjectRegistry(Registry):
         self.place = mask(str(url)).rstrip("/")
         self._held: dict[str, tuple[bytes, str] | None] = {}  # the histories that this process is changing
         self._known: dict[str, tuple[bytes, str]] = {}  # the last ones that were read, by their tags
+        self._claimed: dict[tuple[str, int], bytes] = {}  # the content of this process's claims
         self._is_conditional = False
 
     # --- queries
@@ -74,7 +83,7 @@ class ObjectRegistry(Registry):
     def model_names(self) -> list[str]:
         """Return the names of the models that were ever pushed."""
         with self._errors("read"):
-            folders = [path.name for path in object_store.entries(self.url)]
+            folders = [path.name for path in object_store.entries(self.url) if path.name[0] != "."]
             return sorted(name for name in folders if (self.url / name / HISTORY).exists())
 
     def versions(self, name: str) -> list[int]:
@@ -108,22 +117,31 @@ class ObjectRegistry(Registry):
         files.make_folder(target.parent)
         with FileLock(self.root / name / ".fetch.lock"):
             with suppress(OSError, ValueError):
-                if target.exists() and json.loads(state.read_bytes()) == found:
+                sizes = {file: (target / file).stat().st_size for file in found}
+                if target.exists() and json.loads(state.read_bytes()) == found and sizes == _sizes(found):
                     return target
+            for leftover in [*target.parent.glob(".fetch-*"), *target.parent.glob(".pruned-*")]:
+                files.remove(leftover)
             fetched = self.root / name / f".fetch-{version}"
-            files.remove(fetched)
             if found:
                 fetched.mkdir()
-                object_store.download(source, fetched, {file: size for file, (size, _) in found.items()})
+                object_store.download(source, fetched, _sizes(found))
+                files.flush_tree(fetched)  # here: between the two renames below, the version is missing
             if pushed and not self._was_pushed(fetched, pushed):
                 files.remove(fetched)
                 raise RegistryError(f"Expected {self.place_of(name, version)} to hold the files that were pushed.")
             files.remove(state)
-            if target.exists():
-                target.rename(hidden := target.with_name(f".pruned-{uuid.uuid4().hex}"))
+            hidden = target.with_name(f".pruned-{uuid.uuid4().hex}")
+            if found and target.exists() and digest_of_folder(target) == digest_of_folder(fetched):
+                files.remove(fetched)  # only its state was missing
+            else:
+                if target.exists():
+                    target.rename(hidden)
+                if found:
+                    fetched.rename(target)
+                files.flush(target.parent)
                 files.remove(hidden)
             if found:
-                files.move(fetched, target)
                 files.write(state, json.dumps(found))
                 gone = set() if pushed else set(super().versions(name)) - {version, *self.versions(name)}
                 for old in gone:  # `sync` deletes them itself, last
@@ -139,7 +157,8 @@ class ObjectRegistry(Registry):
                 return None
             copy = self.root / name / ".cards" / f"{version}.html"
             files.make_folder(copy.parent)
-            files.write(copy, card.read_text(encoding="utf-8"))
+            unfinished = copy.with_name(f".{uuid.uuid4().hex}")  # several may be asked for it at the same time
+            files.write(copy, card.read_text(encoding="utf-8"), unfinished)
         return copy
 
     # --- changes
@@ -148,7 +167,7 @@ class ObjectRegistry(Registry):
         """Delete what dead hosts left, and restore damaged lines of histories, as far as this process may write."""
         try:
             with self._errors("read"):
-                names = [path.name for path in object_store.entries(self.url)]
+                names = [path.name for path in object_store.entries(self.url) if path.name[0] != "."]
         except StoreError as error:
             log.warning("%s", error)
             return
@@ -158,19 +177,22 @@ class ObjectRegistry(Registry):
                     pass
             except (StoreError, OSError) as error:
                 log.warning("%s", error)
+        object_store.abort_uploads(self.url, CLAIM_AGE)
 
     def sync(self) -> dict[str, Serving]:
         """Make the mirror equal to the registry, for servers that read a folder.
 
         A version is copied beside its place, compared with what was pushed, and renamed into place. Then history,
-        ``champion.json`` and ``models.config`` follow. What was deleted from the registry is deleted last.
+        ``champion.json`` and ``models.config`` follow. What was deleted from the registry is deleted last, and not
+        within `STILL_LOADED` after another version is served: until a server has read that, it needs the one before.
 
         Returns:
             What is served, by model.
 
         Raises:
             StoreError: If the object store can't be read, or the folder can't be written.
-            RegistryError: If a served version has other files than were pushed.
+            RegistryError: If a served version is missing or has other files than were pushed, or the folder holds a
+                registry of its own. Other models are synchronized all the same.
         """
         served, problems = {}, []
         local = Registry(self.root, base_path=self.base_path)
@@ -180,10 +202,19 @@ class ObjectRegistry(Registry):
                 files.make_folder(folder)
             try:
                 with FileLock(folder / ".lock"), self._errors("read"):
+                    if (folder / HISTORY).exists() and not any(folder.glob(".[0-9]*.json")):
+                        raise RegistryError(
+                            f"Expected a folder for local copies alone; received {self.root}, which has a history of "
+                            "its own. Name another folder."
+                        )
                     lines, present = self._lines(name)[0], self.versions(name)
                     history = [parse(line) for line in lines]
                     now = serving_of(history)
                     assert now  # a push made a champion
+                    if missing := {now.champion, now.canary or now.champion}.difference(present):
+                        raise RegistryError(
+                            f"Expected version {missing.pop()}, which is served; it was deleted. Nothing was changed."
+                        )
                     pushes = {entry.version: entry for entry in reversed(history)}
                     for version in present:
                         is_served = version in (now.champion, now.canary)
@@ -191,7 +222,8 @@ class ObjectRegistry(Registry):
                             self._fetched(name, version, pushes[version])
                     with translate_os_errors("write to", self.root):
                         local.adopt(name, lines)
-                        for version in set(local.versions(name)) - set(present):
+                        is_new = time.time() - (folder / CHAMPION).stat().st_mtime < STILL_LOADED.total_seconds()
+                        for version in () if is_new else set(local.versions(name)) - set(present):
                             files.remove(folder / f".{version}.json")
                             (folder / str(version)).rename(hidden := folder / f".pruned-{uuid.uuid4().hex}")
                             files.remove(hidden)
@@ -247,10 +279,20 @@ class ObjectRegistry(Registry):
         used = [path.name.partition(".")[0] for path in object_store.entries(self.url / name)]
         numbers = [entry.version for entry in history] + [int(part) for part in used if part.isdecimal()]
         version = 1 + max(numbers, default=0)
-        claim = {"host": socket.gethostname(), "at": datetime.now(UTC).isoformat(), "id": uuid.uuid4().hex}
-        while not object_store.write_if_unchanged(self._claim(name, version), json.dumps(claim).encode(), None):
+        while not self._claims(name, version):
             version += 1
         return version
+
+    def _claims(self, name: str, version: int) -> bool:
+        """Return whether this host alone may push or delete a version now, until it deletes its claim."""
+        claim = {"host": socket.gethostname(), "at": datetime.now(UTC).isoformat(), "id": uuid.uuid4().hex}
+        self._claimed[name, version] = content = json.dumps(claim).encode()
+        return object_store.write_if_unchanged(self._claim(name, version), content, None)
+
+    def _is_claimed(self, name: str, version: int) -> bool:
+        """Return whether this host's claim is still there: after `CLAIM_AGE`, another one may have taken the number."""
+        found = object_store.read(self._claim(name, version))
+        return found is not None and found[0] == self._claimed.get((name, version))
 
     def _claim(self, name: str, version: int) -> UPath:
         return self.url / name / f"{version}.claim"
@@ -267,25 +309,46 @@ class ObjectRegistry(Registry):
 
     def _discard(self, name: str, version: int, staging: Path) -> None:
         files.remove(staging)
-        self._delete_objects(name, version)
-        object_store.delete(self._claim(name, version))
+        if self._is_claimed(name, version):
+            self._delete_objects(name, version)
+            object_store.delete_object(self._claim(name, version))
 
     def _append(self, name: str, *entries: HistoryEntry) -> None:
         lines, entry = self._lines(name)[0], entries[0]
-        content = "".join(f"{line}\n" for line in [*lines, *(added.line() for added in entries)]).encode()
-        self._replace(name, content)
         staging = self.root / name / f".push-{entry.version}"
-        if staging.exists():
-            object_store.delete(self._claim(name, entry.version))
+        is_new = staging.exists()
+        if is_new and not self._is_claimed(name, entry.version):
+            raise HistoryChangedError(
+                f"Cannot push version {entry.version} of {name}: another host deleted it, since the push took longer "
+                f"than {CLAIM_AGE}."
+            )
+        self._replace(name, joined([*lines, *(added.line() for added in entries)]).encode())
+        if is_new:
+            object_store.delete_object(self._claim(name, entry.version))
             files.remove(staging)
-            return
         # another host may have been deleting it, as an old version
-        if entry.action != "abort" and not self._is_whole(name, entry.version):
-            champion = champions([parse(line) for line in lines])[-1]
-            problem = f"another host deleted version {entry.version} meanwhile"
-            back = champion.again("rollback", reason=problem, by="", run_id="")
-            self._replace(name, content + f"{back.line()}\n".encode())
-            raise HistoryChangedError(f"Cannot serve version {entry.version} of {name}: {problem}.")
+        elif entry.action != "abort" and not self._is_whole(name, entry.version):
+            self._undo(name, lines, entry.version)
+
+    def _undo(self, name: str, before: list[str], version: int) -> None:
+        """Serve the champion before a change again, unless another host has changed that meanwhile, too.
+
+        Raises:
+            HistoryChangedError: Always: the version can't be served.
+        """
+        problem = f"another host deleted version {version} meanwhile"
+        back = champions([parse(line) for line in before])[-1].again("rollback", reason=problem, by="", run_id="")
+        for _ in range(PUSH_ATTEMPTS):
+            lines = self._lines(name)[0]
+            served = serving_of([parse(line) for line in lines])
+            if served and version not in (served.champion, served.canary):
+                break
+            try:
+                self._replace(name, joined([*lines, back.line()]).encode())
+                break
+            except HistoryChangedError:
+                self._held[name] = object_store.read(self.url / name / HISTORY)
+        raise HistoryChangedError(f"Cannot serve version {version} of {name}: {problem}.")
 
     def _is_whole(self, name: str, version: int) -> bool:
         """Return whether a version was not deleted, once a host that puts it back had the time to do so."""
@@ -297,26 +360,33 @@ class ObjectRegistry(Registry):
 
     def _replace(self, name: str, content: bytes) -> None:
         place, held = self.url / name / HISTORY, self._held[name]
-        if not object_store.write_if_unchanged(place, content, held[1] if held else None):
+        is_written = object_store.write_if_unchanged(place, content, held[1] if held else None)
+        found = object_store.read(place)
+        # else the response may have been lost, and another host have added to what was written
+        if not is_written and not (found and found[0].startswith(content)):
             raise HistoryChangedError(
                 f"Cannot change the history of {name}: another host changed it meanwhile. Nothing was changed. "
                 "Look at it with `ridgeline models show`, and run this again if it still applies."
             )
-        self._held[name] = object_store.read(place)
+        self._held[name] = found
 
     def _delete(self, name: str, version: int, pushed: HistoryEntry) -> bool:
         """Delete a version, unless another host just made it the champion; return whether it was deleted."""
+        if not self._claims(name, version):
+            return False  # another host deletes it
         manifest = object_store.read(self._manifest(name, version))
-        object_store.delete(self._manifest(name, version))  # first: now nobody can choose it any more
+        object_store.delete_object(self._manifest(name, version))  # first: now nobody can choose it any more
         self._held[name] = object_store.read(self.url / name / HISTORY)
-        if version in self._needed(name) and manifest:
+        is_needed = version in self._needed(name)
+        if not is_needed:
+            self._delete_objects(name, version)
+        elif manifest:
             object_store.write(self._manifest(name, version), manifest[0])
-            return False
-        self._delete_objects(name, version)
-        return True
+        object_store.delete_object(self._claim(name, version))
+        return not is_needed
 
     def _delete_objects(self, name: str, version: int) -> None:
-        object_store.delete(self._manifest(name, version))
+        object_store.delete_object(self._manifest(name, version))
         object_store.delete(self.url / name / str(version))
 
     def _repair(self, name: str) -> None:
@@ -326,26 +396,31 @@ class ObjectRegistry(Registry):
         if problem and held:
             kept = f"{HISTORY}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
             object_store.write(self.url / name / kept, held[0])
-            self._replace(name, "".join(f"{line}\n" for line in lines).encode())
+            self._replace(name, joined(lines).encode())
             log.warning("repaired the history of %s: %s; the damaged object is %s", name, problem, kept)
         for leftover in [*folder.glob(".push-*"), *folder.glob(".pruned-*")]:
             files.remove(leftover)
         claims = [path for path in object_store.entries(self.url / name) if path.suffix == ".claim"]
         if claims:
             now = object_store.clock(self.url)
-            pushed = {parse(line).version for line in lines}
+            pushed, present = {parse(line).version for line in lines}, self.versions(name)
             for claim in claims:
                 try:
                     age = now - object_store.modified_at(claim)
                 except FileNotFoundError:  # its push just ended
                     continue
                 if claim.stem.isdecimal() and age > CLAIM_AGE:
-                    if int(claim.stem) not in pushed:
+                    if int(claim.stem) not in pushed or int(claim.stem) not in present:
                         self._delete_objects(name, int(claim.stem))
-                        log.info("%s: deleted version %s, whose push ended before it was done", name, claim.stem)
-                    object_store.delete(claim)
+                        log.info("%s: deleted version %s, whose push or deletion was killed", name, claim.stem)
+                    object_store.delete_object(claim)
 
     @contextmanager
     def _errors(self, action: str) -> Iterator[None]:
         with translate_os_errors(action, self.url):
             yield
+
+
+def _sizes(listed: dict[str, list[Any]]) -> dict[str, int]:
+    """Return the sizes in a listing of sizes and ETags."""
+    return {file: size for file, (size, _) in listed.items()}

@@ -7,17 +7,21 @@ Here, a whole transfer is repeated after what is left.
 from __future__ import annotations
 
 import errno
+import functools
 import logging
+import re
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
+from fsspec.callbacks import Callback
 from upath import UPath
 
 from ridgeline.masking import mask
@@ -25,10 +29,16 @@ from ridgeline.masking import mask
 log = logging.getLogger(__name__)
 
 S3 = ("s3", "s3a")
-# The driver itself repeats a request that got no answer five times more, so a dead endpoint costs about a minute.
+# botocore repeats a request, s3fs repeats what botocore gave up, and `repeated` the whole action. An endpoint that
+# refuses connections or throttles is an error after minutes, one that never responds after eight.
 S3_CONFIG = {"retries": {"mode": "standard", "max_attempts": 5}, "connect_timeout": 5, "read_timeout": 30}
+DRIVER_ATTEMPTS = 3  # of s3fs, which would make five
 ATTEMPTS, FIRST_WAIT_SECONDS = 4, 0.2  # of a transfer
 NUM_TRANSFERS = 8  # at a time
+PATTERN = frozenset("*?[")  # fsspec takes a path with one of these for a pattern
+CLOCK = ".clock"  # the object whose time of writing is the present time
+PART_BYTES, NUM_PARTS = 2**24, 4  # of a file in S3 in memory: 512 MiB for all transfers
+MAX_PARTS = 10_000  # that S3 allows
 PROGRESS_SECONDS = 10.0  # between two lines in the log about a transfer
 TRANSIENT = (errno.EIO, errno.EBUSY, errno.ETIMEDOUT, errno.EAGAIN, getattr(errno, "EREMOTEIO", errno.EIO))
 TRANSIENT_KINDS = (
@@ -39,6 +49,12 @@ TRANSIENT_KINDS = (
     "IncompleteReadError",
     "ResponseParserError",
 )
+
+INVALID_BUCKET = re.compile('Invalid bucket name "[^"]*"')
+DRIVERS = ("botocore", "aiobotocore")  # packages whose errors say what S3 answered
+RIGHTS = "Correct the credentials, or grant them the rights to list, read, write and delete"
+ADDRESS = "Correct the credentials, the region or the address"
+LATER = "Try again later"
 
 T = TypeVar("T")
 
@@ -65,6 +81,8 @@ def open_url(url: str | Path, options: Mapping[str, Any] = MappingProxyType({}))
         merged["config_kwargs"] = {**S3_CONFIG, **options.get("config_kwargs", {})}
     path = cast(UPath, UPath(url, **merged))
     assert path.fs is not None  # the driver is there
+    if protocol in S3:
+        path.fs.retries = DRIVER_ATTEMPTS
     return path
 
 
@@ -93,7 +111,7 @@ def repeated(action: Callable[[], T]) -> T:
         try:
             return action()
         except Exception as error:
-            if not is_transient(error):
+            if not is_transient(error) or type(error).__name__ == "ReadTimeoutError":  # which took minutes already
                 raise
             log.info("attempt %d of %d failed: %s", attempt, ATTEMPTS, mask(f"{type(error).__name__}: {error}"))
             time.sleep(FIRST_WAIT_SECONDS * 2**attempt)
@@ -113,10 +131,10 @@ def download(source: UPath, target: Path, sizes: Mapping[str, int]) -> None:
         EOFError: If the object store keeps sending too little.
     """
 
-    def copy(name: str) -> None:
+    def copy(name: str, callback: Callback) -> None:
         place = target / name
         place.parent.mkdir(parents=True, exist_ok=True)
-        source.fs.get_file((source / name).path, str(place))
+        source.fs.get_file((source / name).path, str(place), callback=callback, **_parts(source, sizes[name]))
         if (received := place.stat().st_size) != sizes[name]:
             raise EOFError(f"Expected {sizes[name]} bytes of {name}; received {received}.")
 
@@ -131,44 +149,106 @@ def upload(source: Path, target: UPath, names: Iterable[str]) -> None:
         target: The folder in the object store.
         names: Names of the files in the folder.
     """
+    sizes = {name: (source / name).stat().st_size for name in names}
 
-    def copy(name: str) -> None:
-        (target / name).parent.mkdir(parents=True, exist_ok=True)  # nothing in S3; other drivers need it
-        target.fs.put_file(str(source / name), (target / name).path)
+    def copy(name: str, callback: Callback) -> None:
+        make_folder((target / name).parent)
+        place = (target / name).path
+        target.fs.put_file(str(source / name), place, callback=callback, **_parts(target, sizes[name]))
 
-    _transfer("uploaded", copy, {name: (source / name).stat().st_size for name in names})
+    _transfer("uploaded", copy, sizes)
 
 
-def _transfer(done: str, copy: Callable[[str], None], sizes: Mapping[str, int]) -> None:
-    total, count, logged = sum(sizes.values()), 0, time.monotonic()
+def _parts(folder: UPath, size: int) -> dict[str, int]:
+    """Return the options by which S3's driver transfers a file in parts, of which few are in memory at a time."""
+    if folder.protocol not in S3:
+        return {}
+    return {"chunksize": max(PART_BYTES, -(-size // MAX_PARTS)), "max_concurrency": NUM_PARTS}
+
+
+class _Progress(Callback):  # type: ignore[misc]  # fsspec has no types
+    """Counts the bytes of one file, and calls a function after each part of it."""
+
+    def __init__(self, log_progress: Callable[[], None]) -> None:
+        super().__init__()
+        self._log_progress = log_progress
+
+    def relative_update(self, inc: int = 1) -> None:
+        super().relative_update(inc)
+        self._log_progress()
+
+
+def _transfer(done: str, copy: Callable[[str, Callback], None], sizes: Mapping[str, int]) -> None:
+    """Copy files, largest first, and log now and then how much of them is done."""
+    total, logged = sum(sizes.values()), time.monotonic()
+    progress: dict[str, Callback] = {}
+
+    def log_progress() -> None:
+        nonlocal logged
+        if time.monotonic() - logged > PROGRESS_SECONDS:
+            logged = time.monotonic()
+            count = sum(min(file.value, sizes[name]) for name, file in progress.copy().items())
+            log.info("%s %.1f of %.1f MiB", done, count / 2**20, total / 2**20)
+
+    def copied(name: str) -> None:
+        progress[name] = _Progress(log_progress)
+        copy(name, progress[name])
+
     with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
         largest_first = sorted(sizes, key=lambda name: -sizes[name])
         try:
-            for name, _ in zip(
-                largest_first, pool.map(lambda name: repeated(lambda: copy(name)), largest_first), strict=True
-            ):
-                count += sizes[name]
-                if time.monotonic() - logged > PROGRESS_SECONDS:
-                    logged = time.monotonic()
-                    log.info("%s %.1f of %.1f MiB", done, count / 2**20, total / 2**20)
+            for _ in pool.map(lambda name: repeated(lambda: copied(name)), largest_first):
+                pass
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def delete(folder: UPath) -> None:
-    """Delete a folder with all that it holds, whether or not it exists.
+def make_folder(folder: UPath) -> None:
+    """Create a folder where its driver needs one. S3 has none: there, the driver would create a missing bucket.
 
     Args:
         folder: The folder.
     """
+    if folder.protocol not in S3:
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def delete(folder: UPath, names: Collection[str] | None = None) -> None:
+    """Delete objects in a folder and below, whether or not they exist.
+
+    Args:
+        folder: The folder.
+        names: Their names there; all objects if None.
+    """
+    prefix = f"{folder.path.rstrip('/')}/"
+
+    def listed() -> list[str]:
+        found = folder.fs.find(folder.path)
+        return [path for path in found if names is None or path.removeprefix(prefix) in names]
 
     def remove() -> None:
-        if found := folder.fs.find(folder.path):
-            folder.fs.rm(found)
+        found = listed()
+        plain = [path for path in found if not PATTERN & set(path)]
+        if len(plain) > 1:
+            folder.fs.rm(plain)
+            found = listed()  # S3 states in a response with status 200 what it did not delete
+        for path in found:  # this raises the reason
+            with suppress(FileNotFoundError):
+                folder.fs.rm_file(path)
 
     with suppress(FileNotFoundError):  # another process deletes it, too
         repeated(remove)
+
+
+def delete_object(path: UPath) -> None:
+    """Delete one object, whether or not it exists.
+
+    Args:
+        path: The object.
+    """
+    with suppress(FileNotFoundError):
+        repeated(lambda: path.fs.rm_file(path.path))
 
 
 def write(path: UPath, content: bytes) -> None:
@@ -178,7 +258,12 @@ def write(path: UPath, content: bytes) -> None:
         path: The object.
         content: Its content.
     """
-    repeated(lambda: path.fs.pipe_file(path.path, content))
+
+    def replace() -> None:
+        make_folder(path.parent)
+        path.fs.pipe_file(path.path, content)
+
+    repeated(replace)
 
 
 def content(path: UPath) -> bytes:
@@ -231,32 +316,6 @@ def create(paths: Iterable[UPath]) -> None:
         repeated(lambda: paths[0].fs.pipe({path.path: b"" for path in paths}))
 
 
-def make_folder(folder: UPath) -> None:
-    """Create a folder and its parents, unless it exists; S3 has none.
-
-    Args:
-        folder: The folder.
-    """
-    if folder.protocol not in S3:
-        folder.mkdir(parents=True, exist_ok=True)
-
-
-def remove(paths: Iterable[UPath]) -> None:
-    """Delete objects, many with a request; those that are missing are left out.
-
-    Args:
-        paths: The objects.
-    """
-    paths = list(paths)
-    if not paths:
-        return
-    if paths[0].protocol in S3:
-        repeated(lambda: paths[0].fs.rm([path.path for path in paths]))
-        return
-    for path in paths:
-        path.unlink(missing_ok=True)
-
-
 def move(source: UPath, target: UPath) -> None:
     """Rename an object, unless it is missing.
 
@@ -294,16 +353,20 @@ def modified_at(path: UPath) -> datetime:
     return cast(datetime, repeated(lambda: path.fs.modified(path.path)))
 
 
-def ages(folder: UPath, suffix: str) -> dict[str, timedelta]:
+def ages(folder: UPath, suffix: str = "") -> dict[str, timedelta]:
     """Return how long ago the objects in a folder and below were written, by the clock of the object store.
 
     Args:
         folder: The folder.
-        suffix: The end of the names of the objects in question.
+        suffix: The end of the names of the objects in question; empty for all.
     """
     prefix = f"{folder.path.rstrip('/')}/"
     listed = repeated(lambda: folder.fs.find(folder.path, detail=True))
-    infos = {path.removeprefix(prefix): info for path, info in listed.items() if path.endswith(suffix)}
+    infos = {
+        path.removeprefix(prefix): info
+        for path, info in listed.items()
+        if path.endswith(suffix) and not path.endswith(f"/{CLOCK}")
+    }
     if not infos:
         return {}
     try:
@@ -317,14 +380,66 @@ def clock(folder: UPath) -> datetime:
     """Return the time by the clock of an object store, so that the hosts' own clocks do not matter.
 
     Args:
-        folder: Where a small object is written, and deleted.
+        folder: Where a small object is written.
     """
-    probe = folder / f".probe-{uuid.uuid4().hex}"
+    write(folder / CLOCK, b"1")
+    return modified_at(folder / CLOCK)
+
+
+def abort_uploads(folder: UPath, older_than: timedelta) -> None:
+    """Delete the parts of large files in S3 whose upload began some time ago and never ended.
+
+    Listings do not show them. It takes rights of its own, and some services can't do it: an error is logged.
+
+    Args:
+        folder: The folder.
+        older_than: How long ago an upload must have begun.
+    """
+    if folder.protocol not in S3:
+        return
+    bucket, prefix, _ = folder.fs.split_path(folder.path)
+    listing = {"Bucket": bucket, "Prefix": f"{prefix.rstrip('/')}/"}
     try:
-        write(probe, b"1")
-        return modified_at(probe)
+        found = repeated(lambda: folder.fs.call_s3("list_multipart_uploads", **listing)).get("Uploads", [])
+        now = clock(folder) if found else None
+        for upload in found:
+            if now and now - upload["Initiated"] > older_than:
+                with suppress(FileNotFoundError):
+                    folder.fs.call_s3(
+                        "abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                    )
+                log.info("deleted what was uploaded of %s before its host died", mask(upload["Key"]))
+    except Exception as error:  # of the driver
+        log.info(
+            "Cannot delete parts of large files whose upload never ended: %s", mask(f"{type(error).__name__}: {error}")
+        )
+
+
+@contextmanager
+def repeating(seconds: float, what: str, action: Callable[[], object]) -> Iterator[None]:
+    """Do something again and again, in a thread, while the body runs. An error is logged.
+
+    Args:
+        seconds: Time between the end of one action and the next.
+        what: What the action does, after "Cannot".
+        action: The action.
+    """
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(seconds):
+            try:
+                action()
+            except Exception as error:  # of the driver; there are more attempts
+                log.warning("Cannot %s: %s", what, mask(f"{type(error).__name__}: {error}"))
+
+    thread = threading.Thread(target=repeat, name=what, daemon=True)
+    thread.start()
+    try:
+        yield
     finally:
-        delete(probe)
+        ended.set()
+        thread.join()  # so that nothing is written after the end
 
 
 def explain(error: BaseException) -> tuple[str, str] | None:
@@ -333,22 +448,38 @@ def explain(error: BaseException) -> tuple[str, str] | None:
     Args:
         error: An error of a driver.
     """
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.args == (None,):  # Ceph sends a code without a text
+        text = _status(error)[1] or type(error).__name__
+    is_of_driver = any(kind.__module__.partition(".")[0] in DRIVERS for kind in type(error).__mro__)
+    if isinstance(error, OSError) and type(error.__cause__).__module__.partition(".")[0] in DRIVERS:
+        return text, _advice(error)
     if isinstance(error, PermissionError) and error.errno is None:
-        if "time" in text:
-            return text, "Set the clock of this machine"
-        return text, "Correct the credentials, or grant them the rights to list, read, write and delete"
-    if isinstance(error, FileNotFoundError) and _status(error)[1] == "NoSuchBucket":
-        return text, "Create the bucket, or correct its name"
-    if any(kind.__module__.partition(".")[0] in ("botocore", "aiobotocore") for kind in type(error).__mro__):
-        advice = "Try again when it can be reached" if is_transient(error) else "Correct the credentials or the address"
-        return f"{type(error).__name__}: {text}", advice
+        return text, RIGHTS
+    if is_of_driver and (name := INVALID_BUCKET.search(text)):
+        return name[0], "Correct the name of the bucket"
+    if is_of_driver:
+        return f"{type(error).__name__}: {text}", LATER if is_transient(error) else ADDRESS
     if isinstance(error, OSError) and error.filename is None and is_transient(error):
-        return text or type(error).__name__, "Try again later"
+        return text, LATER
     return None
 
 
+def _advice(error: OSError) -> str:
+    """Return what to do about an error that a response of S3 was made of."""
+    code = _status(error)[1]
+    if code == "RequestTimeTooSkewed":
+        return "Set the clock of this machine"
+    if code == "NoSuchBucket":
+        return "Create the bucket, or correct its name"
+    if isinstance(error, PermissionError):
+        return RIGHTS
+    return LATER if is_transient(error) else ADDRESS
+
+
 # --- conditional writes
+
+NOT_IMPLEMENTED = 501  # HTTP status
 
 
 class ConditionalWritesError(RuntimeError):
@@ -388,21 +519,33 @@ def write_if_unchanged(path: UPath, content: bytes, tag: str | None) -> bool:
 
     Returns:
         Whether it was replaced; if not, another process has changed it.
+
+    Raises:
+        ConditionalWritesError: If the object store says that it knows no conditions.
     """
     condition = {"mode": "create"} if tag is None else {"IfMatch": tag}
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            repeated(lambda: path.fs.pipe_file(path.path, content, **condition))
+            repeated(functools.partial(path.fs.pipe_file, path.path, content, **condition))
             return True
         except OSError as error:
             status, code = _status(error)
+            if status == NOT_IMPLEMENTED:
+                name = "If-None-Match" if tag is None else "If-Match"
+                raise ConditionalWritesError(f"it does not implement the condition {name}") from error
             if status not in (409, 412) and code != "NoSuchKey":
                 raise
             found = read(path)
             if found and found[0] == content:  # the answer to an earlier attempt was lost
                 return True
-            if status != 409 or (found and found[1]) != tag:
+            if (found and found[1]) != tag:
                 return False
+            if status != 409:
+                bare = (tag or "").strip('"')
+                if condition == {"IfMatch": bare} or not bare:
+                    return False
+                condition = {"IfMatch": bare}  # Ceph compares the tag without its quotes
+                continue
             time.sleep(FIRST_WAIT_SECONDS * 2**attempt)  # S3 asks for a repetition
     return False
 
@@ -433,5 +576,7 @@ def expect_conditional_writes(folder: UPath) -> None:
             raise ConditionalWritesError("it ignores the condition If-None-Match")
         if write_if_unchanged(probe, b"3", '"0123456789abcdef0123456789abcdef"'):
             raise ConditionalWritesError("it ignores the condition If-Match")
+        if not ((found := read(probe)) and write_if_unchanged(probe, b"4", found[1])):
+            raise ConditionalWritesError("it refuses to replace an object under the condition If-Match")
     finally:
-        delete(probe)
+        delete_object(probe)

@@ -20,7 +20,7 @@ from ridgeline.artifacts.base import Artifact, ArtifactError
 from ridgeline.artifacts.dataset import served_name
 from ridgeline.artifacts.model import Model
 from ridgeline.artifacts.pushed_model import PushedModel
-from ridgeline.component import Component, ParameterError, Params, PushRule, ServedParams, StepError
+from ridgeline.component import Component, ParameterError, Params, PushRule, ServedParams, StepError, Workers
 from ridgeline.decisions import Decision, Decisions
 from ridgeline.executor import added_to, decide, execute, list_sources, open_inputs
 from ridgeline.keys import reachable_code
@@ -461,6 +461,7 @@ def run_step(
     rerun: bool = False,
     link: str = "",
     ask: Ask | None = None,
+    workers: Workers | None = None,
 ) -> StepResult:
     """Run or reuse one step, and serve its output if it is a servable model.
 
@@ -480,6 +481,7 @@ def run_step(
         rerun: Run it even if nothing changed.
         link: URL of the run's report, for messages about decisions; empty if there is none.
         ask: How a person is asked for approval; None if that is not possible.
+        workers: The workers of this run; None for one.
 
     Raises:
         StepError: If the output, new or reused, states a problem.
@@ -492,7 +494,7 @@ def run_step(
         if component.champions or _served(component):
             settings.open_registry().recover()
         given, params = _filled_in(settings, component, inputs, params)
-        execution = execute(store, component, given, params, run_id, rerun)
+        execution = execute(store, component, given, params, run_id, rerun, workers)
         pushed, answer = None, None
         if execution.output and pushes:
             model = store.open(execution.output, PushedModel)
@@ -562,6 +564,9 @@ def run(
 ) -> Iterator[StepResult]:
     """Run steps in order, yielding each result; stops after a step that was skipped.
 
+    One of several workers that is not the chief stops after the last step that they run together: the chief does the
+    rest.
+
     Args:
         settings: Where the store and the served models are.
         steps: The steps, as `plan` orders them.
@@ -573,11 +578,18 @@ def run(
     """
     expect_steps(rerun, steps)
     expect_askable(steps, params, ask)
+    workers = _workers(settings, steps)
+    if workers and not workers.is_chief:
+        last = max(i for i, step in enumerate(steps) if step.distributes)
+        log.info("worker %d of %d: takes part until %s", workers.index, workers.count, steps[last].name)
+        steps = steps[: last + 1]
     outputs: dict[type[Artifact[Any]], str] = {}
     with settings.open_store().lease(run_id):
         for step in steps:
             inputs = _inputs(step, outputs)
-            result = run_step(settings, step, inputs, params[step.name], run_id, by, step.name in rerun, ask=ask)
+            result = run_step(
+                settings, step, inputs, params[step.name], run_id, by, step.name in rerun, ask=ask, workers=workers
+            )
             yield result
             if result.execution.output is None:
                 return
@@ -585,6 +597,11 @@ def run(
             missing = set(steps[-1].inputs.values()) - outputs.keys()
             if result.execution.state == "complete" and steps[-1].output is PushedModel and len(missing) == 1:
                 fresh_process.start_ahead()  # to save the model and to check what is pushed
+
+
+def _workers(settings: Settings, steps: Iterable[Component]) -> Workers | None:
+    """Return the workers of a run; None if none of its steps distributes."""
+    return settings.workers if any(step.distributes for step in steps) else None
 
 
 def expect_steps(names: Iterable[str], steps: Iterable[Component]) -> None:
@@ -615,7 +632,7 @@ def explain(
         The step's name and a sentence that begins with ``reused``, ``runs`` or ``depends``.
     """
     expect_steps(rerun, steps)
-    store = settings.open_store()
+    store, workers = settings.open_store(), _workers(settings, steps)
     outputs: dict[type[Artifact[Any]], Artifact[Any] | None] = {}
     for step in steps:
         inputs = _inputs(step, outputs)
@@ -625,7 +642,7 @@ def explain(
             refs, values = _filled_in(settings, step, refs, params[step.name])
             artifacts = open_inputs(store, step, refs)
             sources = list_sources(store, step, values, refs, keep=False)
-            decision = decide(store, step, artifacts, values, step.name in rerun, sources)
+            decision = decide(store, step, artifacts, values, step.name in rerun, sources, workers)
             outputs[step.output] = decision.output
             yield step.name, str(decision)
         else:

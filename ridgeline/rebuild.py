@@ -107,7 +107,8 @@ def _origins(store: Store, registry: Registry, name: str, version: int | None) -
     """Return what a version was made from, in the order in which it was made, itself last.
 
     Raises:
-        RebuildError: If a part of the lineage is missing, or is the output of a step that is not installed.
+        RebuildError: If a part of the lineage is missing, or is the output of a step that is not installed, or of
+            several workers.
     """
     _, pushed = registry.open_version(store, name, version)
     components = load_components()
@@ -122,6 +123,11 @@ def _origins(store: Store, registry: Registry, name: str, version: int | None) -
             raise RebuildError(
                 f"Cannot rebuild {_named(name, version)}: expected the step {origin.execution.component}, which made "
                 f"{origin.ref}; it is not installed. Install its package."
+            )
+        if origin.execution.parts.workers > 1:
+            raise RebuildError(
+                f"Cannot rebuild {_named(name, version)}: {origin.execution.parts.workers} workers made {origin.ref} "
+                f"together, and one gives other bytes. Run {origin.execution.component} on as many, and compare."
             )
     return origins
 

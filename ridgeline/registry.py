@@ -43,6 +43,7 @@ from ridgeline.history import (
     Serving,
     canary,
     champions,
+    joined,
     merge,
     parse,
     pointed,
@@ -885,7 +886,7 @@ class Registry:
             name: The model's name, whose versions' folders are in place.
             lines: The lines of its history.
         """
-        _update(self.root / name / HISTORY, _text(lines))
+        _update(self.root / name / HISTORY, joined(lines))
         self._follow(name)
 
     def _repair(self, name: str) -> None:
@@ -898,7 +899,7 @@ class Registry:
                 shutil.copyfile(folder / HISTORY, kept)
                 files.flush(kept)
                 problem += f"; the damaged file is {kept.name}"
-            files.write(folder / HISTORY, _text(lines))
+            files.write(folder / HISTORY, joined(lines))
             log.warning("repaired the history of %s: %s", name, problem)
         for leftover in [*folder.glob(".pruned-*"), *(folder / f".{file}" for file in (HISTORY, COPY, CHAMPION))]:
             files.remove(leftover)
@@ -918,7 +919,7 @@ class Registry:
         files.remove(staging)
 
     def _append(self, name: str, *entries: HistoryEntry) -> None:
-        files.write(self.root / name / HISTORY, _text([*self._lines(name)[0], *(entry.line() for entry in entries)]))
+        files.write(self.root / name / HISTORY, joined([*self._lines(name)[0], *(entry.line() for entry in entries)]))
         self._follow(name)
 
     def _follow(self, name: str, lines: list[str] | None = None) -> None:
@@ -934,7 +935,7 @@ class Registry:
             else:
                 files.remove(staging)
         if history:
-            _update(folder / COPY, _text(lines))
+            _update(folder / COPY, joined(lines))
             served = serving(history)
             assert served  # a push made a champion, or `rebuild` did
             pointer: dict[str, Any] = {"version": served.champion}
@@ -1010,7 +1011,7 @@ class Registry:
         if not expected and self.store:
             with suppress(ArtifactError):
                 expected = _files_digest(_saved_model_files(self.store.open(entry.artifact, PushedModel)))
-        return not expected or expected == _files_digest({n: file_entry(p) for n, p in _found(folder).items()})
+        return not expected or expected == digest_of_folder(folder)
 
 
 def _succession(history: list[HistoryEntry]) -> Iterator[HistoryEntry]:
@@ -1023,10 +1024,6 @@ def _succession(history: list[HistoryEntry]) -> Iterator[HistoryEntry]:
     while end:
         yield history[end - 1]
         end = pushed[history[end - 1].version]
-
-
-def _text(lines: list[str]) -> str:
-    return "".join(f"{line}\n" for line in lines)
 
 
 def _update(path: Path, text: str) -> None:
@@ -1045,6 +1042,15 @@ def _found(folder: Path) -> dict[str, Path]:
     """Return the files in a version's folder by name, those of operating systems left out."""
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     return {name: path for name, path in found.items() if not is_os_file(name)}
+
+
+def digest_of_folder(folder: Path) -> str:
+    """Return the digest of the files in a version's folder, those of operating systems left out.
+
+    Args:
+        folder: The folder.
+    """
+    return _files_digest({name: file_entry(path) for name, path in _found(folder).items()})
 
 
 def _files_digest(entries: dict[str, FileEntry]) -> str:

@@ -8,7 +8,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NamedTuple
 
-QUANTITY = re.compile(r"(0|[1-9][0-9]*)(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?", re.ASCII)
+CORES = re.compile(r"([0-9]+(?:\.[0-9]+)?)m?")
+BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?)[MGT]i?")  # with a unit: no step does with 8 bytes, nor with 8m, 0.008 of one
 EXAMPLE = '{"train": {"cpu": 4, "memory": "8Gi", "gpu": 1}}'
 
 
@@ -72,7 +73,9 @@ def _resources(step: str, wanted: Any, place: str) -> StepResources:
             found[name] = amount
             continue
         text = str(amount) if isinstance(amount, int | float | str) and not isinstance(amount, bool) else ""
-        if not QUANTITY.fullmatch(text) or not float("".join(re.findall(r"[0-9.]", text))):
-            raise ValueError(f"a quantity such as 2, 500m or 4Gi for {step}.{name}{place}; received {amount!r}")
+        match = (CORES if name == "cpu" else BYTES).fullmatch(text)
+        if not match or not float(match[1]):
+            example = "2 or 500m" if name == "cpu" else "4Gi or 500M"
+            raise ValueError(f"a quantity such as {example} for {step}.{name}{place}; received {amount!r}")
         found[name] = text
     return StepResources(**found)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import warnings
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
@@ -17,19 +18,21 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ridgeline.access import expect_readable
-from ridgeline.component import Component
+from ridgeline.component import Component, Workers
 from ridgeline.connections import ENTRY, ENTRY_FORM, Connection, apprise_urls, storage_options
 from ridgeline.decisions import KINDS
-from ridgeline.masking import HIDDEN, mask, remember
+from ridgeline.masking import HIDDEN, mask, remember, remember_secret
 from ridgeline.messages import Recipient
 from ridgeline.object_registry import ObjectRegistry
 from ridgeline.object_store import S3, open_url
 from ridgeline.registry import Registry
 from ridgeline.resources import StepResources, parse_resources
 from ridgeline.store import Store, StoreError, mirror_of
+from ridgeline.workers import workers_of_environment
 
 PREFIX = "RIDGELINE_"
 BASE_PATH = f"{PREFIX}SERVING_BASE_PATH"
+SECRET_OPTION = re.compile(r"--\w*(?:secret|password|token)\w*=(.+)", re.DOTALL)
 AIRFLOW = "airflow://"  # begins what names an Airflow connection
 PATTERN = "*?[\\"
 MAX_DEADLINE_MINUTES = 10 * 366 * 24 * 60
@@ -58,9 +61,11 @@ def _json_object(value: Any) -> Any:
 def _store(value: str) -> str:
     from fsspec import available_protocols
 
-    scheme, mark, _ = value.partition("://")
+    scheme, mark, place = value.partition("://")
     if not mark:
         _folder(value)
+    elif scheme in S3 and not place.partition("/")[0]:
+        raise ValueError("the name of a bucket after s3://")
     elif unknown := set(scheme.split("::")) - {*available_protocols(), "local"}:
         raise ValueError(f"a folder, or a URL that fsspec can open, which has no {'::'.join(sorted(unknown))}://")
     return value
@@ -170,6 +175,19 @@ def _users(value: Any) -> Any:
     return tuple(value.split()) if isinstance(value, str) else value
 
 
+def _options(value: Any) -> Any:
+    try:
+        words = tuple(shlex.split(value)) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(f"words as in a shell; received others ({error})") from None
+    if any(not word.startswith("--") for word in words):
+        raise ValueError("options of Apache Beam as --name or --name=value; received other words")
+    for word in words:
+        if match := SECRET_OPTION.fullmatch(word):
+            remember_secret(match[1])
+    return words
+
+
 def _store_connection(value: str, info: ValidationInfo) -> str:
     if "://" not in info.data.get("store", "://"):
         raise ValueError("none, since RIDGELINE_STORE is a folder")
@@ -194,6 +212,7 @@ class Settings(BaseSettings):
         serving_base_path: The same folder as TF Serving sees it, for example inside its container; `serving` if None.
         keep_versions: How many of the newest versions of a model a push keeps.
         manual_dir: The folder with the dataset's downloaded files, for machines without a network.
+        beam_pipeline_options: Options of Apache Beam, with which `ingest` decodes folders and prepares Beam datasets.
         image_dir: The folder of images of ``ingest.dataset=folder``: a folder or any `universal_pathlib` URL.
         replay_dir: Folder of unlabelled images for which `evaluate` compares a model with the champion: a folder or any
             `universal_pathlib` URL.
@@ -240,6 +259,7 @@ class Settings(BaseSettings):
     keep_versions: int = Field(10, ge=1)
     manual_dir: Folder = None
     image_dir: Annotated[str, AfterValidator(_store)] | None = None
+    beam_pipeline_options: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_options)] | None = None
     replay_dir: Annotated[str, AfterValidator(_store)] | None = None
     schedule: Schedule = "@weekly"
     inference_schedule: Annotated[str, AfterValidator(_inference_schedule)] = "never"
@@ -326,6 +346,15 @@ class Settings(BaseSettings):
         )
 
     @property
+    def workers(self) -> Workers | None:
+        """The workers of which this process is one, from ``TF_CONFIG``; None if it is alone.
+
+        Raises:
+            ParameterError: If ``TF_CONFIG`` can't be used.
+        """
+        return workers_of_environment()
+
+    @property
     def longest_run(self) -> timedelta:
         """How long a run may take: its steps, and the wait for an approval."""
         return timedelta(hours=24 + self.approval_hours)
@@ -380,18 +409,22 @@ class Settings(BaseSettings):
             )
         return store.local / "serving"
 
-    def expect_servable(self) -> None:
+    def expect_servable(self, folder: Path | None = None) -> None:
         """Check that models can be served from the folder of the served models, before a run makes one.
+
+        Args:
+            folder: Another folder that servers read; None for that of the settings.
 
         Raises:
             StoreError: If the store is remote and no folder is set, or the folder's path has a character that
                 TensorFlow takes for a pattern: it would find no file of the model.
         """
-        for path, name in ((str(self.serving_dir()), "RIDGELINE_SERVING"), (self.serving_base_path or "", BASE_PATH)):
+        own = (str(folder), "as FOLDER") if folder else (str(self.serving_dir()), "in RIDGELINE_SERVING")
+        for path, place in (own, (self.serving_base_path or "", f"in {BASE_PATH}")):
             if found := [character for character in PATTERN if character in path]:
                 raise StoreError(
                     f"Expected a folder for served models without {' '.join(PATTERN)} in its path, which TensorFlow "
-                    f"takes for a pattern; received {path}, with {' '.join(found)}. Name another folder in {name}."
+                    f"takes for a pattern; received {path}, with {' '.join(found)}. Name another folder {place}."
                 )
 
     def open_registry(self) -> Registry:

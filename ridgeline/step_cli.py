@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import shutil
+import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ from typing import Any
 from pydantic import DirectoryPath, Field, ValidationError, create_model
 from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource
 
+from ridgeline import worker_process
 from ridgeline.artifacts.base import Artifact
-from ridgeline.component import Champion, Component, Params, StepSkipped
+from ridgeline.component import Champion, Component, Params, StepSkipped, Workers
 from ridgeline.files import move
+from ridgeline.keys import key_parts
 from ridgeline.masking import mask
 from ridgeline.sources import read_sources
 
@@ -34,15 +38,17 @@ class _CommandLine(BaseSettings):
         return (init_settings,)
 
 
-def run_step(component: Component, arguments: list[str]) -> Artifact[Any]:
+def run_step(component: Component, arguments: list[str], workers: Workers | None = None) -> Artifact[Any] | None:
     """Run a step with the inputs and parameters of a command line.
 
     Args:
         component: The step.
         arguments: For example ``["--dataset", "folder", "--output", "new"]``; ``--help`` describes them.
+        workers: For a step that distributes: the processes that run it together; None for one.
 
     Returns:
-        The output artifact, in the directory that ``--output`` names.
+        The output artifact, in the directory that ``--output`` names; None on a worker that is not the chief, which
+        writes nothing.
 
     Raises:
         SystemExit: If an argument is bad or the step fails; nothing is left behind but a step's scratch folder.
@@ -58,7 +64,7 @@ def run_step(component: Component, arguments: list[str]) -> Artifact[Any]:
         inputs |= {name: Champion(inputs[name].digest, inputs[name]) for name in component.champions if name in inputs}
         for name, kind in component.groups.items():
             inputs |= {f"{name}.{i}": kind.load(path) for i, path in enumerate(getattr(given, name))}
-        return _write(component, component.parse(values), given.output, inputs)
+        return _write(component, component.parse(values), given.output, inputs, workers)
     except ValidationError as error:
         raise SystemExit(f"error: {component.explain(error)}") from None
     except (ValueError, RuntimeError, OSError, ArithmeticError, StepSkipped) as error:
@@ -96,7 +102,15 @@ def _arguments_type(component: Component) -> Any:
     return model
 
 
-def _write(component: Component, params: Params, output: Path, inputs: dict[str, Any]) -> Artifact[Any]:
+def _write(
+    component: Component, params: Params, output: Path, inputs: dict[str, Any], workers: Workers | None
+) -> Artifact[Any] | None:
+    if workers:
+        workers = dataclasses.replace(workers, key=key_parts(component, inputs, params, workers=workers).key())
+        if not workers.is_chief:
+            with tempfile.TemporaryDirectory() as folder:
+                worker_process.run_in_process(component, workers, params=params, output=Path(folder), **inputs)
+            return None
     if output.exists():
         raise FileExistsError(f"Expected a new directory; received {output}, which exists. Name another.")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +121,10 @@ def _write(component: Component, params: Params, output: Path, inputs: dict[str,
         if scratch:
             scratch.mkdir(exist_ok=True)
         sources = read_sources(component, params, cache=None, inputs=inputs)
-        component(params=params, output=staging, scratch=scratch, sources=sources, **inputs)
+        if workers:
+            worker_process.run_in_process(component, workers, params=params, output=staging, scratch=scratch, **inputs)
+        else:
+            component(params=params, output=staging, scratch=scratch, sources=sources, **inputs)
         move(staging, output)
         if scratch:
             shutil.rmtree(scratch)

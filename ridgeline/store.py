@@ -10,11 +10,10 @@ import os
 import re
 import shutil
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
@@ -24,7 +23,7 @@ from filelock import FileLock, Timeout
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from upath import UPath
 
-from ridgeline import files, object_store
+from ridgeline import files, key_lease, object_store
 from ridgeline.artifacts.base import MANIFEST, Artifact, ArtifactError, Manifest, verify
 from ridgeline.journal import Journal
 from ridgeline.keys import KeyParts
@@ -41,6 +40,7 @@ LEASE_AGE = timedelta(days=1)  # how long an unfinished execution on another hos
 # In a store at a URL, a lease is renewed while its process lives, and what is new or reused is not deleted meanwhile.
 LEASE_EXPIRY, RENEWAL_SECONDS = timedelta(hours=1), 600.0  # by the clock of the object store alone
 CACHE_IN_USE = timedelta(hours=1)  # after its last use, a local copy counts as read still
+UPLOAD_AGE = timedelta(hours=6)  # an artifact whose upload takes longer is taken for dead; by the same clock
 WAIT_SECONDS = 0.1  # between two looks whether another execution of the same key has ended
 
 
@@ -190,9 +190,12 @@ class Store:
         <root>/staging/<id>.json                 a record that is being written, by the owner of the store's lock
         <root>/scratch/<key>/, <key>.lock        what an unfinished execution left for the next one with its key
         <local>/leases/<id>.lock                 its owner is the execution
+        <root>/keys/<key>.json                   in an object store: the host that works on a key, see `KeyLease`
+        <local>/.name                            of a mirror: its random name
 
     With a remote root, components still see local paths: artifacts are mirrored into a local folder of the
-    same layout, and an upload is complete when its manifest, written last, is there.
+    same layout, and an upload is complete when its manifest, written last, is there. Staging is local, and so are
+    scratch folders, but an object store with conditional writes holds a copy of these, see `key_lease`.
 
     Args:
         root: The root as a path or URL.
@@ -211,6 +214,7 @@ class Store:
     ) -> None:
         remember(str(root))
         self.cache_bytes = cache_bytes
+        self._unshared: str | None = None  # why several hosts can't share it; None: not looked at yet
         try:
             path = object_store.open_url(root, options)
         except (ImportError, ValueError, TypeError) as error:
@@ -358,17 +362,75 @@ class Store:
     def scratch(self, key: str) -> Iterator[Path]:
         """Yield the folder of an execution's unfinished work; it is deleted afterwards, unless the body failed.
 
-        Only one execution of a key holds it: another one waits, and finds the result of the first.
+        Only one execution of a key holds it: another one waits, and finds the result of the first. In an object store
+        with conditional writes, this holds across hosts, and what one left is there for the next one on any host.
 
         Args:
             key: The execution's key.
+
+        Raises:
+            StoreError: If an object store without conditional writes is used by several hosts.
         """
         folder = self.local / "scratch" / key
-        with self._owned(folder, wait=True):
+        with self._owned(folder, wait=True), ExitStack() as stack:
             with translate_os_errors("write to", self.root):
                 folder.mkdir(exist_ok=True)
+                if self.remote and self._is_shared():
+                    stack.enter_context(key_lease.hold(self.root, key, folder, self._mirror_name()))
             yield folder
             shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[bool]:
+        """Yield whether no other process does the same meanwhile, in an object store also on no other host.
+
+        Args:
+            name: The name of what is done.
+        """
+        lock = FileLock(self.local / f"{name}.lock")
+        with suppress(Timeout):
+            lock.acquire(timeout=0)
+        if not lock.is_locked:
+            yield False
+            return
+        try:
+            with ExitStack() as stack:
+                is_alone = True
+                with translate_os_errors("write to", self.root):
+                    if self.remote and not self._why_unshared():
+                        lease = key_lease.attempted(self.root, name, self._mirror_name())
+                        is_alone = stack.enter_context(lease)
+                yield is_alone
+        finally:
+            lock.release()
+
+    def _why_unshared(self) -> str:
+        """Return why several hosts can't share this object store; empty if they can."""
+        if self._unshared is None:
+            try:
+                object_store.expect_conditional_writes(self.root)
+                self._unshared = ""
+            except object_store.ConditionalWritesError as error:
+                self._unshared = str(error)
+        return self._unshared
+
+    def _is_shared(self) -> bool:
+        """Return whether several hosts may use this object store; refuse one that can't be shared if several do."""
+        others = {lease.host for lease in self.leases()} - {socket.gethostname()} if self._why_unshared() else set()
+        if others:
+            raise StoreError(
+                f"Expected an object store with conditional writes for several hosts; received {self.root}: "
+                f"{self._unshared}. Now {', '.join(sorted(others))} uses it, too. Use S3 or a service that has them, "
+                "or run all steps on one host."
+            )
+        return not self._unshared
+
+    def _mirror_name(self) -> str:
+        """Return the random name of the mirror."""
+        with self.lock():
+            if not (file := self.local / ".name").exists():
+                files.write(file, uuid.uuid4().hex)
+            return file.read_text(encoding="utf-8")
 
     @contextmanager
     def lease(self, run_id: str, artifacts: Iterable[str] = ()) -> Iterator[StoreError | None]:
@@ -387,43 +449,29 @@ class Store:
         name, failure = uuid.uuid4().hex, None
         owner = FileLock(self.local / "leases" / f"{name}.lock")
         lease = Lease(run_id=run_id, artifacts=list(artifacts), lock=str(owner.lock_file))
-        file = self.root / "leases" / f"{name}.json"
+        file, content = self.root / "leases" / f"{name}.json", lease.model_dump_json().encode()
         try:
             with translate_os_errors("write to", self.root), self.lock():
-                for folder in (Path(owner.lock_file).parent, file.parent):
-                    folder.mkdir(parents=True, exist_ok=True)
+                Path(owner.lock_file).parent.mkdir(parents=True, exist_ok=True)
+                object_store.make_folder(file.parent)
                 self.leases(clear=True)
                 owner.acquire()
-                file.write_text(lease.model_dump_json())
+                object_store.write(file, content) if self.remote else file.write_bytes(content)
         except StoreError as error:
             failure = error
         try:
-            with self._renewed(file, lease) if self.remote and not failure else nullcontext():
+            renewed = object_store.repeating(
+                RENEWAL_SECONDS, f"renew the lease of {run_id}", lambda: object_store.write(file, content)
+            )
+            with renewed if self.remote and not failure else nullcontext():
                 yield failure
         finally:
             if owner.is_locked:
-                self._end_lease(name)
-                owner.release()
-
-    @contextmanager
-    def _renewed(self, file: UPath, lease: Lease) -> Iterator[None]:
-        """Write a lease again and again while the body runs."""
-        ended = threading.Event()
-
-        def renew() -> None:
-            while not ended.wait(RENEWAL_SECONDS):
                 try:
-                    object_store.write(file, lease.model_dump_json().encode())
-                except Exception as error:  # of the driver; there are more attempts before it expires
-                    log.warning("Cannot renew the lease of %s: %s", lease.run_id, mask(error))
-
-        thread = threading.Thread(target=renew, name="lease", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()  # else it would write the lease again after its end
+                    self._end_lease(name)
+                except Exception as error:  # of the driver; what the body did is done
+                    log.warning("Cannot delete the lease of %s, which expires by itself: %s", run_id, mask(error))
+                owner.release()
 
     def leases(self, clear: bool = False) -> list[Lease]:
         """Return the leases of running processes, on other hosts those of the last `LEASE_AGE`.
@@ -462,7 +510,7 @@ class Store:
         return found
 
     def clear_scratch(self, older_than: timedelta, dry_run: bool) -> dict[str, int]:
-        """Delete the scratch folders that no execution uses and that have not changed for some time.
+        """Delete the scratch folders that no execution uses and that have not changed for some time, and their copies.
 
         Args:
             older_than: How long ago the last change must be.
@@ -471,7 +519,7 @@ class Store:
         Returns:
             Size in bytes of each such folder, by key.
         """
-        sizes = {}
+        sizes = self._clear_copies(older_than, dry_run)
         for folder in _folders(self.local / "scratch"):
             lock_file = folder.with_name(f"{folder.name}.lock")
             with (
@@ -486,6 +534,33 @@ class Store:
                     sizes[folder.name] = sum(stat.st_size for stat in files)
                     if not dry_run:
                         shutil.rmtree(folder)
+        return sizes
+
+    def _clear_copies(self, older_than: timedelta, dry_run: bool) -> dict[str, int]:
+        """Delete copies of scratch folders that no host uses, and leases that dead hosts had on keys.
+
+        A copy goes if it did not change for some time, or if its key was finished.
+        """
+        if self.root.protocol not in object_store.S3:
+            return {}
+        with translate_os_errors("write to", self.root):
+            copies, ages = self.root / "scratch", object_store.ages(self.root / "scratch", "")
+            found = {name: size for name, size in object_store.sizes(copies).items() if "/" in name}
+            leases = object_store.ages(self.root / "keys", ".json")
+            in_use = {Path(name).stem for name, age in leases.items() if age <= key_lease.EXPIRY}
+            sizes: dict[str, int] = {}
+            for key in {name.partition("/")[0] for name in found} - in_use:
+                changed = min((age for name, age in ages.items() if name.startswith(f"{key}/")), default=timedelta())
+                if changed >= older_than or any(self.executions(key=key, with_output=True)):
+                    sizes[key] = sum(size for name, size in found.items() if name.startswith(f"{key}/"))
+            dead = {Path(name).stem for name in leases} - in_use
+            for key in () if dry_run else {*sizes, *dead}:
+                lease = key_lease.KeyLease(self.root / "keys" / f"{key}.json", self._mirror_name())
+                with self._owned(self.local / "scratch" / key) as owned:
+                    if owned and lease.acquire() is None:
+                        if key in sizes:
+                            object_store.delete(copies / key)
+                        lease.release()
         return sizes
 
     def clear_leftovers(self) -> None:
@@ -537,8 +612,13 @@ class Store:
             return self.holds(ref)
         place = self.root / "artifacts" / ref / MANIFEST
         with translate_os_errors("write to", self.root):
-            found = object_store.read(place)
-            return found is not None and object_store.write_if_unchanged(place, *found)
+            if not (found := object_store.read(place)):
+                return False
+            try:
+                return object_store.write_if_unchanged(place, *found)
+            except object_store.ConditionalWritesError:  # a store of one host needs none
+                object_store.write(place, found[0])
+                return True
 
     def young(self) -> set[str]:
         """Return the artifacts that may be about to be recorded: of a store at a URL, those of `LEASE_EXPIRY`."""
@@ -557,33 +637,52 @@ class Store:
     def deletion(self, keep_young: bool = False) -> Iterator[Callable[[str], bool]]:
         """Yield a function that hides an artifact by one rename; afterwards, the hidden files are deleted.
 
-        It returns whether it did.
+        It returns whether it did. In a store at a URL, an artifact without its manifest is hidden. What another host
+        records as an output meanwhile gets its manifest back: either this host sees the record, or the other one
+        sees, after it wrote the record, that the artifact is gone.
 
         Args:
             keep_young: Leave what another host just wrote or reused, see `young`.
         """
+        hidden: dict[str, bytes] = {}
         with self._own_staging() as place:
             numbers = itertools.count()
-            with translate_os_errors("write to", self.root):
-                oldest_young = object_store.clock(self.root) - LEASE_EXPIRY if self.remote and keep_young else None
+            oldest_young, earlier = None, set[RecordFile]()
+            if self.remote and keep_young:
+                with translate_os_errors("write to", self.root):
+                    oldest_young = object_store.clock(self.root) - LEASE_EXPIRY
+                earlier = set(self.record_files())
 
             def hide(ref: str) -> bool:
                 with translate_os_errors("write to", self.root):
-                    if oldest_young:
-                        with suppress(FileNotFoundError):
-                            if object_store.modified_at(self.root / "artifacts" / ref / MANIFEST) > oldest_young:
-                                return False
                     if self.remote:
-                        object_store.delete(self.root / "artifacts" / ref / MANIFEST)
-                        object_store.delete(self.root / "artifacts" / ref)
+                        manifest = self.root / "artifacts" / ref / MANIFEST
+                        content = b""
+                        with suppress(FileNotFoundError):
+                            if oldest_young and object_store.modified_at(manifest) > oldest_young:
+                                return False
+                            content = manifest.read_bytes()
+                        object_store.delete_object(manifest)
+                        hidden[ref] = content
                     if (path := self.path(ref)).exists():
                         path.rename(place.with_name(f"{place.name}-{next(numbers)}"))
                 return True
 
-            yield hide
+            try:
+                yield hide
+            finally:
+                new = set(self.record_files()) - earlier if hidden and oldest_young else ()
+                outputs = {file.output for file in new}
+                for ref, content in hidden.items():
+                    folder = self.root / "artifacts" / ref
+                    with translate_os_errors("write to", self.root):
+                        if content and short_ref(ref) in outputs:
+                            object_store.write(folder / MANIFEST, content)
+                        else:
+                            object_store.delete(folder)
 
     def clear_staging(self, dry_run: bool) -> dict[str, int]:
-        """Delete what dead processes left in the staging folder.
+        """Delete what dead processes left in the staging folder, and in an object store of the artifacts they uploaded.
 
         Args:
             dry_run: Only report what would be deleted.
@@ -592,7 +691,36 @@ class Store:
             Size in bytes of each such folder, by name.
         """
         with nullcontext() if dry_run else self.lock():
-            return self._clear_dead(self.local / "staging", dry_run)
+            sizes = self._clear_dead(self.local / "staging", dry_run)
+        return sizes | self._clear_uploads(dry_run)
+
+    def _clear_uploads(self, dry_run: bool) -> dict[str, int]:
+        """Delete the artifacts in an object store that have no manifest, since their host died, after `UPLOAD_AGE`.
+
+        Returns:
+            Size in bytes of each, by store-relative name.
+        """
+        if not self.remote:
+            return {}
+        with translate_os_errors("write to", self.root):
+            place = self.root / "artifacts"
+            ages, found = object_store.ages(place, ""), object_store.sizes(place)
+            whole = {name.removesuffix(f"/{MANIFEST}") for name in found if name.endswith(f"/{MANIFEST}")}
+            parts: dict[str, list[str]] = {}
+            for name in found:
+                ref = "/".join(name.split("/")[:2])
+                if ref not in whole and REF.fullmatch(ref):
+                    parts.setdefault(ref, []).append(name)
+            sizes = {
+                ref: sum(found[name] for name in names)
+                for ref, names in parts.items()
+                if all(ages.get(name, timedelta()) > UPLOAD_AGE for name in names)
+            }
+            if not dry_run:
+                for ref in sizes:
+                    object_store.delete(place / ref)
+                object_store.abort_uploads(self.root, UPLOAD_AGE)
+        return sizes
 
     def sizes(self, refs: Iterable[str]) -> dict[str, int]:
         """Return the sizes in bytes of artifacts' files; 0 for a damaged or missing one.
@@ -630,8 +758,11 @@ class Store:
             raise ArtifactError(mask(f"Expected an artifact at {folder}; received: {error}.")) from error
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, across_hosts: str = "") -> Iterator[None]:
         """Hold the store's lock, as while an artifact and its record change together.
+
+        Args:
+            across_hosts: Name of what no other host may change either, if this is an object store; nothing if empty.
 
         Raises:
             StoreError: If the store can't be written.
@@ -641,7 +772,14 @@ class Store:
             lock = FileLock(self.local / ".lock", is_singleton=True)
             lock.acquire()
         try:
-            yield
+            with ExitStack() as stack:
+                with translate_os_errors("write to", self.root):
+                    if across_hosts and self.remote and self._is_shared():
+                        exclusive = key_lease.exclusive(
+                            self.root, across_hosts, self._mirror_name(), "changes the same"
+                        )
+                        stack.enter_context(exclusive)
+                yield
         finally:
             lock.release()
 
@@ -655,6 +793,9 @@ class Store:
             (staging := self.local / "staging").mkdir(parents=True, exist_ok=True)
             unfinished = staging / f"{uuid.uuid4().hex}.json"
             self._journal.add(name, file.name, text, values_of(execution), unfinished)
+            made = execution.output if self.remote else None
+            if made and self.path(made).exists() and not self.holds(made):
+                self._upload(made)  # another host's garbage collection did not see the record in time
 
     def executions(
         self,
@@ -697,6 +838,16 @@ class Store:
         """Return the files of all records, newest first; nothing is read."""
         with translate_os_errors("read", self.root):
             return [RecordFile.parse(folder, name) for folder, name in self._journal.all()]
+
+    def newest_files(self, component: str) -> Iterator[RecordFile]:
+        """Yield the files of a component's records, newest first; a month is listed when it is needed, nothing is read.
+
+        Args:
+            component: The component's name.
+        """
+        with translate_os_errors("read", self.root):
+            for name in self._journal.newest(component):
+                yield RecordFile.parse(component, name)
 
     def read_record(self, file: RecordFile) -> Execution | None:
         """Return a record; None if it is damaged, which is logged, or was deleted meanwhile.
@@ -741,14 +892,10 @@ class Store:
         field = next((field for field in ("key", "output", "input", "run") if values[field]), "")
         folder = "" if component == "*" else component
         with translate_os_errors("read", self.root):
-            found: Iterable[tuple[str, str]]
-            if field:
-                found = self._journal.find(field, values[field], folder)
-            elif folder:
-                found = ((folder, name) for name in self._journal.newest(folder))
-            else:
-                found = self._journal.all()
-            for place, name in found:
+            if folder and not field:
+                yield from self.newest_files(folder)
+                return
+            for place, name in self._journal.find(field, values[field], folder) if field else self._journal.all():
                 if folder in ("", place):
                     yield RecordFile.parse(place, name)
 
@@ -758,7 +905,7 @@ class Store:
 
     def _newest_start(self, component: str) -> str:
         """Return the start that the name of a component's newest record states; empty if there is none."""
-        return RecordFile.parse(component, next(self._journal.newest(component), "")).start
+        return next((file.start for file in self.newest_files(component)), "")
 
     @contextmanager
     def _own_staging(self) -> Iterator[Path]:
@@ -816,8 +963,11 @@ class Store:
                 owner.release()
 
     def _end_lease(self, name: str) -> None:
-        (self.root / "leases" / f"{name}.json").unlink(missing_ok=True)
         (self.local / "leases" / f"{name}.lock").unlink(missing_ok=True)
+        if self.remote:
+            object_store.delete_object(self.root / "leases" / f"{name}.json")
+        else:
+            (self.root / "leases" / f"{name}.json").unlink(missing_ok=True)
 
     @staticmethod
     def _clear_dead(staging: Path, dry_run: bool = False) -> dict[str, int]:
@@ -839,8 +989,7 @@ class Store:
         made = list(self.executions(key=scratch.name))
         if any(e.started_at.timestamp() + e.seconds >= changed for e in made):
             return True
-        for name in self._journal.newest(made[0].component) if made else ():  # it may have been reused
-            file = RecordFile.parse(made[0].component, name)
+        for file in self.newest_files(made[0].component) if made else ():  # it may have been reused
             if not file.state or datetime.fromisoformat(file.start).timestamp() < changed:
                 break
             if file.key == scratch.name[:SHORT] and file.state == "cached":
@@ -888,12 +1037,13 @@ class Store:
 
 
 def mirror_of(url: str) -> Path:
-    """Return the local folder for copies of what is at a URL.
+    """Return the local folder for copies of what is at a URL, in ``$XDG_CACHE_HOME`` or ``~/.cache``.
 
     Args:
         url: The URL.
     """
-    return Path.home() / ".cache" / "ridgeline" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches) / "ridgeline" / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import http.client
 import random
+import re
 import socket
 import struct
+import sys
 import threading
 import time
 from collections import Counter
@@ -13,7 +15,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 FAULTS = ("latency", "reset_before", "reset_after", "500", "503", "truncation")
-CODES = {"500": "InternalError", "503": "SlowDown", "403": "AccessDenied"}
+CODES = {"500": "InternalError", "503": "SlowDown", "403": "AccessDenied", "412": "PreconditionFailed"}
 
 
 @dataclass
@@ -24,14 +26,21 @@ class Faults:
         seed: Of the draws.
         rate: Share of the requests that meet a fault.
         unconditional: Whether conditions (If-Match, If-None-Match) are removed.
-        forbidden: Methods that are refused with the status 403.
+        unknown_conditions: Whether writes under a condition are refused with the status 501.
+        forbidden: Methods that are refused with the status 403. Without DELETE, the deletion of a list of objects is
+            refused as S3 does it: with the status 200 and an error for each object.
+        answer: Status and code with which each request but the deletions is refused; empty for none.
+        bare_tags: Whether a tag in quotes meets no condition of a write, as in Ceph 16.
         counts: Number of faults of each kind, and of requests.
     """
 
     seed: int = 0
     rate: float = 0.0
     unconditional: bool = False
+    unknown_conditions: bool = False
+    bare_tags: bool = False
     forbidden: tuple[str, ...] = ()
+    answer: tuple[str, str] | tuple[()] = ()
     counts: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -58,9 +67,9 @@ class Proxy(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, port: int = 0) -> None:
         self.upstream, self.faults, self.writes = endpoint.partition("://")[2], Faults(), threading.Lock()
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", port), _Handler)
         self.address = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -79,6 +88,11 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         faults, self.close_connection = self.server.faults, True
         fault = faults.draw()
+        if "DELETE" in faults.forbidden and self.command == "POST" and self.path.endswith("?delete"):
+            return self._refuse_each(body)
+        if faults.answer and self.command != "DELETE":
+            status, code = faults.answer
+            return self._refuse(status, code, f"{code} at this time")
         if self.command in faults.forbidden:
             return self._refuse("403")
         if fault == "latency":
@@ -88,6 +102,10 @@ class _Handler(BaseHTTPRequestHandler):
         if fault in CODES:
             return self._refuse(fault)
         headers = dict(self.headers.items())
+        if faults.unknown_conditions and self.command == "PUT" and {"If-Match", "If-None-Match"} & headers.keys():
+            return self._refuse("501", "NotImplemented")
+        if faults.bare_tags and headers.get("If-Match", "").startswith('"') and self.command == "PUT":
+            return self._refuse("412")
         if faults.unconditional:
             headers = {k: v for k, v in headers.items() if k.lower() not in ("if-match", "if-none-match")}
         upstream = http.client.HTTPConnection(self.server.upstream, timeout=60)
@@ -118,8 +136,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content[: len(content) // 2] if fault == "truncation" else content)
         return None
 
-    def _refuse(self, status: str) -> None:
-        content = f"<Error><Code>{CODES[status]}</Code><Message>{CODES[status]}</Message></Error>".encode()
+    def _refuse(self, status: str, code: str = "", message: str = "") -> None:
+        code = code or CODES[status]
+        content = f"<Error><Code>{code}</Code><Message>{message or code}</Message></Error>".encode()
         self.send_response_only(int(status))
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Connection", "close")
@@ -127,8 +146,28 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content)
 
+    def _refuse_each(self, body: bytes) -> None:
+        errors = (
+            f"<Error><Key>{key}</Key><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+            for key in re.findall("<Key>([^<]*)</Key>", body.decode())
+        )
+        content = f"<DeleteResult>{''.join(errors)}</DeleteResult>".encode()
+        self.send_response_only(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(content)
+
     def _reset(self) -> None:
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on  # noqa: N815
+
+
+if __name__ == "__main__":  # ENDPOINT PORT SEED RATE CONDITIONAL; ends with its input, and says what it did
+    server = Proxy(sys.argv[1], int(sys.argv[2]))
+    server.faults = Faults(int(sys.argv[3]), float(sys.argv[4]), unconditional=sys.argv[5] == "unconditional")
+    print("ready", flush=True)
+    sys.stdin.read()
+    print(server.faults, flush=True)

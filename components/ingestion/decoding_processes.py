@@ -112,7 +112,7 @@ class Decoder:
                 run_job(jobs[-1], part, self._task)
         if self._num_processes:
             self._wait(len(files))
-        return _collect(jobs)
+        return collect(jobs)
 
     def _wait(self, num_files: int) -> None:
         for process in self._processes:
@@ -128,16 +128,29 @@ class Decoder:
                 log.info("decoding: %d of %d files", min(done, num_files), num_files)
         codes = [process.wait() for process in self._processes]
         if (last := self._scratch / "error.json").exists():
-            kind, text = json.loads(last.read_text(encoding="utf-8"))
-            raise (TransientStepError if kind == "TransientStepError" else StepError)(text)
+            raise_error_of(last.read_text(encoding="utf-8"))
         for number, code in enumerate(codes):
             if code:
                 text = (self._scratch / f"{number}.errors").read_text(encoding="utf-8", errors="replace").strip()
                 raise RuntimeError(f"Expected decoded images; received exit status {code} of a process: {text[-2000:]}")
 
 
-def _collect(jobs: list[Path]) -> Decoded:
-    """Return what the jobs left, as one."""
+def raise_error_of(text: str) -> None:
+    """Raise the error that a job met.
+
+    Args:
+        text: The name of its type and its text, as JSON.
+    """
+    kind, message = json.loads(text)
+    raise (TransientStepError if kind == "TransientStepError" else StepError)(message)
+
+
+def collect(jobs: list[Path]) -> Decoded:
+    """Return what jobs left, as one.
+
+    Args:
+        jobs: Paths of the jobs in the order of their files, as for `run_job`.
+    """
     kinds: dict[Kind, int] = {}
     codes, parts = [np.empty(0, np.int64)], []
     for job in jobs:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from components.ingestion.beam import BeamDecoder
 from components.ingestion.decoding_processes import Decoded, Decoder
 from components.ingestion.decoding_worker import Kind
 from components.ingestion.params import FOLDER, Params
@@ -68,7 +69,7 @@ def ingest_folder(params: Params, source: Source, output: Path, previous: Datase
     num_new = sum(digest not in known.rows for digest in source.files.values())
     with (
         tempfile.TemporaryDirectory(prefix="decoded-", dir=output) as folder,
-        Decoder(source, params, Path(folder), num_new) as decoder,
+        _decoder(source, params, Path(folder), num_new) as decoder,
     ):
         images, unreadable = find_images(source, params)
         images = _ordered(images, params)
@@ -80,6 +81,12 @@ def ingest_folder(params: Params, source: Source, output: Path, previous: Datase
             for row in np.flatnonzero(~pixels.readable).tolist()
         ]
         return _write(params, source, output, images, unreadable, pixels)
+
+
+def _decoder(source: Source, params: Params, scratch: Path, num_files: int) -> Decoder | BeamDecoder:
+    if params.beam_pipeline_options:
+        return BeamDecoder(source, params, scratch)
+    return Decoder(source, params, scratch, num_files)
 
 
 def _write(

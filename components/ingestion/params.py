@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -27,6 +28,24 @@ def _as_size(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         value = (value,)
     return tuple(value) * (2 if len(value) == 1 else 1) if isinstance(value, list | tuple) else value
+
+
+def _as_words(value: Any) -> Any:
+    """Return text as a shell's words, and check that each is an option."""
+    try:
+        words = shlex.split(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(
+            f"beam_pipeline_options: expected words as in a shell; received others ({error}). Correct the quotes."
+        ) from None
+    if not isinstance(words, list | tuple):
+        return words
+    if others := [word for word in words if not str(word).startswith("--")]:
+        raise ValueError(
+            f"beam_pipeline_options: expected options of Beam as --name or --name=value; received {len(others)} others "
+            f"among {len(words)}. Write each as one word."
+        )
+    return tuple(words)  # JSON has no tuples
 
 
 class Params(StepParams):
@@ -107,6 +126,14 @@ class Params(StepParams):
         ge=1,
         title="Maximum pixels of an image",
         description="For a folder: larger images count as unreadable; they may exhaust the memory.",
+    )
+
+    beam_pipeline_options: Annotated[tuple[str, ...], BeforeValidator(_as_words)] = Field(
+        (),
+        exclude=True,
+        title="Beam pipeline options",
+        description="Options of Apache Beam, as --runner=FlinkRunner: its workers decode the images of a folder, and "
+        "prepare a Beam dataset of tfds. Empty: processes of this machine.",
     )
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import array
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class Arrays:
     def __init__(self, feature: Any, path: Path) -> None:
         self._feature, self._path = feature, path
         self._encode = feature.encode_example
-        self._file = path.open("wb")
+        self._file: IO[bytes] | None = path.open("wb")
         self._pixels: np.ndarray | None = None
         self._ends, self._shapes = array.array("q", [0]), array.array("i")
         feature.encode_example = self._store
@@ -38,9 +38,13 @@ class Arrays:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._close()
         self._pixels = None
         self._feature.encode_example = self._encode
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the file out: a worker of Beam encodes images as tfds does."""
+        return {"_feature": self._feature, "_file": None}
 
     def find(self, stored: bytes) -> np.ndarray:
         """Return an image, uint8 ``[h, w, c]``, from what tfds stored.
@@ -51,13 +55,19 @@ class Arrays:
         if not stored.startswith(MARK):
             return np.asarray(self._feature.decode_example(stored))
         if self._pixels is None:
-            self._file.close()
+            self._close()
             self._pixels = np.asarray(np.memmap(self._path, np.uint8, "r"))
         number = int(stored.removeprefix(MARK))
         shape = self._shapes[3 * number : 3 * number + 3]
         return self._pixels[self._ends[number] : self._ends[number + 1]].reshape(shape)
 
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
     def _store(self, image: Any) -> Any:
+        if self._file is None:
+            return type(self._feature).encode_example(self._feature, image)
         fits = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3
         if not fits or any(size not in (None, own) for size, own in zip(self._feature.shape, image.shape, strict=True)):
             return self._encode(image)  # a file, or tfds says what is wrong

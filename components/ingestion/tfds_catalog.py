@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from components.ingestion.beam import BeamError, Engine, engine
 from components.ingestion.params import FOLDER, Params
 from components.ingestion.tfds_arrays import Arrays
 from ridgeline.artifacts.base import FileEntry
@@ -31,6 +32,7 @@ REQUIRED_SPLITS = ("train", "test")
 BATCH_SIZE = 2_000
 CONNECT_TIMEOUT_SECONDS = 10
 PROGRESS_SECONDS = 5
+SHUFFLED_BYTES = 16 * 2**20  # of a split; beyond, tfds shuffles on disk
 
 
 class IngestError(StepError):
@@ -54,19 +56,25 @@ def ingest_catalog(params: Params, output: Path) -> DatasetFacts:
         The dataset's facts.
 
     Raises:
+        BeamError: If the dataset needs Beam, or its options are given, and it can't be used.
         IngestError: If tfds has no such dataset or version, the dataset has no ``image`` and ``label``, its
             files are unavailable or have a wrong checksum, its images differ in size and ``image_size`` is empty, or a
             label is no number of a class.
     """
-    with tempfile.TemporaryDirectory(prefix="tfds-", dir=output) as scratch, _temporary_files_in(scratch):
-        builder = _builder(params.dataset, Path(scratch) / "prepared")
+    with (
+        tempfile.TemporaryDirectory(prefix="tfds-", dir=output) as scratch,
+        _temporary_files_in(scratch),
+        _little_shuffled_in_memory(),
+        ExitStack() as stack,
+    ):
+        builder, beam = _builder_and_engine(params, Path(scratch), stack)
         name = f"{builder.info.full_name.rpartition('/')[0]}:{builder.version}"
         if ":" not in params.dataset:
             log.info("%s has no version: the newest is %s", params.dataset, name)
         shape, class_names = _expect_images_and_labels(builder, name, params)
         log.info("preparing %s with tfds", name)
         with _arrays(builder, Path(scratch) / "pixels") as arrays:
-            _prepare(builder, params, Path(scratch))
+            _prepare(builder, params, Path(scratch), beam)
             sizes = {split: int(builder.info.splits[split].num_examples) for split in REQUIRED_SPLITS}
             try:
                 splits = {
@@ -102,7 +110,39 @@ def _temporary_files_in(folder: str) -> Iterator[None]:
         tempfile.tempdir = before
 
 
-def _builder(dataset: str, data_dir: Path) -> Any:
+@contextmanager
+def _little_shuffled_in_memory() -> Iterator[None]:
+    """Let tfds shuffle all but 16 MiB of a split on disk, not all but 1 GiB; small examples take more as objects."""
+    from tensorflow_datasets.core import shuffle
+
+    before, shuffle.MAX_MEM_BUFFER_SIZE = shuffle.MAX_MEM_BUFFER_SIZE, SHUFFLED_BYTES
+    try:
+        yield
+    finally:
+        shuffle.MAX_MEM_BUFFER_SIZE = before
+
+
+def _builder_and_engine(params: Params, scratch: Path, stack: ExitStack) -> tuple[Any, Engine | None]:
+    """Return the builder, and what runs a pipeline of Beam, if the dataset or the parameters ask for one."""
+    import tensorflow_datasets as tfds
+
+    builder = _builder(params.dataset, scratch / "prepared")
+    uses_beam = isinstance(builder, tfds.core.BeamBasedBuilder)
+    if not uses_beam and not params.beam_pipeline_options:
+        return builder, None
+    beam = engine(params)
+    if uses_beam and beam.shared:
+        if "://" in beam.shared and not beam.shared.startswith("gs://"):
+            raise BeamError(
+                f"Expected in --temp_location a folder or a gs:// URL, in which tfds can write; received "
+                f"{beam.shared.partition('://')[0]}://. Name a folder that all workers share."
+            )
+        builder = _builder(params.dataset, stack.enter_context(beam.shared_folder(scratch)))
+    stack.enter_context(beam.running())
+    return builder, beam
+
+
+def _builder(dataset: str, data_dir: Any) -> Any:
     import tensorflow_datasets as tfds
 
     from components import datasets
@@ -193,7 +233,7 @@ def _read(
         yield np.asarray(normalize(image, wanted))[None], np.array([example["label"]])
 
 
-def _prepare(builder: Any, params: Params, scratch: Path) -> None:
+def _prepare(builder: Any, params: Params, scratch: Path, beam: Engine | None) -> None:
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
@@ -204,7 +244,12 @@ def _prepare(builder: Any, params: Params, scratch: Path) -> None:
             "Correct RIDGELINE_MANUAL_DIR or ingest.manual_dir."
         )
     _expect_files_or_network(builder, manual_dir)
-    config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
+    config = tfds.download.DownloadConfig(
+        manual_dir=manual_dir,
+        try_download_gcs=False,
+        beam_runner=beam and beam.runner,
+        beam_options=beam and beam.options,
+    )
     try:
         with _progress_in_log():
             builder.download_and_prepare(download_dir=scratch, download_config=config)

@@ -125,6 +125,9 @@ class Engine:
         formula: The penalty, but for its strengths.
     """
 
+    by_xla = True  # where XLA can compile the network, and is fast
+    worker, num_workers = 0, 1  # which share of each batch this engine computes
+
     def __init__(
         self,
         build: Callable[[keras.Regularizer], keras.Model],
@@ -151,7 +154,8 @@ class Engine:
         layers = all_layers(self._model).values()
         # Layers that look at a whole batch get no padding: their state and their losses are of the batch alone.
         self._pads = not any(layer.non_trainable_weights or layer.activity_regularizer for layer in layers)
-        self._by_xla = not any("Conv" in type(layer).__name__ for layer in layers)
+        self._fits_xla = not any("Conv" in type(layer).__name__ for layer in layers)
+        self._by_xla = self.by_xla and self._fits_xla
         self._advance = self._compiled()
         self._score = tf.function(self._sums, reduce_retracing=True, autograph=False)
 
@@ -378,27 +382,38 @@ class Engine:
 
         def body(step: Any, last_loss: Any, loss: Any, hits: Any) -> tuple[Any, Any, Any, Any]:
             start = step * self._recipe.batch_size
-            chosen = tf.slice(order, [start], [rows])
-            real = tf.cast(start + tf.range(rows) < size, tf.float32)  # 0 where the last batch is padded
-            batch_loss, batch_hits = self._update(tf.gather(images, chosen), tf.gather(labels, chosen), real)
-            return step + 1, batch_loss, loss + tf.cast(batch_loss * tf.reduce_sum(real), tf.float64), hits + batch_hits
+            own = self._share(rows)
+            chosen = tf.slice(order, [start + own.start], [len(own)])
+            real = tf.cast(start + tf.range(own.start, own.stop) < size, tf.float32)  # 0 where the last batch is padded
+            total = tf.cast(tf.minimum(rows, size - start), tf.float32)
+            batch = tf.gather(images, chosen), tf.gather(labels, chosen)
+            batch_loss, batch_hits = self._update(*batch, real, total, rows)
+            return step + 1, batch_loss, loss + tf.cast(batch_loss * total, tf.float64), hits + batch_hits
 
         return tf.while_loop(unfinished, body, (first, tf.constant(0.0), loss, hits))
 
-    def _update(self, images: Any, labels: Any, real: Any) -> tuple[Any, Any]:
-        """Make one update; return the batch's mean loss, float32, and its number of hits."""
+    def _share(self, rows: int) -> range:
+        """Return which of a batch's rows this engine computes: shares differ by one row at most."""
+        return range(rows * self.worker // self.num_workers, rows * (self.worker + 1) // self.num_workers)
+
+    def _update(self, images: Any, labels: Any, real: Any, total: Any, rows: int) -> tuple[Any, Any]:
+        """Make one update; return the batch's mean loss, float32, and its number of hits.
+
+        Args:
+            images: This engine's share of the batch.
+            labels: Theirs.
+            real: 1 for each image, 0 where the batch is padded.
+            total: The number of images in the whole batch, float32.
+            rows: The number of its rows, padding included.
+        """
         import tensorflow as tf
 
         variables, rate = self._model.trainable_variables, self._optimizer.learning_rate
         if self._recipe.shift or self._recipe.flip:
-            images = self._augment(images)
-        with tf.GradientTape() as tape:
-            probabilities = self._model(images, training=True)
-            entropy = tf.reduce_sum(self._cross_entropy(labels, probabilities) * real) / tf.reduce_sum(real)
-            loss = entropy + tf.add_n([tf.constant(0.0), *self._model.losses])
-        hits = tf.equal(tf.argmax(probabilities, 1, tf.int32), labels) & (real > 0)
+            images = self._augment(images, rows)
+        loss, hits, gradients = self._gradients(images, labels, real, total)
         before = [tf.identity(variable.value) for variable in variables]
-        self._optimizer.apply(tape.gradient(loss, [variable.value for variable in variables]), variables)
+        self._optimizer.apply(gradients, variables)
         if self._recipe.solver == "proximal" and self._formula.proximal_step:
             for index, (variable, old) in enumerate(zip(variables, before, strict=True)):
                 if variable.regularizer is self._penalty:
@@ -406,7 +421,25 @@ class Engine:
                     variable.assign(new)
                     if self._recipe.momentum:
                         self._optimizer.momentums[index].assign(new - old)
-        return loss, tf.reduce_sum(tf.cast(hits, tf.int32))
+        return loss, hits
+
+    def _gradients(self, images: Any, labels: Any, real: Any, total: Any) -> tuple[Any, Any, list[Any]]:
+        """Return a batch's mean loss, its number of hits, and the gradients of the trainable variables."""
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            probabilities = self._model(images, training=True)
+            entropy = tf.reduce_sum(self._cross_entropy(labels, probabilities) * real) / total
+            loss = entropy + self._penalties(real, total)
+        hits = tf.equal(tf.argmax(probabilities, 1, tf.int32), labels) & (real > 0)
+        gradients = tape.gradient(loss, [variable.value for variable in self._model.trainable_variables])
+        return loss, tf.reduce_sum(tf.cast(hits, tf.int32)), gradients
+
+    def _penalties(self, real: Any, total: Any) -> Any:
+        """Return what the model adds to the cross-entropy of the batch that it computed last."""
+        import tensorflow as tf
+
+        return tf.add_n([tf.constant(0.0), *self._model.losses])
 
     def _cross_entropy(self, labels: Any, probabilities: Any) -> Any:
         import keras
@@ -416,26 +449,22 @@ class Engine:
         target = tf.one_hot(labels, classes) * (1.0 - share) + share / classes
         return keras.ops.categorical_crossentropy(target, probabilities)
 
-    def _augment(self, images: Any) -> Any:
-        """Shift and flip images, uint8 ``[n, h, w]`` or ``[n, h, w, c]``, as the seed and the step determine."""
+    def _augment(self, images: Any, size: int) -> Any:
+        """Shift and flip images, uint8 ``[n, h, w]`` or ``[n, h, w, c]``, as the seed and the step determine.
+
+        What is drawn for a row of a batch of the given size does not depend on which rows this engine computes.
+        """
         import tensorflow as tf
 
+        share = self._share(size)
+        own = slice(share.start, share.stop)
         count, height, width = images.shape[:3]
-        limit = self._recipe.shift
-        draws = tf.random.stateless_uniform(
-            [3, count, 1], [self._seed, tf.cast(self._optimizer.iterations, tf.int32)], 0, 2 * limit + 1, tf.int32
-        )
-        chances = tf.random.stateless_uniform(
-            [count, 1], [-1 - self._seed, tf.cast(self._optimizer.iterations, tf.int32)]
-        )
-        moves = tf.where(chances < self._recipe.shift_share, draws - limit, 0)
+        draws, chances, flips = self._draws(size)
+        moves = tf.where(chances[own] < self._recipe.shift_share, draws[:, own] - self._recipe.shift, 0)
         rows = tf.range(height) + moves[0]
         columns = tf.range(width) + moves[1]
         if self._recipe.flip:
-            flips = tf.random.stateless_uniform(
-                [count, 1], [self._seed, -1 - tf.cast(self._optimizer.iterations, tf.int32)]
-            )
-            columns = tf.where(flips < 0.5, width - 1 - columns, columns)
+            columns = tf.where(flips[own] < 0.5, width - 1 - columns, columns)
         inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
         index = tf.clip_by_value(rows, 0, height - 1)[:, :, None] * width
         index = index + tf.clip_by_value(columns, 0, width - 1)[:, None, :]
@@ -444,19 +473,34 @@ class Engine:
         moved = tf.reshape(moved, images.shape)
         return moved * tf.cast(tf.reshape(inside, [count, height, width, *[1] * (images.ndim - 3)]), images.dtype)
 
+    def _draws(self, size: int) -> tuple[Any, Any, Any]:
+        """Return random numbers for a batch: int32 ``[3, size, 1]`` for shifts, and twice float32 ``[size, 1]``."""
+        import tensorflow as tf
+
+        step = tf.cast(self._optimizer.iterations, tf.int32)
+        draws = tf.random.stateless_uniform([3, size, 1], [self._seed, step], 0, 2 * self._recipe.shift + 1, tf.int32)
+        chances = tf.random.stateless_uniform([size, 1], [-1 - self._seed, step])
+        flips = tf.random.stateless_uniform([size, 1], [self._seed, -1 - step])
+        return draws, chances, flips
+
     # --- validation
 
     def _validate(self) -> dict[str, float]:
         import tensorflow as tf
 
         split, entropy, loss, hits = self._examples.split("validation"), 0.0, 0.0, 0
-        for start in range(0, len(split), SCORE_IMAGES):
+        for start in range(self.worker * SCORE_IMAGES, len(split), self.num_workers * SCORE_IMAGES):
             images, labels = split.rows(start, start + SCORE_IMAGES)
             sums = self._score(tf.constant(images), tf.constant(labels, tf.int32))
             entropy, loss, hits = entropy + float(sums[0]), loss + float(sums[1]), hits + int(sums[2])
+        entropy, loss, hits = self._summed(entropy, loss, hits)
         penalty = sum(float(variable.regularizer(variable)) for variable in self._regularized)
         metrics = {"val_loss": loss / len(split) + penalty, "val_accuracy": hits / len(split)}
         return metrics | {"val_cross_entropy": entropy / len(split)}
+
+    def _summed(self, entropy: float, loss: float, hits: int) -> tuple[float, float, int]:
+        """Return the sums over all validation images from those over this engine's share."""
+        return entropy, loss, hits
 
     def _sums(self, images: Any, labels: Any) -> tuple[Any, Any, Any]:
         """Return the sums of cross-entropies, of losses without the penalty of weights, and of hits."""

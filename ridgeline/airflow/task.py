@@ -87,7 +87,8 @@ def _run(
             by, link = ask.user, ""
         else:
             by, link = context["dag_run"].triggering_user_name or "", link_of_run(context)
-        result = run_step(settings, component, names, params, run_id, by, rerun, link, ask)
+        workers = settings.workers if component.distributes else None
+        result = run_step(settings, component, names, params, run_id, by, rerun, link, ask, workers)
     except (Exception, AirflowTaskTimeout) as error:
         with contextlib.suppress(Exception):  # the error of the step matters more
             log.error("%s", _resume_command(settings, component, run_id))
@@ -242,7 +243,8 @@ def _resume_command(settings: Settings, component: Component, run_id: str) -> st
         for name, field in step.params.model_fields.items()
         if field.exclude
     }
-    variables = [f"RIDGELINE_{name}={shlex.quote(str(place))}" for name, place in places.items() if place]
+    texts = {name: shlex.join(place) if isinstance(place, tuple) else str(place) for name, place in places.items()}
+    variables = [f"RIDGELINE_{name}={shlex.quote(text)}" for name, text in texts.items() if places[name]]
     return (
         "To resume after you removed the cause, clear this task in the UI, or run "
         f"{mask(' '.join([*variables, shlex.join(command)]))}\n"

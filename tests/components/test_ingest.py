@@ -210,6 +210,22 @@ def test_labels_that_are_no_class_are_refused_with_split_count_and_index(tmp_pat
         run(tmp_path / "out", dataset="minus_one:1.0.0")
 
 
+def test_what_tfds_shuffles_on_disk_gets_the_same_order(tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import shuffle
+
+    rows = {
+        split: [(np.full((4, 4, 1), n, np.uint8), n % 3) for n in range(count)]
+        for split, count in (("train", 200), ("test", 50))
+    }
+    builder_of("ManyImages", tfds.features.Image(shape=(4, 4, 1)), rows)
+    limit = shuffle.MAX_MEM_BUFFER_SIZE
+    first = run(tmp_path / "first", dataset="many_images")
+    monkeypatch.setattr("components.ingestion.tfds_catalog.SHUFFLED_BYTES", 1_000)
+    assert run(tmp_path / "second", dataset="many_images").digest == first.digest
+    assert limit == shuffle.MAX_MEM_BUFFER_SIZE
+
+
 def test_images_of_several_sizes_become_equal(tmp_path):
     import tensorflow_datasets as tfds
 

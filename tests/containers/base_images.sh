@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Stand-ins for the official images of Python, PostgreSQL and Redis, made from Debian's packages of this machine's
+# Stand-ins for the official images of Debian, Python, PostgreSQL and Redis, made from Debian's packages of this machine's
 # own mirror: for machines that reach no image registry. Needs root, podman and debootstrap; takes some minutes.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -14,7 +14,7 @@ make_image() { # IMAGE PACKAGES [podman import's options]
   podman image exists "$image" && return
   echo "making $image from Debian's packages ..."
   debootstrap --variant=minbase --include="$packages" "$release" "$work/root" "$mirror" >"$work/log" || { tail "$work/log" "$work/root/debootstrap/debootstrap.log"; exit 1; }
-  rm -rf "$work/root"/var/cache/apt/archives/*.deb "$work/root"/var/lib/apt/lists/* "$work/root"/etc/apt/sources.list \
+  rm -rf "$work/root"/var/cache/apt/archives/*.deb "$work/root"/var/lib/apt/lists/* \
     "$work/root"/usr/share/{doc,man} "$work/root"/var/lib/postgresql/*/main
   cp /etc/ssl/certs/ca-certificates.crt "$work/root/etc/ssl/certs/" # with this machine's own authorities
   install -m 0755 server-entrypoint.sh "$work/root/usr/local/bin/"
@@ -23,6 +23,7 @@ make_image() { # IMAGE PACKAGES [podman import's options]
 }
 
 make_image localhost/python:3.11-bookworm ca-certificates,python3,python3-venv,netbase,tzdata
+make_image localhost/debian:bookworm ca-certificates,netbase,tzdata # with this machine's own mirror for apt
 make_image localhost/postgres:15-bookworm ca-certificates,postgresql-15,gosu,netbase,tzdata \
   --change 'ENV PG_MAJOR=15' --change 'ENV PATH=/usr/lib/postgresql/15/bin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' \
   --change 'ENTRYPOINT ["server-entrypoint.sh"]' --change 'CMD ["postgres"]' --change 'STOPSIGNAL SIGINT'

@@ -15,6 +15,8 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +40,16 @@ class Stack:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.url = f"http://127.0.0.1:{PORT}"
-        outer = {name: value for name, value in os.environ.items() if not name.startswith(("RIDGELINE_", "AIRFLOW_"))}
+        left_out = ("RIDGELINE_", "AIRFLOW_", "AWS_")
+        outer = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
         self.env = outer | {
             "COMPOSE_PROJECT_NAME": PROJECT,
             "PYTHON_IMAGE": "localhost/python:3.11-bookworm",
+            "DEBIAN_IMAGE": "localhost/debian:bookworm",
             "POSTGRES_IMAGE": "localhost/postgres:15-bookworm",
             "REDIS_IMAGE": "localhost/redis:7-bookworm",
+            "RIDGELINE_IMAGE": f"localhost/{PROJECT}:latest",
+            "OBJECT_STORE_IMAGE": f"localhost/{PROJECT}-object-store:latest",
             "RIDGELINE_PORT": str(PORT),
             "RIDGELINE_URL": self.url,
             "RIDGELINE_NOTIFY": NOTIFY,
@@ -85,6 +91,25 @@ class Stack:
     def execute(self, service: str, *arguments: str, expected: int | None = 0) -> str:
         """Run a command in a service's first container."""
         return self.command("podman", "exec", self.containers(service)[0], *arguments, expected=expected)
+
+    def in_worker(self, number: int, *arguments: str, expected: int | None = 0, **variables: str) -> str:
+        """Run a command in a worker, with environment variables."""
+        settings = [f"--env={name}={value}" for name, value in variables.items()]
+        return self.command(
+            "podman", "exec", *settings, self.containers("worker")[number], *arguments, expected=expected
+        )
+
+    def in_store(self, expression: str) -> Any:
+        """Return the value of an expression about the store in the object store, as JSON."""
+        code = (
+            "import json; from ridgeline import object_store; from ridgeline.settings import Settings; "
+            f"store = Settings().open_store(); print(); print(json.dumps({expression}))"
+        )
+        return json.loads(self.execute("scheduler", "python", "-c", code).strip().splitlines()[-1])
+
+    def model(self, run_id: str) -> str:
+        """Return the model of a run whose store is in the object store."""
+        return self.in_store(f"[e.output for e in store.executions('train') if e.run_id.endswith({run_id!r})][0]")
 
     def in_volume(self, volume: str, *arguments: str) -> str:
         """Run a command as root with a volume as /v."""
@@ -310,21 +335,58 @@ def test_what_was_backed_up_is_restored_on_an_empty_machine(stack: Stack) -> Non
     assert stack.runs() == runs
 
 
-def test_a_worker_killed_in_the_middle_of_training_costs_nothing(stack: Stack) -> None:
+# --- workers that share nothing but an object store
+
+COPY = "[name for name in object_store.sizes(store.root / 'scratch') if name.endswith('/checkpoint')]"
+TRAIN = ("ridgeline", "run", "train", *(f"--set={name}={value}" for name, value in SYNTHETIC.items()))
+
+
+def test_workers_share_no_folder_that_they_write_to(stack: Stack) -> None:
     stack.stack("up", PROFILES="celery")
     workers = stack.containers("worker")
     assert len(workers) == 2
-    health(stack, [*SERVERS, "broker", "worker"])
-    for service in ("broker", "worker"):
+    health(stack, [*SERVERS, "broker", "object-store", "worker"])
+    for service in ("broker", "object-store", "worker"):
         check_capabilities(stack, service)
-    first = stack.trigger()
-    stack.wait_for_success(first)
-    assert {task["queue"] for task in stack.tasks(first).values()} == {"tensorflow"}
+    mounts = [json.loads(stack.command("podman", "inspect", worker))[0]["Mounts"] for worker in workers]
+    written = [{mount["Source"] for mount in of_worker if mount["RW"]} for of_worker in mounts]
+    assert all(len(sources) == 2 for sources in written)
+    assert not written[0] & written[1]
+    key = stack.execute("database", "cat", "/service-secrets/object_store").split()[1]
+    shown = stack.command(
+        "podman", "inspect", *(c for s in (*SERVERS, "worker", "object-store") for c in stack.containers(s))
+    )
+    shown += "".join(
+        stack.command("podman", "logs", c) for s in ("worker", "object-store") for c in stack.containers(s)
+    )
+    assert len(key) == 40
+    assert key not in shown
 
-    run_id = stack.trigger(**{"train.epochs": 800, "train.seed": 2})
-    train = stack.wait_for_training(run_id)
+
+def test_a_run_succeeds_on_workers_that_share_nothing(stack: Stack) -> None:
+    started = time.monotonic()
+    run_id = stack.trigger()
+    stack.wait_for_success(run_id)
+    print(f"run: {time.monotonic() - started:.0f} s", flush=True)
     stack.record()
-    assert train["hostname"] in [worker[:12] for worker in workers]
+    tasks = stack.tasks(run_id)
+    assert {task["queue"] for task in tasks.values()} == {"tensorflow"}
+    print({name: task["hostname"] for name, task in tasks.items()}, flush=True)
+    assert "parameters of train: " in stack.log(run_id, "train", 1)
+    report = f"/dags/fashion_mnist_training/runs/{urllib.parse.quote(run_id)}"
+    assert stack.page(f"{report}/reports/evaluate").startswith("<!doctype html>")
+    assert run_id in stack.page("/models")
+    stack.in_worker(0, "ridgeline", "models", "sync", "/tmp/serving")
+    assert "versions: 1 " in stack.in_worker(0, "cat", "/tmp/serving/models.config")
+
+
+def test_a_worker_killed_in_the_middle_of_training_costs_nothing(stack: Stack) -> None:
+    changed = {"train.epochs": 800, "train.seed": 2}
+    run_id = stack.trigger(**changed)
+    wait_for("a copy of the checkpoint", lambda: stack.in_store(COPY), 400)
+    train = stack.tasks(run_id)["train"]
+    stack.record()
+    assert train["hostname"] in [worker[:12] for worker in stack.containers("worker")]
     stack.command("podman", "kill", train["hostname"])
     killed = time.monotonic()
     stack.wait_for_success(run_id)
@@ -332,10 +394,119 @@ def test_a_worker_killed_in_the_middle_of_training_costs_nothing(stack: Stack) -
     tasks = stack.tasks(run_id)
     assert tasks["train"]["try_number"] == 2
     assert tasks["train"]["hostname"] != train["hostname"]
-    assert "resuming from epoch" in stack.log(run_id, "train", 2)
-    history = stack.in_volume("artifacts", "sh", "-c", "cat /v/serving/synthetic_garments/history.jsonl")
-    assert run_id in history.splitlines()[-1]
+    log = stack.log(run_id, "train", 2)
+    print(re.findall(r"resuming from epoch \d+", log), flush=True)
+    assert "fetched the unfinished work" in log
+    assert "resuming from epoch" in log
+    assert (
+        stack.in_store("[*object_store.sizes(store.root / 'scratch'), *object_store.sizes(store.root / 'keys')]") == []
+    )
+    resumed = stack.model(run_id)
+
+    stack.stack("up", PROFILES="celery")  # the killed worker is started again
+    undisturbed = stack.trigger(**changed, rerun=["train"])
+    stack.wait_for_success(undisturbed)
+    assert "resuming" not in stack.log(undisturbed, "train", 1)
+    assert stack.model(undisturbed) == resumed
     assert set(stack.runs().values()) == {"success"}
+
+
+def test_of_two_workers_with_one_key_one_trains_and_the_other_reuses(stack: Stack) -> None:
+    train = (*TRAIN, "--set=train.epochs=300", "--set=train.seed=3")
+    with ThreadPoolExecutor(2) as pool:
+        logs = list(pool.map(lambda number: stack.in_worker(number, *train), range(2)))
+    print(*logs, sep="\n---\n", flush=True)
+    assert sum("waits: " in log for log in logs) == 1
+    states = stack.in_store("[e.state for e in list(store.executions('train'))[:2]]")
+    assert sorted(states) == ["cached", "complete"]
+
+
+@pytest.mark.parametrize("seed", [11, 12])
+def test_faults_of_the_network_cost_time_only(stack: Stack, seed: int) -> None:
+    train = (*TRAIN, "--set=train.epochs=3", f"--set=train.seed={seed}")
+    with proxied(stack, seed, rate=0.05) as endpoint:
+        log = stack.in_worker(0, *train, AWS_ENDPOINT_URL=endpoint)
+    assert stack.in_store("next(store.executions('train')).state") == "complete", log
+    stack.in_worker(1, *train, "--rerun=train")
+    outputs = stack.in_store("[e.output for e in list(store.executions('train'))[:2]]")
+    assert outputs[0] == outputs[1]
+
+
+@contextmanager
+def proxied(stack: Stack, seed: int = 0, rate: float = 0.0, conditional: str = "conditional") -> Iterator[str]:
+    """Start a proxy that injects faults in the first worker, and yield its address there; it prints its counts."""
+    worker, program = stack.containers("worker")[0], (ROOT / "tests" / "faulty_proxy.py").read_text()
+    place = ["sh", "-c", "cat >/tmp/faulty_proxy.py"]
+    subprocess.run(["podman", "exec", "-i", worker, *place], env=stack.env, input=program, text=True, check=True)
+    command = ["podman", "exec", "-i", worker, "python", "/tmp/faulty_proxy.py", "http://object-store:7480", "9100"]
+    command += [str(seed), str(rate), conditional]
+    with subprocess.Popen(command, env=stack.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as proxy:
+        assert proxy.stdout
+        assert proxy.stdout.readline() == "ready\n"
+        yield "http://127.0.0.1:9100"
+        print(proxy.communicate("")[0], flush=True)
+
+
+def test_an_object_store_that_workers_cannot_share_is_refused(stack: Stack) -> None:
+    check = ("python", "/app/first_start.py", "store")
+    wrong = {"AWS_ACCESS_KEY_ID": "wrong", "AWS_SECRET_ACCESS_KEY": "wrong"}
+    for variables, expected in (
+        (wrong, "Correct the credentials"),
+        ({"RIDGELINE_STORE": "s3://missing/store"}, "Create the bucket, or correct its name"),
+        ({"RIDGELINE_STORE": "/srv/store"}, "Expected an s3:// URL as RIDGELINE_STORE for the profile celery"),
+    ):
+        assert expected in stack.in_worker(0, *check, expected=1, **variables)
+        assert "Traceback" not in (found := stack.in_worker(0, *TRAIN, expected=1, **variables)), found
+    with proxied(stack, conditional="unconditional") as endpoint:
+        refused = stack.in_worker(0, *check, expected=1, AWS_ENDPOINT_URL=endpoint)
+    assert "it ignores the condition If-None-Match. Two workers would do the same work" in refused
+    settings = {"RIDGELINE_STORE": "s3://ridgeline/store", "AWS_ENDPOINT_URL": "http://object-store:7480"}
+    refused = stack.stack("up", expected=1, PROFILES="celery", **settings, **wrong)
+    assert "Cannot use the store s3://ridgeline/store: " in refused
+    stack.stack("up", PROFILES="celery")
+
+
+def test_who_may_not_delete_is_refused_before_work(stack: Stack) -> None:
+    admin = ("radosgw-admin", "-c", "/data/ceph.conf", "user", "create", "--uid=limited", "--display-name=limited")
+    stack.execute("object-store", *admin, "--access-key=limited", "--secret-key=limited")
+    policy = {
+        "Version": "2012-10-17",
+        "Statement": [
+            {
+                "Effect": "Allow",
+                "Principal": {"AWS": ["arn:aws:iam:::user/limited"]},
+                "Action": ["s3:ListBucket", "s3:GetObject", "s3:PutObject"],
+                "Resource": ["arn:aws:s3:::limited", "arn:aws:s3:::limited/*"],
+            }
+        ],
+    }
+    call = "str(store.root.fs.call_s3"
+    stack.in_store(f"{call}('create_bucket', Bucket='limited'))")
+    stack.in_store(f"{call}('put_bucket_policy', Bucket='limited', Policy={json.dumps(policy)!r}))")
+    limited = {
+        "RIDGELINE_STORE": "s3://limited/store",
+        "AWS_ACCESS_KEY_ID": "limited",
+        "AWS_SECRET_ACCESS_KEY": "limited",
+    }
+    refused = stack.in_worker(0, "python", "/app/first_start.py", "store", expected=1, **limited)
+    assert "grant them the rights to list, read, write and delete, then run `make up`" in refused
+    refused = stack.in_worker(0, *TRAIN, "--set=train.seed=4", expected=1, **limited)
+    assert "grant them the rights to list, read, write and delete" in refused
+
+
+def test_the_object_store_is_backed_up_and_restored(stack: Stack) -> None:
+    before, folder = stack.in_store("store.refs()"), str(stack.folder / "shared")
+    stack.stack("backup", BACKUP=folder)
+    stack.stack("down", ARGS="--volumes")
+    assert PROJECT not in stack.command("podman", "volume", "ls", "-q")
+    stack.stack("restore", BACKUP=folder)
+    stack.stack("up", PROFILES="celery")
+    assert stack.in_store("store.refs()") == before
+    run_id = stack.trigger()
+    stack.wait_for_success(run_id)
+    assert stack.in_store(
+        f"{{e.state for e in store.executions('train') if e.run_id.endswith({run_id!r})}} == {{'cached'}}"
+    )
 
 
 # --- bad input: a message, and nothing that starts again for ever

@@ -49,3 +49,8 @@ def first_start() -> ModuleType:
 @pytest.fixture(scope="session")
 def health() -> ModuleType:
     return load("health")
+
+
+@pytest.fixture(scope="session")
+def objects() -> ModuleType:
+    return load("objects")

@@ -11,7 +11,7 @@ import yaml
 from airflow.providers.celery.get_provider_info import get_provider_info
 
 ROOT = Path(__file__).resolve().parents[2]
-ONE_TIME = {"secrets", "database-files", "database-tables"}
+ONE_TIME = {"secrets", "database-files", "database-tables", "object-store-check"}
 KEYS = {
     "build", "cap_add", "cap_drop", "command", "cpus", "depends_on", "entrypoint", "environment", "healthcheck",
     "image", "init", "logging", "mem_limit", "ports", "profiles", "read_only", "restart", "scale", "security_opt",
@@ -28,12 +28,16 @@ WRITERS = {
     "database": {"database"},
     "broker": {"broker"},
     "scheduler": {"artifacts", "logs"},
-    "worker": {"artifacts", "logs"},
+    "worker": set(),  # nothing that another container sees
+    "object-store": {"objects"},
+    "serving-sync": {"artifacts"},
     "dag-processor": {"logs"},
     "triggerer": {"logs"},
 }
 # The one-time service writes it to a file; the second value there is empty.
-FROM_THE_USER = {("secrets", "RIDGELINE_NOTIFY"), ("secrets", "RIDGELINE_NOTIFY_FILE")}
+FROM_THE_USER = {("secrets", "RIDGELINE_NOTIFY"), ("secrets", "RIDGELINE_NOTIFY_FILE")} | {
+    ("secrets", name) for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+}
 
 
 def known_options() -> dict[str, dict[str, Any]]:
@@ -70,13 +74,13 @@ def test_every_volume_is_declared_and_every_declared_one_used(compose: dict[str,
 
 
 def test_every_path_in_the_image_is_one_that_the_dockerfile_makes(compose: dict[str, Any], dockerfile: str) -> None:
-    ours = [s for s in compose["services"].values() if s["image"].startswith("localhost/ridgeline")]
-    assert len(ours) == 7
+    ours = [s for s in compose["services"].values() if s["image"].startswith("localhost/ridgeline:")]
+    assert len(ours) == 9
     for service in ours:
         for path in [word for word in service["command"] if word.startswith("/app/")]:
             assert f"docker/{Path(path).name} " in dockerfile
         for volume in service["volumes"]:
-            if (path := volume.split(":")[1]) not in ("/data", "/images"):
+            if (path := volume.removesuffix(":ro").split(":")[-1]) not in ("/data", "/images"):
                 assert re.search(rf"install -d .*{path}\b", dockerfile), path
 
 
@@ -121,10 +125,10 @@ def test_a_service_has_no_capability_but_those_that_it_needs(compose: dict[str, 
 
 def test_no_service_can_write_what_it_only_reads(compose: dict[str, Any]) -> None:
     writable = {
-        name: {volume.split(":")[0] for volume in service["volumes"] if not volume.endswith(":ro")}
+        name: {v.split(":")[0] for v in service["volumes"] if not v.endswith(":ro")}
         for name, service in compose["services"].items()
     }
-    assert {name: volumes for name, volumes in writable.items() if volumes} == WRITERS
+    assert writable == {name: WRITERS.get(name, set()) for name in writable}
 
 
 def test_the_api_server_logs_users_in_from_a_copy_that_it_may_write(compose: dict[str, Any]) -> None:
@@ -139,11 +143,11 @@ def test_no_service_reaches_another_through_a_proxy(compose: dict[str, Any]) -> 
     for name, service in compose["services"].items():
         if environment := service.get("environment", {}).copy():
             if "NO_PROXY" not in environment:
-                assert service["image"].startswith("postgres:"), name
+                assert service["image"].startswith(("postgres:", "localhost/ridgeline-object-store:")), name
                 continue
             direct = set(environment["NO_PROXY"].split(","))
             assert set(environment["no_proxy"].split(",")) == direct
-            assert {"api-server", "database", "broker", "127.0.0.1", "localhost"} <= direct & (
+            assert {"api-server", "database", "broker", "object-store", "127.0.0.1", "localhost"} <= direct & (
                 compose["services"].keys() | {"127.0.0.1", "localhost"}
             )
 

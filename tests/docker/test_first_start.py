@@ -14,6 +14,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 from ridgeline.airflow.server import environment
+from tests.faulty_proxy import Faults
 
 ROOT = Path(__file__).resolve().parents[2]
 DATABASE = """
@@ -72,6 +73,8 @@ def test_secrets_are_made_once_and_only_for_their_readers(tmp_path: Path, first_
     assert modes == {
         "database_password": "0o444",
         "redis.conf": "0o444",
+        "object_store": "0o444",
+        "aws_credentials": "0o400",
         "database_url": "0o400",
         "broker_url": "0o400",
         "fernet_key": "0o400",
@@ -84,6 +87,59 @@ def test_secrets_are_made_once_and_only_for_their_readers(tmp_path: Path, first_
     assert files[services / "database_password"] in files[private / "database_url"]
     first_start.make_secrets(private, services, "admin:admin")
     assert {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == files
+
+
+def test_the_credentials_of_an_object_store_follow_the_settings(tmp_path: Path, first_start: Any) -> None:
+    path = tmp_path / "aws_credentials"
+    first_start.make_secrets(tmp_path, tmp_path, "admin:admin")
+    own = path.read_text()
+    for key in (tmp_path / "object_store").read_text().split():
+        assert f" = {key}\n" in own
+    aws = {"AWS_ACCESS_KEY_ID": "theirs", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_SESSION_TOKEN": ""}
+    first_start.make_secrets(tmp_path, tmp_path, "admin:admin", aws=aws)
+    assert path.read_text() == "[default]\naws_access_key_id = theirs\naws_secret_access_key = secret\n"
+    first_start.make_secrets(tmp_path, tmp_path, "admin:admin", aws=dict.fromkeys(aws, ""))
+    assert path.read_text() == "[default]\n"  # the driver takes the machine's role, for example
+    first_start.make_secrets(tmp_path, tmp_path, "admin:admin")
+    assert path.read_text() == own
+
+
+@pytest.mark.parametrize(
+    ("faults", "expected"),
+    [
+        ({"unconditional": True}, "received s3://.*: it ignores the condition If-None-Match. Two workers would"),
+        ({"forbidden": ("DELETE", "POST")}, "AccessDenied. Correct the credentials, or grant .* then run `make up`"),
+        ({"forbidden": ("GET", "HEAD", "PUT")}, "AccessDenied. Correct the credentials"),
+    ],
+)
+def test_an_object_store_that_workers_cannot_share_is_refused(
+    bucket: str, proxy: Any, first_start: Any, faults: dict[str, Any], expected: str
+) -> None:
+    first_start.check_store(f"{bucket}/store", "", create_bucket=False)
+    proxy.faults = Faults(**faults)
+    with pytest.raises(first_start.Refusal, match=expected):
+        first_start.check_store(f"{bucket}/store", "", create_bucket=False)
+
+
+@pytest.mark.parametrize("name", ["RIDGELINE_STORE", "RIDGELINE_SERVING"])
+def test_a_folder_that_workers_do_not_share_is_refused(
+    name: str, first_start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for other in ("RIDGELINE_STORE", "RIDGELINE_SERVING"):
+        monkeypatch.setenv(other, "ftp://ann:secret@host/x" if other == name else "s3://bucket/x")
+    with pytest.raises(
+        SystemExit, match=f"Expected an s3:// URL as {name} for the profile celery; received 'ftp"
+    ) as end:
+        first_start.main("store")
+    assert "secret" not in str(end.value)
+
+
+def test_a_missing_bucket_is_refused_and_the_own_bucket_is_made(bucket: str, first_start: Any) -> None:
+    with pytest.raises(first_start.Refusal, match="Create the bucket, or correct its name"):
+        first_start.check_store(f"{bucket}0/store", "", create_bucket=False)
+    for _ in range(2):
+        first_start.check_store(f"{bucket}0/store", "", create_bucket=True)
+    first_start.check_store(f"{bucket}1/store", "aws", create_bucket=False)  # its credentials are in Airflow
 
 
 def test_secrets_are_flushed_before_they_appear_and_their_names_afterwards(
@@ -99,7 +155,7 @@ def test_secrets_are_flushed_before_they_appear_and_their_names_afterwards(
     monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append(os.fstat(descriptor).st_ino))
     monkeypatch.setattr(os, "rename", record_rename)
     first_start.make_secrets(tmp_path, tmp_path, "admin:admin")
-    assert len([call for call in calls if isinstance(call, Path)]) == 9
+    assert len([call for call in calls if isinstance(call, Path)]) == 11
     for i, call in enumerate(calls):
         if isinstance(call, Path):
             assert (calls[i - 1], calls[i + 1]) == (call.stat().st_ino, tmp_path.stat().st_ino)

@@ -60,7 +60,7 @@ def test_a_backup_is_readable_by_its_owner_alone_whatever_the_umask(tmp_path: Pa
     for name in ("mkdir", "rm", "realpath", "date", "sh"):
         (commands / name).symlink_to(shutil.which(name) or "")
     (tmp_path / "old").mkdir()
-    for name in ("database.dump", "volumes.tar"):
+    for name in ("database.dump", "volumes.tar", "objects.tar"):
         (tmp_path / "old" / name).touch(0o644)
     for folder in ("new", "old"):
         env = {"PATH": str(commands), "BACKUP": str(tmp_path / folder)}
@@ -68,6 +68,6 @@ def test_a_backup_is_readable_by_its_owner_alone_whatever_the_umask(tmp_path: Pa
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
         modes = {path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / folder).iterdir()}
-        assert modes == {"database.dump": "0o600", "volumes.tar": "0o600"}
+        assert modes == dict.fromkeys(("database.dump", "volumes.tar", "objects.tar"), "0o600")
         assert (tmp_path / folder / "database.dump").read_text() == "content\n"
     assert oct((tmp_path / "new").stat().st_mode & 0o777) == "0o700"

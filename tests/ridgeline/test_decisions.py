@@ -92,6 +92,24 @@ def test_one_process_sends_at_a_time(tmp_path: Path) -> None:
     assert ann.titles == []
 
 
+def test_one_host_sends_at_a_time(tmp_path: Path, bucket: str) -> None:
+    here, there = (Decisions(Store(f"{bucket}/store", mirror=tmp_path / name)) for name in ("here", "there"))
+    here.add(decision())
+    bob = Friend("b" * 16)
+
+    class Slow(Friend):
+        def send(self, title: str, body: str) -> bool:
+            assert there.deliver([bob], KINDS, EARLIER) == 0
+            return super().send(title, body)
+
+    ann = Slow("a" * 16)
+    for _ in range(2):
+        assert here.deliver([ann], KINDS, EARLIER) == 0
+    assert (len(ann.titles), bob.titles) == (1, [])
+    assert there.deliver([bob], KINDS, EARLIER) == 0
+    assert len(bob.titles) == 1
+
+
 def test_a_damaged_decision_is_left_out(tmp_path: Path, caplog: Any) -> None:
     book = Decisions(Store(tmp_path))
     book.add(decision())

@@ -72,9 +72,9 @@ def test_deleted_files_leave_nothing_in_the_index(root):
     assert not journal.exists("a", NAMES[2])
 
 
-def old_files(root) -> None:
+def old_files(root, names=NAMES) -> None:
     """Write files as earlier releases did: without a month and an index."""
-    for number, name in enumerate(NAMES):
+    for number, name in enumerate(names):
         (root / "things" / "a").mkdir(parents=True, exist_ok=True)
         (root / "things" / "a" / name).write_text(f"a {number}")
 
@@ -103,7 +103,7 @@ def test_files_of_earlier_releases_are_read_and_moved_by_the_next_one(root):
 def test_an_index_that_was_deleted_is_made_again(root):
     journal = journal_in(root)
     fill(journal)
-    journal._remove([*journal._entries(), root / "index" / "things" / "complete"])
+    journal._remove(root / "index" / "things", list(journal._paths(root / "index" / "things")))
     again = journal_in(root)
     assert len(list(again.find("colour", "1" * 16))) == 12
     again.add("a", NEW, "new", {"colour": ["0" * 16]})
@@ -126,3 +126,33 @@ def test_a_kill_between_the_index_and_the_file_leaves_no_file_without_an_entry(r
     assert next(journal.newest("a")) == NAMES[5]
     with pytest.raises(FileNotFoundError):
         journal.read("a", name)
+
+
+def test_files_that_an_earlier_release_adds_later_are_moved_by_the_next_one(root, monkeypatch):
+    journal = journal_in(root)
+    fill(journal)
+    old_files(root, [name := "20260228T000000.000000Z-old.json"])
+    assert next(journal.newest("a")) == NAMES[5]
+    assert journal.exists("a", name)
+    read: list[tuple[str, str]] = []
+    values_of = journal._values_of
+
+    def read_values(*file):
+        read.append(file)
+        return values_of(*file)
+
+    monkeypatch.setattr(journal, "_values_of", read_values)
+    journal.add("a", NEW, "new", {"colour": ["0" * 16]})
+    assert read == [("a", name)]  # the others are in the index
+    assert [found for _, found in journal.find("colour", "0" * 16, "a")] == [NEW, NAMES[4], name, NAMES[2], NAMES[0]]
+    assert journal.read("a", name) == "a 0"
+
+
+def test_files_are_in_order_beside_an_index_that_is_half_made(root, monkeypatch):
+    old_files(root)
+    journal = journal_in(root)
+    monkeypatch.setattr(journal, "_create", lambda paths: None)
+    journal.add("a", NEW, "new", {})  # all moved
+    monkeypatch.undo()
+    journal._enter([("a", NAMES[0], {"colour": ["0" * 16]})])
+    assert [name for _, name in journal.find("colour", "0" * 16)] == [NAMES[5], NEW, *NAMES[4::-1]]

@@ -37,6 +37,7 @@ PARTS = KeyParts(
         ),
         ({"inputs": {"examples": "a" * 64, "trials.1": "c" * 64}}, "input trials 2 added (cccccccccccc)"),
         ({"inputs": {}}, "input examples removed (aaaaaaaaaaaa)"),
+        ({"workers": 3}, "number of workers 1 → 3"),
     ],
 )
 def test_every_part_changes_the_key_and_is_named(change, reason):

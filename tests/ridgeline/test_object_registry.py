@@ -6,13 +6,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
+import s3fs
 
 from ridgeline import object_registry, object_store
+from ridgeline.artifacts.pushed_model import CARD_HTML, EXTRA
 from ridgeline.cli import app
-from ridgeline.history import Serving
+from ridgeline.history import HISTORY, Serving
 from ridgeline.object_registry import ObjectRegistry
 from ridgeline.registry import HistoryChangedError, Registry, RegistryError
 from ridgeline.serving.metrics import Metrics
@@ -154,6 +158,30 @@ def test_of_two_pushes_judged_against_the_same_champion_one_wins(open_registry, 
     assert [path for path in objects(here) if path.startswith(f"{NAME}/2")] == []  # what it had uploaded
 
 
+def test_a_push_whose_answer_was_lost_and_to_which_another_host_added_is_done(
+    open_registry, publish, publish_forced, monkeypatch
+):
+    here, there = open_registry("here"), open_registry("there")
+    here.push(publish(1), "run 1")
+    write, others = object_store.write_if_unchanged, [publish_forced(3)]
+
+    def lost(path, content, tag):
+        written = write(path, content, tag)
+        if others and path.name == HISTORY:
+            there.push(others.pop(), "run 3")
+            return False
+        return written
+
+    monkeypatch.setattr("ridgeline.object_store.write_if_unchanged", lost)
+    assert here.push(publish_forced(2), "run 2").version == 2
+    assert [(entry.version, entry.run_id) for entry in there.history(NAME)] == [
+        (1, "run 1"),
+        (2, "run 2"),
+        (3, "run 3"),
+    ]
+    assert there.versions(NAME) == [1, 2, 3]
+
+
 def test_a_rollback_that_another_host_overtakes_is_refused(open_registry, publish, store):
     here, there = open_registry("here"), open_registry("there")
     here.push(publish(1), "run 1")
@@ -163,6 +191,125 @@ def test_a_rollback_that_another_host_overtakes_is_refused(open_registry, publis
             store, NAME, 1, reason="worse", by="ann", run_id="back"
         )
     assert [entry.run_id for entry in here.history(NAME)] == ["run 1", "run 2", "run 3"]
+
+
+def after_the_next_write(monkeypatch, action, answer=None):
+    """Let another host act between this host's next change of a history and the answer to it, True if none is given."""
+    write = object_store.write_if_unchanged
+    done: list[object] = []
+
+    def replace(path, content, tag):
+        written = write(path, content, tag)
+        if path.name != "history.jsonl" or done:
+            return written
+        done.append(path)
+        action()
+        return answer(path, content, tag) if answer else written
+
+    monkeypatch.setattr(object_store, "write_if_unchanged", replace)
+
+
+def test_a_push_whose_answer_was_lost_and_that_another_host_followed_is_done(
+    open_registry, publish, store, monkeypatch
+):
+    here, there = open_registry("here"), open_registry("there")
+    here.push(publish(1), "run 1")
+    after_the_next_write(
+        monkeypatch,
+        lambda: there.start_canary(store, NAME, 1, 0.1, reason="try", by="ann", run_id="canary"),
+        object_store.write_if_unchanged,  # the driver repeats the request
+    )
+    pushed = here.push(publish(2), "run 2")
+    assert (pushed.new, pushed.version) == (True, 2)
+    assert there.versions(NAME) == [1, 2]
+    assert there.serving(NAME) == Serving(2, 1, 0.1)
+    assert there.verify(store, NAME).version == 2
+
+
+@pytest.mark.parametrize("change", ["push", "canary"])
+def test_a_change_that_is_undone_keeps_what_another_host_added(
+    open_registry, publish, publish_forced, store, monkeypatch, change
+):
+    monkeypatch.setattr(object_registry, "DELETION_SECONDS", 1)
+    here, there = open_registry("here"), open_registry("there")
+    here.push(publish(1), "run 1")
+    here.push(publish(2), "run 2")
+
+    def act():
+        there._delete_objects(NAME, 1)
+        if change == "push":
+            there.push(publish_forced(3), "run 3")
+        else:
+            there.start_canary(store, NAME, 2, 0.1, reason="try", by="ann", run_id="run 3")
+
+    after_the_next_write(monkeypatch, act)
+    with pytest.raises(HistoryChangedError, match="Cannot serve version 1 of shoes: another host deleted version 1"):
+        here.rollback(store, NAME, 1, reason="worse", by="ann", run_id="back")
+    actions = [(entry.action, entry.version) for entry in there.history(NAME)]
+    assert actions[:3] == [("push", 1), ("push", 2), ("rollback", 1)]
+    assert actions[3:] == {"push": [("push", 3)], "canary": [("canary", 2), ("rollback", 2)]}[change]
+
+
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_a_push_that_was_taken_for_dead_is_repeated(open_registry, publish_forced, store, monkeypatch, is_taken):
+    here, there = open_registry("here"), open_registry("there")
+    here.push(publish_forced(1), "run 1")
+
+    def act():
+        with monkeypatch.context() as patch:  # 6 hours later
+            patch.setattr(object_registry, "CLAIM_AGE", timedelta(seconds=-60))
+            there.recover()
+        assert [path for path in objects(there) if path.startswith(f"{NAME}/2")] == []
+        if is_taken:
+            assert there.push(publish_forced(2), "run 2").version == 2
+
+    pushed = interrupted(here, act).push(publish_forced(3), "run 3")
+    assert (pushed.new, pushed.version) == (True, 2 + is_taken)
+    for version in here.versions(NAME):
+        assert here.verify(store, NAME, version).version == version
+    assert here.versions(NAME) == list(range(1, pushed.version + 1))
+
+
+class DeathError(Exception):
+    """Every request of a host fails from now on, also those with which it would clean up."""
+
+
+def test_a_host_that_dies_at_any_request_of_a_push_leaves_nothing_wrong(
+    open_registry, publish_forced, store, monkeypatch
+):
+    monkeypatch.setattr("ridgeline.registry.STILL_LOADED", timedelta(0))
+    there = open_registry("there")
+    for number in (1, 2):
+        there.push(publish_forced(number), f"run {number}")
+    call, left = s3fs.S3FileSystem._call_s3, [0]
+
+    async def call_until_death(self, *args, **kwargs):
+        left[0] -= 1
+        if left[0] < 0:
+            raise DeathError
+        return await call(self, *args, **kwargs)
+
+    requests, done = 0, False
+    while not done:
+        model = publish_forced(requests + 3)
+        here = ObjectRegistry(there.url, there.root.parent / "here", keep_versions=1)
+        here._is_conditional = True  # the requests of this check come before all others
+        left[0] = requests
+        with monkeypatch.context() as patch, suppress(DeathError):
+            patch.setattr(s3fs.S3FileSystem, "_call_s3", call_until_death)
+            done = here.push(model, f"dies after {requests}").new
+        with monkeypatch.context() as patch:  # 6 hours later
+            patch.setattr(object_registry, "CLAIM_AGE", timedelta(seconds=-60))
+            there.recover()
+        assert there.verify(store, NAME)
+        found = {path.removeprefix(f"{NAME}/").partition("/")[0] for path in objects(there) if path[0] != "."}
+        versions = there.versions(NAME)
+        expected = {f"{version}{end}" for version in versions for end in ("", ".json")}
+        assert found == {"history.jsonl", *expected}
+        requests += 1
+    print(f"{requests - 1} requests of a push, of which each was the last one once")
+    assert requests > 15
+    assert len(there.versions(NAME)) == 2
 
 
 def test_old_versions_are_deleted_unless_needed(open_registry, publish, monkeypatch):
@@ -229,7 +376,7 @@ def test_an_object_store_without_conditional_writes_is_refused(open_registry, pr
 
 
 def test_credentials_without_the_right_to_delete_are_refused_before_work(open_registry, proxy, publish):
-    proxy.faults = Faults(forbidden=("DELETE", "POST"))
+    proxy.faults = Faults(forbidden=("DELETE",))
     with pytest.raises(StoreError, match="AccessDenied. Correct the credentials, or grant them the rights to list"):
         open_registry().push(publish(1), "run 1")
     proxy.faults = Faults(forbidden=("GET", "HEAD", "PUT"))
@@ -269,12 +416,57 @@ def test_a_server_of_folders_follows(open_registry, publish, store):
     assert folder.history(NAME) == here.history(NAME)
     assert folder.verify(store, NAME).version == 2
     assert (there.root / NAME / "1" / "saved_model.pb").stat().st_ino == before
-    here._delete_objects(NAME, 1)
     here.abort(NAME, reason="enough", by="ann", run_id="abort")
+    here._delete_objects(NAME, 1)
+    for _ in range(2):
+        assert there.sync() == {NAME: Serving(2)}
+        assert folder.versions(NAME) == [1, 2]  # a server may not know yet that it is no canary any more
+    os.utime(there.root / NAME / "champion.json", (0, 0))
     assert there.sync() == {NAME: Serving(2)}
     assert folder.versions(NAME) == [2]
     visible = [path.name for path in (there.root / NAME).iterdir() if path.name[0] != "."]
     assert sorted(visible) == ["2", "champion.json", "history-copy.jsonl", "history.jsonl"]
+
+
+def test_a_folder_never_follows_to_a_version_that_is_missing(open_registry, publish, store):
+    here, there = open_registry("here"), open_registry("folder")
+    here.push(publish(1), "run 1")
+    here.push(publish(2), "run 2")
+    there.sync()
+    here.rollback(store, NAME, 1, reason="worse", by="ann", run_id="back")
+    here._delete_objects(NAME, 1)
+    with pytest.raises(RegistryError, match="shoes: Expected version 1, which is served; it was deleted. Nothing was"):
+        there.sync()
+    assert Registry(there.root).serving(NAME) == Serving(2)
+
+
+def test_a_registry_in_a_folder_is_not_overwritten(open_registry, publish, store):
+    here = open_registry("here")
+    here.push(publish(1), "run 1")
+    own = Registry(here.root.parent / "own")
+    own.push(publish(2), "run 2")
+    with pytest.raises(RegistryError, match="Expected a folder for local copies alone; received .*own, which has a"):
+        open_registry("own").sync()
+    assert own.verify(store, NAME).run_id == "run 2"
+
+
+def test_a_copy_that_is_damaged_or_half_done_is_made_again(open_registry, publish):
+    registry = open_registry()
+    model = publish(1)
+    registry.push(model, "run 1")
+    copy = registry.folder(NAME, 1) / "saved_model.pb"
+    whole, before = copy.read_bytes(), copy.stat().st_ino
+    copy.write_bytes(b"")
+    assert registry.push(model, "run 2").unchanged  # no repair of what is whole in the object store
+    assert copy.read_bytes() == whole
+    assert copy.stat().st_ino != before
+    before = copy.stat().st_ino
+    (registry.root / NAME / ".1.json").unlink()  # a process was killed before it wrote it
+    (registry.root / NAME / ".fetch-7").mkdir()
+    (registry.root / NAME / ".pruned-7").mkdir()
+    registry.folder(NAME, 1)
+    assert copy.stat().st_ino == before  # nothing was moved that a server may be reading
+    assert sorted(path.name for path in (registry.root / NAME).iterdir() if path.is_dir()) == ["1"]
 
 
 def test_ridgeline_serve_follows_the_object_store(open_registry, publish, proxy):
@@ -299,6 +491,15 @@ def test_ridgeline_serve_follows_the_object_store(open_registry, publish, proxy)
     models.refresh()
     assert models.status(NAME) == [(2, "stable")]
     assert loaded == ["1", "2"]
+
+
+def test_pages_that_show_one_card_at_the_same_time_all_get_it(open_registry, publish):
+    registry = open_registry()
+    registry.push(publish(1), "run 1")
+    object_store.write(registry.url / NAME / "1" / EXTRA / CARD_HTML, b"card")
+    with ThreadPoolExecutor(8) as pool:
+        cards = list(pool.map(lambda _: registry.card(NAME, 1), range(40)))
+    assert {card.read_bytes() for card in cards} == {b"card"}
 
 
 def test_settings_name_the_registry(bucket, monkeypatch, tmp_path):
@@ -349,6 +550,14 @@ def test_the_command_sync_follows_until_it_is_interrupted(open_registry, publish
     finally:
         process.terminate()
         process.communicate()
+
+
+def test_a_folder_that_tensorflow_takes_for_a_pattern_is_refused(bucket, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("RIDGELINE_SERVING", f"{bucket}/serving")
+    monkeypatch.setattr("sys.argv", ["ridgeline", "models", "sync", str(tmp_path / "models[1]")])
+    with pytest.raises(SystemExit):
+        app()
+    assert "which TensorFlow takes for a pattern; received" in capfd.readouterr().err
 
 
 def test_a_folder_of_served_models_needs_no_sync(tmp_path, monkeypatch, capfd):

@@ -2,16 +2,19 @@
 
 import importlib
 import os
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+from contextlib import suppress
+from datetime import timedelta
 
 import pytest
 
 from ridgeline import object_store
-from ridgeline.decisions import Decisions
+from ridgeline.decisions import Decision, Decisions
 from ridgeline.store import Store, StoreError
 from tests.faulty_proxy import Faults
 from tests.ridgeline.test_store import execution, publish
@@ -126,9 +129,32 @@ def test_an_object_store_without_conditional_writes_is_recognized(bucket, proxy)
     proxy.faults = Faults(unconditional=True)
     with pytest.raises(object_store.ConditionalWritesError, match="ignores the condition If-None-Match"):
         object_store.expect_conditional_writes(folder)
+    proxy.faults = Faults(unknown_conditions=True)
+    with pytest.raises(object_store.ConditionalWritesError, match="does not implement the condition If-None-Match"):
+        object_store.expect_conditional_writes(folder)
+    proxy.faults = Faults()
     with pytest.raises(object_store.ConditionalWritesError, match="only s3://"):
         object_store.expect_conditional_writes(object_store.open_url("memory://bucket"))
     assert folder.fs.find(folder.path) == []
+
+
+def test_a_store_of_one_host_needs_no_conditional_writes(bucket, proxy, tmp_path, number):
+    proxy.faults = Faults(unknown_conditions=True)
+    store = Store(f"{bucket}/store", mirror=tmp_path / "here")
+    refs = [publish(store, number) for _ in range(2)]
+    assert refs == [*store.refs(), *store.refs()]
+    assert store.reuse(refs[0])
+
+
+def test_an_object_store_that_compares_tags_without_quotes_has_conditional_writes(bucket, proxy):
+    proxy.faults = Faults(bare_tags=True)
+    path = object_store.open_url(f"{bucket}/serving/object")
+    object_store.expect_conditional_writes(path.parent)
+    assert object_store.write_if_unchanged(path, b"first", None)
+    _, tag = read(path)
+    assert object_store.write_if_unchanged(path, b"second", tag)
+    assert not object_store.write_if_unchanged(path, b"third", tag)
+    assert read(path)[0] == b"second"
 
 
 def test_a_listing_that_fails_is_an_error_and_hides_nothing(bucket, proxy, tmp_path, number):
@@ -149,12 +175,118 @@ def test_a_bucket_that_is_missing_is_named(bucket, tmp_path, number):
             action()
 
 
-def test_an_endpoint_that_does_not_exist_is_an_error_after_retries(bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
+def test_a_name_that_no_bucket_has_is_reported(bucket, tmp_path):
+    with pytest.raises(StoreError, match='Cannot read s3://a!/store: Invalid bucket name "a!". Correct the name'):
+        Store("s3://a!/store", mirror=tmp_path / "here").refs()
+
+
+def test_a_bucket_that_is_missing_is_not_created(bucket, tmp_path):
+    store = Store(f"{bucket}0/store", mirror=tmp_path / "here")
+    with store.lease("run") as problem:
+        assert "Create the bucket, or correct its name" in str(problem)
+    with pytest.raises(StoreError, match="Create the bucket, or correct its name"):
+        store.record(execution())
+    with pytest.raises(StoreError, match="Create the bucket, or correct its name"):
+        Decisions(store).add(Decision(kind="stale", model="shoes", subject="1", title="old"))
+    assert not store.root.fs.exists(f"{bucket}0")
+
+
+def test_what_may_not_be_deleted_is_an_error_and_not_taken_for_deleted(bucket, proxy, tmp_path, number, caplog):
+    store = Store(f"{bucket}/store", mirror=tmp_path / "here")
+    store.record(execution(output=publish(store, number)))
+    proxy.faults = Faults(forbidden=("DELETE",))
+    folder = store.root / "artifacts"
+    with pytest.raises(PermissionError):
+        object_store.delete(folder)
+    assert len(object_store.sizes(folder)) == 2
+    for action in (lambda: store.delete(store.refs()[0]), lambda: store.delete_records(store.record_files())):
+        with pytest.raises(StoreError, match="Correct the credentials, or grant them the rights to list, read, write"):
+            action()
+    assert (len(store.refs()), len(store.record_files())) == (1, 1)
+    with store.lease("run") as problem:
+        assert problem is None
+    assert "Cannot delete the lease of run, which expires by itself" in caplog.text
+
+
+def test_names_that_are_patterns_are_deleted(bucket):
+    folder = object_store.open_url(f"{bucket}/folder")
+    for name in ("[1]", "2*", "3", "4"):
+        object_store.write(folder / name, b"1")
+    object_store.write(object_store.open_url(f"{bucket}/folder2"), b"1")
+    object_store.delete(folder)
+    assert list(object_store.sizes(object_store.open_url(bucket))) == ["folder2"]
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "advice"),
+    [
+        ("400", "AuthorizationHeaderMalformed", "Correct the credentials, the region or the address"),
+        ("403", "RequestTimeTooSkewed", "Set the clock of this machine"),
+        ("403", "AccessDenied", "Correct the credentials, or grant"),
+        ("501", "NotImplemented", "Correct the credentials, the region or the address"),
+    ],
+)
+def test_what_s3_refuses_is_reported_with_advice(bucket, proxy, tmp_path, status, code, advice):
+    proxy.faults = Faults(answer=(status, code))
+    with pytest.raises(StoreError, match=rf"Cannot read s3://\S+/store: {code} at this time\. {advice}"):
+        Store(f"{bucket}/store", mirror=tmp_path / "here").refs()
+
+
+def test_an_endpoint_that_never_responds_is_asked_three_times(bucket, tmp_path):
+    timeouts = {"read_timeout": 0.1, "retries": {"total_max_attempts": 1}}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        options = {"endpoint_url": endpoint, "config_kwargs": timeouts}
+        with pytest.raises(StoreError, match="Cannot read s3://.*: ReadTimeoutError: .* Try again later"):
+            Store(f"{bucket}/store", mirror=tmp_path / "here", options=options).refs()
+        server.settimeout(0)
+        connections = []
+        with suppress(BlockingIOError):
+            while True:
+                connections.append(server.accept()[0])
+    for connection in connections:
+        connection.close()
+    assert len(connections) == 3
+
+
+def test_an_endpoint_that_does_not_exist_is_an_error_after_retries(bucket, tmp_path):
     options = {"endpoint_url": "http://127.0.0.1:9", "config_kwargs": {"retries": {"max_attempts": 0}}}
     store = Store(f"{bucket}/store", mirror=tmp_path / "here", options=options)
-    with pytest.raises(StoreError, match="Cannot read s3://.*: EndpointConnectionError.*Try again when it can be"):
+    with pytest.raises(StoreError, match="Cannot read s3://.*: EndpointConnectionError.*Try again later"):
         store.refs()
+
+
+@pytest.mark.parametrize("moment", ["before", "during", "after"])
+def test_what_another_host_records_beside_garbage_collection_is_kept(bucket, tmp_path, number, monkeypatch, moment):
+    here, there = (Store(f"{bucket}/store", mirror=tmp_path / host) for host in ("here", "there"))
+    ref = publish(there, number)
+    monkeypatch.setattr("ridgeline.store.LEASE_EXPIRY", timedelta(seconds=-60))  # it looked at its age before
+
+    def record(now):
+        if now == moment:
+            there.reuse(ref)
+            there.record(execution(output=ref))
+
+    with here.deletion(keep_young=True) as hide:
+        record("before")
+        assert hide(ref)
+        record("during")
+    record("after")
+    assert here.open(ref, number.Number).facts.digits == 1
+
+
+def test_the_log_tells_the_progress_within_a_file(bucket, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(object_store, "PROGRESS_SECONDS", -1)
+    monkeypatch.setattr(object_store, "PART_BYTES", 5 * 2**20)
+    monkeypatch.setattr(object_store, "NUM_PARTS", 2)
+    (tmp_path / "large").write_bytes(os.urandom(12 * 2**20))
+    folder = object_store.open_url(f"{bucket}/folder")
+    with caplog.at_level("INFO"):
+        object_store.upload(tmp_path, folder, ["large"])
+        object_store.download(folder, tmp_path / "copy", {"large": 12 * 2**20})
+    assert (tmp_path / "copy" / "large").read_bytes() == (tmp_path / "large").read_bytes()
+    lines = [f"{done} {count}.0 of 12.0 MiB" for done in ("uploaded", "downloaded") for count in (5, 10, 12)]
+    assert [record.getMessage() for record in caplog.records if "MiB" in record.getMessage()] == lines
 
 
 def test_the_cache_is_bounded_and_keeps_what_is_in_use(bucket, tmp_path, number):

@@ -132,6 +132,11 @@ def test_a_step_that_is_not_installed(copy):
     refuse(copy, "expected the step reshape, which made Examples/.*; it is not installed")
 
 
+def test_a_model_of_several_workers(copy, refs):
+    replace_record(copy, "train", parts={"workers": 3})
+    refuse(copy, f"3 workers made {refs['train']} together, and one gives other bytes. Run train on as many")
+
+
 def test_parameters_that_this_release_refuses(copy):
     params = pipeline.run_records(copy, "synthetic")["ingest"].parts.params
     replace_record(copy, "ingest", parts={"params": {**params, "sharpness": 1}})

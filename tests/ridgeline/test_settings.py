@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from ridgeline.component import ParameterError
+from ridgeline.masking import mask
 from ridgeline.settings import Settings, SettingsError
 from ridgeline.store import StoreError
 
@@ -41,6 +42,14 @@ def test_an_empty_variable_is_not_set(monkeypatch):
     settings = Settings()
     assert (settings.store, settings.schedule, settings.keep_versions) == ("var/store", "@weekly", 10)
     assert (settings.defaults, settings.serving) == ({}, None)
+
+
+@pytest.mark.parametrize("name", ["STORE", "SERVING"])
+@pytest.mark.parametrize("url", ["s3://", "s3:///models"])
+def test_a_url_without_a_bucket_is_refused(monkeypatch, name, url):
+    monkeypatch.setenv(f"RIDGELINE_{name}", url)
+    with pytest.raises(SettingsError, match=f"RIDGELINE_{name}: expected the name of a bucket after s3://; received"):
+        Settings()
 
 
 def test_remote_store_needs_a_serving_folder():
@@ -81,6 +90,7 @@ BAD = {
     "keep_versions": ["abc", "0", "2.5", "[]"],
     "manual_dir": ["https://example.org/data", "~no_such_user/data"],
     "image_dir": ["nosuch://bucket/images", "~no_such_user/images"],
+    "beam_pipeline_options": ["DirectRunner", "--runner DirectRunner", "--name='a"],
     "replay_dir": ["nosuch://bucket/images", "~no_such_user/images"],
     "schedule": ["weekly", "* * * *", "61 * * * *", "0 0 30 2 *", "@never", "{}"],
     "inference_schedule": ["weekly", "push", "* * * *"],
@@ -95,7 +105,13 @@ BAD = {
     "approvers": ["ann,bob", "ann; bob"],
     "approval_hours": ["0", "-1", "a day", "inf", "73"],
     "tensorflow_slots": ["0", "two", "99999999999999999999"],
-    "step_resources": ["[1]", "/missing.json", '{"train": 1}', '{"trian": {"cpu": 1, "memory": "1Gi"}}'],
+    "step_resources": [
+        "[1]",
+        "/missing.json",
+        '{"train": {"cpu": 1}}',
+        '{"train": 1}',
+        '{"trian": {"cpu": 1, "memory": "1Gi"}}',
+    ],
     "maintenance_schedule": ["daily", "0 6 * * 8"],
     "keep_runs": ["-1", "all"],
     "log_retention_days": ["0", "999999999", "1 week"],
@@ -119,6 +135,19 @@ def test_a_bad_value_is_refused_in_one_line_when_settings_are_read(monkeypatch, 
     assert message.endswith(". Correct or unset the environment variable.")
     assert "\n" not in message
     assert capfd.readouterr() == ("", "")  # no library prints the value
+
+
+@pytest.mark.parametrize("option", ["--s3_secret_access_key=hunter2hunter2", "--s3_session_token='hunter2hunter2'"])
+def test_secrets_among_options_of_beam_are_in_no_message(monkeypatch, option):
+    name = "RIDGELINE_BEAM_PIPELINE_OPTIONS"
+    for bad in (option.replace("=", " "), f"{option} 'x"):
+        monkeypatch.setenv(name, bad)
+        with pytest.raises(SettingsError) as caught:
+            Settings()
+        assert "hunter2" not in str(caught.value)
+    monkeypatch.setenv(name, option)
+    assert "hunter2hunter2" in "".join(Settings().beam_pipeline_options or ())
+    assert mask(f"{name}='{option}'").count("hunter2") == 0
 
 
 def test_a_connection_can_be_looked_up_in_airflow_alone(monkeypatch, caplog):

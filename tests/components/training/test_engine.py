@@ -323,7 +323,7 @@ def test_augmentation_shifts_and_flips_whole_images(bars, shape, flip):
     import tensorflow as tf
 
     images = np.random.default_rng(1).integers(1, 256, (200, *shape), np.uint8)
-    augmented = engine(bars, shift=2, flip=flip)._augment(tf.constant(images)).numpy()
+    augmented = engine(bars, shift=2, flip=flip)._augment(tf.constant(images), len(images)).numpy()
     seen = set()
     for image, moved in zip(images, augmented, strict=True):
         padded = np.pad(image, [(2, 2), (2, 2), *[(0, 0)] * (image.ndim - 2)])
@@ -345,7 +345,7 @@ def test_shift_share_limits_the_share_of_shifted_images(bars):
     import tensorflow as tf
 
     images = np.random.default_rng(1).integers(1, 256, (2_000, 6, 5), np.uint8)
-    augmented = engine(bars, shift=2, shift_share=0.25)._augment(tf.constant(images)).numpy()
+    augmented = engine(bars, shift=2, shift_share=0.25)._augment(tf.constant(images), len(images)).numpy()
     moved = np.mean([not np.array_equal(a, b) for a, b in zip(images, augmented, strict=True)])
     assert moved == pytest.approx(0.25 * 24 / 25, abs=0.04)  # one of the 25 shifts is none
 
@@ -463,7 +463,7 @@ def test_every_step_and_every_seed_augments_in_another_way(bars, recipe):
     def augmented(seed, step):
         trainer._seed.assign(seed)
         trainer._optimizer.iterations.assign(step)
-        return trainer._augment(images).numpy()
+        return trainer._augment(images, len(images)).numpy()
 
     first = augmented(7, 0)
     np.testing.assert_array_equal(augmented(7, 0), first)

@@ -191,6 +191,7 @@ def test_a_failure_logs_a_command_that_resumes(
 
     monkeypatch.setenv("RIDGELINE_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("RIDGELINE_MANUAL_DIR", "/data of mine")
+    monkeypatch.setenv("RIDGELINE_BEAM_PIPELINE_OPTIONS", "--runner=FlinkRunner '--job_name=of mine'")
     monkeypatch.delenv("RIDGELINE_SERVING", raising=False)
     steps = pipeline.load_components()
     values = {"train.epochs": 3, "evaluate.min_accuracy": 0.8, "ingest.dataset": "synthetic_garments:1.0.0"}
@@ -199,8 +200,9 @@ def test_a_failure_logs_a_command_that_resumes(
     with pytest.raises(ArtifactError), caplog.at_level("ERROR", logger="ridgeline"):
         task(steps["train"], values, conf=None, **missing)
     line = next(line for line in caplog.text.splitlines() if "ridgeline run" in line)
-    store, data, *command = shlex.split(line.partition("or run ")[2])
+    store, data, beam, *command = shlex.split(line.partition("or run ")[2])
     assert (store, data) == (f"RIDGELINE_STORE={tmp_path / 'store'}", "RIDGELINE_MANUAL_DIR=/data of mine")
+    assert beam == "RIDGELINE_BEAM_PIPELINE_OPTIONS=--runner=FlinkRunner '--job_name=of mine'"
     assert command[:3] == ["ridgeline", "run", "train"]
     given = pipeline.parse_assignments(command[4::2])
     assert given == {"train.epochs": 3, "ingest.dataset": "synthetic_garments:1.0.0"}
