@@ -236,7 +236,7 @@ def test_who_may_not_delete_is_refused_before_work(proxy, store, caplog):
     message = "AccessDenied.*rights to list, read, write and delete"
     with pytest.raises(StoreError, match=message), store.lease("run"), store.scratch("a"):
         raise AssertionError
-    assert "Cannot end the lease of run, which expires" in caplog.text
+    assert "Cannot delete the lease of run, which expires" in caplog.text
 
 
 def test_the_next_process_of_a_host_does_not_wait_for_a_killed_one(store, monkeypatch):

@@ -214,6 +214,6 @@ def test_ridgeline_step_writes_on_the_chief_alone(share, opened, tmp_path):
     assert step_cli.run_step(share, arguments, OTHER) is None
     assert not (tmp_path / "new").exists()
     made = step_cli.run_step(share, arguments, CHIEF)
-    assert (tmp_path / "new" / "number.txt").read_text() == "21 2 None"
+    assert (tmp_path / "new" / "number.txt").read_text() == "21 2 None None"
     assert made.path == tmp_path / "new"
     assert sorted(path.name for path in tmp_path.iterdir() if "new" in path.name) == ["new"]
