@@ -36,6 +36,14 @@ MIN_JOB_FILES = 50
 OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "abfs", "az")  # have no folders; to make one could make a bucket
 DIRECT_RUNNERS = ("direct", "directrunner")
 ERROR = "error.json"
+# A worker of the direct runner, which ends with the process that holds the other end of its standard input.
+WORKER = """
+import logging, os, sys, threading
+logging.basicConfig(level=logging.ERROR)  # until Beam sets the level that its options name
+threading.Thread(target=lambda: os.read(0, 1) or os._exit(1), daemon=True).start()
+from apache_beam.runners.worker.sdk_worker_main import main
+main(sys.argv)
+"""
 
 
 class BeamError(StepError):
@@ -60,8 +68,8 @@ class Engine:
     def running(self) -> Iterator[None]:
         """Keep what Beam's direct runner starts to itself, and let Beam log errors alone.
 
-        Its servers would listen on all interfaces, and they ask nobody for a password. If one of its workers died, it
-        would wait without an end.
+        Its servers would listen on all interfaces, and they ask nobody for a password. It would wait without an end if
+        one of its workers died, or if the run was interrupted while one worked.
 
         Raises:
             TransientStepError: If a worker dies.
@@ -71,6 +79,8 @@ class Engine:
 
         grpc, logger = worker_handlers.grpc, logging.getLogger("apache_beam")
         make_server, level, hook = grpc.server, logger.level, threading.excepthook
+        handler = worker_handlers.SubprocessSdkWorkerHandler
+        stop, interrupted = handler.stop_worker, False
         workers: list[subprocess.Popen[bytes]] = []
         deaths: list[str] = []
 
@@ -81,13 +91,21 @@ class Engine:
             return server
 
         def start_worker(*args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
-            workers.append(subprocess.Popen(*args, **kwargs))
+            # A session of its own: Ctrl-C interrupts the run, not a worker, whose death would be another error.
+            workers.append(subprocess.Popen(*args, **kwargs, stdin=subprocess.PIPE, start_new_session=True))
             return workers[-1]
+
+        def stop_worker(self: Any) -> None:
+            nonlocal interrupted
+            if interrupted := sys.exc_info()[0] is not None:  # Beam waits until the worker ends by itself
+                for worker in workers:
+                    worker.kill()
+            stop(self)
 
         def note_death(failed: threading.ExceptHookArgs) -> None:
             if not str(failed.exc_value).startswith("Worker subprocess exited"):
                 hook(failed)
-            elif not deaths:
+            elif not deaths and not interrupted:
                 deaths.append(str(failed.exc_value))
                 for worker in workers:
                     worker.kill()
@@ -99,6 +117,7 @@ class Engine:
             if not isinstance(self.runner, str):
                 grpc.server = local_server
                 local_job_service.subprocess = SimpleNamespace(Popen=start_worker)
+                handler.stop_worker = stop_worker
                 if threading.current_thread() is threading.main_thread():
                     threading.excepthook = note_death
             yield
@@ -112,6 +131,7 @@ class Engine:
         finally:
             threading.excepthook = hook
             local_job_service.subprocess = subprocess
+            handler.stop_worker = stop
             grpc.server = make_server
             logger.setLevel(level)
 
@@ -207,7 +227,7 @@ def _direct_runner(options: Any) -> Any:
 
     environment, direct = None, options.view_as(DirectOptions)
     if direct.direct_running_mode == "multi_processing":  # as it would be, but with no code of the working directory
-        command = f"exec {shlex.quote(sys.executable)} -P -m apache_beam.runners.worker.sdk_worker_main"
+        command = f"exec {shlex.join([sys.executable, '-P', '-c', WORKER])}"
         environment, direct.direct_running_mode = SubprocessSDKEnvironment.from_command_string(command), "in_memory"
     encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
     provision = beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +14,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -165,15 +169,42 @@ def test_a_changed_file_stops_the_run(shop: Path, tmp_path: Path) -> None:
         ingest(params=params, output=tmp_path, sources={"image_dir": changed})
 
 
+def workers_of(process: psutil.Process) -> list[psutil.Process]:
+    """Return the workers of a process, as soon as there are some."""
+    end = time.monotonic() + 100
+    while time.monotonic() < end:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if found := [child for child in process.children(recursive=True) if WORKER in " ".join(child.cmdline())]:
+                return found
+        time.sleep(0.05)
+    raise TimeoutError
+
+
+@needs_beam
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_workers_end_with_the_run(shop: Path, tmp_path: Path, number: signal.Signals, status: int) -> None:
+    values = {"dataset": "folder", "name": "shop", "image_dir": shop, "image_size": 6, "max_unreadable_share": 0.1}
+    command = [sys.executable, "-P", "-m", "ridgeline.cli", "run", "ingest"]
+    command += [word for name, value in values.items() for word in ("--set", f"ingest.{name}={value}")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "RIDGELINE_STORE": str(tmp_path)}
+    env["RIDGELINE_BEAM_PIPELINE_OPTIONS"] = " ".join(WORKERS)
+    pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=env, start_new_session=True, **pipe) as process:
+        workers = workers_of(psutil.Process(process.pid))
+        os.killpg(process.pid, number)  # as Ctrl-C and a container that is stopped do
+        printed, _ = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "Expected Beam's workers" not in printed
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    for worker in alive:
+        worker.kill()
+    assert not alive
+
+
 @needs_beam
 def test_a_killed_worker_ends_the_run(shop: Path, tmp_path: Path) -> None:
     def kill_one() -> None:
-        while True:
-            for process in psutil.Process().children(recursive=True):
-                if WORKER in process.cmdline()[-1:]:
-                    process.kill()
-                    return
-            time.sleep(0.05)
+        workers_of(psutil.Process())[0].kill()
 
     hook, killer = threading.excepthook, threading.Thread(target=kill_one, daemon=True)
     killer.start()
