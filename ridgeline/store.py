@@ -101,7 +101,7 @@ class Lease(BaseModel):
         started_at: Start, UTC.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")  # a later release may state more
 
     host: str = Field(default_factory=socket.gethostname)
     run_id: str
