@@ -92,7 +92,8 @@ class Engine:
 
         def start_worker(*args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
             # A session of its own: Ctrl-C interrupts the run, not a worker, whose death would be another error.
-            workers.append(subprocess.Popen(*args, **kwargs, stdin=subprocess.PIPE, start_new_session=True))
+            options = {**kwargs, "stdin": subprocess.PIPE, "start_new_session": True}
+            workers.append(subprocess.Popen(*args, **options))
             return workers[-1]
 
         def stop_worker(self: Any) -> None:
