@@ -46,7 +46,9 @@ class _PlainErrors(TyperGroup):
             return super().invoke(ctx)
         except (StepError, FloatingPointError, *KNOWN_ERRORS) as error:
             cause = error.__cause__
-            typer.echo(f"error: {message(cause if isinstance(cause, PermissionError) else error)}", err=True)
+            typer.echo(
+                f"error: {message(cause if isinstance(cause, PermissionError) and cause.filename else error)}", err=True
+            )
             raise typer.Exit(getattr(error, "exit_code", 1)) from None
         except PermissionError as error:
             typer.echo(f"error: {message(error)}", err=True)

@@ -165,9 +165,9 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on  # noqa: N815
 
 
-if __name__ == "__main__":  # ENDPOINT PORT SEED RATE CONDITIONAL; ends with its input, and says what it did
+if __name__ == "__main__":  # ENDPOINT PORT SEED RATE; ends with its input, and says what it did
     server = Proxy(sys.argv[1], int(sys.argv[2]))
-    server.faults = Faults(int(sys.argv[3]), float(sys.argv[4]), unconditional=sys.argv[5] == "unconditional")
+    server.faults = Faults(int(sys.argv[3]), float(sys.argv[4]))
     print("ready", flush=True)
     sys.stdin.read()
     print(server.faults, flush=True)

@@ -15,6 +15,7 @@ import pytest
 
 from ridgeline import object_store
 from ridgeline.artifacts.base import MANIFEST
+from ridgeline.cli import app
 from ridgeline.decisions import Decision, Decisions
 from ridgeline.store import Store, StoreError
 from tests.faulty_proxy import Faults
@@ -335,3 +336,14 @@ def test_the_cache_is_bounded_and_keeps_what_is_in_use(bucket, tmp_path, number)
     assert there.open(refs[2], number.Number).facts.digits == 1000  # copied again
     assert copies() == refs[1:]
     assert list((there.local / "staging").iterdir()) == []
+
+
+def test_the_command_says_which_rights_are_missing(bucket, proxy, monkeypatch, tmp_path, capfd):
+    monkeypatch.setenv("RIDGELINE_STORE", f"{bucket}/store")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    proxy.faults = Faults(forbidden=("GET", "HEAD"))
+    with pytest.raises(SystemExit):
+        app(["show", "Model"], prog_name="ridgeline")
+    assert (
+        f"error: Cannot read {bucket}/store: AccessDenied. Correct the credentials, or grant" in capfd.readouterr().err
+    )
