@@ -29,7 +29,7 @@ def test_resources_come_from_the_variable_or_from_a_file(monkeypatch, tmp_path):
         ("[1]", "or a file with one \\(No such file"),
         ('{"train"', "expected a JSON object such as .*; received"),
         ('{"trian": {"cpu": 1, "memory": "1Gi"}}', "some of the steps .*train.*; received trian"),
-        ('{"train": {"cpu": 1}}', "cpu and memory, .*for train; received cpu"),
+        ('{"train": {"cpu": 1}}', "cpu, memory and, .*for train; received cpu"),
         ('{"train": {}}', "for train; received none"),
         ('{"train": 4}', "for train; received 4"),
         ('{"train": {"cpu": 1, "memory": "1Gi", "gpus": 1}}', "received cpu, memory, gpus"),

@@ -154,7 +154,7 @@ def test_a_version_that_can_not_be_loaded_leaves_the_present_one(push, serve, re
     folder = registry.root / NAME / "2"
     original = Registry._follow
 
-    def follow(registry, name):  # damage it before a server can see it
+    def follow(registry, name, *lines):  # damage it before a server can see it
         for staging in (registry.root / NAME).glob(".push-2"):
             if damage == "deleted":
                 shutil.rmtree(staging)
@@ -163,7 +163,7 @@ def test_a_version_that_can_not_be_loaded_leaves_the_present_one(push, serve, re
                 (staging / "variables" / "variables.index").write_bytes(b"damaged")
             if damage == "no model":
                 monkeypatch.setattr(Registry, "expect_whole", lambda *arguments: None)
-        original(registry, name)
+        original(registry, name, *lines)
 
     monkeypatch.setattr(Registry, "_follow", follow)
     push()
