@@ -28,7 +28,6 @@ from typer.testing import CliRunner
 
 from benchmarks.steps import SYNTHETIC, row
 from ridgeline import pipeline
-from ridgeline.airflow.plugin.run_page import Run, Task, render
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.cli import app
 from ridgeline.decisions import Decision, Decisions
@@ -157,7 +156,9 @@ def longest_wait(store: Store, work: Callable[[], object]) -> float:
 
 @contextlib.contextmanager
 def object_store(folder: Path) -> Iterator[None]:
-    """Serve each folder in a folder as a bucket of the S3 protocol, with 1,000 names a listing; count requests."""
+    """Serve each folder in a folder as a bucket of the S3 protocol, 1,000 names a listing; s3fs finds the server."""
+    import s3fs
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -170,6 +171,7 @@ def object_store(folder: Path) -> Iterator[None]:
                 time.sleep(0.1)
             access = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
             with patch.dict(os.environ, {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", **access}):
+                s3fs.S3FileSystem.clear_instance_cache()  # it would keep the address
                 yield
         finally:
             server.terminate()
@@ -197,14 +199,17 @@ class Requests:
         self._fs._call_s3 = self._work
 
 
-def run_of(records: dict[str, Execution]) -> Run:
-    """Return a run as Airflow describes it, for its page."""
+def page_of(settings: Settings, records: dict[str, Execution]) -> Callable[[], object]:
+    """Return what draws the page of a run."""
+    from ridgeline.airflow.plugin.run_page import Run, Task, render  # Airflow sets up the log of the process
+
     tasks = []
     for name, record in records.items():
         start = record.started_at - timedelta(milliseconds=1)
         tasks.append(Task(name, "success", start, record.started_at + timedelta(seconds=record.seconds)))
     last = next(iter(records.values()))
-    return Run("bench", last.run_id, "success", tasks[0].started_at, tasks[-1].ended_at, "", {}, tuple(tasks))
+    run = Run("bench", last.run_id, "success", tasks[0].started_at, tasks[-1].ended_at, "", {}, tuple(tasks))
+    return lambda: render(settings, run)
 
 
 def measure(settings: Settings, params: dict[str, Any]) -> Times:
@@ -245,7 +250,7 @@ def measure(settings: Settings, params: dict[str, Any]) -> Times:
 
 def uses(settings: Settings, run_id: str, records: dict[str, Execution]) -> dict[str, Callable[[], object]]:
     """Return what is measured besides the steps, by its name."""
-    store, last, run = settings.open_store(), records["export"].output or "", run_of(records)
+    store, last = settings.open_store(), records["export"].output or ""
 
     def list_models() -> None:
         places = {"RIDGELINE_STORE": settings.store, "RIDGELINE_SERVING": str(settings.serving_dir())}
@@ -256,7 +261,7 @@ def uses(settings: Settings, run_id: str, records: dict[str, Execution]) -> dict
         "a look-up of all steps, not found": lambda: look_up(store),
         "records of a run": lambda: pipeline.run_records(settings, run_id),
         "lineage of a model": lambda: lineage(store, last),
-        "the page of a run": lambda: render(settings, run),
+        "the page of a run": page_of(settings, records),
         "ridgeline models list": list_models,
     }
 

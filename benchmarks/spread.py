@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from benchmarks.records import object_store
 from benchmarks.steps import ROOT, environment, row
 from components.sweep import Params
 from ridgeline.pipeline import load_components, run_step
@@ -22,6 +19,7 @@ from ridgeline.settings import Settings
 
 TRIALS = {"dense": False, "train": {"epochs": 10}}  # the default grid has 16 strengths
 WORKERS = (1, 2, 4)
+BUCKET = "bench"
 
 WORKER = """
 import json, os, sys, time
@@ -47,40 +45,6 @@ print(json.dumps({"refs": refs, "cpu": time.process_time() - cpu}))
 """
 
 
-@contextmanager
-def bucket() -> Iterator[str]:
-    """Yield the URL of an empty bucket in a server of the S3 protocol on this machine; s3fs finds it."""
-    import s3fs
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-P", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    variables = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-    }
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        for _ in range(600):
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                break
-            time.sleep(0.1)
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir(name := uuid.uuid4().hex)
-        yield f"s3://{name}"
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-        s3fs.S3FileSystem.clear_instance_cache()
-        server.terminate()
-        server.wait()
-
-
 def main(settings: Settings, refs: dict[str, str]) -> None:
     """Print how long the trials take on 1, 2 and 4 workers, and whether the chosen result has the same bytes.
 
@@ -93,7 +57,8 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
     print(f"\nA sweep of {len(params.points)} trials on workers of one core each; this machine has {cores} cores")
     walls, longest, results = {}, {}, set()
     for count in WORKERS:
-        with bucket() as url, tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, object_store(_with_a_bucket(Path(folder))):
+            url = f"s3://{BUCKET}"
             shutil.copytree(settings.open_store().path(refs["transform"]), published := Path(folder) / "examples")
             remote = Settings(store=url)
             store = remote.open_store()
@@ -110,6 +75,11 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
             faster = f"{walls[1] / walls[count]:.2f}, {longest[1] / longest[count]:.2f}"
             row("  times faster: here, by CPU time", faster, goal)
     row("the chosen result has the same bytes", str(len(results) == 1), "True")
+
+
+def _with_a_bucket(folder: Path) -> Path:
+    (buckets := folder / "buckets" / BUCKET).mkdir(parents=True)
+    return buckets.parent
 
 
 def _sweep(url: str, examples: str, grids: list[dict[str, object]], folder: Path) -> tuple[float, float, list[str]]:
