@@ -398,9 +398,7 @@ def test_a_worker_killed_in_the_middle_of_training_costs_nothing(stack: Stack) -
     print(re.findall(r"resuming from epoch \d+", log), flush=True)
     assert "fetched the unfinished work" in log
     assert "resuming from epoch" in log
-    assert (
-        stack.in_store("[*object_store.sizes(store.root / 'scratch'), *object_store.sizes(store.root / 'keys')]") == []
-    )
+    assert stack.in_store("[*object_store.ages(store.root / 'scratch'), *object_store.ages(store.root / 'keys')]") == []
     resumed = stack.model(run_id)
 
     stack.stack("up", PROFILES="celery")  # the killed worker is started again
