@@ -130,6 +130,9 @@ class Engine:
                 f"perhaps for lack of memory: lower --direct_num_workers in {OPTIONS}."
             ) from None
         finally:
+            for worker in workers:
+                if worker.stdin:
+                    worker.stdin.close()
             threading.excepthook = hook
             local_job_service.subprocess = subprocess
             handler.stop_worker = stop
