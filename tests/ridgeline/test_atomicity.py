@@ -18,6 +18,7 @@ from ridgeline.gc import collect_garbage
 from ridgeline.keys import KeyParts
 from ridgeline.registry import Registry
 from ridgeline.store import Execution, Store
+from tests.processes import release
 
 NAME = "shoes"
 # Pushes the named models; the process of "bob" also rolls back after each push. The check takes a moment, in which
@@ -66,11 +67,7 @@ def test_pushes_and_rollbacks_of_two_processes_happen_one_after_another(store, r
         )
         for who, names in refs.items()
     ]  # fmt: skip
-    for process in processes:
-        assert process.stdout.readline() == "ready\n", process.communicate()
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
+    release(*processes)
     done = []
     for process in processes:
         output, errors = process.communicate(timeout=60)

@@ -20,6 +20,7 @@ from ridgeline.key_lease import KeyLease
 from ridgeline.registry import Registry
 from ridgeline.store import Lease, Store, StoreError
 from tests.faulty_proxy import Faults
+from tests.processes import release
 from tests.ridgeline.test_store import execution, publish
 from torture.clock import clock_off_by
 
@@ -108,15 +109,6 @@ def store(bucket, tmp_path):
     return Store(f"{bucket}/store", mirror=tmp_path / "here")
 
 
-def go(*processes):
-    """Let hosts begin at the same time, once all are ready."""
-    for process in processes:
-        assert process.stdout.readline() == "ready\n", process.communicate()[1]
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-
-
 def ended(process):
     """Return what a host printed at its end, and its log."""
     output, log = process.communicate(timeout=60)
@@ -144,7 +136,7 @@ def leftovers(store):
 def test_of_hosts_with_one_key_one_works_and_the_others_reuse(start, store, proxy, tmp_path, seed):
     proxy.faults = Faults(seed=seed, rate=0.03)
     wait = tmp_path / "wait"
-    go(*(hosts := [start(f"host{number}", minutes=10 * number, wait=wait) for number in range(3)]))
+    release(*(hosts := [start(f"host{number}", minutes=10 * number, wait=wait) for number in range(3)]))
     wait_for_copy(store, 4)
     time.sleep(5)  # longer than the lease
     wait.touch()
@@ -162,9 +154,9 @@ def test_another_host_resumes_the_work_of_a_killed_one(start, store, tmp_path):
         start("first", minutes=10, wait=tmp_path / "never"),
         start("second"),
     )  # the clock of the first is wrong
-    go(first)
+    release(first)
     wait_for_copy(store, 4)
-    go(second)
+    release(second)
     time.sleep(1)
     first.kill()
     found, log = ended(second)
@@ -178,10 +170,10 @@ def test_another_host_resumes_the_work_of_a_killed_one(start, store, tmp_path):
 
 def test_a_host_that_was_stopped_for_longer_than_its_lease_ends_well(start, store, tmp_path):
     first, other = start("first", wait=tmp_path / "wait"), start("second")
-    go(first)
+    release(first)
     wait_for_copy(store, 4)
     first.send_signal(signal.SIGSTOP)
-    go(other)
+    release(other)
     second, _ = ended(other)
     (tmp_path / "wait").touch()
     first.send_signal(signal.SIGCONT)
@@ -195,7 +187,7 @@ def test_a_host_that_was_stopped_for_longer_than_its_lease_ends_well(start, stor
 def test_a_host_with_another_version_of_a_library_has_another_key(start, store):
     results = []
     for version in ("1.0", "2.0"):
-        go(host := start(f"numpy{version}", numpy=version))
+        release(host := start(f"numpy{version}", numpy=version))
         results.append(ended(host)[0])
     assert [found["state"] for found in results] == ["complete", "complete"]
     assert results[1]["reason"] == "library numpy 1.0 → 2.0"

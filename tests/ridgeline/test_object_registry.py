@@ -24,6 +24,7 @@ from ridgeline.serving.versions import Models
 from ridgeline.settings import Settings
 from ridgeline.store import StoreError
 from tests.faulty_proxy import Faults
+from tests.processes import release
 
 NAME = "shoes"
 PUSHES = """
@@ -109,11 +110,7 @@ def test_pushes_of_two_hosts_at_the_same_time_all_end_well(
         )
         for who, names in refs.items()
     ]  # fmt: skip
-    for process in processes:
-        assert process.stdout.readline() == "ready\n", process.communicate()
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
+    release(*processes)
     done: list[int] = []
     for process in processes:
         output, errors = process.communicate(timeout=120)
