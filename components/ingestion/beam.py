@@ -68,8 +68,8 @@ class Engine:
     def running(self) -> Iterator[None]:
         """Keep what Beam's direct runner starts to itself, and let Beam log errors alone.
 
-        Its servers would listen on all interfaces, and they ask nobody for a password. It would wait without an end if
-        one of its workers died, or if the run was interrupted while one worked.
+        By itself, the runner listens on all interfaces without a password. It also waits forever if one of its
+        workers dies, or if the run is interrupted while a worker is busy.
 
         Raises:
             TransientStepError: If a worker dies.
