@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from fsspec.callbacks import Callback
 from upath import UPath
@@ -324,9 +324,8 @@ def move(source: UPath, target: UPath) -> None:
         target: Its new path.
     """
     with suppress(FileNotFoundError):
-        make_folder(target.parent)
-        repeated(lambda: target.fs.pipe_file(target.path, source.fs.cat_file(source.path)))
-        source.fs.rm_file(source.path)
+        write(target, content(source))
+        delete_object(source)
 
 
 def entries(folder: UPath) -> list[UPath]:
@@ -353,8 +352,30 @@ def modified_at(path: UPath) -> datetime:
     return cast(datetime, repeated(lambda: path.fs.modified(path.path)))
 
 
+class Listed(NamedTuple):
+    """An object in a listing.
+
+    Attributes:
+        bytes: Its size.
+        age: How long ago it was written, by the clock of the object store.
+    """
+
+    bytes: int
+    age: timedelta
+
+
 def ages(folder: UPath, suffix: str = "") -> dict[str, timedelta]:
     """Return how long ago the objects in a folder and below were written, by the clock of the object store.
+
+    Args:
+        folder: The folder.
+        suffix: The end of the names of the objects in question; empty for all.
+    """
+    return {name: found.age for name, found in listing(folder, suffix).items()}
+
+
+def listing(folder: UPath, suffix: str = "") -> dict[str, Listed]:
+    """Return sizes and ages of the objects in a folder and below, by their names there.
 
     Args:
         folder: The folder.
@@ -373,7 +394,10 @@ def ages(folder: UPath, suffix: str = "") -> dict[str, timedelta]:
         now = clock(folder)
     except PermissionError:  # who may only read deletes nothing by it
         now = datetime.now(UTC)
-    return {name: now - (info.get("LastModified") or modified_at(folder / name)) for name, info in infos.items()}
+    return {
+        name: Listed(info["size"], now - (info.get("LastModified") or modified_at(folder / name)))
+        for name, info in infos.items()
+    }
 
 
 def clock(folder: UPath) -> datetime:

@@ -544,15 +544,17 @@ class Store:
         if self.root.protocol not in object_store.S3:
             return {}
         with translate_os_errors("write to", self.root):
-            copies, ages = self.root / "scratch", object_store.ages(self.root / "scratch", "")
-            found = {name: size for name, size in object_store.sizes(copies).items() if "/" in name}
+            copies = self.root / "scratch"
+            found: dict[str, list[object_store.Listed]] = {}
+            for name, file in object_store.listing(copies).items():
+                found.setdefault(name.partition("/")[0], []).append(file)
             leases = object_store.ages(self.root / "keys", ".json")
             in_use = {Path(name).stem for name, age in leases.items() if age <= key_lease.EXPIRY}
             sizes: dict[str, int] = {}
-            for key in {name.partition("/")[0] for name in found} - in_use:
-                changed = min((age for name, age in ages.items() if name.startswith(f"{key}/")), default=timedelta())
+            for key in found.keys() - in_use:
+                changed = min(file.age for file in found[key])
                 if changed >= older_than or any(self.executions(key=key, with_output=True)):
-                    sizes[key] = sum(size for name, size in found.items() if name.startswith(f"{key}/"))
+                    sizes[key] = sum(file.bytes for file in found[key])
             dead = {Path(name).stem for name in leases} - in_use
             for key in () if dry_run else {*sizes, *dead}:
                 lease = key_lease.KeyLease(self.root / "keys" / f"{key}.json", self._mirror_name())
@@ -704,17 +706,17 @@ class Store:
             return {}
         with translate_os_errors("write to", self.root):
             place = self.root / "artifacts"
-            ages, found = object_store.ages(place, ""), object_store.sizes(place)
+            found = object_store.listing(place)
             whole = {name.removesuffix(f"/{MANIFEST}") for name in found if name.endswith(f"/{MANIFEST}")}
-            parts: dict[str, list[str]] = {}
-            for name in found:
+            parts: dict[str, list[object_store.Listed]] = {}
+            for name, file in found.items():
                 ref = "/".join(name.split("/")[:2])
                 if ref not in whole and REF.fullmatch(ref):
-                    parts.setdefault(ref, []).append(name)
+                    parts.setdefault(ref, []).append(file)
             sizes = {
-                ref: sum(found[name] for name in names)
-                for ref, names in parts.items()
-                if all(ages.get(name, timedelta()) > UPLOAD_AGE for name in names)
+                ref: sum(file.bytes for file in listed)
+                for ref, listed in parts.items()
+                if all(file.age > UPLOAD_AGE for file in listed)
             }
             if not dry_run:
                 for ref in sizes:
