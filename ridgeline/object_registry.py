@@ -281,6 +281,9 @@ class ObjectRegistry(Registry):
         version = 1 + max(numbers, default=0)
         while not self._claims(name, version):
             version += 1
+        if object_store.read(self._manifest(name, version)):  # another host pushed it since the numbers were listed
+            object_store.delete_object(self._claim(name, version))
+            return self._new_version(name, history)
         return version
 
     def _claims(self, name: str, version: int) -> bool:

@@ -267,6 +267,28 @@ def test_a_push_that_was_taken_for_dead_is_repeated(open_registry, publish_force
     assert here.versions(NAME) == list(range(1, pushed.version + 1))
 
 
+def test_a_number_that_another_host_pushed_since_the_numbers_were_listed_is_left_alone(
+    open_registry, publish_forced, store, monkeypatch
+):
+    here, there = open_registry("here"), open_registry("there")
+    here.push(publish_forced(1), "run 1")
+    claims, others = ObjectRegistry._claims, [publish_forced(2), publish_forced(3)]
+
+    def slow(self, name, version):
+        if self is here and others:
+            there.push(others.pop(0), "there")  # from the first request to the last, while the claim is on its way
+        return claims(self, name, version)
+
+    monkeypatch.setattr(ObjectRegistry, "_claims", slow)
+    assert here.push(publish_forced(4), "here").new
+    history = there.history(NAME)
+    assert [entry.run_id for entry in history] == ["run 1", "there", "there", "here"]
+    assert there.versions(NAME) == sorted(entry.version for entry in history)
+    for version in there.versions(NAME):
+        assert there.verify(store, NAME, version).version == version
+    assert [path for path in objects(there) if path.endswith(".claim")] == []
+
+
 class DeathError(Exception):
     """Every request of a host fails from now on, also those with which it would clean up."""
 
