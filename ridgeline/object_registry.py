@@ -125,7 +125,13 @@ class ObjectRegistry(Registry):
             fetched = self.root / name / f".fetch-{version}"
             if found:
                 fetched.mkdir()
-                object_store.download(source, fetched, _sizes(found))
+                try:
+                    object_store.download(source, fetched, _sizes(found))
+                except FileNotFoundError as error:
+                    raise RegistryError(
+                        f"Expected {self.place_of(name, version)}; another host deleted it meanwhile. Name one of "
+                        "`ridgeline models show`."
+                    ) from error
                 files.flush_tree(fetched)  # here: between the two renames below, the version is missing
             if pushed and not self._was_pushed(fetched, pushed):
                 files.remove(fetched)

@@ -1,7 +1,9 @@
 """The registry in an object store: a server of the S3 protocol in a process of its own, behind a proxy."""
 
+import functools
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -25,6 +27,7 @@ from ridgeline.settings import Settings
 from ridgeline.store import StoreError
 from tests.faulty_proxy import Faults
 from tests.processes import release
+from tests.turns import Turns
 
 NAME = "shoes"
 PUSHES = """
@@ -287,6 +290,72 @@ def test_a_number_that_another_host_pushed_since_the_numbers_were_listed_is_left
     for version in there.versions(NAME):
         assert there.verify(store, NAME, version).version == version
     assert [path for path in objects(there) if path.endswith(".claim")] == []
+
+
+def test_a_version_that_another_host_deletes_while_it_is_copied_is_an_error_that_says_so(
+    open_registry, publish_forced, store, monkeypatch
+):
+    here, there = open_registry("here"), open_registry("there")
+    for number in (1, 2):
+        here.push(publish_forced(number), f"run {number}")
+    download = object_store.download
+
+    def late(*args):
+        there._delete_objects(NAME, 1)
+        download(*args)
+
+    monkeypatch.setattr(object_store, "download", late)
+    with pytest.raises(RegistryError, match="/serving/shoes/1; another host deleted it meanwhile. Name one of"):
+        open_registry("third").rollback(store, NAME, 1, reason="worse", by="ann", run_id="back")
+    assert here.serving(NAME) == Serving(2)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_order_of_the_requests_of_hosts_ends_well(open_registry, publish_forced, store, monkeypatch, seed):
+    draw = random.Random(seed)
+    hosts = {who: open_registry(who, keep=1 + seed % 3) for who in ("ann", "bob")}
+    for number in (1, 2):
+        hosts["ann"].push(publish_forced(number), f"run {number}")
+    plans = {who: ["push", *draw.choices(["push", "rollback", "canary", "promote", "abort"], k=2)] for who in hosts}
+    models = {"ann": [publish_forced(n) for n in (3, 4, 5)], "bob": [publish_forced(n) for n in (6, 7, 8)]}
+    done = []
+
+    def act(who):
+        here = hosts[who]
+        for number, action in enumerate(plans[who]):
+            told = {"reason": "drawn", "by": who, "run_id": f"{who} {number}"}
+            if action == "push":
+                model = models[who][number]
+                pushed = here.push(model, f"{who} {number}")
+                assert pushed.new, pushed.reason
+                done.append((pushed.version, model.ref))
+                continue
+            with suppress(RegistryError):  # the other host may have changed the history, or deleted the version
+                if action == "rollback":
+                    here.rollback(store, NAME, None, **told)
+                elif action == "canary":
+                    here.start_canary(store, NAME, here.versions(NAME)[0], 0.1, **told)
+                elif action == "promote":
+                    here.promote(store, NAME, **told)
+                else:
+                    here.abort(NAME, **told)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ridgeline.registry.STILL_LOADED", timedelta(0))
+        patch.setattr("time.sleep", lambda _: None)
+        patch.setattr(object_registry, "DELETION_SECONDS", 50)  # turns, here
+        turns = Turns(patch, seed)
+        errors = turns.run({who: functools.partial(act, who) for who in hosts})
+    assert not errors, (plans, turns.order)
+    there = open_registry("there")
+    history, versions = there.history(NAME), there.versions(NAME)
+    pushes = [(entry.version, entry.artifact) for entry in history if entry.action == "push"]
+    assert sorted(pushes[2:]) == sorted(done)
+    served = there.serving(NAME)
+    for version in {*versions, served.champion, served.canary or served.champion}:
+        assert there.verify(store, NAME, version).version == version
+    found = {path.removeprefix(f"{NAME}/").partition("/")[0] for path in objects(there) if path[0] != "."}
+    assert found == {HISTORY, *(f"{version}{end}" for version in versions for end in ("", ".json"))}
 
 
 class DeathError(Exception):
