@@ -318,8 +318,11 @@ class ObjectRegistry(Registry):
 
     def _discard(self, name: str, version: int, staging: Path) -> None:
         files.remove(staging)
-        if self._is_claimed(name, version):
-            self._delete_objects(name, version)
+        # a late request of an earlier holder may have deleted this host's claim
+        if self._is_claimed(name, version) or self._claims(name, version):
+            self._held[name] = object_store.read(self.url / name / HISTORY)
+            if version not in [entry.version for entry in self.history(name)]:
+                self._delete_objects(name, version)
             object_store.delete_object(self._claim(name, version))
 
     def _append(self, name: str, *entries: HistoryEntry) -> None:

@@ -292,6 +292,16 @@ def test_a_number_that_another_host_pushed_since_the_numbers_were_listed_is_left
     assert [path for path in objects(there) if path.endswith(".claim")] == []
 
 
+def test_a_push_that_lost_its_claim_leaves_nothing(open_registry, publish_forced, store):
+    here = open_registry("here")
+    here.push(publish_forced(1), "run 1")
+    late = interrupted(here, lambda: object_store.delete_object(here.url / NAME / "2.claim"))
+    version = late.push(publish_forced(2), "run 2").version
+    assert here.versions(NAME) == [1, version]
+    assert here.verify(store, NAME).version == version
+    assert [path for path in objects(here) if path.endswith(".claim")] == []
+
+
 def test_a_version_that_another_host_deletes_while_it_is_copied_is_an_error_that_says_so(
     open_registry, publish_forced, store, monkeypatch
 ):
