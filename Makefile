@@ -61,7 +61,7 @@ lint: $(INSTALLED) ## Check style, types and the direction of imports
 
 audit: $(INSTALLED) ## Look for security faults in the code, and for known ones of the pinned packages
 	$(BIN)/bandit --quiet --recursive --severity-level medium ridgeline components dags docker
-	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
+	$(BIN)/uv tool run --quiet --constraints constraints.txt pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
 format: $(INSTALLED) ## Format the code
 	$(BIN)/ruff check --fix
@@ -72,7 +72,7 @@ bench: $(INSTALLED) ## Compare speed and accuracy with the notebook and other lo
 
 constraints: $(INSTALLED) ## Choose the newest versions that fit and write them to constraints.txt
 	$(BIN)/uv pip compile --upgrade --universal --fork-strategy fewest --python-version 3.11 \
-	  --extra server --extra s3 --extra mlflow --extra openlineage --extra beam --extra kubernetes --group dev \
+	  --extra server --extra s3 --extra mlflow --extra openlineage --extra beam --extra kubernetes --group dev --group tools \
 	  --no-annotate --no-emit-index-url --custom-compile-command "make constraints" --quiet \
 	  --output-file constraints.txt pyproject.toml
 
