@@ -5,6 +5,8 @@ INSTALLED := .venv/.installed
 DAG := fashion_mnist_training
 # Two workers; a group, see tests/conftest.py, stays on one, and the groups start in their order.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
+# The tests start hundreds of processes: each would compile the code again where PYTHONDONTWRITEBYTECODE is set.
+COMPILE := $(BIN)/python -m compileall -q ridgeline components dags torture
 
 .DEFAULT_GOAL := help
 .PHONY: help install run ui audit test test-fast torture screenshots test-containers up down logs backup restore lint format bench constraints clean
@@ -21,9 +23,11 @@ ui: $(INSTALLED) ## Start Airflow's web interface; ARGS="--port 8090"
 	@exec $(BIN)/python -P -m ridgeline.airflow.local ui $(ARGS)
 
 test: $(INSTALLED) ## Run all tests; ARGS="-k name"
+	@$(COMPILE)
 	$(PYTEST) $(ARGS)
 
 test-fast: $(INSTALLED) ## Run the tests that start no Airflow, browser or second TensorFlow; ARGS="-k name"
+	@$(COMPILE)
 	$(PYTEST) --ignore tests/torture -m "not airflow and not real_data and not fresh_process" $(ARGS)
 
 torture: $(INSTALLED) ## Kill, cut, damage and load small stores for half an hour; ARGS="kills power_cut --seed 7 --scale 1"
