@@ -19,7 +19,7 @@ import pytest
 from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling
 
-from ridgeline import keys, pipeline
+from ridgeline import keys, pipeline, quiet_tensorflow
 from ridgeline.component import STEP_ENVIRONMENT
 from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store
@@ -28,6 +28,7 @@ from tests.faulty_proxy import Proxy
 ROOT = Path(__file__).resolve().parent.parent
 SYNTHETIC = {"ingest.dataset": "synthetic_garments:1.0.0", "transform.validation_examples": 1_000}
 os.environ.update(STEP_ENVIRONMENT)  # before a test that runs no step uses TensorFlow
+quiet_tensorflow.install()
 
 # A package of two steps, written to disk so that its code can be changed: `seed` writes a number, `double` doubles it.
 TOY_STEPS = {
