@@ -5,6 +5,8 @@ INSTALLED := .venv/.installed
 DAG := fashion_mnist_training
 # Two workers; a group, see tests/conftest.py, stays on one, and the groups start in their order.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
+# The tests start hundreds of processes: each would compile the code again where PYTHONDONTWRITEBYTECODE is set.
+COMPILE := $(BIN)/python -m compileall -q ridgeline components dags torture
 
 .DEFAULT_GOAL := help
 .PHONY: help install run ui audit test test-fast torture screenshots test-containers up down logs backup restore lint format bench constraints clean
@@ -21,9 +23,11 @@ ui: $(INSTALLED) ## Start Airflow's web interface; ARGS="--port 8090"
 	@exec $(BIN)/python -P -m ridgeline.airflow.local ui $(ARGS)
 
 test: $(INSTALLED) ## Run all tests; ARGS="-k name"
+	@$(COMPILE)
 	$(PYTEST) $(ARGS)
 
 test-fast: $(INSTALLED) ## Run the tests that start no Airflow, browser or second TensorFlow; ARGS="-k name"
+	@$(COMPILE)
 	$(PYTEST) --ignore tests/torture -m "not airflow and not real_data and not fresh_process" $(ARGS)
 
 torture: $(INSTALLED) ## Kill, cut, damage and load small stores for half an hour; ARGS="kills power_cut --seed 7 --scale 1"
@@ -61,7 +65,7 @@ lint: $(INSTALLED) ## Check style, types and the direction of imports
 
 audit: $(INSTALLED) ## Look for security faults in the code, and for known ones of the pinned packages
 	$(BIN)/bandit --quiet --recursive --severity-level medium ridgeline components dags docker
-	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
+	$(BIN)/uv tool run --quiet --constraints constraints.txt pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
 format: $(INSTALLED) ## Format the code
 	$(BIN)/ruff check --fix
@@ -72,7 +76,7 @@ bench: $(INSTALLED) ## Compare speed and accuracy with the notebook and other lo
 
 constraints: $(INSTALLED) ## Choose the newest versions that fit and write them to constraints.txt
 	$(BIN)/uv pip compile --upgrade --universal --fork-strategy fewest --python-version 3.11 \
-	  --extra server --extra s3 --extra mlflow --extra openlineage --extra beam --extra kubernetes --group dev \
+	  --extra server --extra s3 --extra mlflow --extra openlineage --extra beam --extra kubernetes --group dev --group tools \
 	  --no-annotate --no-emit-index-url --custom-compile-command "make constraints" --quiet \
 	  --output-file constraints.txt pyproject.toml
 

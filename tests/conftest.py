@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ import pytest
 from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling
 
-from ridgeline import keys, pipeline
+from ridgeline import keys, pipeline, quiet_tensorflow
 from ridgeline.component import STEP_ENVIRONMENT
 from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store
@@ -28,6 +29,10 @@ from tests.faulty_proxy import Proxy
 ROOT = Path(__file__).resolve().parent.parent
 SYNTHETIC = {"ingest.dataset": "synthetic_garments:1.0.0", "transform.validation_examples": 1_000}
 os.environ.update(STEP_ENVIRONMENT)  # before a test that runs no step uses TensorFlow
+quiet_tensorflow.install()
+# Airflow, Keras and the tests are a million objects, which the collector would scan again and again: a quarter of the
+# time until the first test, a tenth of the time of the tests.
+gc.set_threshold(100_000, 50, 100)
 
 # A package of two steps, written to disk so that its code can be changed: `seed` writes a number, `double` doubles it.
 TOY_STEPS = {
@@ -131,6 +136,10 @@ class ByGroup(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
         return "airflow" if file in SHARED_AIRFLOW else file
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported stays
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByGroup:

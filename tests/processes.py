@@ -1,8 +1,10 @@
-"""Processes that begin their work at the same time."""
+"""Processes that begin their work at the same time, or end at the same time."""
 
 from __future__ import annotations
 
 import subprocess
+
+import psutil
 
 
 def release(*processes: subprocess.Popen[str]) -> None:
@@ -19,3 +21,13 @@ def release(*processes: subprocess.Popen[str]) -> None:
         assert process.stdin
         process.stdin.write("go\n")
         process.stdin.flush()
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and all that it started at once, as a power cut does."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        member.suspend()
+    for member in family:
+        member.kill()
+    process.wait()

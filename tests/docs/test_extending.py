@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.fresh_process
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "extending.md").read_text()
 BLOCK = re.compile(r"^`([^`\n]+)`:\n\n```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+MCP = "tests/components/training/penalties/test_mcp.py"
 NETWORK = "even-light"  # the folder of the network's package
 COMMANDS = [
     shlex.split(line)[1:]
@@ -41,19 +43,19 @@ for arguments in json.loads(sys.argv[1]):
     except SystemExit as end:
         assert not end.code, end.code
 """
-LOAD_DAG = """
-import json, sys
+LOAD_DAGS = """
+import json
 from airflow.dag_processing.dagbag import DagBag
 bag = DagBag()
-dag_id = sys.argv[1]
-assert not [text for file, text in bag.import_errors.items() if dag_id in file], bag.import_errors
-dag = bag.dags[dag_id]
-print(json.dumps({
-    "params": {name: param.value for name, param in dag.params.items()},
-    "upstream": {task.task_id: sorted(task.upstream_task_ids) for task in dag.tasks},
-    "schedule": [asset.name for asset in dag.schedule] if isinstance(dag.schedule, list) else [],
-    "watchers": [w.trigger.folder for a in dag.schedule for w in a.watchers] if isinstance(dag.schedule, list) else [],
-}))
+def describe(dag):
+    assets = dag.schedule if isinstance(dag.schedule, list) else []
+    return {
+        "params": {name: param.value for name, param in dag.params.items()},
+        "upstream": {task.task_id: sorted(task.upstream_task_ids) for task in dag.tasks},
+        "schedule": [asset.name for asset in assets],
+        "watchers": [watcher.trigger.folder for asset in assets for watcher in asset.watchers],
+    }
+print(json.dumps([bag.import_errors, {dag_id: describe(dag) for dag_id, dag in bag.dags.items()}], default=str))
 """
 
 
@@ -123,6 +125,23 @@ def output(tree: Path) -> dict[str, str]:
     return {" ".join(command): text for command, text in zip(COMMANDS, printed, strict=True)}
 
 
+@pytest.fixture(scope="module")
+def dags(tree: Path) -> dict[str, Any]:
+    """Each DAG as Airflow loads it."""
+    errors, dags = json.loads(
+        python(tree, "-c", LOAD_DAGS, env=environment(tree, "airflow", os.environ)).splitlines()[-1]
+    )
+    assert errors == {}
+    return dags
+
+
+@pytest.fixture(scope="module")
+def tested(tree: Path) -> str:
+    """What pytest printed about the documented tests."""
+    flags = ["-v", "-p", "no:cacheprovider", "test_label_counts.py", MCP]
+    return python(tree, "-m", "pytest", *flags, env=dict(os.environ))
+
+
 @pytest.fixture
 def store(tree: Path, output: dict[str, str]) -> Store:
     """The store that the documented commands wrote."""
@@ -146,22 +165,19 @@ def test_a_step_runs_explains_and_describes_itself(store, output):
     assert "SYNTHETIC" in report
 
 
-def test_the_test_of_the_step_passes(tree):
-    flags = ["-q", "-p", "no:cacheprovider", "test_label_counts.py"]
-    assert "2 passed" in python(tree, "-m", "pytest", *flags, env=dict(os.environ))
+def test_the_test_of_the_step_passes(tested):
+    assert len(re.findall(r"^test_label_counts.py::\w+ PASSED", tested, re.MULTILINE)) == 2
 
 
-def test_the_step_is_a_task_with_parameters_on_the_form(tree):
-    env = environment(tree, "airflow", os.environ)
-    dag = json.loads(python(tree, "-c", LOAD_DAG, "fashion_mnist_training", env=env).splitlines()[-1])
+def test_the_step_is_a_task_with_parameters_on_the_form(dags):
+    dag = dags["fashion_mnist_training"]
     assert "count_labels.min_count" in dag["params"]
     assert dag["upstream"]["count_labels"] == ["transform"]
 
 
 @pytest.mark.xfail("image_dir" not in ingest.params.model_fields, reason="no folder of images yet", strict=True)
-def test_a_folder_of_images_has_a_dag_with_a_watcher(tree):
-    env = environment(tree, "airflow", os.environ)
-    dag = json.loads(python(tree, "-c", LOAD_DAG, "product_photos_training", env=env).splitlines()[-1])
+def test_a_folder_of_images_has_a_dag_with_a_watcher(dags):
+    dag = dags["product_photos_training"]
     assert dag["params"]["ingest.dataset"] == "folder"
     assert dag["params"]["ingest.image_dir"] == "/data/product_photos"
     assert dag["params"]["ingest.name"] == "product_photos"
@@ -200,9 +216,8 @@ def test_only_a_training_of_the_network_has_its_code_in_the_key(store):
     assert {name for name in parts[1].params if name.startswith(("even_light", "cnn"))} == set()
 
 
-def test_the_network_is_on_the_form(tree):
-    env = environment(tree, "airflow", os.environ)
-    dag = json.loads(python(tree, "-c", LOAD_DAG, "fashion_mnist_training", env=env).splitlines()[-1])
+def test_the_network_is_on_the_form(dags):
+    dag = dags["fashion_mnist_training"]
     assert dag["params"]["train.network"] == "mlp"
     assert dag["params"]["train.even_light.units"] == 50
 
@@ -222,9 +237,8 @@ def test_a_penalty_is_part_of_the_loss_and_its_proximal_operator_acts(store):
     assert sum(layer.num_zeros for layer in model.facts.sparsity) > 0
 
 
-def test_the_test_of_the_penalty_passes(tree):
-    flags = ["-q", "-p", "no:cacheprovider", "tests/components/training/penalties/test_mcp.py"]
-    assert "2 passed" in python(tree, "-m", "pytest", *flags, env=dict(os.environ))
+def test_the_test_of_the_penalty_passes(tested):
+    assert len(re.findall(rf"^{MCP}::\w+(\[.*\])? PASSED", tested, re.MULTILINE)) == 2
 
 
 def test_a_sweep_tries_the_new_penalty_and_its_report_names_it(store):

@@ -22,6 +22,7 @@ from ridgeline.airflow.server import Standalone, environment, free_port
 from ridgeline.pipeline import run_records
 from ridgeline.settings import Settings
 from ridgeline.store import Execution
+from tests.processes import kill
 
 ROOT = Path(__file__).resolve().parents[2]
 DAG = "fashion_mnist_training"
@@ -91,6 +92,7 @@ def start_airflow(folder: Path, **settings: str) -> Iterator[Airflow]:
     """
     outer = {name: value for name, value in os.environ.items() if not name.startswith("RIDGELINE_")}
     env = environment(folder, "airflow", outer, free_port()) | {"AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags")}
+    env |= {"AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "120"}  # the files do not change
     with Airflow(env | settings, folder / "standalone.log") as running:
         running.wait("Airflow to be healthy", running.is_healthy)
         running.wait("the password", running.password_file.exists)
@@ -124,12 +126,13 @@ def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
     """The Airflow that all tests here share.
 
-    Its training DAG runs by itself in a few minutes of the hour only, which begin now, so that other tests have it for
-    themselves. The later ones are for a machine on which Airflow takes minutes to start.
+    Its training DAG runs by itself in a few minutes of the hour only, so that other tests have it for themselves: the
+    first is over when Airflow has started, and the second while the first run works. The last one is for a machine on
+    which Airflow takes minutes to start.
     `make screenshots` names the official files' folder in SCREENSHOT_DATA: then nothing runs by itself.
     """
     now = datetime.now(UTC).replace(second=0, microsecond=0)
-    ticks = [now + timedelta(minutes=number) for number in (0, 1, 3, 6)]
+    ticks = [now + timedelta(minutes=number) for number in (0, 2, 5)]
     settings = {"RIDGELINE_DEADLINE_MINUTES": "0.05", "RIDGELINE_APPROVERS": "admin"}
     settings |= {"AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,other:admin"}
     if files := os.environ.get("SCREENSHOT_DATA"):
@@ -144,6 +147,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
         connection = {"conn_type": "apprise", "extra": json.dumps({"config": {"path": address}})}
         settings["AIRFLOW_CONN_ENVIRONMENT"] = json.dumps(connection)
         running = RUNNING.enter_context(start_airflow(tmp_path_factory.mktemp("airflow"), **settings))
+        RUNNING.callback(kill, running.process)  # its orderly end takes 9 s; test_watcher.py has one
         connection |= {"connection_id": "database", "extra": json.dumps({"config": {"path": other_address}})}
         assert running.call("POST", "/api/v2/connections", connection)[0] == 201
         running.ticks, running.messages, running.messages_by_connection = ticks, messages, others

@@ -60,7 +60,9 @@ def decisions(airflow: Any, run_id: str) -> list[Decision]:
     return [decision for decision in reversed(found) if decision.run_id == run_id]
 
 
-def test_an_approved_model_is_pushed_and_the_history_says_who_approved_it_and_why(airflow: Any, waiting: str) -> None:
+def test_a_model_that_an_assigned_user_approves_is_pushed_and_the_history_says_who_and_why(
+    airflow: Any, waiting: str
+) -> None:
     before = len(history(airflow))
     asked = airflow.call("GET", question(waiting))[1]
     assert asked["options"] == ["Approve", "Reject"]
@@ -68,18 +70,18 @@ def test_an_approved_model_is_pushed_and_the_history_says_who_approved_it_and_wh
     assert [user["id"] for user in asked["assigned_users"]] == ["admin"]
     assert "| Ankle boot | " in asked["body"]
     assert f"]({airflow.url}/dags/{DAG}/runs/" in asked["body"]
+
+    other = Standalone(airflow.env, airflow.log_file, user="other")
+    assert respond(other, waiting, "Approve", "I want it") == 403
+    assert airflow.states(DAG, waiting)["export"] == "awaiting_input"
+    assert len(history(airflow)) == before
+
     finish(airflow, waiting, "Approve", "figures look right")
     entries = history(airflow)
     assert len(entries) == before + 1
     assert (entries[-1].approved_by, entries[-1].approval) == ("admin", "figures look right")
     assert [decision.kind for decision in decisions(airflow, waiting)] == ["approval_asked", "approved", "pushed"]
     assert respond(airflow, waiting, "Reject", "too late") == 409
-
-
-def test_only_the_assigned_users_may_answer(airflow: Any, waiting: str) -> None:
-    other = Standalone(airflow.env, airflow.log_file, user="other")
-    assert respond(other, waiting, "Approve", "I want it") == 403
-    assert airflow.states(DAG, waiting)["export"] == "awaiting_input"
 
 
 def test_a_model_that_nobody_approves_in_time_is_not_pushed(airflow: Any, waiting: str) -> None:

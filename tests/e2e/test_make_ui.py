@@ -9,22 +9,24 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from ridgeline.airflow.server import Standalone, environment, free_port
+from tests.processes import kill
 
 pytestmark = pytest.mark.airflow
 SLOW = """
 import time
 from datetime import timedelta
+from pathlib import Path
 from airflow.sdk import dag, task
 
 @dag(schedule=None, is_paused_upon_creation=False, default_args={"retries": 1, "retry_delay": timedelta(seconds=10)})
 def slow():
     @task
     def train():
-        time.sleep(20)
+        while not Path({goes_on!r}).exists():
+            time.sleep(0.1)
 
     train()
 
@@ -39,21 +41,11 @@ def wait_for(what: str, happened: Callable[[], object], seconds: float = 300) ->
         time.sleep(0.5)
 
 
-def kill(airflow: Standalone) -> None:
-    """Kill all processes of an Airflow at once, as a power cut does."""
-    processes = [psutil.Process(airflow.process.pid), *psutil.Process(airflow.process.pid).children(recursive=True)]
-    for process in processes:
-        process.suspend()
-    for process in processes:
-        process.kill()
-    airflow.process.wait()
-
-
 def test_a_run_survives_a_kill_and_only_the_user_can_read_the_passwords(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "dags").mkdir()
-    (tmp_path / "dags" / "slow.py").write_text(SLOW)
+    (tmp_path / "dags" / "slow.py").write_text(SLOW.format(goes_on=str(tmp_path / "goes_on")))
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     for name in ("http_proxy", "HTTP_PROXY"):
@@ -71,7 +63,8 @@ def test_a_run_survives_a_kill_and_only_the_user_can_read_the_passwords(
             run_id = airflow.trigger("slow", {})
             task = f"/api/v2/dags/slow/dagRuns/{run_id}/taskInstances/train"
             wait_for("the task", lambda: airflow.call("GET", task)[1]["state"] == "running")
-            kill(airflow)
+            kill(airflow.process)
+            (tmp_path / "goes_on").touch()
     finally:
         os.umask(umask)
     modes = {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in [home, *home.iterdir()] if path.exists()}

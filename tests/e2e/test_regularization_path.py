@@ -22,15 +22,18 @@ RUNS = {
     "switch": ("fashion_mnist_training", {**DATA, **GRID, "train.epochs": 1, "penalty_from": "regularization_path"}),
 }
 RUN_DAGS = """
-import json, sys
+import json, os, sys
 from pathlib import Path
+from ridgeline.airflow.local import start_quickly
+
+start_quickly()
 from airflow.dag_processing.dagbag import DagBag
 from airflow.utils.db import initdb
 
 initdb()
 results = {}
 for name, (dag_id, conf) in json.loads(sys.argv[1]).items():
-    dag = DagBag().dags[dag_id]
+    dag = DagBag(f"{os.environ['AIRFLOW__CORE__DAGS_FOLDER']}/{dag_id}.py").dags[dag_id]
     dag.deadline = None  # dag.test fails where a DAG with a deadline succeeds
     run = dag.test(run_conf=conf)
     tasks = {f"{task.task_id}[{task.map_index}]": str(task.state) for task in run.get_task_instances()}

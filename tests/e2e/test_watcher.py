@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,11 @@ def runs(airflow: Standalone) -> list[dict[str, Any]]:
     return [run for run in found if run["state"] == "success"]
 
 
+def events(airflow: Standalone) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = airflow.call("GET", "/api/v2/assets/events?order_by=timestamp")[1]["asset_events"]
+    return found
+
+
 def test_each_content_starts_one_run_also_across_a_restart(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     (folder / "train" / "cat").mkdir(parents=True)
@@ -55,16 +62,16 @@ def test_each_content_starts_one_run_also_across_a_restart(tmp_path: Path) -> No
     env |= {"RIDGELINE_STILL_SECONDS": "2", "PYTHONPATH": str(ROOT)}
     with Standalone(env, tmp_path / "first.log") as airflow:
         wait("a run for the first content", lambda: len(runs(airflow)) == 1, 180)
-        time.sleep(10)  # the watcher would fire again
-        assert len(runs(airflow)) == 1
+        first = datetime.fromisoformat(events(airflow)[0]["timestamp"]).timestamp()
+        time.sleep(max(0, first + 12 - time.time()))  # the watcher would fire again
+        assert len(events(airflow)) == 1
     with Standalone(env, tmp_path / "second.log") as airflow:
         wait("a start", airflow.is_healthy, 120)
-        time.sleep(20)
-        assert len(runs(airflow)) == 1
+        wait("the watcher", lambda: re.search(r"trigger ID \d+ starting", airflow.log_file.read_text()), 120)
+        time.sleep(8)  # it would fire after 3
+        assert len(events(airflow)) == 1
         (folder / "train" / "cat" / "2.png").write_bytes(b"second")
         wait("a run for the second content", lambda: len(runs(airflow)) == 2, 60)
-        path = "/api/v2/assets/events?order_by=timestamp&limit=10"
-        events = airflow.call("GET", path)[1]["asset_events"]
-        contents = [event["extra"]["payload"]["content"] for event in events]
-        assert len(set(contents)) == len(contents) == 2
-        assert {event["extra"]["payload"]["folder"] for event in events} == {str(folder)}
+        payloads = [event["extra"]["payload"] for event in events(airflow)]
+        assert len({payload["content"] for payload in payloads}) == len(payloads) == 2
+        assert {payload["folder"] for payload in payloads} == {str(folder)}

@@ -81,7 +81,10 @@ def test_an_e_mail_arrives(mail: tuple[Inbox, str]) -> None:
     assert "accuracy 0.9100" in inbox.messages[0]
 
 
-def test_an_e_mail_that_the_server_refuses_is_tried_three_times(mail: tuple[Inbox, str], caplog: Any) -> None:
+def test_an_e_mail_that_the_server_refuses_is_tried_three_times(
+    mail: tuple[Inbox, str], monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setattr("apprise.NotifyBase.request_rate_per_sec", 0)  # Apprise waits 5.5 s between two e-mails
     inbox, url = mail
     inbox.response = "554 Transaction failed"
     assert not Recipient(url).send("title", "body", NO_WAIT)

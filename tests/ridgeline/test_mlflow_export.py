@@ -1,6 +1,7 @@
 """The export to MLflow, with MLflow's own client, a database in a file, and servers that fail."""
 
 import json
+import logging
 import shutil
 import socket
 import subprocess
@@ -39,23 +40,47 @@ print(json.dumps([runs, models]))
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def run_id(synthetic):
     return synthetic[1][0].run_id
 
 
+def read(experiment="synthetic_garments"):
+    """Return the runs and models of an experiment."""
+    done = subprocess.run([sys.executable, "-c", READ, experiment], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def use_database(folder, patch):
+    """Let MLflow use its own store in a file."""
+    pytest.importorskip("mlflow")
+    patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+    patch.chdir(folder)  # without a server, MLflow writes artifacts into the working directory
+
+
 @pytest.fixture
 def database(tmp_path, monkeypatch):
-    """MLflow's own store in a file; the function that returns the runs and models of an experiment."""
-    pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    monkeypatch.chdir(tmp_path)  # without a server, MLflow writes artifacts into the working directory
-
-    def read(experiment="synthetic_garments"):
-        done = subprocess.run([sys.executable, "-c", READ, experiment], capture_output=True, text=True, check=True)
-        return json.loads(done.stdout.splitlines()[-1])
-
+    """An empty store of MLflow; the function that returns the runs and models of an experiment."""
+    use_database(tmp_path, monkeypatch)
     return read
+
+
+@pytest.fixture(scope="module")
+def exported(synthetic_store, run_id, tmp_path_factory):
+    """What MLflow holds of a run that was exported twice, and what was logged."""
+    logged = []
+    handler = logging.Handler()
+    handler.emit = lambda record: logged.append(record.getMessage())
+    with pytest.MonkeyPatch.context() as patch:
+        use_database(tmp_path_factory.mktemp("exported"), patch)
+        logger = logging.getLogger(mlflow_export.__name__)
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+        for _ in range(2):
+            mlflow_export.export_run(synthetic_store, run_id, 1)
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+        return *read(), logged
 
 
 def test_nothing_happens_without_a_server(synthetic_store, run_id, monkeypatch, caplog):
@@ -74,12 +99,9 @@ def test_without_the_extra_one_line_says_so(synthetic_store, run_id, monkeypatch
     ]
 
 
-def test_a_run_is_exported_once_with_its_model(synthetic_store, refs, run_id, database, caplog):
-    caplog.set_level("INFO", "ridgeline.mlflow_export")
-    for _ in range(2):
-        mlflow_export.export_run(synthetic_store, run_id, 1)
-    assert ["exported as run" in caplog.messages[0], "was exported before" in caplog.messages[1]] == [True, True]
-    (run,), ((name, status, _, source),) = database()
+def test_a_run_is_exported_once_with_its_model(synthetic_store, refs, run_id, exported):
+    (run,), ((name, status, _, source),), logged = exported
+    assert ["exported as run" in logged[0], "was exported before" in logged[1]] == [True, True]
     assert (run["status"], run["name"]) == ("FINISHED", run_id)
     assert run["tags"]["ridgeline.evaluation"] == refs["evaluate"]
     assert run["tags"]["ridgeline.model"] == refs["train"]
@@ -95,11 +117,10 @@ def test_a_run_is_exported_once_with_its_model(synthetic_store, refs, run_id, da
     assert source
 
 
-def test_mlflows_folder_serves_the_evaluations_predictions(synthetic_store, refs, run_id, database):
+def test_mlflows_folder_serves_the_evaluations_predictions(synthetic_store, refs, exported):
     import tensorflow as tf
 
-    mlflow_export.export_run(synthetic_store, run_id, 1)
-    _, ((_, _, location, _),) = database()
+    _, ((_, _, location, _),), _ = exported
     folder = Path(location.removeprefix("file://"))
     described = json.loads((folder / "MLmodel").read_text())
     flavor = described["flavors"]["tensorflow"]

@@ -51,8 +51,8 @@ def test_a_bad_setting_is_refused_before_airflow_starts(
 CHECKED_ONCE = """
 from airflow.sdk import Param
 from jsonschema import SchemaError
-from ridgeline.airflow.local import _start_quickly
-_start_quickly()
+from ridgeline.airflow.local import start_quickly
+start_quickly()
 for _ in range(2):
     for value, schema, error in ((1, {"type": "no type"}, SchemaError), ("x", {"type": "integer"}, ValueError)):
         try:

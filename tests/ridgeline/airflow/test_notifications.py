@@ -30,6 +30,7 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 @pytest.fixture
 def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """A webhook that RIDGELINE_NOTIFY names: the messages that it received, and the status that it responds with."""
+    monkeypatch.setattr("ridgeline.messages.time.sleep", lambda seconds: None)  # between two tries
     hook = SimpleNamespace(received=[], status=200)
 
     class Handler(BaseHTTPRequestHandler):

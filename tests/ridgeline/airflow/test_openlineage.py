@@ -24,11 +24,14 @@ ROOT = Path(__file__).resolve().parents[3]
 SYNTHETIC = {"ingest.dataset": "synthetic_garments:1.0.0", "transform.validation_examples": 1_000}
 RUN = """
 import json, sys
+from ridgeline.airflow.local import start_quickly
+
+start_quickly()
 from airflow.dag_processing.dagbag import DagBag
 from airflow.utils.db import initdb
 
 initdb()
-dag = DagBag().dags["fashion_mnist_training"]
+dag = DagBag(sys.argv[2]).dags["fashion_mnist_training"]
 dag.deadline = None  # dag.test fails where a DAG with a deadline succeeds
 assert dag.test(run_conf=json.loads(sys.argv[1])).state == "success"
 """
@@ -54,7 +57,7 @@ def test_each_task_emits_its_artifacts_with_their_digests(
     for name in ("RIDGELINE_MANUAL_DIR", "RIDGELINE_SERVING", "MLFLOW_TRACKING_URI"):
         env.pop(name, None)
     done = subprocess.run(
-        [sys.executable, "-c", RUN, json.dumps(SYNTHETIC)],
+        [sys.executable, "-c", RUN, json.dumps(SYNTHETIC), str(tmp_path / "dags" / "fashion_mnist_training.py")],
         env=env, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]

@@ -50,9 +50,12 @@ class Manager(SimpleAuthManager):
 """
 # A run that is in progress is one that ended, with its last tasks put back by hand.
 MAKE_RUNS = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 from typing import Any
+from ridgeline.airflow.local import start_quickly
+
+start_quickly()
 from airflow.dag_processing.dagbag import DagBag
 from airflow.utils.db import initdb
 from airflow.utils.session import create_session
@@ -62,7 +65,7 @@ from airflow.models.taskinstance import TaskInstance
 initdb()
 runs = {}
 for name, dag_id, conf in json.loads(sys.argv[1]):
-    dag = DagBag().dags[dag_id]
+    dag = DagBag(f"{os.environ['AIRFLOW__CORE__DAGS_FOLDER']}/{dag_id}.py").dags[dag_id]
     dag.deadline = None  # dag.test fails where a DAG with a deadline succeeds
     runs[name] = [dag_id, dag.test(run_conf=conf).run_id]
 with create_session() as session:
