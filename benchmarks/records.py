@@ -115,6 +115,7 @@ def add_versions(settings: Settings, model: PushedModel, number: int) -> None:
         for version in range(1, number):
             at, digest = start + timedelta(hours=8 * version), hashlib.sha256(f"model {version}".encode()).hexdigest()
             changed = {"version": version, "at": at, "model_digest": digest, "artifact": f"PushedModel/{digest}"}
+            changed["computes"] = digest
             lines.append(entry.model_copy(update=changed).line())
             title, subject = f"{name}: version {version} was pushed", f"version -{version}"
             decisions.add(Decision(kind="pushed", model=name, subject=subject, title=title, at=at))

@@ -71,8 +71,7 @@ def names(folder: Path) -> list[str]:
         folder: The folder.
     """
     try:
-        with os.scandir(folder) as entries:
-            return [entry.name for entry in entries]
+        return os.listdir(folder)
     except FileNotFoundError:
         return []
 
