@@ -71,7 +71,8 @@ def names(folder: Path) -> list[str]:
         folder: The folder.
     """
     try:
-        return os.listdir(folder)
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries]
     except FileNotFoundError:
         return []
 
