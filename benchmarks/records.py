@@ -1,6 +1,7 @@
-"""What 20,000 execution records and 1,000 versions cost, in a folder and in an object store, against 20 and 20.
+"""What 20,000 execution records and 1,000 versions cost, against 20 and 20; in an object store, 4,000 and 200.
 
-In the folder, the time is that of the processor, which other work on the machine changes least.
+In the folder, the time is that of the processor, which other work on the machine changes least. In the object store, it
+is the number of requests: its server lists by going through all names in Python.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from typer.testing import CliRunner
 
 from benchmarks.steps import SYNTHETIC, row
 from ridgeline import pipeline
+from ridgeline.artifacts.base import file_entry
 from ridgeline.artifacts.pushed_model import PushedModel
 from ridgeline.cli import app
 from ridgeline.decisions import Decision, Decisions
@@ -40,12 +42,14 @@ from ridgeline.settings import Settings
 from ridgeline.store import Execution, Store
 
 Times = dict[str, tuple[float, int]]  # seconds and requests, by what was done
-FEW, MANY = 20, 20_000
-FEW_VERSIONS, MANY_VERSIONS = 20, 1_000
-REPEATS = 7
+FEW = 20, 20  # records, versions
+MANY = {"In a folder": (20_000, 1_000), "In an object store on this machine": (4_000, 200)}
+DAYS = timedelta(days=28)
+REPEATS = 15
 MANIFEST = {"schema_version": 1, "facts": {}, "files": {}}
 SERVER = """
 import sys
+from datetime import timedelta
 from pathlib import Path
 from moto.s3.models import s3_backends
 from moto.server import main
@@ -54,16 +58,17 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
     backend.create_bucket(folder.name, "us-east-1")
     for path in folder.rglob("*"):
         if path.is_file():
-            backend.put_object(folder.name, str(path.relative_to(folder)), path.read_bytes())
+            key = backend.put_object(folder.name, str(path.relative_to(folder)), path.read_bytes())
+            key.last_modified -= timedelta(days=2)  # garbage collection keeps what is young
 main(["-H", "127.0.0.1", "-p", sys.argv[2]])
 """
 
 
-def fill(store: Store, num_records: int) -> list[str]:
-    """Write the records of many runs, whose last step is skipped; return the outputs of the last run."""
+def fill(store: Store, num_records: int) -> None:
+    """Write the records of the runs of `DAYS`, whose last step is skipped."""
     steps = list(pipeline.load_components().values())
     code = {step.name: reachable_code(step.module) for step in steps}
-    start = datetime.now(UTC) - timedelta(days=365)
+    start = datetime.now(UTC) - DAYS
     refs: list[str] = []
     with store.lock(), patch("os.fsync", lambda descriptor: None):  # nothing of it must survive a power cut
         for i in range(num_records - num_records % len(steps)):
@@ -90,7 +95,7 @@ def fill(store: Store, num_records: int) -> list[str]:
                     parts=parts,
                     inputs=inputs,
                     output=None if skipped else refs[-1],
-                    started_at=start + timedelta(minutes=26 * i),
+                    started_at=start + i * DAYS / num_records,
                     seconds=1.0,
                 )
             )
@@ -99,7 +104,6 @@ def fill(store: Store, num_records: int) -> list[str]:
                 folder.mkdir(parents=True)
                 text = json.dumps({**MANIFEST, "type": step.output.__name__, "digest": digest})
                 (folder / "manifest.json").write_text(text)
-    return refs
 
 
 def add_versions(settings: Settings, model: PushedModel, number: int) -> None:
@@ -115,6 +119,7 @@ def add_versions(settings: Settings, model: PushedModel, number: int) -> None:
         for version in range(1, number):
             at, digest = start + timedelta(hours=8 * version), hashlib.sha256(f"model {version}".encode()).hexdigest()
             changed = {"version": version, "at": at, "model_digest": digest, "artifact": f"PushedModel/{digest}"}
+            changed["computes"] = digest
             lines.append(entry.model_copy(update=changed).line())
             title, subject = f"{name}: version {version} was pushed", f"version -{version}"
             decisions.add(Decision(kind="pushed", model=name, subject=subject, title=title, at=at))
@@ -185,18 +190,33 @@ class Requests:
 
         self.number = 0
         self._fs: Any = s3fs.S3FileSystem
-        self._work = s3fs.S3FileSystem._call_s3
+        self._work = s3fs.S3FileSystem._call_s3, s3fs.S3FileSystem.call_s3
 
     def __enter__(self) -> Requests:
+        from fsspec.asyn import sync_wrapper
+
+        work, _ = self._work
+
         def call(fs: Any, *args: Any, **kwargs: Any) -> Any:
             self.number += 1
-            return self._work(fs, *args, **kwargs)
+            return work(fs, *args, **kwargs)
 
-        self._fs._call_s3 = call
+        self._fs._call_s3, self._fs.call_s3 = call, sync_wrapper(call)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._fs._call_s3 = self._work
+        self._fs._call_s3, self._fs.call_s3 = self._work
+
+
+@contextlib.contextmanager
+def take(found: Times, name: str) -> Iterator[None]:
+    """Note the seconds that the body took, if it was faster than before, and its requests."""
+    start = time.process_time()
+    with Requests() as requests:
+        yield
+    seconds = time.process_time() - start
+    best, _ = found.get(name, (seconds, 0))
+    found[name] = min(best, seconds), requests.number
 
 
 def page_of(settings: Settings, records: dict[str, Execution]) -> Callable[[], object]:
@@ -212,40 +232,33 @@ def page_of(settings: Settings, records: dict[str, Execution]) -> Callable[[], o
     return lambda: render(settings, run)
 
 
-def measure(settings: Settings, params: dict[str, Any]) -> Times:
-    """Return the seconds, the fastest of several, and the requests of each thing to do, by its name."""
-    clock = time.perf_counter if "://" in settings.store else time.process_time
+def measure(stores: Iterable[Settings], params: dict[str, Any], repeats: int) -> list[Times]:
+    """Return the seconds, the fastest of several, and the requests of each thing to do, by its name, for each store.
+
+    The stores take turns, so that other work on the machine slows all of them.
+    """
     plan = [component for component in pipeline.plan("export") if component.name in params]
-    found: Times = {}
-
-    def note(name: str, seconds: float, number: int) -> None:
-        best, _ = found.get(name, (seconds, 0))
-        found[name] = min(best, seconds), number
-
-    with Requests() as requests:
-
-        def take(name: str, work: Callable[[], object]) -> None:
-            before, start = requests.number, clock()
-            work()
-            note(name, clock() - start, requests.number - before)
-
-        for repeat in range(REPEATS):
+    measured: list[tuple[Settings, Times]] = [(settings, {}) for settings in stores]
+    for repeat in range(repeats):
+        for settings, found in measured:
             run_id = f"again {repeat} {time.time()}"
-            before, start = requests.number, clock()
-            whole = before, start
-            for result in pipeline.run(settings, plan, params, run_id):
-                assert repeat == 0 or result.execution.state == "cached", result.execution
-                note(f"reused {result.execution.component}", clock() - start, requests.number - before)
-                before, start = requests.number, clock()
-            note("all steps, reused", clock() - whole[1], requests.number - whole[0])
+            with take(found, "all steps, reused"):
+                steps = pipeline.run(settings, plan, params, run_id)
+                for component in plan:
+                    with take(found, f"reused {component.name}"):
+                        execution = next(steps).execution
+                    assert repeat == 0 or execution.state == "cached", execution
+                next(steps, None)
             if repeat < 3:
                 records = pipeline.run_records(settings, run_id)
                 ordered = {step.name: records[step.name] for step in plan}
                 for name, work in uses(settings, run_id, ordered).items():
-                    take(name, work)
-        gc = settings.open_store(), settings.open_registry()
-        take("gc --dry-run that keeps 10 runs", lambda: collect_garbage(*gc, 10, dry_run=True))
-    return found
+                    with take(found, name):
+                        work()
+    for settings, found in measured:
+        with take(found, "gc --dry-run that keeps 10 runs"):
+            collect_garbage(settings.open_store(), settings.open_registry(), 10, dry_run=True)
+    return [found for _, found in measured]
 
 
 def uses(settings: Settings, run_id: str, records: dict[str, Execution]) -> dict[str, Callable[[], object]]:
@@ -253,8 +266,7 @@ def uses(settings: Settings, run_id: str, records: dict[str, Execution]) -> dict
     store, last = settings.open_store(), records["export"].output or ""
 
     def list_models() -> None:
-        places = {"RIDGELINE_STORE": settings.store, "RIDGELINE_SERVING": str(settings.serving_dir())}
-        with patch.dict(os.environ, places):
+        with patch.dict(os.environ, {"RIDGELINE_STORE": settings.store}):
             assert CliRunner().invoke(app, ["models", "list"]).exit_code == 0
 
     return {
@@ -273,16 +285,21 @@ def look_up(store: Store) -> None:
         assert decide(store, component, dict.fromkeys(component.inputs, unknown), component.params(), sources={}).parts
 
 
-def compare(title: str, few: Times, many: Times, counts: bool = False) -> None:
-    """Print what was measured with few and with many records, and the numbers of requests."""
-    print(f"\n{title}")
+def compare(kind: str, few: Times, many: Times) -> None:
+    """Print what was measured with few and with many records: seconds in a folder, requests in an object store."""
+    records, versions = MANY[kind]
+    print(f"\n{kind}: {FEW[0]} → {records:,} execution records, {FEW[1]} → {versions:,} versions")
+    ratios = []
     for name, (seconds, requests) in few.items():
         more, more_requests = many[name]
-        number = f", {requests} → {more_requests} requests" if counts else ""
-        goal = "<= 1.3" if name.startswith("all steps") else ""
-        row(name, f"{1e3 * seconds:.1f} → {1e3 * more:.1f} ms, {more / seconds:.2f}{number}", goal)
-    ratios = [many[name][0] / seconds for name, (seconds, _) in few.items() if name.startswith("reused ")]
-    row("  the steps one by one: median, highest", f"{statistics.median(ratios):.2f}, {max(ratios):.2f}", "<= 1.3")
+        if requests:
+            row(name, f"{requests} → {more_requests} requests")
+            continue
+        is_step = "reused" in name
+        ratios += [more / seconds] if is_step else []
+        row(name, f"{1e3 * seconds:.1f} → {1e3 * more:.1f} ms, {more / seconds:.2f}", "<= 1.3" if is_step else "")
+    if ratios:
+        row("  of the steps: median, highest", f"{statistics.median(ratios):.2f}, {max(ratios):.2f}", "<= 1.3")
 
 
 def main(settings: Settings, refs: dict[str, str]) -> None:
@@ -293,28 +310,38 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
         refs: Store-relative name of each artifact, by step.
     """
     params = pipeline.parse_params(pipeline.plan("export"), {} if settings.manual_dir else SYNTHETIC, settings)
-    title = f"{FEW} → {MANY:,} execution records, {FEW_VERSIONS} → {MANY_VERSIONS:,} versions"
     with tempfile.TemporaryDirectory() as name:
-        folder, measured = Path(name), []
-        for records, versions, bucket in ((FEW, FEW_VERSIONS, "few"), (MANY, MANY_VERSIONS, "many")):
-            place = folder / "buckets" / bucket / "store"
-            shutil.copytree(settings.store, place)
-            own = settings.model_copy(update={"store": str(place)})
-            fill(own.open_store(), records)
-            add_versions(own, own.open_store().open(refs["export"], PushedModel), versions)
-            shutil.copytree(place, folder / bucket)
-            measured.append(measure(settings.model_copy(update={"store": str(folder / bucket)}), params))
-        compare(f"In a folder: {title}", measured[0], measured[1])
-        measured = []
-        with object_store(folder / "buckets"), patch.dict(os.environ, {"HOME": str(folder / "home")}):
-            for bucket in ("few", "many"):
-                shutil.copytree(folder / bucket / "serving", folder / "served" / bucket)
-                own = settings.model_copy(
-                    update={"store": f"s3://{bucket}/store", "serving": str(folder / "served" / bucket)}
-                )
-                measured.append(measure(own, params))
-        compare(f"In an object store on this machine: {title}", measured[0], measured[1], True)
-        store, registry = Store(folder / "many"), settings.model_copy(update={"store": str(folder / "many")})
-        with timed("\ngc in the folder, which keeps 10 runs", ""):
-            wait = longest_wait(store, lambda: collect_garbage(store, registry.open_registry(), 10, dry_run=False))
+        folder = Path(name)
+        in_folder, in_object_store = MANY
+
+        def stores(kind: str) -> dict[str, Settings]:
+            """Return a store with few and one with many records and versions, by the names of their buckets."""
+            found = {}
+            for bucket, (records, versions) in (("few", FEW), ("many", MANY[kind])):
+                place = folder / kind / bucket / "store"
+                own = found[bucket] = settings.model_copy(update={"store": str(place)})
+                fill(own.open_store(), records)
+                shutil.copytree(settings.store, place, dirs_exist_ok=True)  # after them, so that they keep their times
+                add_versions(own, own.open_store().open(refs["export"], PushedModel), versions)
+            return found
+
+        local = stores(in_folder)
+        compare(in_folder, *measure(local.values(), params, REPEATS))
+        store, registry = local["many"].open_store(), local["many"].open_registry()
+        with timed("gc in the folder, which keeps 10 runs", ""):
+            wait = longest_wait(store, lambda: collect_garbage(store, registry, 10, dry_run=False))
         row("  longest wait for the store's lock meanwhile", f"{wait:.2f} s", "<= 1.6 s")
+
+        remote = {}
+        for bucket, own in stores(in_object_store).items():
+            for version in own.serving_dir().glob("*/*/"):  # what an object store has beside each version
+                found = {path.relative_to(version).as_posix(): path for path in version.rglob("*") if path.is_file()}
+                manifest = {"files": {name: file_entry(path).model_dump() for name, path in found.items()}}
+                version.with_name(f"{version.name}.json").write_text(json.dumps(manifest))
+            remote[bucket] = own.model_copy(update={"store": f"s3://{bucket}/store"})
+        with object_store(folder / in_object_store), patch.dict(os.environ, {"HOME": str(folder / "home")}):
+            compare(in_object_store, *measure(remote.values(), params, repeats=2))  # the first fills the mirrors
+            store, registry = remote["many"].open_store(), remote["many"].open_registry()
+            with timed("gc in the object store, which keeps 10 runs", ""), Requests() as requests:
+                collect_garbage(store, registry, 10, dry_run=False)
+            row("  requests", f"{requests.number:,}", "")

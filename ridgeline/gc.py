@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -14,6 +15,7 @@ from ridgeline.artifacts.predictions import Predictions
 from ridgeline.artifacts.schema import Schema
 from ridgeline.component import Component
 from ridgeline.lineage import producers
+from ridgeline.object_store import NUM_TRANSFERS
 from ridgeline.records import RecordFile, described, short_ref, short_run
 from ridgeline.registry import Registry
 from ridgeline.sources import clear_unused
@@ -102,11 +104,12 @@ def collect_garbage(
     artifacts, records, num_in_progress = _unneeded(store, registry, adding, keep_runs, recent, read)
     sizes = store.sizes(artifacts)
     if not dry_run and (artifacts or records):
-        with store.deletion(keep_young=True) as hide:
+        with store.deletion() as hide:
             with store.lock():
                 artifacts, records, num_in_progress = _unneeded(store, registry, adding, keep_runs, recent, read)
                 sizes |= store.sizes(ref for ref in artifacts if ref not in sizes)
-                sizes = {ref: sizes[ref] for ref in artifacts if hide(ref)}
+                sizes = {ref: sizes[ref] for ref in artifacts}
+                hide(artifacts)
             store.delete_records(records)
     return Garbage(sizes, len(records), scratch, staging, sources, num_in_progress)
 
@@ -123,6 +126,9 @@ def _unneeded(
     stored = store.refs()  # first: what is published after this stays
     leases = store.leases()
     files = list(described(store.record_files(), read))
+    if store.remote:  # each record is a request, and nearly all are needed
+        with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
+            list(pool.map(read, files))
     last_runs = set(list(dict.fromkeys(file.run for file in files))[:keep_runs])
     now = datetime.now(UTC)
 

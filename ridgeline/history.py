@@ -143,6 +143,15 @@ def champions(history: Iterable[HistoryEntry]) -> list[HistoryEntry]:
     return [entry for entry in history if entry.makes_champion]
 
 
+def champion(history: Sequence[HistoryEntry]) -> HistoryEntry | None:
+    """Return the entry that made the present champion; None if there is none.
+
+    Args:
+        history: Entries, oldest first.
+    """
+    return next((entry for entry in reversed(history) if entry.makes_champion), None)
+
+
 def canary(history: Sequence[HistoryEntry]) -> HistoryEntry | None:
     """Return the entry that made the present canary; None if there is none. Any further entry ends a canary.
 
@@ -158,10 +167,10 @@ def serving(history: Sequence[HistoryEntry]) -> Serving | None:
     Args:
         history: Entries, oldest first.
     """
-    made, pending = champions(history), canary(history)
+    made, pending = champion(history), canary(history)
     if not made:
         return None
-    return Serving(made[-1].version, pending.version, pending.share) if pending else Serving(made[-1].version)
+    return Serving(made.version, pending.version, pending.share) if pending else Serving(made.version)
 
 
 @dataclass(frozen=True)
@@ -299,7 +308,7 @@ def rebuild(
     found = [entry for entry in rebuilt if entry]
     if is_lost and pointer:
         found = _follow(found, pointer)
-    if found and not champions(found):
+    if found and not champion(found):
         found.append(found[0].again("rollback", reason="the history lost its champions", by="", run_id=""))
     elif last_is_lost and not pointer and (pending := canary(found)):
         found.append(pending.again("abort", reason="the history is damaged", by="", run_id=""))
@@ -324,8 +333,8 @@ def _follow(history: Sequence[HistoryEntry], pointer: Serving) -> list[HistoryEn
     known = {entry.version: entry for entry in history}
     why: dict[str, Any] = {"reason": f"{CHAMPION} named it", "by": "", "run_id": ""}
     followed = list(history)
-    made = champions(followed)
-    if pointer.champion in known and not (made and made[-1].version == pointer.champion):
+    made = champion(followed)
+    if pointer.champion in known and not (made and made.version == pointer.champion):
         last = known[pointer.champion]
         followed.append(last.again("promote" if last.action == "canary" else "rollback", **why))
     pending = canary(followed)

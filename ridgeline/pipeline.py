@@ -491,7 +491,7 @@ def run_step(
     store = settings.open_store()
     pushes = component.output is PushedModel
     with store.lease(run_id) if pushes else contextlib.nullcontext():  # a step has a lease of its own, a push has none
-        if component.champions or _served(component):
+        if (component.champions and component.uses_champion(params)) or _served(component):
             settings.open_registry().recover()
         given, params = _filled_in(settings, component, inputs, params)
         execution = execute(store, component, given, params, run_id, rerun, workers)

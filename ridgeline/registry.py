@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -42,6 +42,7 @@ from ridgeline.history import (
     Lines,
     Serving,
     canary,
+    champion,
     champions,
     joined,
     merge,
@@ -250,7 +251,7 @@ class Registry:
 
     def champion(self, name: str) -> HistoryEntry | None:
         """Return the entry that made the champion, or None if there is none."""
-        return next(_succession(self.history(name)), None)
+        return champion(self.history(name))
 
     def baseline(self, name: str, model_digest: str) -> HistoryEntry | None:
         """Return the champion that a model is to be compared with, or None.
@@ -780,8 +781,12 @@ class Registry:
     def _read_lines(self, name: str) -> tuple[Lines, Lines, bool]:
         """Return what a model's history and its copy hold, and whether the model was ever pushed."""
         folder = self.root / name
-        content, copied = (p.read_bytes() if p.exists() else b"" for p in (folder / HISTORY, folder / COPY))
+        content = _content(folder / HISTORY)
         own = split_lines(content, folder / HISTORY)
+        with suppress(FileNotFoundError):  # whole lines of this length miss nothing; `recover` compares the bytes
+            if content and not own.damaged and (folder / COPY).stat().st_size == len(content):
+                return own, own, True
+        copied = _content(folder / COPY)
         copy = own if copied == content else split_lines(copied, folder / COPY)
         return own, copy, bool(own.lines) or (folder / HISTORY).exists() or (folder / CHAMPION).exists()
 
@@ -927,10 +932,9 @@ class Registry:
         folder = self.root / name
         lines = self._lines(name)[0] if lines is None else lines
         history = [parse(line) for line in lines]
-        pushed = {str(entry.version) for entry in history}
         for staging in folder.glob(".push-*"):
             version = staging.name.removeprefix(".push-")
-            if version in pushed and not (folder / version).exists():
+            if any(str(entry.version) == version for entry in history) and not (folder / version).exists():
                 files.move(staging, folder / version)
             else:
                 files.remove(staging)
@@ -942,15 +946,16 @@ class Registry:
             if served.canary:
                 pointer["canary"] = {"version": served.canary, "share": served.share}
             _update(folder / CHAMPION, json.dumps(pointer) + "\n")
-            self._write_models_config()
+            self._write_models_config({name: served})
 
-    def _write_models_config(self) -> None:
+    def _write_models_config(self, known: Mapping[str, Serving]) -> None:
+        """Write what TF Serving reads; what is served of models that are not known is read from their histories."""
         with FileLock(self.root / ".lock"):
             files.remove(self.root / ".models.config")  # of a killed process
             configs = []
             for model in self.model_names():
                 try:
-                    served = serving(self.history(model))
+                    served = known.get(model) or serving(self.history(model))
                 except StoreError as error:  # TF Serving keeps the version that it served last
                     log.error("%s", error)
                     served = pointed(self.root / model)
@@ -1024,6 +1029,11 @@ def _succession(history: list[HistoryEntry]) -> Iterator[HistoryEntry]:
     while end:
         yield history[end - 1]
         end = pushed[history[end - 1].version]
+
+
+def _content(path: Path) -> bytes:
+    """Return the content of a file; empty if it is missing."""
+    return path.read_bytes() if path.exists() else b""
 
 
 def _update(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -291,7 +291,7 @@ class Store:
             pass
         with self.stage() as folder:
             object_store.download(source, folder, {name: entry.bytes for name, entry in manifest.files.items()})
-            (folder / MANIFEST).write_bytes((source / MANIFEST).read_bytes())
+            (folder / MANIFEST).write_bytes(object_store.content(source / MANIFEST))
             verify(folder)
             with self.lock():
                 shutil.rmtree(self.path(ref), ignore_errors=True)
@@ -633,55 +633,54 @@ class Store:
     def delete(self, ref: str) -> None:
         """Delete an artifact; it is first hidden by one rename."""
         with self.deletion() as hide:
-            hide(ref)
+            hide([ref])
 
     @contextmanager
-    def deletion(self, keep_young: bool = False) -> Iterator[Callable[[str], bool]]:
-        """Yield a function that hides an artifact by one rename; afterwards, the hidden files are deleted.
+    def deletion(self) -> Iterator[Callable[[Collection[str]], None]]:
+        """Yield a function that hides artifacts, each by one rename; afterwards, the hidden files are deleted.
 
-        It returns whether it did. In a store at a URL, an artifact without its manifest is hidden. What another host
-        records as an output meanwhile gets its manifest back: either this host sees the record, or the other one
-        sees, after it wrote the record, that the artifact is gone.
-
-        Args:
-            keep_young: Leave what another host just wrote or reused, see `young`.
+        In a store at a URL, an artifact without its manifest is hidden, and files are deleted a thousand with a
+        request. What another host records as an output meanwhile gets its manifest back: either this host sees the
+        record, or the other one sees, after it wrote the record, that the artifact is gone.
         """
-        hidden: dict[str, bytes] = {}
+        manifests: dict[str, bytes] = {}
         with self._own_staging() as place:
             numbers = itertools.count()
-            oldest_young, earlier = None, set[RecordFile]()
-            if self.remote and keep_young:
-                with translate_os_errors("write to", self.root):
-                    oldest_young = object_store.clock(self.root) - LEASE_EXPIRY
-                earlier = set(self.record_files())
+            artifacts = self.root / "artifacts"
+            earlier = set(self.record_files()) if self.remote else set()
 
-            def hide(ref: str) -> bool:
+            def hide(refs: Collection[str]) -> None:
                 with translate_os_errors("write to", self.root):
                     if self.remote:
-                        manifest = self.root / "artifacts" / ref / MANIFEST
-                        content = b""
-                        with suppress(FileNotFoundError):
-                            if oldest_young and object_store.modified_at(manifest) > oldest_young:
-                                return False
-                            content = manifest.read_bytes()
-                        object_store.delete_object(manifest)
-                        hidden[ref] = content
-                    if (path := self.path(ref)).exists():
-                        path.rename(place.with_name(f"{place.name}-{next(numbers)}"))
-                return True
+                        names = [f"{ref}/{MANIFEST}" for ref in refs]
+                        manifests.update(dict.fromkeys(names, b"") | object_store.contents(artifacts, names))
+                        object_store.delete(artifacts, names)
+                    for path in map(self.path, refs):
+                        if path.exists():
+                            path.rename(place.with_name(f"{place.name}-{next(numbers)}"))
 
             try:
                 yield hide
             finally:
-                new = set(self.record_files()) - earlier if hidden and oldest_young else ()
-                outputs = {file.output for file in new}
-                for ref, content in hidden.items():
-                    folder = self.root / "artifacts" / ref
+                if manifests:
                     with translate_os_errors("write to", self.root):
-                        if content and short_ref(ref) in outputs:
-                            object_store.write(folder / MANIFEST, content)
-                        elif not self.holds(ref):  # else another host has published it again
-                            object_store.delete(folder)
+                        new = set(self.record_files()) - earlier
+                        self._delete_hidden(manifests, {file.output for file in new})
+
+    def _delete_hidden(self, manifests: Mapping[str, bytes], recorded: Collection[str]) -> None:
+        """Delete the files of artifacts in an object store that have no manifest, unless another host needs them.
+
+        Args:
+            manifests: The manifests that they had, by name; empty for one that was missing.
+            recorded: Short names of the artifacts that other hosts have recorded as outputs meanwhile.
+        """
+        artifacts = self.root / "artifacts"
+        for name, content in manifests.items():
+            if content and short_ref(name.removesuffix(f"/{MANIFEST}")) in recorded:
+                object_store.write(artifacts / name, content)
+        found = object_store.sizes(artifacts)
+        gone = {name.removesuffix(MANIFEST) for name in manifests.keys() - found.keys()}  # others were published again
+        object_store.delete(artifacts, [name for name in found if "/".join([*name.split("/")[:2], ""]) in gone])
 
     def clear_staging(self, dry_run: bool) -> dict[str, int]:
         """Delete what dead processes left in the staging folder, and in an object store of the artifacts they uploaded.
@@ -755,7 +754,9 @@ class Store:
         folder = (self.root if self.remote else self.local) / "artifacts" / ref
         try:
             with translate_os_errors("read", self.root):
-                return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+                place = folder / MANIFEST
+                content = place.read_bytes() if isinstance(place, Path) else object_store.content(place)
+                return Manifest.model_validate_json(content)
         except (OSError, ValueError) as error:
             raise ArtifactError(mask(f"Expected an artifact at {folder}; received: {error}.")) from error
 

@@ -219,6 +219,45 @@ def test_names_that_are_patterns_are_deleted(bucket):
     assert list(object_store.sizes(object_store.open_url(bucket))) == ["folder2"]
 
 
+def test_a_small_object_is_read_with_one_request(bucket, proxy):
+    folder = object_store.open_url(f"{bucket}/folder")
+    for name in ("a", "b"):
+        object_store.write(folder / name, name.encode())
+    before = proxy.faults.counts["requests"]
+    assert object_store.content(folder / "a") == b"a"
+    assert proxy.faults.counts["requests"] == before + 1
+    assert object_store.contents(folder, ["a", "b", "missing"]) == {"a": b"a", "b": b"b"}
+    assert proxy.faults.counts["requests"] == before + 4
+
+
+def test_a_thousand_objects_are_deleted_with_one_request(bucket, proxy, monkeypatch):
+    monkeypatch.setattr(object_store, "BULK", 20)
+    folder = object_store.open_url(f"{bucket}/folder")
+    object_store.create(folder / f"{number}" for number in range(50))
+    names = [f"{number}" for number in range(45)]
+    before = proxy.faults.counts["requests"]
+    object_store.delete(folder, [*names, "missing"])
+    assert proxy.faults.counts["requests"] == before + 3
+    assert sorted(object_store.sizes(folder)) == ["45", "46", "47", "48", "49"]
+    object_store.delete(folder)
+    assert proxy.faults.counts["requests"] == before + 6  # two listings
+    assert not object_store.sizes(folder)
+
+
+def test_requests_of_a_deletion_do_not_grow_with_the_artifacts_but_for_their_manifests(bucket, proxy, tmp_path, number):
+    store = Store(f"{bucket}/store", mirror=tmp_path / "here")
+    counts = []
+    for digits in (["1", "2"], [str(digit) for digit in range(100, 112)]):
+        refs = [publish(store, number, text) for text in digits]
+        before = proxy.faults.counts["requests"]
+        with store.deletion() as hide:
+            hide(refs)
+        counts.append(proxy.faults.counts["requests"] - before)
+        assert store.refs() == []
+        assert not object_store.sizes(store.root / "artifacts")
+    assert counts[1] - counts[0] == 12 - 2
+
+
 @pytest.mark.parametrize(
     ("status", "code", "advice"),
     [
@@ -269,9 +308,9 @@ def test_what_another_host_records_beside_garbage_collection_is_kept(bucket, tmp
             there.reuse(ref)
             there.record(execution(output=ref))
 
-    with here.deletion(keep_young=True) as hide:
+    with here.deletion() as hide:
         record("before")
-        assert hide(ref)
+        hide([ref])
         record("during")
     record("after")
     assert here.open(ref, number.Number).facts.digits == 1
@@ -283,7 +322,7 @@ def test_what_is_published_again_while_it_is_deleted_is_whole(bucket, tmp_path, 
     here, there = (Store(f"{bucket}/store", mirror=tmp_path / name) for name in ("here", "there"))
     ref = publish(here, number)
     upload, deletion = object_store.upload, here.deletion()
-    deletion.__enter__()(ref)
+    deletion.__enter__()([ref])
 
     def upload_beside(source, target, names):
         if names == [MANIFEST] and moment == "in the middle":
