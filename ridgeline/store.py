@@ -655,9 +655,9 @@ class Store:
                         names = [f"{ref}/{MANIFEST}" for ref in refs]
                         manifests.update(dict.fromkeys(names, b"") | object_store.contents(artifacts, names))
                         object_store.delete(artifacts, names)
-                    for path in map(self.path, refs):
-                        if path.exists():
-                            path.rename(place.with_name(f"{place.name}-{next(numbers)}"))
+                    for ref in refs:
+                        with suppress(FileNotFoundError):
+                            self.path(ref).rename(f"{place}-{next(numbers)}")
 
             try:
                 yield hide
