@@ -797,8 +797,10 @@ class Store:
             unfinished = staging / f"{uuid.uuid4().hex}.json"
             self._journal.add(name, file.name, text, values_of(execution), unfinished)
             made = execution.output if self.remote else None
-            if made and self.path(made).exists() and not self._is_whole(made):
-                self._upload(made)  # another host's garbage collection did not see the record in time
+            for _ in range(2):  # another host's garbage collection may have seen neither the record nor this upload
+                if not made or not self.path(made).exists() or self._is_whole(made):
+                    break
+                self._upload(made)
 
     def executions(
         self,
