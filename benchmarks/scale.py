@@ -1,7 +1,7 @@
 """Seconds and memory of each step, a process each, on up to 6,000,000 drawn images: a hundred times Fashion-MNIST.
 
 It needs 25 GB of disk in ``RIDGELINE_SCALE_DIR``, by default the folder of temporary files, and an hour. The images are
-drawn before, once, each of its own.
+drawn before, once, each of its own. ``RIDGELINE_SCALE_SIZES="60000 600000"`` measures these numbers of images instead.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.steps import row
 from components.datasets.synthetic_garments import OUTLINES, SIDE
 from ridgeline.settings import Settings
 
-SIZES = (60_000, 600_000, 6_000_000)
+SIZES = "60000 600000 6000000"
 IMAGES_PER_TEST = 6
 CHUNK = 10_000  # of images, drawn from a seed of their own
 NAME = "drawn_images"
@@ -58,24 +58,26 @@ def register(source: str, size: float) -> None:
             }
 
         def _generate_examples(self, start: int, stop: int) -> Iterator[tuple[int, dict[str, Any]]]:
-            images = ImageRows([(Path(source) / "images", 0, SIZES[-1])], (SIDE, SIDE, 1))
+            images = ImageRows([(Path(source) / "images", 0, int(size))], (SIDE, SIDE, 1))
             for first in range(start, stop, CHUNK):
                 for number, image in enumerate(images.read(first, min(stop, first + CHUNK)), first):
                     yield number, {"image": image, "label": number % len(OUTLINES)}
 
 
-def draw_images(folder: Path) -> None:
-    """Draw all images, one after another into a file, unless they are there.
+def draw_images(folder: Path, number: int) -> None:
+    """Draw images, one after another into a file, unless they are there.
 
     Args:
         folder: Receives ``images``.
+        number: How many, at least.
     """
-    if (folder / "images").exists():
+    images = folder / "images"
+    if images.exists() and images.stat().st_size >= number * SIDE**2:
         return
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool, (folder / "unfinished").open("wb") as file:
-        for chunk in pool.map(_chunk, range(SIZES[-1] // CHUNK)):
+        for chunk in pool.map(_chunk, range(-(-number // CHUNK))):
             file.write(chunk)
-    (folder / "unfinished").rename(folder / "images")
+    (folder / "unfinished").rename(images)
 
 
 def _chunk(number: int) -> bytes:
@@ -92,11 +94,12 @@ def main(settings: Settings, refs: dict[str, str]) -> None:
         settings: Not used: the store is one of its own.
         refs: Not used.
     """
+    sizes = [int(size) for size in os.environ.get("RIDGELINE_SCALE_SIZES", SIZES).split()]
     with tempfile.TemporaryDirectory(dir=os.environ.get("RIDGELINE_SCALE_DIR")) as folder:
         drawn = Path(os.environ.get("RIDGELINE_SCALE_DIR", folder))
-        draw_images(drawn)
+        draw_images(drawn, max(sizes))
         print("\nSeconds, those of processors for a million images, and memory beyond the imports")
-        for size in SIZES:
+        for size in sizes:
             store = Path(folder) / "store"
             held_out = size // IMAGES_PER_HELD_OUT
             values = VALUES | {"ingest.dataset": f"{NAME}:1.0.0", "transform.validation_examples": held_out}

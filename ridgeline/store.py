@@ -655,9 +655,9 @@ class Store:
                         names = [f"{ref}/{MANIFEST}" for ref in refs]
                         manifests.update(dict.fromkeys(names, b"") | object_store.contents(artifacts, names))
                         object_store.delete(artifacts, names)
-                    for path in map(self.path, refs):
-                        if path.exists():
-                            path.rename(place.with_name(f"{place.name}-{next(numbers)}"))
+                    for ref in refs:
+                        with suppress(FileNotFoundError):
+                            self.path(ref).rename(f"{place}-{next(numbers)}")
 
             try:
                 yield hide
@@ -797,8 +797,10 @@ class Store:
             unfinished = staging / f"{uuid.uuid4().hex}.json"
             self._journal.add(name, file.name, text, values_of(execution), unfinished)
             made = execution.output if self.remote else None
-            if made and self.path(made).exists() and not self._is_whole(made):
-                self._upload(made)  # another host's garbage collection did not see the record in time
+            for _ in range(2):  # another host's garbage collection may have seen neither the record nor this upload
+                if not made or not self.path(made).exists() or self._is_whole(made):
+                    break
+                self._upload(made)
 
     def executions(
         self,

@@ -338,6 +338,25 @@ def test_what_is_published_again_while_it_is_deleted_is_whole(bucket, tmp_path, 
     assert here.open(ref, number.Number).facts.digits == 1
 
 
+def test_an_output_whose_upload_is_deleted_after_its_record_is_uploaded_again(bucket, tmp_path, number, monkeypatch):
+    """Garbage collection on another host has listed the records before, and deletes this upload, too."""
+    here, there = (Store(f"{bucket}/store", mirror=tmp_path / name) for name in ("here", "there"))
+    ref = publish(there, number)
+    artifacts, upload, uploaded = there.root / "artifacts", object_store.upload, []
+    object_store.delete(artifacts)
+
+    def upload_beside(source, target, names):
+        upload(source, target, names)
+        uploaded.append(names)
+        if len(uploaded) == 2:  # files, manifest
+            object_store.delete(artifacts)
+
+    monkeypatch.setattr(object_store, "upload", upload_beside)
+    there.record(execution(output=ref))
+    assert len(uploaded) == 4
+    assert here.open(ref, number.Number).facts.digits == 1
+
+
 def test_the_log_tells_the_progress_within_a_file(bucket, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(object_store, "PROGRESS_SECONDS", -1)
     monkeypatch.setattr(object_store, "PART_BYTES", 5 * 2**20)
