@@ -107,7 +107,11 @@ def collect_garbage(
                 artifacts, records, num_in_progress = _unneeded(store, registry, adding, keep_runs, recent, read)
                 sizes |= store.sizes(ref for ref in artifacts if ref not in sizes)
                 sizes = {ref: sizes[ref] for ref in artifacts if hide(ref)}
-            store.delete_records(records)
+        kept = set(store.refs()) & set(artifacts)  # another host has reused, recorded or published them meanwhile
+        makers = {short_ref(ref) for ref in kept}
+        records = [file for file in records if not (file.state == "complete" and file.output in makers)]
+        store.delete_records(records)
+        sizes = {ref: size for ref, size in sizes.items() if ref not in kept}
     return Garbage(sizes, len(records), scratch, staging, sources, num_in_progress)
 
 
@@ -190,6 +194,7 @@ def _unneeded(
                 maker = producer(ref)
                 ref = maker.inputs.get(step.earlier or "", "") if maker else ""
 
+    need(store.young())
     makes_needed = {short_ref(ref) for ref in needed}
     records = [
         file
@@ -202,6 +207,5 @@ def _unneeded(
                 f"Cannot collect garbage: a newer version of Ridgeline wrote the record {file.component}/{file.name}. "
                 "Update Ridgeline; nothing was deleted."
             )
-    needed |= store.young()
     unneeded = [ref for ref in stored if ref not in needed and short_ref(ref) not in kept]
     return unneeded, records, len(in_progress - last_runs)

@@ -472,6 +472,8 @@ def explain(error: BaseException) -> tuple[str, str] | None:
     Args:
         error: An error of a driver.
     """
+    if isinstance(error, FileNotFoundError) and _status(error)[1] != "NoSuchBucket":
+        return None  # an object that another process has just deleted
     text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.args == (None,):  # Ceph sends a code without a text
         text = _status(error)[1] or type(error).__name__
@@ -572,6 +574,33 @@ def write_if_unchanged(path: UPath, content: bytes, tag: str | None) -> bool:
                 continue
             time.sleep(FIRST_WAIT_SECONDS * 2**attempt)  # S3 asks for a repetition
     return False
+
+
+def delete_if_unchanged(path: UPath, tag: str) -> None:
+    """Delete an object if it still has a tag, by one conditional request.
+
+    Without the condition, a deletion that the driver repeats, because the first answer was lost, deletes what another
+    host has created since. An object store that ignores the condition deletes as ever.
+
+    Args:
+        path: An object in S3.
+        tag: The tag that `read` returned.
+    """
+    bucket, key, _ = path.fs.split_path(path.path)
+    for condition in (tag, tag.strip('"')):  # Ceph compares the tag without its quotes
+        try:
+            repeated(functools.partial(path.fs.call_s3, "delete_object", Bucket=bucket, Key=key, IfMatch=condition))
+            return
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if _status(error)[0] == NOT_IMPLEMENTED:
+                delete_object(path)
+                return
+            if _status(error)[0] not in (409, 412):
+                raise
+        if (found := read(path)) is None or found[1] != tag:
+            return
 
 
 def _status(error: OSError) -> tuple[int, str]:

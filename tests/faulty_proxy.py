@@ -67,9 +67,9 @@ class Proxy(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, endpoint: str, port: int = 0) -> None:
+    def __init__(self, endpoint: str, port: int = 0, handler: type[Handler] | None = None) -> None:
         self.upstream, self.faults, self.writes = endpoint.partition("://")[2], Faults(), threading.Lock()
-        super().__init__(("127.0.0.1", port), _Handler)
+        super().__init__(("127.0.0.1", port), handler or Handler)
         self.address = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -77,17 +77,23 @@ class Proxy(ThreadingHTTPServer):
         """Say nothing about clients that went away."""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """Passes one request on."""
+
     protocol_version = "HTTP/1.1"
     server: Proxy
 
     def log_message(self, format: str, *args: object) -> None:
         pass
 
-    def _pass_on(self) -> None:
+    def pass_on(self) -> None:
+        """Pass it on, unless it meets a fault that is drawn."""
+        self.answer(self.server.faults.draw())
+
+    def answer(self, fault: str) -> None:
+        """Answer it, with a fault if one is named."""
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         faults, self.close_connection = self.server.faults, True
-        fault = faults.draw()
         if "DELETE" in faults.forbidden and self.command == "POST" and self.path.endswith("?delete"):
             return self._refuse_each(body)
         if faults.answer and self.command != "DELETE":
@@ -162,7 +168,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
 
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on  # noqa: N815
+    def do_GET(self) -> None:  # noqa: D102, N802
+        self.pass_on()
+
+    do_PUT = do_POST = do_DELETE = do_HEAD = do_GET  # noqa: N815
 
 
 if __name__ == "__main__":  # ENDPOINT PORT SEED RATE; ends with its input, and says what it did

@@ -87,7 +87,8 @@ def test_other_kinds_and_old_decisions_are_not_sent(book: Decisions) -> None:
 def test_one_process_sends_at_a_time(tmp_path: Path) -> None:
     book, ann = Decisions(Store(tmp_path)), Friend("a" * 16)
     book.add(decision())
-    with FileLock(tmp_path / "decisions.lock"):
+    (tmp_path / "scratch").mkdir(exist_ok=True)
+    with FileLock(tmp_path / "scratch" / "decisions.lock"):
         assert book.deliver([ann], KINDS, EARLIER) == 0
     assert ann.titles == []
 
