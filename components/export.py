@@ -272,9 +272,7 @@ def _write(model: keras.Model, facts: ModelFacts, folder: Path) -> None:
         return {"probabilities": probabilities, "class_id": class_id, "class_name": tf.gather(names, class_id)}
 
     servable.serve = serve
-    # AutoGraph, which would convert nothing here, leaves a file in /tmp if the process ends without Python's exit.
-    save = tf.autograph.experimental.do_not_convert(tf.saved_model.save)
-    save(servable, str(folder), signatures={"serving_default": serve})
+    tf.saved_model.save(servable, str(folder), signatures={"serving_default": serve})
 
     fingerprint_file = folder / "fingerprint.pb"  # carries a random id
     fingerprint = fingerprint_pb2.FingerprintDef.FromString(fingerprint_file.read_bytes())
