@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -30,6 +31,7 @@ class Faults:
         forbidden: Methods that are refused with the status 403. Without DELETE, the deletion of a list of objects is
             refused as S3 does it: with the status 200 and an error for each object.
         answer: Status and code with which each request but the deletions is refused; empty for none.
+        loses: Called after each request, with its method and path; returns whether its answer is lost.
         bare_tags: Whether a tag in quotes meets no condition of a write, as in Ceph 16.
         counts: Number of faults of each kind, and of requests.
     """
@@ -39,6 +41,7 @@ class Faults:
     unconditional: bool = False
     unknown_conditions: bool = False
     bare_tags: bool = False
+    loses: Callable[[str, str], bool] = lambda *_: False
     forbidden: tuple[str, ...] = ()
     answer: tuple[str, str] | tuple[()] = ()
     counts: Counter[str] = field(default_factory=Counter)
@@ -127,7 +130,7 @@ class Handler(BaseHTTPRequestHandler):
                 content = answer.read()
         finally:
             upstream.close()
-        if fault == "reset_after":
+        if faults.loses(self.command, self.path) or fault == "reset_after":
             return self._reset()
         self.send_response_only(answer.status)
         for name, value in answer.getheaders():
