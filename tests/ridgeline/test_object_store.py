@@ -314,7 +314,7 @@ def test_what_is_recorded_while_its_files_are_deleted_is_whole(bucket, tmp_path,
     recording = threading.Thread(target=record)
 
     def delete_beside(folder, names=None):
-        monkeypatch.undo()
+        monkeypatch.setattr(object_store, "delete", delete)
         recording.start()
         recording.join(timeout=3)  # it waits for the end
         if dies:
@@ -363,7 +363,7 @@ def test_two_processes_of_a_host_that_fetch_the_same_do_not_disturb_each_other(b
 
     def download_beside(source, target, sizes):
         download(source, target, sizes)
-        monkeypatch.undo()
+        monkeypatch.setattr(object_store, "download", download)
         found.append(two.fetch(ref).stat().st_ino)  # and reads it now
 
     monkeypatch.setattr(object_store, "download", download_beside)
