@@ -102,11 +102,10 @@ def collect_garbage(
     artifacts, records, num_in_progress = _unneeded(store, registry, adding, keep_runs, recent, read)
     sizes = store.sizes(artifacts)
     if not dry_run and (artifacts or records):
-        with store.deletion(keep_young=True) as hide:
-            with store.lock():
-                artifacts, records, num_in_progress = _unneeded(store, registry, adding, keep_runs, recent, read)
-                sizes |= store.sizes(ref for ref in artifacts if ref not in sizes)
-                sizes = {ref: sizes[ref] for ref in artifacts if hide(ref)}
+        with store.deletion(keep_young=True) as hide, store.lock():
+            artifacts, records, num_in_progress = _unneeded(store, registry, adding, keep_runs, recent, read)
+            sizes |= store.sizes(ref for ref in artifacts if ref not in sizes)
+            sizes = {ref: sizes[ref] for ref in artifacts if hide(ref)}
         kept = set(store.refs()) & set(artifacts)  # another host has reused, recorded or published them meanwhile
         makers = {short_ref(ref) for ref in kept}
         records = [file for file in records if not (file.state == "complete" and file.output in makers)]

@@ -74,7 +74,7 @@ class Proxy(ThreadingHTTPServer):
         self.upstream, self.faults, self.writes = endpoint.partition("://")[2], Faults(), threading.Lock()
         super().__init__(("127.0.0.1", port), handler or Handler)
         self.address = f"http://127.0.0.1:{self.server_address[1]}"
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing about clients that went away."""
@@ -171,7 +171,7 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
 
-    def do_GET(self) -> None:  # noqa: D102, N802
+    def do_GET(self) -> None:
         self.pass_on()
 
     do_PUT = do_POST = do_DELETE = do_HEAD = do_GET  # noqa: N815

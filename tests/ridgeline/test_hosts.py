@@ -6,6 +6,7 @@
 import importlib
 import os
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -13,8 +14,11 @@ import pytest
 
 from ridgeline import key_lease, object_store
 from ridgeline import store as stores
-from ridgeline.executor import execute
-from ridgeline.gc import collect_garbage
+from ridgeline.artifacts.base import MANIFEST
+from ridgeline.component import TransientStepError
+from ridgeline.decisions import Decision, Decisions
+from ridgeline.executor import added_to, execute
+from ridgeline.gc import Garbage, collect_garbage
 from ridgeline.lineage import producers
 from ridgeline.registry import Registry
 from ridgeline.store import Execution, Store
@@ -22,7 +26,6 @@ from tests.hosts import HostProxy, Turns
 
 FIRST, _, LAST = os.environ.get("SEEDS", "0-4").partition("-")
 SEEDS = range(int(FIRST), int(LAST) + 1)
-NONE = timedelta(0)
 
 
 @pytest.fixture(autouse=True)
@@ -32,32 +35,32 @@ def short_waits(monkeypatch):
     monkeypatch.setattr(object_store, "FIRST_WAIT_SECONDS", 0.01)
 
 
-class Pair:
-    """Two hosts with a store of their own."""
+class Hosts:
+    """Three hosts that share a store."""
 
     def __init__(self, turns, stores):
-        self.turns, (self.here, self.there) = turns, stores
+        self.turns, self.stores = turns, stores
 
-    def run(self, here, there):
-        """Run an action on each host; return the results, or errors."""
-        results = self.turns.run({"here": here, "there": there})
-        print(time.time(), len(self.turns.order), f"--- {self.turns.seed}\n", "\n".join([*self.turns.order, str(results)]))
-        return results["here"], results["there"]
+    def run(self, **actions):
+        """Run what each host does with its store, and return the results, or errors, in this order."""
+        results = self.turns.run({host: partial(action, self.stores[host]) for host, action in actions.items()})
+        print("\n".join([f"--- seed {self.turns.seed}", *self.turns.order, str(results)]))
+        return [results[host] for host in actions]
 
 
 @pytest.fixture
-def pairs(bucket, s3_endpoint, tmp_path):
-    """Two hosts for each seed."""
-    pairs, proxies = [], []
+def groups(bucket, s3_endpoint, tmp_path):
+    """Hosts for each seed."""
+    groups, proxies = [], []
     for seed in SEEDS:
-        turns, opened = Turns(seed), []
-        for host in ("here", "there"):
+        turns, opened = Turns(seed), {}
+        for host in ("here", "there", "third"):
             proxies.append(proxy := HostProxy(s3_endpoint, host, turns))
             proxy.writes = proxies[0].writes
             options = {"endpoint_url": proxy.address}
-            opened.append(Store(f"{bucket}/{seed}", tmp_path / f"{seed}-{host}", options=options))
-        pairs.append(Pair(turns, opened))
-    yield pairs
+            opened[host] = Store(f"{bucket}/{seed}", tmp_path / f"{seed}-{host}", options=options)
+        groups.append(Hosts(turns, opened))
+    yield groups
     for proxy in proxies:
         proxy.shutdown()
         proxy.server_close()
@@ -88,22 +91,128 @@ def age(monkeypatch):
     return age
 
 
-@pytest.mark.parametrize("rerun", [False, True])
-def test_what_a_host_makes_while_another_one_collects_garbage_is_whole(pairs, age, toy_steps, tmp_path, rerun):
-    step = importlib.import_module("toy_steps.seed").seed
+def expect_whole(store, made, step, tmp_path):
+    """Check that a host that is new to a store can read what a step made, and knows by which execution."""
+    assert isinstance(made, Execution), made
+    fresh = Store(store.root, tmp_path / f"fresh-{store.root.name}")
+    assert fresh.open(made.output, step.output).facts.digits
+    assert producers(fresh.record_files(), fresh.read_record)(made.output)
+    assert not [name for name in object_store.sizes(fresh.root / "artifacts") if stores.MARK in name]
+
+
+def leftovers(store):
+    found = [name for folder in ("keys", "scratch", "leases") for name in object_store.sizes(store.root / folder)]
+    return [name for name in found if not name.endswith(object_store.CLOCK)]
+
+
+@pytest.fixture
+def seed_step(toy_steps):
+    return importlib.import_module("toy_steps.seed").seed
+
+
+@pytest.fixture
+def collect(tmp_path):
+    """The function that collects garbage."""
     registry = Registry(tmp_path / "serving")
-    for pair in pairs:
-        for value in (1, 2):
-            execute(pair.there, step, {}, step.parse({"value": value}), f"run {value}")
+    return lambda store: collect_garbage(store, registry, keep_runs=1, dry_run=False, recent=timedelta(0))
+
+
+@pytest.mark.parametrize("earlier", ["reused", "made again", "half uploaded"])
+def test_what_a_host_makes_while_others_collect_garbage_is_whole(groups, age, seed_step, collect, tmp_path, earlier):
+    params = [seed_step.parse({"value": value}) for value in (1, 2)]
+
+    def make(store):
+        return execute(store, seed_step, {}, params[0], "last", rerun=earlier == "made again")
+
+    for hosts in groups:
+        there = hosts.stores["there"]
+        old, _ = (execute(there, seed_step, {}, values, f"run {n}") for n, values in enumerate(params))
+        if earlier == "half uploaded":
+            object_store.delete_object(there.root / "artifacts" / old.output / MANIFEST)
     age(hours=8)
-    for pair in pairs:
-        collected, made = pair.run(
-            lambda: collect_garbage(pair.here, registry, keep_runs=1, dry_run=False, recent=NONE),
-            lambda: execute(pair.there, step, {}, step.parse({"value": 1}), "run 3", rerun=rerun),
-        )
-        assert not isinstance(collected, Exception)
-        assert isinstance(made, Execution)
-        fresh = Store(pair.here.root, tmp_path / f"fresh-{pair.turns.seed}")
-        assert fresh.open(made.output, step.output).facts.digits == 1
-        assert producers(fresh.record_files(), fresh.read_record)(made.output)
-        assert not [name for name in object_store.sizes(fresh.root / "artifacts") if stores.MARK in name]
+    for hosts in groups:
+        made, *collected = hosts.run(there=make, here=collect, third=collect)
+        for found in collected:
+            assert isinstance(found, Garbage)
+        expect_whole(hosts.stores["here"], made, seed_step, tmp_path)
+        assert leftovers(hosts.stores["here"]) == []
+
+
+def test_of_hosts_that_run_one_step_one_works(groups, seed_step, tmp_path):
+    def make(store):
+        return execute(store, seed_step, {}, seed_step.parse({}), store.local.name)
+
+    for hosts in groups:
+        made = hosts.run(here=make, there=make, third=make)
+        for found in made:
+            expect_whole(hosts.stores["here"], found, seed_step, tmp_path)
+        assert sorted(found.state for found in made) == ["cached", "cached", "complete"]
+        assert leftovers(hosts.stores["here"]) == []
+
+
+GATHER = """
+from pathlib import Path
+from ridgeline.component import Params, component
+from toy_steps.number import Number, NumberFacts
+
+class GatherParams(Params):
+    shelf: str = ""
+    all: bool = True
+    host: str = "first"
+
+@component(output=Number, adds_to=("shelf",), uses_earlier=lambda params: not params.all)
+def gather(params: GatherParams, output: Path, earlier: Number | None = None) -> NumberFacts:
+    before = (earlier.path / "number.txt").read_text() if earlier else ""
+    (output / "number.txt").write_text(f"{before} {params.host}")
+    return NumberFacts(digits=1)
+"""
+
+
+def test_what_hosts_add_to_one_output_is_all_there(groups, toy_steps, tmp_path):
+    (toy_steps / "gather.py").write_text(GATHER)
+    gather = importlib.import_module("toy_steps.gather").gather
+
+    def add(store):
+        params = gather.parse({"all": False, "host": store.local.name.partition("-")[2]})
+        while True:
+            with suppress(TransientStepError):  # another one has added to it meanwhile
+                return execute(store, gather, added_to(store, gather, params), params, params.host)
+
+    for hosts in groups:
+        execute(hosts.stores["here"], gather, {}, gather.parse({}), "first")
+        for found in hosts.run(here=add, there=add, third=add):
+            expect_whole(hosts.stores["here"], found, gather, tmp_path)
+        last = next(hosts.stores["here"].executions(gather.name, with_output=True)).output
+        added = (hosts.stores["here"].fetch(last) / "number.txt").read_text().split()
+        assert sorted(added) == ["first", "here", "there", "third"]
+        assert leftovers(hosts.stores["here"]) == []
+
+
+def test_hosts_record_a_decision_once(groups):
+    decision = Decision(kind="pushed", model="shoes", subject="version 3", title="shoes: version 3")
+
+    def add(store):
+        return Decisions(store).add(decision)
+
+    for hosts in groups:
+        assert sorted(hosts.run(here=add, there=add, third=add)) == [False, False, True]
+        assert len(list(Decisions(hosts.stores["here"]).all(datetime.min.replace(tzinfo=UTC)))) == 1
+        assert leftovers(hosts.stores["here"]) == []
+
+
+def test_unfinished_work_outlasts_garbage_collection_beside_it(groups, age, collect):
+    def work(store):
+        with suppress(ArithmeticError), store.scratch("a") as scratch:
+            (scratch / "state").write_text("more")
+            raise ArithmeticError
+
+    for hosts in groups:
+        object_store.write(hosts.stores["here"].root / "scratch" / "a" / "state", b"half")
+    age(hours=24 * 8)
+    for hosts in groups:
+        worked, *collected = hosts.run(there=work, here=collect, third=collect)
+        assert worked is None
+        for found in collected:
+            assert isinstance(found, Garbage)
+        assert object_store.content(hosts.stores["here"].root / "scratch" / "a" / "state") == b"more"
+        assert leftovers(hosts.stores["here"]) == ["a/state"]
