@@ -487,15 +487,14 @@ class Store:
         for name in names:
             try:
                 with translate_os_errors("read", self.root):
-                    file = folder / f"{name}.json"
-                    lease = Lease.model_validate_json(object_store.content(file) if self.remote else file.read_bytes())
+                    lease = Lease.model_validate_json(self._content(folder / f"{name}.json"))
             except (FileNotFoundError, ValueError):  # its process just ended, or died while it wrote
                 lease = None
             # The path may differ: of a remote root between users, of a local one between mounts.
             paths = {locks / f"{name}.lock", *([Path(lease.lock)] if lease else [])}
-            if self.remote:
-                age = ages.get(f"{name}.json", LEASE_EXPIRY)
-                young = age < LEASE_EXPIRY and not any(path.exists() for path in paths)
+            if self.remote:  # the path of another host may lead where this user may not look
+                paths = {path for path in paths if os.path.exists(path)}  # noqa: PTH110 - Path raises then
+                young = ages.get(f"{name}.json", LEASE_EXPIRY) < LEASE_EXPIRY and not paths
             else:
                 elsewhere = lease is not None and lease.host != socket.gethostname()
                 young = elsewhere and lease is not None and datetime.now(UTC) - lease.started_at < LEASE_AGE
@@ -793,11 +792,10 @@ class Store:
         Raises:
             ArtifactError: If it is missing or damaged.
         """
-        folder = (self.root if self.remote else self.local) / "artifacts" / ref
+        folder = self.root / "artifacts" / ref
         try:
             with translate_os_errors("read", self.root):
-                file = folder / MANIFEST
-                return Manifest.model_validate_json(object_store.content(file) if self.remote else file.read_bytes())
+                return Manifest.model_validate_json(self._content(folder / MANIFEST))
         except (OSError, ValueError) as error:
             raise ArtifactError(mask(f"Expected an artifact at {folder}; received: {error}.")) from error
 
@@ -1005,6 +1003,9 @@ class Store:
                 if not folder.exists():
                     Path(owner.lock_file).unlink(missing_ok=True)
                 owner.release()
+
+    def _content(self, file: UPath) -> bytes:
+        return object_store.content(file) if self.remote else file.read_bytes()
 
     def _end_lease(self, name: str) -> None:
         (self.local / "leases" / f"{name}.lock").unlink(missing_ok=True)

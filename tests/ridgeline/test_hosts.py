@@ -94,6 +94,7 @@ def age(monkeypatch):
 def expect_whole(store, made, step, tmp_path):
     """Check that a host that is new to a store can read what a step made, and knows by which execution."""
     assert isinstance(made, Execution), made
+    assert made.output
     fresh = Store(store.root, tmp_path / f"fresh-{store.root.name}")
     assert fresh.open(made.output, step.output).facts.digits
     assert producers(fresh.record_files(), fresh.read_record)(made.output)
@@ -168,24 +169,52 @@ def gather(params: GatherParams, output: Path, earlier: Number | None = None) ->
 """
 
 
-def test_what_hosts_add_to_one_output_is_all_there(groups, toy_steps, tmp_path):
+@pytest.fixture
+def gather(toy_steps):
     (toy_steps / "gather.py").write_text(GATHER)
-    gather = importlib.import_module("toy_steps.gather").gather
+    return importlib.import_module("toy_steps.gather").gather
 
-    def add(store):
-        params = gather.parse({"all": False, "host": store.local.name.partition("-")[2]})
+
+def add(gather, store):
+    """Add the name of a host to the last output."""
+    params = gather.parse({"all": False, "host": store.local.name.partition("-")[2]})
+    return execute(store, gather, added_to(store, gather, params), params, params.host)
+
+
+def all_added(gather, store):
+    last = next(store.executions(gather.name, with_output=True)).output
+    return sorted((store.fetch(last) / "number.txt").read_text().split())
+
+
+def test_what_hosts_add_to_one_output_is_all_there(groups, gather, tmp_path):
+    def until_added(store):
         while True:
             with suppress(TransientStepError):  # another one has added to it meanwhile
-                return execute(store, gather, added_to(store, gather, params), params, params.host)
+                return add(gather, store)
 
     for hosts in groups:
         execute(hosts.stores["here"], gather, {}, gather.parse({}), "first")
-        for found in hosts.run(here=add, there=add, third=add):
+        for found in hosts.run(here=until_added, there=until_added, third=until_added):
             expect_whole(hosts.stores["here"], found, gather, tmp_path)
-        last = next(hosts.stores["here"].executions(gather.name, with_output=True)).output
-        added = (hosts.stores["here"].fetch(last) / "number.txt").read_text().split()
-        assert sorted(added) == ["first", "here", "there", "third"]
+        assert all_added(gather, hosts.stores["here"]) == ["first", "here", "there", "third"]
         assert leftovers(hosts.stores["here"]) == []
+
+
+def test_a_host_that_was_stopped_while_it_published_adds_to_no_old_output(bucket, gather, tmp_path, monkeypatch):
+    here, there = (Store(f"{bucket}/store", tmp_path / f"0-{host}") for host in ("here", "there"))
+    execute(here, gather, {}, gather.parse({}), "first")
+    publish = Store.publish
+
+    def slowly(store, artifact):
+        if store is here:
+            object_store.delete_object(here.root / "keys" / "gather.json")  # it expires
+            add(gather, there)
+        return publish(store, artifact)
+
+    monkeypatch.setattr(Store, "publish", slowly)
+    with pytest.raises(TransientStepError, match="Expected no other run of gather to add to the same output"):
+        add(gather, here)
+    assert all_added(gather, here) == ["first", "there"]
 
 
 def test_hosts_record_a_decision_once(groups):

@@ -262,7 +262,7 @@ def test_a_lease_outlasts_a_renewal_that_failed(proxy, store, caplog):
 
 def once(method, end, action):
     """Return what does something after the first request with a method and an end of the path, whose answer is lost."""
-    done = []
+    done: list[str] = []
 
     def loses(sent, path):
         if done or sent != method or not path.endswith(end):
@@ -279,7 +279,7 @@ def test_a_lease_whose_end_is_repeated_ends_no_other(proxy, store):
     assert first.acquire() is None
     proxy.faults = Faults(loses=once("DELETE", "a.json", lambda: second.acquire()))
     first.release()
-    assert object_store.read(first.place)[0] == second._holder.as_bytes()
+    assert object_store.content(first.place) == second._holder.as_bytes()
     second.release()
     assert leftovers(store) == []
 

@@ -15,7 +15,7 @@ import pytest
 
 from ridgeline import object_store
 from ridgeline import store as stores
-from ridgeline.artifacts.base import MANIFEST
+from ridgeline.artifacts.base import MANIFEST, verify
 from ridgeline.cli import app
 from ridgeline.decisions import Decision, Decisions
 from ridgeline.store import Lease, Store, StoreError
@@ -356,6 +356,17 @@ def test_a_lease_that_ends_while_it_is_read_is_no_error(bucket, proxy, tmp_path)
     assert store.leases() == []
 
 
+def test_a_lease_of_another_host_whose_lock_this_user_may_not_look_for_expires(bucket, tmp_path, monkeypatch):
+    store, lock = Store(f"{bucket}/store", mirror=tmp_path / "here"), f"/{'x' * 300}/x.lock"  # an error as in /root
+    with pytest.raises(OSError, match="too long"):
+        os.stat(lock)
+    lease = Lease(host="there", run_id="run", artifacts=[], lock=lock)
+    object_store.write(store.root / "leases" / "x.json", lease.model_dump_json().encode())
+    assert store.leases() == [lease]
+    monkeypatch.setattr(stores, "LEASE_EXPIRY", timedelta(seconds=-1))
+    assert store.leases() == []
+
+
 def test_two_processes_of_a_host_that_fetch_the_same_do_not_disturb_each_other(bucket, tmp_path, number, monkeypatch):
     ref = publish(Store(f"{bucket}/store", mirror=tmp_path / "there"), number)
     one, two = (Store(f"{bucket}/store", mirror=tmp_path / "here") for _ in range(2))
@@ -374,7 +385,6 @@ def test_a_copy_that_is_being_used_is_not_evicted(bucket, tmp_path, number, monk
     ref = publish(Store(f"{bucket}/store", mirror=tmp_path / "there"), number)
     here = Store(f"{bucket}/store", mirror=tmp_path / "here", cache_bytes=1)
     os.utime(here.fetch(ref), (0, 0))
-    verify = stores.verify
 
     def verify_beside(folder):
         found = verify(folder)
