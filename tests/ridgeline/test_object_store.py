@@ -358,8 +358,6 @@ def test_a_lease_that_ends_while_it_is_read_is_no_error(bucket, proxy, tmp_path)
 
 def test_a_lease_of_another_host_whose_lock_this_user_may_not_look_for_expires(bucket, tmp_path, monkeypatch):
     store, lock = Store(f"{bucket}/store", mirror=tmp_path / "here"), f"/{'x' * 300}/x.lock"  # an error as in /root
-    with pytest.raises(OSError, match="too long"):
-        os.stat(lock)
     lease = Lease(host="there", run_id="run", artifacts=[], lock=lock)
     object_store.write(store.root / "leases" / "x.json", lease.model_dump_json().encode())
     assert store.leases() == [lease]
