@@ -506,6 +506,7 @@ def _advice(error: OSError) -> str:
 # --- conditional writes
 
 NOT_IMPLEMENTED = 501  # HTTP status
+UNKNOWN = (400, 405, NOT_IMPLEMENTED)  # of a condition that an object store does not know
 
 
 class ConditionalWritesError(RuntimeError):
@@ -594,7 +595,7 @@ def delete_if_unchanged(path: UPath, tag: str) -> None:
         except FileNotFoundError:
             return
         except OSError as error:
-            if _status(error)[0] == NOT_IMPLEMENTED:
+            if _status(error)[0] in UNKNOWN:
                 delete_object(path)
                 return
             if _status(error)[0] not in (409, 412):
