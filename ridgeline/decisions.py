@@ -104,8 +104,8 @@ class Decisions:
 
         <root>/decisions/<month>/<time>-<kind>-<id>.json   a `Decision`, with its checksum
         <root>/index/decisions/...                   finds them without a listing of all, see `Journal`
-        <local>/decisions.lock                       its owner sends messages
-        <root>/keys/decisions.json                   in an object store: the host that does, see `KeyLease`
+        <local>/scratch/decisions.lock               its owner sends messages, that of decide.lock records a decision
+        <root>/keys/decisions.json, decide.json      in an object store: the host that does, see `KeyLease`
 
     Up to version 0.2 the name was ``<time>-<id>.json``.
 
@@ -130,7 +130,9 @@ class Decisions:
         Raises:
             StoreError: If it can't be written.
         """
-        with translate_os_errors("write to", self._store.root), self._store.lock():
+        if self.holds(decision):  # as each repeated task finds
+            return False
+        with translate_os_errors("write to", self._store.root), self._store.lock(across_hosts="decide"):
             if self.holds(decision):
                 return False
             name = f"{_time(decision.at)}-{decision.kind}-{decision.id}.json"

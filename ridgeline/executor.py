@@ -345,8 +345,9 @@ def execute(
                 expect_unchanged(component, params, decision.sources, store.local / "sources")
                 flush_tree(folder)  # here, since it takes a while, and others wait for the lock
                 with store.lock(across_hosts=adding):
-                    expect_last(artifact.ref)
-                    return record(ended(decision, "complete", decision.reason, store.publish(artifact)))
+                    published = store.publish(artifact)
+                    expect_last(published)  # after the upload, in which this host may have lost the right to add
+                    return record(ended(decision, "complete", decision.reason, published))
         except StepSkipped as skipped:
             return record(ended(decision, "skipped", str(skipped), None))
         except BaseException as error:

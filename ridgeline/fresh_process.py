@@ -160,10 +160,11 @@ def serve() -> None:
     requests, outcomes = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # so that a fork does not keep the pipe open
     for request in requests:
-        with tempfile.TemporaryFile() as printed:
+        with tempfile.TemporaryFile() as printed, tempfile.TemporaryDirectory() as temporary:
             result, written = os.pipe()
             fork = os.fork()
             if fork == 0:
+                tempfile.tempdir = temporary  # AutoGraph deletes its files only when Python exits
                 _end_with_parent()
                 outcomes.close()
                 _run(request, printed, written)

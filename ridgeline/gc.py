@@ -104,13 +104,15 @@ def collect_garbage(
     artifacts, records, num_in_progress = _unneeded(store, registry, adding, keep_runs, recent, read)
     sizes = store.sizes(artifacts)
     if not dry_run and (artifacts or records):
-        with store.deletion() as hide:
-            with store.lock():
-                artifacts, records, num_in_progress = _unneeded(store, registry, adding, keep_runs, recent, read)
-                sizes |= store.sizes(ref for ref in artifacts if ref not in sizes)
-                sizes = {ref: sizes[ref] for ref in artifacts}
-                hide(artifacts)
-            store.delete_records(records)
+        with store.deletion(keep_young=True) as hide, store.lock():
+            artifacts, records, num_in_progress = _unneeded(store, registry, adding, keep_runs, recent, read)
+            sizes |= store.sizes(ref for ref in artifacts if ref not in sizes)
+            sizes = {ref: sizes[ref] for ref in hide(artifacts)}
+        kept = set(store.refs()) & set(artifacts)  # another host has reused, recorded or published them meanwhile
+        makers = {short_ref(ref) for ref in kept}
+        records = [file for file in records if not (file.state == "complete" and file.output in makers)]
+        store.delete_records(records)
+        sizes = {ref: size for ref, size in sizes.items() if ref not in kept}
     return Garbage(sizes, len(records), scratch, staging, sources, num_in_progress)
 
 
@@ -196,6 +198,7 @@ def _unneeded(
                 maker = producer(ref)
                 ref = maker.inputs.get(step.earlier or "", "") if maker else ""
 
+    need(store.young())
     makes_needed = {short_ref(ref) for ref in needed}
     records = [
         file
@@ -208,6 +211,5 @@ def _unneeded(
                 f"Cannot collect garbage: a newer version of Ridgeline wrote the record {file.component}/{file.name}. "
                 "Update Ridgeline; nothing was deleted."
             )
-    needed |= store.young()
     unneeded = [ref for ref in stored if ref not in needed and short_ref(ref) not in kept]
     return unneeded, records, len(in_progress - last_runs)

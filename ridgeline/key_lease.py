@@ -102,17 +102,23 @@ class KeyLease:
         """Return whether this process has the lease still."""
         with self._renewing:
             began, found = _monotonic(), object_store.read(self.place)
-            if found and _holder_in(found[0]).id == self._holder.id:
+            # The last holder's deletion may have been repeated, in an object store that ignores its condition.
+            is_deleted = not found and began - self._renewed_at < EXPIRY
+            if is_deleted or (found and _holder_in(found[0]).id == self._holder.id):
                 self._holder = self._holder.model_copy(update={"renewals": self._holder.renewals + 1})
-                if object_store.write_if_unchanged(self.place, self._holder.as_bytes(), found[1]):
+                content, tag = self._holder.as_bytes(), found[1] if found else None
+                if object_store.write_if_unchanged(self.place, content, tag):
                     self._renewed_at = began
                     return True
+        self._lose()
+        return False
+
+    def _lose(self) -> None:
         if not self._is_lost:
             log.warning(
                 "another host has taken over the work on key %s; this one did not respond", self.place.stem[:SHORT]
             )
             self._is_lost = True
-        return False
 
     def is_held(self) -> bool:
         """Return whether this process has the lease still; asked only if it may have expired."""
@@ -120,8 +126,11 @@ class KeyLease:
 
     def release(self) -> None:
         """End the lease, unless another host has it."""
-        if not self._is_lost and self.renew():
-            object_store.delete_object(self.place)
+        found = None if self._is_lost else object_store.read(self.place)
+        if found and _holder_in(found[0]).id == self._holder.id:
+            object_store.delete_if_unchanged(self.place, found[1])
+        else:
+            self._lose()
 
 
 def _holder_in(content: bytes) -> Holder:

@@ -56,6 +56,7 @@ RIGHTS = "Correct the credentials, or grant them the rights to list, read, write
 ADDRESS = "Correct the credentials, the region or the address"
 LATER = "Try again later"
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 
@@ -225,8 +226,7 @@ def delete(folder: UPath, names: Collection[str] | None = None) -> None:
         wanted = list(sizes(folder) if names is None else names)
         if folder.protocol in S3 and len(wanted) > 1:
             parts = [wanted[start : start + BULK] for start in range(0, len(wanted), BULK)]
-            with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
-                wanted = [name for left in pool.map(functools.partial(_delete_in_bulk, folder), parts) for name in left]
+            wanted = [name for left in mapped(functools.partial(_delete_in_bulk, folder), parts) for name in left]
         for name in wanted:  # in S3, this raises the reason
             delete_object(folder / name)
 
@@ -290,9 +290,19 @@ def contents(folder: UPath, names: Iterable[str]) -> dict[str, bytes]:
             return None
 
     names = list(names)
+    found = zip(names, mapped(content_of, names), strict=True)
+    return {name: text for name, text in found if text is not None}
+
+
+def mapped(action: Callable[[A], T], items: Iterable[A]) -> list[T]:
+    """Return the results of an action, which is done with several items at a time.
+
+    Args:
+        action: What to do with an item: requests to an object store.
+        items: The items.
+    """
     with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
-        found = zip(names, pool.map(content_of, names), strict=True)
-        return {name: text for name, text in found if text is not None}
+        return list(pool.map(action, items))
 
 
 def sizes(folder: UPath) -> dict[str, int]:
@@ -492,8 +502,8 @@ def explain(error: BaseException) -> tuple[str, str] | None:
     Args:
         error: An error of a driver.
     """
-    if isinstance(error, FileNotFoundError) and _status(error)[1] == "NoSuchKey":
-        return None  # an object is missing, as a file may be
+    if isinstance(error, FileNotFoundError) and _status(error)[1] != "NoSuchBucket":
+        return None  # an object that another process has just deleted
     text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.args == (None,):  # Ceph sends a code without a text
         text = _status(error)[1] or type(error).__name__
@@ -526,6 +536,7 @@ def _advice(error: OSError) -> str:
 # --- conditional writes
 
 NOT_IMPLEMENTED = 501  # HTTP status
+UNKNOWN = (400, 405, NOT_IMPLEMENTED)  # of a condition that an object store does not know
 
 
 class ConditionalWritesError(RuntimeError):
@@ -594,6 +605,33 @@ def write_if_unchanged(path: UPath, content: bytes, tag: str | None) -> bool:
                 continue
             time.sleep(FIRST_WAIT_SECONDS * 2**attempt)  # S3 asks for a repetition
     return False
+
+
+def delete_if_unchanged(path: UPath, tag: str) -> None:
+    """Delete an object if it still has a tag, by one conditional request.
+
+    Without the condition, a deletion that the driver repeats, because the first answer was lost, deletes what another
+    host has created since. An object store that ignores the condition deletes as ever.
+
+    Args:
+        path: An object in S3.
+        tag: The tag that `read` returned.
+    """
+    bucket, key, _ = path.fs.split_path(path.path)
+    for condition in (tag, tag.strip('"')):  # Ceph compares the tag without its quotes
+        try:
+            repeated(functools.partial(path.fs.call_s3, "delete_object", Bucket=bucket, Key=key, IfMatch=condition))
+            return
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if _status(error)[0] in UNKNOWN:
+                delete_object(path)
+                return
+            if _status(error)[0] not in (409, 412):
+                raise
+        if (found := read(path)) is None or found[1] != tag:
+            return
 
 
 def _status(error: OSError) -> tuple[int, str]:

@@ -443,14 +443,19 @@ def _hash(root: Path, names: list[str], sizes: list[int]) -> np.ndarray:
 
 def _list_objects(path: Any, location: str, only: str | None) -> dict[str, str]:
     """Return the ETag, or what the file system has in its place, and the size of each object."""
+    from ridgeline.object_store import explain, is_transient, repeated
+
     try:
-        listed = path.fs.find((path / only if only else path).path, detail=True)
+        listed = repeated(lambda: path.fs.find((path / only if only else path).path, detail=True))
         if only:
             listed = {name: info for name, info in listed.items() if name.rpartition("/")[2] == only}
-    except (ImportError, ValueError, PermissionError, FileNotFoundError) as error:
-        raise SourceError(f"Cannot list {location}: {error}. Correct its name, rights or driver.") from error
-    except Exception as error:  # the drivers' own, such as missing credentials and no network
-        raise TransientStepError(
+    except Exception as error:
+        if found := explain(error):
+            kind = TransientStepError if is_transient(error) else SourceError
+            raise kind(f"Cannot list {location}: {found[0]}. {found[1]}.") from error
+        if isinstance(error, ImportError | ValueError | PermissionError | FileNotFoundError):
+            raise SourceError(f"Cannot list {location}: {error}. Correct its name, rights or driver.") from error
+        raise TransientStepError(  # other drivers' own, such as missing credentials and no network
             f"Cannot list {location}: {type(error).__name__}: {error}. Correct the credentials, or try again later."
         ) from error
     if not listed:

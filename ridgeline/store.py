@@ -41,6 +41,9 @@ LEASE_AGE = timedelta(days=1)  # how long an unfinished execution on another hos
 LEASE_EXPIRY, RENEWAL_SECONDS = timedelta(hours=1), 600.0  # by the clock of the object store alone
 CACHE_IN_USE = timedelta(hours=1)  # after its last use, a local copy counts as read still
 UPLOAD_AGE = timedelta(hours=6)  # an artifact whose upload takes longer is taken for dead; by the same clock
+MARK = ".deleting-"  # begins the name of an object that is in an artifact's folder while its files are deleted
+MARK_EXPIRY, MARK_LOOK_SECONDS = timedelta(minutes=10), 1.0  # after that, its host is dead
+MARKED_AT_ONCE = 200  # artifacts, whose files are deleted within half of this time
 WAIT_SECONDS = 0.1  # between two looks whether another execution of the same key has ended
 
 
@@ -183,6 +186,7 @@ class Store:
     On disk::
 
         <root>/artifacts/<Type>/<digest>/        whole artifacts; appear by one atomic rename
+        <root>/artifacts/<Type>/<digest>/.deleting-<id>   in an object store: garbage collection deletes the others
         <root>/executions/<component>/<month>/<start>-...json   a record; its name is explained in `RecordFile`
         <root>/index/executions/...              finds records without a listing of all, see `Journal`
         <root>/leases/<id>.json                  what a running execution needs
@@ -283,20 +287,22 @@ class Store:
                 raise ArtifactError(
                     mask(f"Expected {source / name} with {entry.bytes} bytes; it is missing or damaged.")
                 )
-        try:
+        damaged = None
+        with suppress(ArtifactError, FileNotFoundError):
+            damaged = self.path(ref).stat().st_ino
+            os.utime(self.path(ref))  # used just now, see _evict
             if verify(self.path(ref)) == manifest:
-                os.utime(self.path(ref))  # used just now, see _evict
                 return self.path(ref)
-        except ArtifactError:
-            pass
         with self.stage() as folder:
             object_store.download(source, folder, {name: entry.bytes for name, entry in manifest.files.items()})
             (folder / MANIFEST).write_bytes(object_store.content(source / MANIFEST))
             verify(folder)
             with self.lock():
-                shutil.rmtree(self.path(ref), ignore_errors=True)
-                files.make_folder(self.path(ref).parent)
-                files.move(folder, self.path(ref))
+                if not self.path(ref).exists() or self.path(ref).stat().st_ino == damaged:
+                    shutil.rmtree(self.path(ref), ignore_errors=True)
+                    files.make_folder(self.path(ref).parent)
+                    files.move(folder, self.path(ref))
+                # else another process has fetched it meanwhile, and may be reading it
         self._evict()
         return self.path(ref)
 
@@ -372,7 +378,7 @@ class Store:
             StoreError: If an object store without conditional writes is used by several hosts.
         """
         folder = self.local / "scratch" / key
-        with self._owned(folder, wait=True), ExitStack() as stack:
+        with self._owned(folder, "runs the same step on the same inputs"), ExitStack() as stack:
             with translate_os_errors("write to", self.root):
                 folder.mkdir(exist_ok=True)
                 if self.remote and self._is_shared():
@@ -387,22 +393,12 @@ class Store:
         Args:
             name: The name of what is done.
         """
-        lock = FileLock(self.local / f"{name}.lock")
-        with suppress(Timeout):
-            lock.acquire(timeout=0)
-        if not lock.is_locked:
-            yield False
-            return
-        try:
-            with ExitStack() as stack:
-                is_alone = True
-                with translate_os_errors("write to", self.root):
-                    if self.remote and not self._why_unshared():
-                        lease = key_lease.attempted(self.root, name, self._mirror_name())
-                        is_alone = stack.enter_context(lease)
-                yield is_alone
-        finally:
-            lock.release()
+        with self._owned(self.local / "scratch" / name) as owned, ExitStack() as stack:
+            is_alone = owned
+            with translate_os_errors("write to", self.root):
+                if owned and self.remote and not self._why_unshared():
+                    is_alone = stack.enter_context(key_lease.attempted(self.root, name, self._mirror_name()))
+            yield is_alone
 
     def _why_unshared(self) -> str:
         """Return why several hosts can't share this object store; empty if they can."""
@@ -491,14 +487,14 @@ class Store:
         for name in names:
             try:
                 with translate_os_errors("read", self.root):
-                    lease = Lease.model_validate_json((folder / f"{name}.json").read_bytes())
+                    lease = Lease.model_validate_json(self._content(folder / f"{name}.json"))
             except (FileNotFoundError, ValueError):  # its process just ended, or died while it wrote
                 lease = None
             # The path may differ: of a remote root between users, of a local one between mounts.
             paths = {locks / f"{name}.lock", *([Path(lease.lock)] if lease else [])}
-            if self.remote:
-                age = ages.get(f"{name}.json", LEASE_EXPIRY)
-                young = age < LEASE_EXPIRY and not any(path.exists() for path in paths)
+            if self.remote:  # the path of another host may lead where this user may not look
+                paths = {path for path in paths if os.path.exists(path)}  # noqa: PTH110 - Path raises then
+                young = ages.get(f"{name}.json", LEASE_EXPIRY) < LEASE_EXPIRY and not paths
             else:
                 elsewhere = lease is not None and lease.host != socket.gethostname()
                 young = elsewhere and lease is not None and datetime.now(UTC) - lease.started_at < LEASE_AGE
@@ -543,26 +539,25 @@ class Store:
         """
         if self.root.protocol not in object_store.S3:
             return {}
+        copies = self.root / "scratch"
+
+        def is_unneeded(key: str, listed: Collection[object_store.Listed]) -> bool:
+            is_old = all(file.age >= older_than for file in listed)
+            return is_old or any(self.executions(key=key, with_output=True))
+
         with translate_os_errors("write to", self.root):
-            copies = self.root / "scratch"
             found: dict[str, list[object_store.Listed]] = {}
             for name, file in object_store.listing(copies).items():
                 found.setdefault(name.partition("/")[0], []).append(file)
             leases = object_store.ages(self.root / "keys", ".json")
             in_use = {Path(name).stem for name, age in leases.items() if age <= key_lease.EXPIRY}
-            sizes: dict[str, int] = {}
-            for key in found.keys() - in_use:
-                changed = min(file.age for file in found[key])
-                if changed >= older_than or any(self.executions(key=key, with_output=True)):
-                    sizes[key] = sum(file.bytes for file in found[key])
+            unneeded = [key for key in found.keys() - in_use if is_unneeded(key, found[key])]
+            sizes = {key: sum(file.bytes for file in found[key]) for key in unneeded}
             dead = {Path(name).stem for name in leases} - in_use
             for key in () if dry_run else {*sizes, *dead}:
-                lease = key_lease.KeyLease(self.root / "keys" / f"{key}.json", self._mirror_name())
-                with self._owned(self.local / "scratch" / key) as owned:
-                    if owned and lease.acquire() is None:
-                        if key in sizes:
-                            object_store.delete(copies / key)
-                        lease.release()
+                with self.alone(key) as is_alone:  # a host may have worked on it meanwhile
+                    if is_alone and key in sizes and is_unneeded(key, object_store.listing(copies / key).values()):
+                        object_store.delete(copies / key)
         return sizes
 
     def clear_leftovers(self) -> None:
@@ -636,51 +631,102 @@ class Store:
             hide([ref])
 
     @contextmanager
-    def deletion(self) -> Iterator[Callable[[Collection[str]], None]]:
+    def deletion(self, keep_young: bool = False) -> Iterator[Callable[[Iterable[str]], list[str]]]:
         """Yield a function that hides artifacts, each by one rename; afterwards, the hidden files are deleted.
 
-        In a store at a URL, an artifact without its manifest is hidden, and files are deleted a thousand with a
-        request. What another host records as an output meanwhile gets its manifest back: either this host sees the
-        record, or the other one sees, after it wrote the record, that the artifact is gone.
+        It returns which it hid. In a store at a URL, an artifact without its manifest is hidden. What another host
+        records as an output meanwhile gets its manifest back: either this host sees the record, or the other one
+        sees, after it wrote the record, that the artifact is gone.
+
+        Args:
+            keep_young: Leave what another host just wrote or reused, see `young`.
         """
         manifests: dict[str, bytes] = {}
         with self._own_staging() as place:
             numbers = itertools.count()
-            artifacts = self.root / "artifacts"
-            earlier = set(self.record_files()) if self.remote else set()
+            oldest_young, earlier = None, set[RecordFile]()
+            if self.remote and keep_young:
+                with translate_os_errors("write to", self.root):
+                    oldest_young = object_store.clock(self.root) - LEASE_EXPIRY
+                earlier = set(self.record_files())
 
-            def hide(refs: Collection[str]) -> None:
+            def hide_remote(ref: str) -> None:
+                manifest, content = self.root / "artifacts" / ref / MANIFEST, b""
+                with suppress(FileNotFoundError):
+                    if oldest_young and object_store.modified_at(manifest) > oldest_young:
+                        return
+                    content = object_store.content(manifest)
+                object_store.delete_object(manifest)
+                manifests[ref] = content
+
+            def hide(refs: Iterable[str]) -> list[str]:
+                refs = list(refs)
                 with translate_os_errors("write to", self.root):
                     if self.remote:
-                        names = [f"{ref}/{MANIFEST}" for ref in refs]
-                        manifests.update(dict.fromkeys(names, b"") | object_store.contents(artifacts, names))
-                        object_store.delete(artifacts, names)
+                        object_store.mapped(hide_remote, refs)
+                        refs = [ref for ref in refs if ref in manifests]
                     for ref in refs:
                         with suppress(FileNotFoundError):
                             self.path(ref).rename(f"{place}-{next(numbers)}")
+                return refs
+
+            def recorded() -> set[str]:
+                return {file.output for file in set(self.record_files()) - earlier} if oldest_young else set()
 
             try:
                 yield hide
             finally:
-                if manifests:
-                    with translate_os_errors("write to", self.root):
-                        new = set(self.record_files()) - earlier
-                        self._delete_hidden(manifests, {file.output for file in new})
+                with translate_os_errors("write to", self.root):
+                    self._delete_hidden(manifests, recorded)
 
-    def _delete_hidden(self, manifests: Mapping[str, bytes], recorded: Collection[str]) -> None:
-        """Delete the files of artifacts in an object store that have no manifest, unless another host needs them.
+    def _delete_hidden(self, manifests: Mapping[str, bytes], recorded: Callable[[], Collection[str]]) -> None:
+        """Delete the files of artifacts in an object store that have no manifest.
+
+        Meanwhile, a mark in the folder of each says so. What is recorded or whole after the marks were written stays.
+        Who records an artifact later sees its mark, waits until that is gone, and writes the artifact again.
 
         Args:
-            manifests: The manifests that they had, by name; empty for one that was missing.
-            recorded: Short names of the artifacts that other hosts have recorded as outputs meanwhile.
+            manifests: The manifest that each had, by store-relative name; empty if it had none.
+            recorded: Returns the short names of the artifacts that were recorded as outputs, and stay.
         """
-        artifacts = self.root / "artifacts"
-        for name, content in manifests.items():
-            if content and short_ref(name.removesuffix(f"/{MANIFEST}")) in recorded:
-                object_store.write(artifacts / name, content)
-        found = object_store.sizes(artifacts)
-        gone = {name.removesuffix(MANIFEST) for name in manifests.keys() - found.keys()}  # others were published again
-        object_store.delete(artifacts, [name for name in found if "/".join([*name.split("/")[:2], ""]) in gone])
+        artifacts, hidden = self.root / "artifacts", list(manifests)
+        for refs in (hidden[start : start + MARKED_AT_ONCE] for start in range(0, len(hidden), MARKED_AT_ONCE)):
+            marks = [f"{ref}/{MARK}{uuid.uuid4().hex}" for ref in refs]
+            end = time.monotonic() + MARK_EXPIRY.total_seconds() / 2
+            object_store.create(artifacts / mark for mark in marks)
+            outputs, gone = recorded(), list[str]()
+            for ref, names in zip(
+                refs, object_store.mapped(lambda r: object_store.sizes(artifacts / r), refs), strict=True
+            ):
+                if short_ref(ref) in outputs:
+                    if manifests[ref]:  # else another host hid it, too
+                        object_store.write(artifacts / ref / MANIFEST, manifests[ref])
+                elif MANIFEST not in names:  # else another host has published it again
+                    gone += [f"{ref}/{name}" for name in names if not name.startswith(MARK)]
+            if time.monotonic() < end:
+                object_store.delete(artifacts, gone)
+            object_store.delete(artifacts, marks)
+
+    def _keep(self, ref: str) -> None:
+        """Write an artifact that was just recorded again, if garbage collection on another host deletes it.
+
+        That did not see the record in time, see `_delete_hidden`.
+        """
+        source, target = self.path(ref), self.root / "artifacts" / ref
+        wanted = Manifest.model_validate_json((source / MANIFEST).read_bytes()).files
+        while True:
+            found = object_store.sizes(target)
+            if not (marks := [name for name in found if name.startswith(MARK)]):
+                if MANIFEST in found and all(found.get(name) == entry.bytes for name, entry in wanted.items()):
+                    return
+                self._upload(ref)
+                continue
+            now = object_store.clock(self.root)
+            for mark in marks:
+                with suppress(FileNotFoundError):
+                    if now - object_store.modified_at(target / mark) > MARK_EXPIRY:  # its host died
+                        object_store.delete_object(target / mark)
+            time.sleep(MARK_LOOK_SECONDS)
 
     def clear_staging(self, dry_run: bool) -> dict[str, int]:
         """Delete what dead processes left in the staging folder, and in an object store of the artifacts they uploaded.
@@ -706,11 +752,15 @@ class Store:
         with translate_os_errors("write to", self.root):
             place = self.root / "artifacts"
             found = object_store.listing(place)
+            marks = {name for name in found if name.rpartition("/")[2].startswith(MARK)}
+            for name in () if dry_run else marks:
+                if found[name].age > MARK_EXPIRY:  # its host died
+                    object_store.delete_object(place / name)
             whole = {name.removesuffix(f"/{MANIFEST}") for name in found if name.endswith(f"/{MANIFEST}")}
             parts: dict[str, list[object_store.Listed]] = {}
             for name, file in found.items():
                 ref = "/".join(name.split("/")[:2])
-                if ref not in whole and REF.fullmatch(ref):
+                if ref not in whole and name not in marks and REF.fullmatch(ref):
                     parts.setdefault(ref, []).append(file)
             sizes = {
                 ref: sum(file.bytes for file in listed)
@@ -718,8 +768,7 @@ class Store:
                 if all(file.age > UPLOAD_AGE for file in listed)
             }
             if not dry_run:
-                for ref in sizes:
-                    object_store.delete(place / ref)
+                self._delete_hidden(dict.fromkeys(sizes, b""), set)
                 object_store.abort_uploads(self.root, UPLOAD_AGE)
         return sizes
 
@@ -751,12 +800,10 @@ class Store:
         Raises:
             ArtifactError: If it is missing or damaged.
         """
-        folder = (self.root if self.remote else self.local) / "artifacts" / ref
+        folder = self.root / "artifacts" / ref
         try:
             with translate_os_errors("read", self.root):
-                place = folder / MANIFEST
-                content = place.read_bytes() if isinstance(place, Path) else object_store.content(place)
-                return Manifest.model_validate_json(content)
+                return Manifest.model_validate_json(self._content(folder / MANIFEST))
         except (OSError, ValueError) as error:
             raise ArtifactError(mask(f"Expected an artifact at {folder}; received: {error}.")) from error
 
@@ -770,21 +817,15 @@ class Store:
         Raises:
             StoreError: If the store can't be written.
         """
-        with translate_os_errors("write to", self.root):
-            files.make_folder(self.local)
-            lock = FileLock(self.local / ".lock", is_singleton=True)
-            lock.acquire()
-        try:
-            with ExitStack() as stack:
-                with translate_os_errors("write to", self.root):
-                    if across_hosts and self.remote and self._is_shared():
-                        exclusive = key_lease.exclusive(
-                            self.root, across_hosts, self._mirror_name(), "changes the same"
-                        )
-                        stack.enter_context(exclusive)
-                yield
-        finally:
-            lock.release()
+        with ExitStack() as stack:
+            with translate_os_errors("write to", self.root):
+                files.make_folder(self.local)
+                if across_hosts and self.remote and self._is_shared():  # waited for without the store's lock
+                    stack.enter_context(self._owned(self.local / "scratch" / across_hosts, "changes the same"))
+                    mirror = self._mirror_name()
+                    stack.enter_context(key_lease.exclusive(self.root, across_hosts, mirror, "changes the same"))
+                stack.enter_context(FileLock(self.local / ".lock", is_singleton=True))
+            yield
 
     # --- executions
 
@@ -796,11 +837,8 @@ class Store:
             (staging := self.local / "staging").mkdir(parents=True, exist_ok=True)
             unfinished = staging / f"{uuid.uuid4().hex}.json"
             self._journal.add(name, file.name, text, values_of(execution), unfinished)
-            made = execution.output if self.remote else None
-            for _ in range(2):  # another host's garbage collection may have seen neither the record nor this upload
-                if not made or not self.path(made).exists() or self._is_whole(made):
-                    break
-                self._upload(made)
+            if self.remote and execution.output and self.path(execution.output).exists():
+                self._keep(execution.output)
 
     def executions(
         self,
@@ -940,8 +978,15 @@ class Store:
                 (folder / "nothing").rename(place / folder.name)
 
     @contextmanager
-    def _owned(self, folder: Path, wait: bool = False) -> Iterator[bool]:
-        """Yield whether this execution alone uses a scratch folder; an empty one is deleted afterwards."""
+    def _owned(self, folder: Path, waits_for: str = "") -> Iterator[bool]:
+        """Yield whether this process alone of this host has a key, that is, uses its scratch folder, if there is one.
+
+        An empty folder is deleted afterwards.
+
+        Args:
+            folder: The scratch folder.
+            waits_for: What another process does that is waited for, for the log; empty to wait for none.
+        """
         owner, waits = FileLock(folder.with_name(f"{folder.name}.lock")), False
         while not owner.is_locked:
             with translate_os_errors("write to", self.root), self.lock():
@@ -950,11 +995,11 @@ class Store:
                     owner.acquire(timeout=0)
             if owner.is_locked:
                 break
-            if not wait:
+            if not waits_for:
                 yield False
                 return
             if not waits:
-                log.info("waits: another process runs the same step on the same inputs (key %s)", folder.name[:SHORT])
+                log.info("waits: another process %s (key %s)", waits_for, folder.name[:SHORT])
                 waits = True
             time.sleep(WAIT_SECONDS)
         try:
@@ -966,6 +1011,9 @@ class Store:
                 if not folder.exists():
                     Path(owner.lock_file).unlink(missing_ok=True)
                 owner.release()
+
+    def _content(self, file: UPath) -> bytes:
+        return object_store.content(file) if self.remote else file.read_bytes()
 
     def _end_lease(self, name: str) -> None:
         (self.local / "leases" / f"{name}.lock").unlink(missing_ok=True)
@@ -1019,7 +1067,7 @@ class Store:
                 ref = f"{folder.parent.name}/{folder.name}"
                 if excess <= 0 or time.time() - used_at < CACHE_IN_USE.total_seconds():
                     break
-                if ref not in needed:
+                if ref not in needed and folder.stat().st_mtime == used_at:  # else it was used meanwhile
                     files.make_folder(self.local / "staging")
                     folder.rename(evicted := self.local / "staging" / uuid.uuid4().hex)
                     files.remove(evicted)
@@ -1027,15 +1075,6 @@ class Store:
                     log.info("deleted the local copy of %s: %.1f MiB", ref, size / 2**20)
         if excess > 0:
             log.info("the local copies in %s exceed the cache by %.1f MiB: all are in use", self.local, excess / 2**20)
-
-    def _is_whole(self, ref: str) -> bool:
-        """Return whether an object store has all files of an artifact, by their sizes."""
-        try:
-            wanted = self.manifest(ref).files
-        except ArtifactError:
-            return False
-        found = object_store.sizes(self.root / "artifacts" / ref)
-        return all(found.get(name) == entry.bytes for name, entry in wanted.items())
 
     def _uploaded(self, artifact: Artifact[Any]) -> bool:
         try:

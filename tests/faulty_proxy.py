@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -30,6 +31,7 @@ class Faults:
         forbidden: Methods that are refused with the status 403. Without DELETE, the deletion of a list of objects is
             refused as S3 does it: with the status 200 and an error for each object.
         answer: Status and code with which each request but the deletions is refused; empty for none.
+        loses: Called after each request, with its method and path; returns whether its answer is lost.
         bare_tags: Whether a tag in quotes meets no condition of a write, as in Ceph 16.
         counts: Number of faults of each kind, and of requests.
     """
@@ -39,6 +41,7 @@ class Faults:
     unconditional: bool = False
     unknown_conditions: bool = False
     bare_tags: bool = False
+    loses: Callable[[str, str], bool] = lambda *_: False
     forbidden: tuple[str, ...] = ()
     answer: tuple[str, str] | tuple[()] = ()
     counts: Counter[str] = field(default_factory=Counter)
@@ -67,27 +70,33 @@ class Proxy(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, endpoint: str, port: int = 0) -> None:
+    def __init__(self, endpoint: str, port: int = 0, handler: type[Handler] | None = None) -> None:
         self.upstream, self.faults, self.writes = endpoint.partition("://")[2], Faults(), threading.Lock()
-        super().__init__(("127.0.0.1", port), _Handler)
+        super().__init__(("127.0.0.1", port), handler or Handler)
         self.address = f"http://127.0.0.1:{self.server_address[1]}"
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing about clients that went away."""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """Passes one request on."""
+
     protocol_version = "HTTP/1.1"
     server: Proxy
 
     def log_message(self, format: str, *args: object) -> None:
         pass
 
-    def _pass_on(self) -> None:
+    def pass_on(self) -> None:
+        """Pass it on, unless it meets a fault that is drawn."""
+        self.answer(self.server.faults.draw())
+
+    def answer(self, fault: str) -> None:
+        """Answer it, with a fault if one is named."""
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         faults, self.close_connection = self.server.faults, True
-        fault = faults.draw()
         if "DELETE" in faults.forbidden and self.command == "POST" and self.path.endswith("?delete"):
             return self._refuse_each(body)
         if faults.answer and self.command != "DELETE":
@@ -121,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
                 content = answer.read()
         finally:
             upstream.close()
-        if fault == "reset_after":
+        if faults.loses(self.command, self.path) or fault == "reset_after":
             return self._reset()
         self.send_response_only(answer.status)
         for name, value in answer.getheaders():
@@ -162,7 +171,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
 
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on  # noqa: N815
+    def do_GET(self) -> None:
+        self.pass_on()
+
+    do_PUT = do_POST = do_DELETE = do_HEAD = do_GET  # noqa: N815
 
 
 if __name__ == "__main__":  # ENDPOINT PORT SEED RATE; ends with its input, and says what it did

@@ -168,6 +168,20 @@ class Engine:
                 folder.fs.rm(folder.path, recursive=True)
 
 
+@contextmanager
+def temporary_files_in(folder: Path) -> Iterator[None]:
+    """Let tfds, which does not delete its temporary folders, and Beam, which may be killed, make them in a folder.
+
+    Args:
+        folder: A folder that is deleted, also after a kill.
+    """
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
 def engine(params: Params) -> Engine:
     """Return the engine of the option ``ingest.beam_pipeline_options``; without options, Beam's direct runner.
 
@@ -289,7 +303,10 @@ class BeamDecoder:
                 part = {file: self._source.files[file] for file in files[start : start + size]}
                 (folder / f"{number:06}.job").write_text(json.dumps(part), encoding="utf-8")
             log.info("decoding %d files in %d jobs with Beam", len(files), len(starts))
-            with beam.Pipeline(runner=self._engine.runner, options=self._engine.options) as pipeline:
+            with (
+                temporary_files_in(self._scratch),
+                beam.Pipeline(runner=self._engine.runner, options=self._engine.options) as pipeline,
+            ):
                 _ = (
                     pipeline
                     | beam.Create(range(len(starts)))

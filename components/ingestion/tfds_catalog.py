@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from components.ingestion.beam import BeamError, Engine, engine
+from components.ingestion.beam import BeamError, Engine, engine, temporary_files_in
 from components.ingestion.params import FOLDER, Params
 from components.ingestion.tfds_arrays import Arrays
 from ridgeline.artifacts.base import FileEntry
@@ -63,7 +63,7 @@ def ingest_catalog(params: Params, output: Path) -> DatasetFacts:
     """
     with (
         tempfile.TemporaryDirectory(prefix="tfds-", dir=output) as scratch,
-        _temporary_files_in(scratch),
+        temporary_files_in(Path(scratch)),
         _little_shuffled_in_memory(),
         ExitStack() as stack,
     ):
@@ -98,16 +98,6 @@ def ingest_catalog(params: Params, output: Path) -> DatasetFacts:
         background=params.background,
         max_image_pixels=params.max_image_pixels,
     )
-
-
-@contextmanager
-def _temporary_files_in(folder: str) -> Iterator[None]:
-    """Let tfds make its temporary folders, which it does not delete, in a folder that is deleted."""
-    before, tempfile.tempdir = tempfile.tempdir, folder
-    try:
-        yield
-    finally:
-        tempfile.tempdir = before
 
 
 @contextmanager

@@ -84,8 +84,11 @@ def test_check_holds_the_evaluations_own_predictions(synthetic_store, refs, inpu
 def test_bytes_depend_on_the_model_alone(synthetic_store, refs, inputs, tmp_path):
     paths = [word for name, artifact in inputs.items() for word in (f"--{name}", str(artifact.path))]
     command = [sys.executable, "-m", "ridgeline.cli", "step", "export", *paths, "--output", str(tmp_path / "again")]
-    subprocess.run(command, env={"PYTHONHASHSEED": "7", "PATH": ""}, check=True, cwd=tmp_path)
+    (temporary := tmp_path / "temporary").mkdir()
+    env = {"PYTHONHASHSEED": "7", "PATH": "", "TMPDIR": str(temporary)}
+    subprocess.run(command, env=env, check=True, cwd=tmp_path)
     assert PushedModel.load(tmp_path / "again").ref == refs["export"]
+    assert list(temporary.iterdir()) == []
 
 
 def test_each_copy_of_the_saved_model_has_the_card(synthetic_store, refs):

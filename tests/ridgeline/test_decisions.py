@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -87,7 +90,8 @@ def test_other_kinds_and_old_decisions_are_not_sent(book: Decisions) -> None:
 def test_one_process_sends_at_a_time(tmp_path: Path) -> None:
     book, ann = Decisions(Store(tmp_path)), Friend("a" * 16)
     book.add(decision())
-    with FileLock(tmp_path / "decisions.lock"):
+    (tmp_path / "scratch").mkdir(exist_ok=True)
+    with FileLock(tmp_path / "scratch" / "decisions.lock"):
         assert book.deliver([ann], KINDS, EARLIER) == 0
     assert ann.titles == []
 
@@ -108,6 +112,25 @@ def test_one_host_sends_at_a_time(tmp_path: Path, bucket: str) -> None:
     assert (len(ann.titles), bob.titles) == (1, [])
     assert there.deliver([bob], KINDS, EARLIER) == 0
     assert len(bob.titles) == 1
+
+
+def test_two_hosts_record_a_decision_once(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ridgeline.key_lease.LOOK_SECONDS", 0.05)
+    books = [Decisions(Store(f"{bucket}/store", mirror=tmp_path / name)) for name in ("here", "there")]
+    both = threading.Barrier(2)
+    holds = Decisions.holds
+
+    def at_the_same_time(self: Decisions, wanted: Decision) -> bool:
+        found = holds(self, wanted)
+        with suppress(threading.BrokenBarrierError):
+            both.wait(timeout=1)
+        return found
+
+    monkeypatch.setattr(Decisions, "holds", at_the_same_time)
+    with ThreadPoolExecutor(2) as pool:
+        added = list(pool.map(lambda book: book.add(decision()), books))
+    assert sorted(added) == [False, True]
+    assert len(list(books[0].all(EARLIER))) == 1
 
 
 def test_a_damaged_decision_is_left_out(tmp_path: Path, caplog: Any) -> None:

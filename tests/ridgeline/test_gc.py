@@ -14,7 +14,7 @@ from ridgeline.artifacts.base import ArtifactError
 from ridgeline.executor import execute
 from ridgeline.gc import collect_garbage
 from ridgeline.history import HistoryEntry
-from ridgeline.lineage import lineage
+from ridgeline.lineage import lineage, producers
 from ridgeline.registry import Registry
 from ridgeline.settings import Settings
 from ridgeline.store import LEASE_AGE, Lease, Store, StoreError
@@ -368,6 +368,7 @@ def test_what_another_host_is_about_to_record_is_kept(hosts, runs_of_hosts, tmp_
     wait_until(lambda: not two.young())
     assert one.reuse(runs_of_hosts[0])  # a step is about to record it once more
     assert collect(two, tmp_path).artifacts == {}
+    assert producers(two.record_files(), two.read_record)(runs_of_hosts[0])  # which step made it is known still
     wait_until(lambda: not two.young())
     assert set(collect(two, tmp_path).artifacts) == {runs_of_hosts[0]}
     assert not one.reuse(runs_of_hosts[0])

@@ -260,6 +260,91 @@ def test_a_lease_outlasts_a_renewal_that_failed(proxy, store, caplog):
     assert leftovers(store) == []
 
 
+def once(method, end, action):
+    """Return what does something after the first request with a method and an end of the path, whose answer is lost."""
+    done: list[str] = []
+
+    def loses(sent, path):
+        if done or sent != method or not path.endswith(end):
+            return False
+        done.append(path)
+        action()
+        return True
+
+    return loses
+
+
+def test_a_lease_whose_end_is_repeated_ends_no_other(proxy, store):
+    first, second = (KeyLease(store.root / "keys" / "a.json", host) for host in ("first", "second"))
+    assert first.acquire() is None
+    proxy.faults = Faults(loses=once("DELETE", "a.json", lambda: second.acquire()))
+    first.release()
+    assert object_store.content(first.place) == second._holder.as_bytes()
+    second.release()
+    assert leftovers(store) == []
+
+
+def test_a_lease_that_another_one_s_end_deleted_is_made_again(store):
+    first, second = (KeyLease(store.root / "keys" / "a.json", host) for host in ("first", "second"))
+    assert first.acquire() is None
+    object_store.delete_object(first.place)  # repeated, in an object store that ignores the condition
+    assert first.is_held()
+    assert first.renew()
+    assert second.acquire()
+    first.release()
+    assert leftovers(store) == []
+
+
+def test_who_waits_for_another_host_does_not_keep_this_one_waiting(store, monkeypatch):
+    monkeypatch.setattr(key_lease, "LOOK_SECONDS", 0.05)
+    other, held = KeyLease(store.root / "keys" / "infer.json", "there"), threading.Event()
+    assert other.acquire() is None
+
+    def add():
+        with store.lock(across_hosts="infer"):
+            held.set()
+
+    (adding := threading.Thread(target=add)).start()
+    time.sleep(0.5)
+    with store.lock():
+        assert not held.is_set()
+    other.release()
+    adding.join()
+    assert held.is_set()
+    assert leftovers(store) == []
+    assert list((store.local / "scratch").iterdir()) == []
+
+
+def test_gc_takes_no_lease_over_from_a_process_of_this_host(store, tmp_path, aged):
+    with store.alone("decisions") as is_alone:
+        assert is_alone
+        before = object_store.read(store.root / "keys" / "decisions.json")
+        aged(1)  # it could not be renewed
+        collect(store, tmp_path)
+        assert object_store.read(store.root / "keys" / "decisions.json") == before
+
+
+def test_gc_keeps_unfinished_work_that_a_host_has_changed_since_it_looked(bucket, store, tmp_path, aged, monkeypatch):
+    object_store.write(store.root / "scratch" / "a" / "state", b"half")
+    clock = object_store.clock
+    aged(24 * 8)
+    there, acquire = Store(f"{bucket}/store", mirror=tmp_path / "there"), KeyLease.acquire
+    assert collect(store, tmp_path, dry_run=True).scratch == {"a": 4}
+
+    def later(self):
+        monkeypatch.setattr(KeyLease, "acquire", acquire)
+        monkeypatch.setattr(object_store, "clock", clock)
+        with pytest.raises(ArithmeticError), there.scratch("a") as scratch:
+            assert (scratch / "state").read_text() == "half"
+            (scratch / "state").write_text("more")
+            raise ArithmeticError
+        return acquire(self)
+
+    monkeypatch.setattr(KeyLease, "acquire", later)
+    collect(store, tmp_path)
+    assert object_store.content(store.root / "scratch" / "a" / "state") == b"more"
+
+
 def test_what_failed_on_one_host_is_there_on_another(bucket, store, tmp_path):
     with pytest.raises(ArithmeticError), store.scratch("a") as scratch:
         (scratch / "part").mkdir()

@@ -14,10 +14,11 @@ from datetime import timedelta
 import pytest
 
 from ridgeline import object_store
-from ridgeline.artifacts.base import MANIFEST
+from ridgeline import store as stores
+from ridgeline.artifacts.base import MANIFEST, verify
 from ridgeline.cli import app
 from ridgeline.decisions import Decision, Decisions
-from ridgeline.store import Store, StoreError
+from ridgeline.store import Lease, Store, StoreError
 from tests.faulty_proxy import Faults
 from tests.ridgeline.test_store import execution, publish
 
@@ -354,6 +355,99 @@ def test_an_output_whose_upload_is_deleted_after_its_record_is_uploaded_again(bu
     monkeypatch.setattr(object_store, "upload", upload_beside)
     there.record(execution(output=ref))
     assert len(uploaded) == 4
+    assert here.open(ref, number.Number).facts.digits == 1
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_what_is_recorded_while_its_files_are_deleted_is_whole(bucket, tmp_path, number, monkeypatch, dies):
+    """Between the look whether another host has recorded it and the deletion of its files, another host does so."""
+    monkeypatch.setattr(stores, "MARK_LOOK_SECONDS", 0.05)
+    here, there = (Store(f"{bucket}/store", mirror=tmp_path / name) for name in ("here", "there"))
+    ref, delete = publish(here, number), object_store.delete
+
+    def record():
+        assert publish(there, number) == ref
+        there.record(execution(output=ref))
+
+    recording = threading.Thread(target=record)
+
+    def delete_beside(folder, names=None):
+        monkeypatch.setattr(object_store, "delete", delete)
+        recording.start()
+        recording.join(timeout=3)  # it waits for the end
+        if dies:
+            raise KeyboardInterrupt
+        delete(folder, names)
+
+    monkeypatch.setattr(object_store, "delete", delete_beside)
+    with suppress(KeyboardInterrupt):
+        here.delete(ref)
+    monkeypatch.setattr(stores, "MARK_EXPIRY", timedelta(0))
+    recording.join()
+    assert here.open(ref, number.Number).facts.digits == 1
+    assert [name for name in object_store.sizes(here.root / "artifacts") if stores.MARK in name] == []
+
+
+def test_a_mark_of_a_dead_host_is_deleted(bucket, tmp_path, monkeypatch):
+    store = Store(f"{bucket}/store", mirror=tmp_path / "here")
+    mark = f"artifacts/Number/{'0' * 64}/{stores.MARK}x"
+    object_store.write(store.root / mark, b"")
+    store.clear_staging(dry_run=False)
+    assert mark in object_store.sizes(store.root)
+    monkeypatch.setattr(stores, "MARK_EXPIRY", timedelta(seconds=-1))
+    store.clear_staging(dry_run=False)
+    assert mark not in object_store.sizes(store.root)
+
+
+def test_a_lease_that_ends_while_it_is_read_is_no_error(bucket, proxy, tmp_path):
+    store = Store(f"{bucket}/store", mirror=tmp_path / "here")
+    lease = store.root / "leases" / "x.json"
+    object_store.write(lease, Lease(host="there", run_id="run", artifacts=[], lock="/x").model_dump_json().encode())
+    assert [found.host for found in store.leases()] == ["there"]
+
+    def end(method, path):
+        if method == "HEAD" and path.endswith("x.json"):
+            object_store.delete_object(lease)
+        return False
+
+    proxy.faults = Faults(loses=end)
+    assert store.leases() == []
+
+
+def test_a_lease_of_another_host_whose_lock_this_user_may_not_look_for_expires(bucket, tmp_path, monkeypatch):
+    store, lock = Store(f"{bucket}/store", mirror=tmp_path / "here"), f"/{'x' * 300}/x.lock"  # an error as in /root
+    lease = Lease(host="there", run_id="run", artifacts=[], lock=lock)
+    object_store.write(store.root / "leases" / "x.json", lease.model_dump_json().encode())
+    assert store.leases() == [lease]
+    monkeypatch.setattr(stores, "LEASE_EXPIRY", timedelta(seconds=-1))
+    assert store.leases() == []
+
+
+def test_two_processes_of_a_host_that_fetch_the_same_do_not_disturb_each_other(bucket, tmp_path, number, monkeypatch):
+    ref = publish(Store(f"{bucket}/store", mirror=tmp_path / "there"), number)
+    one, two = (Store(f"{bucket}/store", mirror=tmp_path / "here") for _ in range(2))
+    download, found = object_store.download, []
+
+    def download_beside(source, target, sizes):
+        download(source, target, sizes)
+        monkeypatch.setattr(object_store, "download", download)
+        found.append(two.fetch(ref).stat().st_ino)  # and reads it now
+
+    monkeypatch.setattr(object_store, "download", download_beside)
+    assert [one.fetch(ref).stat().st_ino] == found
+
+
+def test_a_copy_that_is_being_used_is_not_evicted(bucket, tmp_path, number, monkeypatch):
+    ref = publish(Store(f"{bucket}/store", mirror=tmp_path / "there"), number)
+    here = Store(f"{bucket}/store", mirror=tmp_path / "here", cache_bytes=1)
+    os.utime(here.fetch(ref), (0, 0))
+
+    def verify_beside(folder):
+        found = verify(folder)
+        Store(f"{bucket}/store", mirror=tmp_path / "here", cache_bytes=1)._evict()
+        return found
+
+    monkeypatch.setattr(stores, "verify", verify_beside)
     assert here.open(ref, number.Number).facts.digits == 1
 
 

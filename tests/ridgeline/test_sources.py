@@ -15,6 +15,7 @@ from ridgeline.component import Component, Source, SourceError, SourceFolder, Tr
 from ridgeline.executor import decide, execute
 from ridgeline.sources import RECENT_NS, clear_unused, expect_unchanged, read_sources
 from ridgeline.store import Store
+from tests.faulty_proxy import Faults, Proxy
 
 READ = """
 from collections.abc import Mapping
@@ -353,6 +354,16 @@ def test_an_object_store_that_does_not_answer_may_answer_later(monkeypatch: pyte
     monkeypatch.setattr(MemoryFileSystem, "find", find)
     with pytest.raises(TransientStepError, match="Cannot list memory://x: RuntimeError: no answer"):
         listing("memory://x")
+
+
+def test_what_s3_refuses_is_reported_with_advice(bucket: str, proxy: Proxy) -> None:
+    advice = "Correct the credentials, or grant them the rights to list, read, write and delete"
+    proxy.faults = Faults(answer=("403", "AccessDenied"))
+    with pytest.raises(SourceError, match=f"Cannot list {bucket}/shop: AccessDenied at this time. {advice}"):
+        listing(f"{bucket}/shop")
+    proxy.faults = Faults()
+    with pytest.raises(SourceError, match="Cannot list s3://nosuch/shop: .*Create the bucket, or correct its name"):
+        listing("s3://nosuch/shop")
 
 
 @pytest.mark.parametrize("dry_run", [True, False])

@@ -188,12 +188,15 @@ def test_workers_end_with_the_run(shop: Path, tmp_path: Path, number: signal.Sig
     command += [word for name, value in values.items() for word in ("--set", f"ingest.{name}={value}")]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "RIDGELINE_STORE": str(tmp_path)}
     env["RIDGELINE_BEAM_PIPELINE_OPTIONS"] = " ".join(WORKERS)
+    (temporary := tmp_path / "temporary").mkdir()
+    env["TMPDIR"] = str(temporary)
     pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, env=env, start_new_session=True, **pipe) as process:
         workers = workers_of(psutil.Process(process.pid))
         os.killpg(process.pid, number)  # as Ctrl-C and a container that is stopped do
         printed, _ = process.communicate(timeout=60)
     assert process.returncode == status
+    assert [path.name for path in temporary.glob("beam-*")] == []
     assert "Expected Beam's workers" not in printed
     _, alive = psutil.wait_procs(workers, timeout=30)
     for worker in alive:
