@@ -245,7 +245,7 @@ def test_a_thousand_objects_are_deleted_with_one_request(bucket, proxy, monkeypa
     assert not object_store.sizes(folder)
 
 
-def test_requests_of_a_deletion_do_not_grow_with_the_artifacts_but_for_their_manifests(bucket, proxy, tmp_path, number):
+def test_a_deletion_takes_four_requests_for_an_artifact_however_many_files_it_has(bucket, proxy, tmp_path, number):
     store = Store(f"{bucket}/store", mirror=tmp_path / "here")
     counts = []
     for digits in (["1", "2"], [str(digit) for digit in range(100, 112)]):
@@ -256,7 +256,7 @@ def test_requests_of_a_deletion_do_not_grow_with_the_artifacts_but_for_their_man
         counts.append(proxy.faults.counts["requests"] - before)
         assert store.refs() == []
         assert not object_store.sizes(store.root / "artifacts")
-    assert counts[1] - counts[0] == 12 - 2
+    assert counts[1] - counts[0] == 4 * (12 - 2)  # the manifest is read and deleted, a mark written, the files listed
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_what_another_host_records_beside_garbage_collection_is_kept(bucket, tmp
             there.reuse(ref)
             there.record(execution(output=ref))
 
-    with here.deletion() as hide:
+    with here.deletion(keep_young=True) as hide:
         record("before")
         hide([ref])
         record("during")
@@ -406,7 +406,7 @@ def test_a_lease_that_ends_while_it_is_read_is_no_error(bucket, proxy, tmp_path)
     assert [found.host for found in store.leases()] == ["there"]
 
     def end(method, path):
-        if method == "HEAD" and path.endswith("x.json"):
+        if "list-type" in path and "leases" in path:
             object_store.delete_object(lease)
         return False
 
