@@ -35,8 +35,8 @@ quiet_tensorflow.install()
 # Airflow, Keras and the tests are a million objects, which the collector would scan again and again: a quarter of the
 # time until the first test, a tenth of the time of the tests.
 gc.set_threshold(100_000, 50, 100)
-# The stores and the database of Airflow flush to disk thousands of times, which costs nothing in memory. In a container,
-# this folder is often small, or no program in it may be run.
+# The stores and the database of Airflow flush to disk thousands of times, which costs nothing in memory. In a
+# container, this folder is often small, or no program in it may be run.
 MEMORY = "/dev/shm"
 MEMORY_BYTES = 6 * 2**30
 if (
