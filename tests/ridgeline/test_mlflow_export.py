@@ -2,6 +2,7 @@
 
 import json
 import logging
+import logging.handlers
 import shutil
 import socket
 import subprocess
@@ -68,9 +69,7 @@ def database(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def exported(synthetic_store, run_id, tmp_path_factory):
     """What MLflow holds of a run that was exported twice, and what was logged."""
-    logged = []
-    handler = logging.Handler()
-    handler.emit = lambda record: logged.append(record.getMessage())
+    handler = logging.handlers.BufferingHandler(100)
     with pytest.MonkeyPatch.context() as patch:
         use_database(tmp_path_factory.mktemp("exported"), patch)
         logger = logging.getLogger(mlflow_export.__name__)
@@ -80,7 +79,7 @@ def exported(synthetic_store, run_id, tmp_path_factory):
             mlflow_export.export_run(synthetic_store, run_id, 1)
         logger.removeHandler(handler)
         logger.setLevel(logging.NOTSET)
-        return *read(), logged
+        return *read(), [record.getMessage() for record in handler.buffer]
 
 
 def test_nothing_happens_without_a_server(synthetic_store, run_id, monkeypatch, caplog):
