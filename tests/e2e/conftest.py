@@ -200,7 +200,7 @@ def chromium() -> Path:
 
 @pytest.fixture(scope="module")
 def tab(chromium: Path, airflow: Airflow) -> Iterator[Page]:
-    """A tab in which the user ``admin`` has logged in. It is empty: a page of Airflow takes half a core all the time."""
+    """A tab in which the user ``admin`` has logged in. It is empty: a page of Airflow takes half a core."""
     SCREENSHOTS.mkdir(exist_ok=True)
     password = json.loads(airflow.password_file.read_text())["admin"]
     with sync_playwright() as playwright:
