@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling
@@ -33,6 +35,17 @@ quiet_tensorflow.install()
 # Airflow, Keras and the tests are a million objects, which the collector would scan again and again: a quarter of the
 # time until the first test, a tenth of the time of the tests.
 gc.set_threshold(100_000, 50, 100)
+# The stores and the database of Airflow flush to disk thousands of times, which costs nothing in memory. In a
+# container, this folder is often small, or no program in it may be run.
+MEMORY = "/dev/shm"
+MEMORY_BYTES = 6 * 2**30
+if (
+    "TMPDIR" not in os.environ
+    and os.access(MEMORY, os.W_OK)
+    and not os.statvfs(MEMORY).f_flag & os.ST_NOEXEC
+    and min(shutil.disk_usage(MEMORY).free, psutil.virtual_memory().available) > MEMORY_BYTES
+):
+    os.environ["TMPDIR"] = tempfile.tempdir = MEMORY
 
 # A package of two steps, written to disk so that its code can be changed: `seed` writes a number, `double` doubles it.
 TOY_STEPS = {

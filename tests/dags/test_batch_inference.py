@@ -48,6 +48,9 @@ print("\\n" + json.dumps({"errors": bag.import_errors, "tensorflow": "tensorflow
 # What the DAGs that change a champion start: the ids of the DAGs that wait for a run, after each of two runs.
 CHANGE = """
 import json, sys
+from ridgeline.airflow.local import start_quickly
+
+start_quickly()
 from airflow.dag_processing.dagbag import DagBag
 from airflow.models.asset import AssetDagRunQueue, AssetEvent
 from airflow.utils.db import initdb

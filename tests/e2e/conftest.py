@@ -199,8 +199,8 @@ def chromium() -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(chromium: Path, airflow: Airflow) -> Iterator[Page]:
-    """A tab in which the user ``admin`` has logged in."""
+def tab(chromium: Path, airflow: Airflow) -> Iterator[Page]:
+    """A tab in which the user ``admin`` has logged in. It is empty: a page of Airflow takes half a core."""
     SCREENSHOTS.mkdir(exist_ok=True)
     password = json.loads(airflow.password_file.read_text())["admin"]
     with sync_playwright() as playwright:
@@ -213,5 +213,13 @@ def page(chromium: Path, airflow: Airflow) -> Iterator[Page]:
         page.fill("input[name=password]", password)
         page.keyboard.press("Enter")
         expect(page.get_by_role("link", name="Dags").first).to_be_visible()
+        page.goto("about:blank")
         yield page
         browser.close()
+
+
+@pytest.fixture
+def page(tab: Page) -> Iterator[Page]:
+    """The tab, for one test."""
+    yield tab
+    tab.goto("about:blank")

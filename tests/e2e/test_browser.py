@@ -86,19 +86,23 @@ def test_the_form_refuses_a_bad_value(page: Page, airflow: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def with_l1(page: Page) -> str:
-    """The id of a run with an L1 penalty, triggered by the form, watched to its end."""
-    open_form(page, DAG)
-    field(page, "train.penalty.kind").click()
-    page.get_by_role("option", name="L1: zeros weights").click()
-    field(page, "train.penalty.l1").fill("1e-4")
-    page.get_by_text("Run Parameters").evaluate("heading => heading.scrollIntoView()")
-    shoot(page, "form")
-    status, run = press_trigger(page, DAG)
+def with_l1(tab: Page, airflow: Any) -> str:
+    """The id of a run with an L1 penalty, triggered by the form, which has ended."""
+    open_form(tab, DAG)
+    field(tab, "train.penalty.kind").click()
+    tab.get_by_role("option", name="L1: zeros weights").click()
+    field(tab, "train.penalty.l1").fill("1e-4")
+    tab.get_by_text("Run Parameters").evaluate("heading => heading.scrollIntoView()")
+    shoot(tab, "form")
+    status, run = press_trigger(tab, DAG)
     assert status == 200, run
-    watch(page, DAG, run["dag_run_id"])
-    shoot(page, "run")
-    return run["dag_run_id"]
+    tab.goto("about:blank")
+    run_id: str = run["dag_run_id"]
+    assert airflow.wait_for_run(DAG, run_id, RUN_SECONDS) == "success"
+    watch(tab, DAG, run_id)
+    shoot(tab, "run")
+    tab.goto("about:blank")
+    return run_id
 
 
 def test_the_report_shows_the_artifact_s_figures(page: Page, airflow: Any, with_l1: str) -> None:

@@ -21,7 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 from airflow.sdk import dag, task
 
-@dag(schedule=None, is_paused_upon_creation=False, default_args={"retries": 1, "retry_delay": timedelta(seconds=10)})
+@dag(schedule=None, is_paused_upon_creation=False, default_args={{"retries": 1, "retry_delay": timedelta(seconds=10)}})
 def slow():
     @task
     def train():
